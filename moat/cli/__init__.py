@@ -1,0 +1,64 @@
+"""The command line. This module imports `sys` alone, so that `moat --help` starts at once.
+
+A command is a row in `COMMANDS`: name -> (module, one-line help). The module is imported when the
+command is called and has `def main(argv: Sequence[str]) -> int`. `moat.cli.output` turns errors into
+messages and exit statuses.
+"""
+
+import sys
+
+COMMANDS = {
+    "claude": ("moat.cli.claude", "run Claude Code in a sandbox"),
+    "resume": ("moat.cli.resume", "continue the most recent Claude Code conversation"),
+    "run": ("moat.cli.run", "run any command in a sandbox"),
+    "grant": ("moat.cli.grant", "store a credential that runs may use"),
+    "revoke": ("moat.cli.revoke", "forget a stored credential"),
+    "list": ("moat.cli.list", "list runs"),
+    "attach": ("moat.cli.attach", "re-attach to a running run"),
+    "logs": ("moat.cli.logs", "print what a run printed"),
+    "trace": ("moat.cli.trace", "show the requests that a run made"),
+    "stop": ("moat.cli.stop", "stop a run"),
+    "destroy": ("moat.cli.destroy", "remove a stopped run and its record"),
+    "clean": ("moat.cli.clean", "remove every run that has ended"),
+    "doctor": ("moat.cli.doctor", "check this machine and say how to fix what is missing"),
+    "demo": ("moat.cli.demo", "prove the isolation on this machine, in a few seconds"),
+    "version": ("moat.cli.version", "print the version"),
+}
+
+
+def usage() -> str:
+    lines = [
+        "moat: run AI coding agents in a sandbox that holds no secret",
+        "",
+        "usage: moat <command> [options]",
+        "",
+        "commands:",
+    ]
+    lines += [f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += ["", "`moat <command> --help` tells more. Start with `moat demo`."]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = sys.argv[1:] if argv is None else argv
+    if not args or args[0] in {"-h", "--help", "help"}:
+        sys.stdout.write(usage())
+        return 0
+    if args[0] in {"-V", "--version"}:
+        args = ["version"]
+    entry = COMMANDS.get(args[0])
+    if entry is None:
+        return _unknown(args[0])
+    from moat.cli.output import call
+
+    return call(entry[0], args[1:])
+
+
+def _unknown(name: str) -> int:
+    from difflib import get_close_matches
+
+    sys.stderr.write(f"moat: error: no command {name!r}\n")
+    near = get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean `moat {near[0]}`?" if near else "`moat --help` lists the commands"
+    sys.stderr.write(f"moat: hint: {hint}\n")
+    return 2

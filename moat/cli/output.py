@@ -1,0 +1,88 @@
+"""The one voice of the command line, and the one place where an error becomes an exit status.
+
+stderr: `moat: error: …` then `moat: hint: …`, lower case, no full stop. stdout holds results only,
+so pipes stay clean. Progress is shown on a terminal and dropped elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+
+from moat.errors import EXIT_INTERRUPTED, EXIT_START, MoatError
+
+
+def call(module: str, argv: Sequence[str]) -> int:
+    """Import `module`, run its `main(argv)` and turn what it raises into messages and a status."""
+    try:
+        status = importlib.import_module(module).main(argv)
+        sys.stdout.flush()
+    except MoatError as error:
+        return fail(error)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader left (`moat logs | head`): not our failure. Nothing may be flushed to it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return fail(MoatError(f"{error.strerror or error}: {error.filename or module}"))
+    return int(status or 0)
+
+
+def fail(error: MoatError) -> int:
+    """Print `error` and its hint; returns the exit status."""
+    for line in str(error).splitlines() or ["failed"]:
+        say(f"error: {line}")
+    if error.hint:
+        for line in error.hint.splitlines():
+            say(f"hint: {line}")
+    return error.exit_code or EXIT_START
+
+
+def say(text: str) -> None:
+    """One line to the user on stderr, with the program's name."""
+    sys.stderr.write(f"moat: {text}\n")
+    sys.stderr.flush()
+
+
+def emit(text: str) -> None:
+    """One line of result on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def emit_json(value: object) -> None:
+    emit(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns two spaces apart, the way `docker ps` and `kubectl get` print."""
+    lines = [tuple(header), *map(tuple, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+class Progress:
+    """What Moat is doing right now: one line on a terminal that the next one replaces."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._shown = False
+
+    def show(self, text: str) -> None:
+        if self._live:
+            sys.stderr.write(f"\r\x1b[2K{text}")
+            sys.stderr.flush()
+            self._shown = True
+
+    def clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+            self._shown = False

@@ -1,0 +1,56 @@
+"""What can go wrong, in words a user can act on.
+
+Every error carries the cause (`str(error)`) and, where there is one, the command or edit that fixes
+it (`hint`). Only `moat.cli` turns an error into output and an exit status. Voice: lower case, no full
+stop, the thing first and the reason after it.
+"""
+
+from collections.abc import Sequence
+
+EXIT_USAGE = 2
+EXIT_START = 3
+EXIT_INTERRUPTED = 130
+
+
+class MoatError(Exception):
+    """Base of every error that Moat raises on purpose."""
+
+    exit_code = EXIT_START
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(MoatError):
+    """The command line or an API call was wrong; nothing was done."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigError(MoatError):
+    """A configuration file is wrong. `problems` are all of them, each as `file:line:col: text`."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, problems: Sequence[str], *, hint: str | None = None) -> None:
+        super().__init__("\n".join(problems), hint=hint)
+        self.problems = tuple(problems)
+
+
+class GrantError(MoatError):
+    """A grant is unknown, missing, expired or could not be made."""
+
+
+class VaultError(MoatError):
+    """The credential store cannot be read or written (no keyring, locked, wrong passphrase…)."""
+
+
+class StartError(MoatError):
+    """The run could not be started (no runtime, image build failed, sandbox refused…)."""
+
+
+class RunNotFoundError(MoatError):
+    """No run, or more than one, answers to the given name or id."""
+
+    exit_code = EXIT_USAGE

@@ -1,0 +1,72 @@
+"""Append-only JSON-lines files: written in batches off the hot path, read while they grow.
+
+`LineWriter` never blocks its caller on the disk and never loses an error: once a write failed, `failed`
+holds the reason and the owner must fail closed (DESIGN, invariant 8).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+class LineWriter:
+    """Collects records and appends them as one write per `flush()`. File mode 0600."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._pending: list[str] = []
+        self.failed: OSError | None = None
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        self._pending.append(_encode(record))
+
+    @property
+    def pending(self) -> int:
+        return len(self._pending)
+
+    def flush(self) -> None:
+        """Write what is pending. A failed write is kept for the next flush and told in `failed`."""
+        if not self._pending:
+            return
+        data = memoryview(("\n".join(self._pending) + "\n").encode())
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError as error:
+            self.failed = error
+            # A torn line must not swallow the next one; readers skip lines that are not JSON.
+            self._pending = ["", *bytes(data).decode(errors="replace").splitlines()]
+            return
+        self._pending.clear()
+        self.failed = None
+
+    def close(self) -> None:
+        self.flush()
+        os.close(self._fd)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file, oldest first. Missing file: none. Torn or foreign lines are skipped."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            record = parse_line(line)
+            if record is not None:
+                yield record
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,101 @@
+"""Where Moat keeps things, and with which modes. No other module decides a location or a mode.
+
+Everything lives under `~/.moat` (`MOAT_HOME` moves it as a whole). Directories are 0700, files 0600.
+Unix socket paths must fit into 108 bytes, so sockets live in a short runtime directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from moat.errors import MoatError
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The state directory of one user. Making one touches no disk."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        moved = os.environ.get("MOAT_HOME")
+        return cls(Path(moved).expanduser().absolute() if moved else Path.home() / ".moat")
+
+    @property
+    def config_file(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def credentials(self) -> Path:
+        return self.root / "credentials"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def run(self, run_id: str) -> Path:
+        return self.runs / run_id
+
+
+def runtime_dir() -> Path:
+    """A short private directory for sockets: `$XDG_RUNTIME_DIR/moat`, or `/tmp/moat-<uid>`.
+
+    Raises MoatError when somebody else owns the place (another user could plant it in /tmp).
+    """
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    if base and len(base) <= 40 and os.path.isdir(base):
+        return private_dir(Path(base) / "moat")
+    return private_dir(Path("/tmp") / f"moat-{os.getuid()}")  # noqa: S108 - owner and mode are checked
+
+
+def private_dir(path: Path) -> Path:
+    """Create `path` (0700) with its parents; refuse one that another user owns or can write."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    info = os.lstat(path)
+    if not stat.S_ISDIR(info.st_mode):
+        raise MoatError(f"{path} is not a directory")
+    if info.st_uid != os.getuid():
+        raise MoatError(f"{path} belongs to another user", hint="set MOAT_HOME or XDG_RUNTIME_DIR")
+    if info.st_mode & 0o077:
+        os.chmod(path, 0o700)
+    return path
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace `path` with `data`, 0600. A crash leaves the old file or the new one, never a half."""
+    private_dir(path.parent)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (created 0600) across processes. Blocks."""
+    private_dir(path.parent)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

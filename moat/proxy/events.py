@@ -1,0 +1,33 @@
+"""What the proxy tells its owner: frozen values, already free of credentials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """Why an exchange or a tunnel was refused, in words for a person and for a model."""
+
+    code: str  # stable: policy, address, authority, credential-host, malformed, limit, journal…
+    reason: str  # what was refused and why
+    rule: str  # the rule or default that decided: `network.policy: strict`, `deny * /admin/**`
+    hint: str = ""  # what the user can do about it
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeFinished:
+    """One request with its response, or a refused one. Becomes one line of `network.jsonl`."""
+
+    started: float  # seconds since the epoch
+    duration: float  # seconds until the last byte of the response
+    method: str  # `CONNECT` for a refused or opaque tunnel
+    url: str  # scheme://host[:port]/target; credentials never appear: the target is as the sandbox sent it
+    status: int  # 0: no response was sent
+    request_headers: tuple[tuple[str, str], ...]  # as the sandbox sent them, secrets redacted
+    response_headers: tuple[tuple[str, str], ...]  # as the sandbox got them
+    request_bytes: int  # body bytes that went up
+    response_bytes: int  # body bytes that came down
+    grants: tuple[str, ...] = ()  # credentials that were injected
+    denial: Denial | None = None
+    error: str = ""  # `upstream closed early`, `client went away`…

@@ -1,0 +1,155 @@
+"""The small protocol between a run and whatever makes its sandbox.
+
+A runtime (`docker`, `embedded`) turns a `SandboxSpec` into a `Sandbox`. The contract inside every
+sandbox is the same: user `agent` with HOME `/home/agent`, the workspace at `/workspace`, an explicit
+proxy at `127.0.0.1:3128`, a DNS stub at `127.0.0.1:53` that gives every name a synthetic 127.64/10
+address, ports 80 and 443 captured, and no other network. What comes in through them reaches the
+`Egress` of the run, and nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, Protocol
+
+HOME = "/home/agent"
+WORKSPACE = "/workspace"
+PROXY_PORT = 3128
+PROXY_URL = f"http://127.0.0.1:{PROXY_PORT}"
+HOST_NAME = "moat-host"  # the name under which `network.host` ports are reachable
+HOST_ADDRESS = "127.63.0.1"  # its address inside the sandbox
+CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"  # merged: system roots + the run's CA
+AGENT_UID = 64123  # the sandbox's uid when Moat is run by root: never 0 inside or outside
+
+Progress = Callable[[str], None]  # one line of what is being done, for a person
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    source: Path
+    target: str  # absolute path in the sandbox
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HomeFile:
+    """A file placed in HOME before the command starts, owned by the agent."""
+
+    path: str  # relative to HOME
+    data: bytes
+    mode: int = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    columns: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    run_id: str
+    argv: tuple[str, ...]
+    workspace: Path
+    ca_bundle: bytes  # PEM, merged
+    directory: Path  # short private directory of this run for sockets, 0700; the runtime may use it
+    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    mounts: tuple[Mount, ...] = ()  # besides the workspace
+    home_files: tuple[HomeFile, ...] = ()
+    host_ports: tuple[int, ...] = ()  # `network.host`: reachable as moat-host:<port>
+    tty: Size | None = None  # None: plain pipes, stdout and stderr apart
+    stdin: bool = False  # plain runs: forward stdin (else /dev/null)
+    dependencies: tuple[str, ...] = ()  # docker: `node@22`, `claude-code`…
+    base_image: str | None = None  # docker only
+    rebuild: bool = False
+    memory: int = 0  # bytes; 0: the runtime's default
+    pids: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+class Egress(Protocol):
+    """The run's side of the egress channel; made by the run, driven by the runtime."""
+
+    async def serve_unix(self, path: Path, uid: int) -> None:
+        """Accept proxy connections on a unix socket at `path`, connectable by `uid` only."""
+        ...
+
+    async def serve_sockets(self, sockets: EgressSockets) -> None:
+        """Accept on listeners that were made inside the sandbox's network namespace."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EgressSockets:
+    """File descriptors of sockets bound inside the sandbox; ownership passes to the Egress."""
+
+    proxy: int  # 127.0.0.1:3128, listening
+    http: int  # 0.0.0.0:80, listening: captured
+    https: int  # 0.0.0.0:443, listening: captured
+    dns: int  # 127.0.0.1:53, UDP
+    host_ports: tuple[tuple[int, int], ...] = ()  # (port, listening fd on HOST_ADDRESS:port)
+
+
+class Sandbox(Protocol):
+    """One sandbox that exists and has not started its command, or has."""
+
+    async def start(self) -> None:
+        """Start the command. Output is complete from its first byte on."""
+        ...
+
+    async def read(self) -> Output | None:
+        """The next output, or None when the command's output has ended."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """To the command's stdin or terminal; waits when the command does not read."""
+        ...
+
+    async def close_stdin(self) -> None: ...
+
+    async def resize(self, size: Size) -> None: ...
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the command (its foreground process group on a terminal)."""
+        ...
+
+    async def wait(self) -> int:
+        """The command's exit status, 128+N when signal N ended it. May be called many times."""
+        ...
+
+    async def destroy(self) -> None:
+        """Kill what runs and remove every trace. Idempotent; never raises for what is already gone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Whether a runtime can be used here; `reason` and `hint` are for `moat doctor` and errors."""
+
+    usable: bool
+    reason: str
+    hint: str = ""
+
+
+class Runtime(Protocol):
+    name: str
+
+    async def probe(self) -> Probe:
+        """Try it for real: reach the engine, start a namespace."""
+        ...
+
+    async def create(self, spec: SandboxSpec, egress: Egress, progress: Progress) -> Sandbox:
+        """Make the sandbox with its egress in place. Raises StartError with a hint."""
+        ...
+
+    async def reap(self, run_id: str) -> None:
+        """Remove whatever a run whose supervisor was killed left behind. Idempotent."""
+        ...
