@@ -1,0 +1,32 @@
+"""Configuration: `agent.yaml` of a workspace and `~/.moat/config.yaml` of the user.
+
+    config = load(workspace)        # RunConfig
+    user = load_user(home)          # UserConfig
+
+Both raise ConfigError with every problem of the file at once, each as `file:line:col: text`.
+`parse_mount` reads one `src:dst[:ro|rw]`, for the file and for command-line flags alike.
+"""
+
+from moat.config.model import (
+    HostRules,
+    MountConfig,
+    NetworkConfig,
+    RunConfig,
+    UpstreamConfig,
+    UserConfig,
+)
+from moat.config.mounts import parse_mount
+from moat.config.user import load_user
+from moat.config.workspace import load
+
+__all__ = [
+    "HostRules",
+    "MountConfig",
+    "NetworkConfig",
+    "RunConfig",
+    "UpstreamConfig",
+    "UserConfig",
+    "load",
+    "load_user",
+    "parse_mount",
+]

@@ -1,0 +1,69 @@
+"""What the configuration files say, checked and frozen. Making one of these reads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+_NO_ENV: Mapping[str, str] = MappingProxyType({})
+_NO_DETOURS: Mapping[tuple[str, int], tuple[str, int]] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class MountConfig:
+    source: Path  # absolute, exists
+    target: str  # absolute and normalised
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HostRules:
+    """One entry of `network.rules`. No `rules`: everything on that host is allowed."""
+
+    host: str  # lower case: `api.example.com`, `*.example.com`, with `:port` when one was written
+    rules: tuple[str, ...] = ()  # `allow GET /repos/**`, in the order of the file
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    policy: Literal["permissive", "strict"] = "permissive"
+    rules: tuple[HostRules, ...] = ()
+    host: tuple[int, ...] = ()  # ports of the host that the sandbox may reach as `moat-host:<port>`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """`agent.yaml`; the defaults stand for a workspace without one."""
+
+    path: Path | None = None  # the file that was read
+    name: str | None = None
+    agent: str | None = None  # a label in `moat list`
+    grants: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)
+    mounts: tuple[MountConfig, ...] = ()
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    runtime: Literal["docker", "embedded"] | None = None
+    command: tuple[str, ...] = ()
+    dependencies: tuple[str, ...] = ()
+    base_image: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamConfig:
+    """How Moat's proxy reaches the internet. TLS is verified for the original name in every case."""
+
+    ca_bundle: Path | None = None  # PEM; trusted besides the system's roots
+    proxy: str | None = None  # `http://[user:password@]host:port`
+    # (host, port) -> (address, port)
+    connect_to: Mapping[tuple[str, int], tuple[str, int]] = field(default_factory=lambda: _NO_DETOURS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserConfig:
+    """`~/.moat/config.yaml`; the defaults stand for no file."""
+
+    path: Path | None = None
+    upstream: UpstreamConfig = field(default_factory=UpstreamConfig)

@@ -1,0 +1,56 @@
+"""Reading one configuration file with suspicion: it may come from a cloned repository."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from moat.config.check import Checker, Node
+
+MAX_BYTES = 64 * 1024  # a long agent.yaml has 4 KB; the parser needs a second for 64
+
+
+def read_document(path: Path, checker: Checker) -> Node | None:
+    """The root node of `path`, or None when there is nothing in it or something wrong with it."""
+    try:
+        data = _read(path)
+    except OSError as error:
+        checker.problem(1, 1, error.strerror or str(error))
+        return None
+    if len(data) > MAX_BYTES:
+        checker.problem(1, 1, f"larger than {MAX_BYTES // 1024} KiB")
+        return None
+    text = _decode(data, checker)
+    if text is None:
+        return None
+    # ruamel.yaml costs 50 ms: only who has a file pays for it.
+    from moat.config.compose import MalformedError, compose
+
+    try:
+        return compose(text)
+    except MalformedError as error:
+        checker.problem(error.line, error.column, error.text)
+        return None
+
+
+def _read(path: Path) -> bytes:
+    # O_NONBLOCK: a FIFO of that name must not hang us.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(None, "not a regular file")
+        return file.read(MAX_BYTES + 1)
+
+
+def _decode(data: bytes, checker: Checker) -> str | None:
+    try:
+        return data.decode("utf-8-sig")  # a BOM is what some editors write
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line_start = before.rfind(b"\n") + 1
+        column = len(before[line_start:].decode("utf-8", "replace")) + 1
+        utf16 = data[:2] in {b"\xff\xfe", b"\xfe\xff"}
+        what = "this is UTF-16; save it as UTF-8" if utf16 else f"byte 0x{data[error.start]:02x} is not UTF-8"
+        checker.problem(before.count(b"\n") + 1, column, what)
+        return None

@@ -1,0 +1,118 @@
+"""`~/.moat/config.yaml`: what the user says about this machine. Never read from a workspace."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+from moat.config.check import Checker, Node, TooMuchError
+from moat.config.model import UpstreamConfig, UserConfig
+from moat.config.source import read_document
+from moat.paths import Home
+
+_ENDPOINT = re.compile(
+    r"(?:\[(?P<ip6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]{1,253})):(?P<port>[1-9][0-9]{0,4})"
+)
+_LATER = "not supported yet"
+_REFUSED = dict.fromkeys(("debug", "mounts"), _LATER) | {"proxy": "write upstream.proxy"}
+
+
+def load_user(home: Home) -> UserConfig:
+    """The user's configuration, or the defaults when there is none. Raises ConfigError with every problem."""
+    path = home.config_file
+    if not path.exists():
+        return UserConfig()
+    checker = Checker(str(path))
+    found: dict[str, Any] = {}
+    try:
+        if _trusted(path, checker):
+            root = read_document(path, checker)
+            if root is not None:
+                found = checker.fields(
+                    root, "the file", {"upstream": _Upstream(checker, path).read}, _REFUSED
+                )
+    except TooMuchError:
+        pass
+    checker.finish()
+    return UserConfig(path=path, **found)
+
+
+def _trusted(path: Path, checker: Checker) -> bool:
+    """Who can write this file can redirect every request that carries a credential."""
+    info = os.stat(path)
+    if info.st_uid not in {0, os.getuid()}:
+        checker.problem(1, 1, "the file belongs to another user")
+    elif info.st_mode & 0o022:
+        checker.problem(1, 1, f"others can write the file; run `chmod 600 {path}`")
+    else:
+        return True
+    return False
+
+
+class _Upstream:
+    def __init__(self, checker: Checker, path: Path) -> None:
+        self._check = checker
+        self._directory = path.parent
+
+    def read(self, node: Node) -> UpstreamConfig:
+        known: dict[str, Callable[[Node], object]] = {
+            "ca_bundle": self._ca_bundle,
+            "proxy": self._proxy,
+            "connect_to": self._connect_to,
+        }
+        found: dict[str, Any] = self._check.fields(node, "upstream", known, {})
+        return UpstreamConfig(**found)
+
+    def _ca_bundle(self, node: Node) -> Path | None:
+        text = self._check.text(node, "upstream.ca_bundle")
+        if text is None:
+            return None
+        path = self._directory / Path(text).expanduser()
+        try:
+            pem = path.read_bytes()
+        except OSError as error:
+            self._check.wrong(node, f"{text}: {error.strerror or error}")
+            return None
+        if b"-----BEGIN CERTIFICATE-----" not in pem:
+            self._check.wrong(node, f"{text} holds no PEM certificate")
+            return None
+        return path
+
+    def _proxy(self, node: Node) -> str | None:
+        text = self._check.text(node, "upstream.proxy")
+        if text is None:
+            return None
+        try:
+            url = urlsplit(text)
+            fits = (
+                url.scheme == "http" and url.hostname and url.port and url.path in {"", "/"} and not url.query
+            )
+        except ValueError:
+            fits = False
+        if not fits:
+            # The URL may hold a password: it is not repeated.
+            self._check.wrong(node, "upstream.proxy must be http://[user:password@]host:port")
+            return None
+        return text
+
+    def _connect_to(self, node: Node) -> MappingProxyType[tuple[str, int], tuple[str, int]]:
+        found: dict[tuple[str, int], tuple[str, int]] = {}
+        for key, key_node, value_node in self._check.pairs(node, "upstream.connect_to"):
+            origin = self._endpoint(key, key_node)
+            value = self._check.text(value_node, "an entry of upstream.connect_to")
+            target = None if value is None else self._endpoint(value, value_node)
+            if origin and target:
+                found[origin] = target
+        return MappingProxyType(found)
+
+    def _endpoint(self, text: str, node: Node) -> tuple[str, int] | None:
+        match = _ENDPOINT.fullmatch(text)
+        if match is None or int(match["port"]) > 65535:
+            self._check.wrong(node, f"{text!r} is not host:port")
+            return None
+        return (match["ip6"] or match["host"]).lower(), int(match["port"])

@@ -1,0 +1,240 @@
+"""`agent.yaml` (or `moat.yaml`): what a run of this workspace is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from moat.config.check import Checker, Node, TooMuchError
+from moat.config.model import HostRules, MountConfig, NetworkConfig, RunConfig
+from moat.config.mounts import parse_mount
+from moat.config.source import read_document
+from moat.errors import ConfigError
+
+FILES = ("agent.yaml", "moat.yaml")
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_LABEL_RULE = "a name: lower-case letters, digits and `-`, at most 63"
+_GRANT = re.compile(r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,253})?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_HOST = re.compile(
+    r"(?=.{1,259}$)(\*\.)?[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*"
+    r"(:(?P<port>[1-9][0-9]{0,4}))?"
+)
+_RULE = re.compile(r"(allow|deny) (\*|[A-Z][A-Z-]{0,30}) /[!-~]*")
+_DEPENDENCY = re.compile(r"[a-z0-9][a-z0-9._+-]{0,63}(@[A-Za-z0-9][A-Za-z0-9._+-]{0,63})?")
+_IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
+
+_LATER = "not supported yet"
+_REFUSED = {
+    "upstream": "belongs in ~/.moat/config.yaml; a workspace must not redirect the traffic of its own runs",
+    "proxy": "belongs in ~/.moat/config.yaml as upstream.proxy; a workspace must not redirect its traffic",
+    "snapshots": f"{_LATER}; this version takes none",
+    "claude": _LATER,
+    "codex": _LATER,
+    "gemini": _LATER,
+    "mcp": _LATER,
+    "ports": _LATER,
+    "hooks": _LATER,
+    "services": _LATER,
+    "secrets": _LATER,
+    "volumes": _LATER,
+    "container": _LATER,
+    "workspace": _LATER,
+    "sandbox": _LATER,
+    "tracing": _LATER,
+    "interactive": f"{_LATER}; use `moat run -i`",
+    "version": _LATER,
+    "clipboard": _LATER,
+    "language_servers": _LATER,
+}
+_NETWORK_REFUSED = {
+    "allow": "write network.rules instead, e.g. rules: [api.example.com]",
+    "keep_policy": _LATER,
+}
+
+
+def load(workspace: Path) -> RunConfig:
+    """The configuration in the root of `workspace`, or the defaults when there is none.
+
+    Raises ConfigError with every problem. Both files at once are an error: which one counts would
+    be a guess.
+    """
+    present = [
+        workspace / name for name in FILES if (workspace / name).is_symlink() or (workspace / name).exists()
+    ]
+    if not present:
+        return RunConfig()
+    if len(present) > 1:
+        raise ConfigError(
+            ["moat.yaml:1:1: agent.yaml is here as well, and only one of them can count"],
+            hint="remove agent.yaml or moat.yaml",
+        )
+    path = present[0]
+    checker = Checker(path.name)
+    found: dict[str, Any] = {}
+    try:
+        if _inside(path, workspace, checker):
+            root = read_document(path, checker)
+            if root is not None:
+                found = _Workspace(checker, workspace).read(root)
+    except TooMuchError:
+        pass
+    checker.finish()
+    return RunConfig(path=path, **found)
+
+
+def _inside(path: Path, workspace: Path, checker: Checker) -> bool:
+    """A link out of the workspace would quote a foreign file in our messages."""
+    if path.is_symlink() and not path.resolve().is_relative_to(workspace.resolve()):
+        checker.problem(1, 1, "a link that leads out of the workspace is not followed")
+        return False
+    return True
+
+
+class _Workspace:
+    """The schema: one method for each kind of value."""
+
+    def __init__(self, checker: Checker, workspace: Path) -> None:
+        self._check = checker
+        self._workspace = workspace
+
+    def read(self, root: Node) -> dict[str, Any]:
+        known: dict[str, Callable[[Node], object]] = {
+            "name": lambda node: self._check.matching(node, "name", _LABEL, _LABEL_RULE),
+            "agent": lambda node: self._check.matching(node, "agent", _LABEL, _LABEL_RULE),
+            "grants": self._grants,
+            "env": self._env,
+            "mounts": self._mounts,
+            "network": self._network,
+            "runtime": lambda node: self._check.choice(
+                node, "runtime", ("docker", "embedded"), later=("podman", "apple")
+            ),
+            "command": self._command,
+            "dependencies": self._dependencies,
+            "base_image": lambda node: self._check.matching(
+                node, "base_image", _IMAGE, "an image, e.g. debian:bookworm-slim"
+            ),
+        }
+        return self._check.fields(root, "the file", known, _REFUSED)
+
+    def _grants(self, node: Node) -> tuple[str, ...]:
+        return self._words(
+            node, "grants", "[anthropic, github]", _GRANT, "a grant, e.g. anthropic or ssh:github.com"
+        )
+
+    def _dependencies(self, node: Node) -> tuple[str, ...]:
+        return self._words(
+            node, "dependencies", "[node@22, git]", _DEPENDENCY, "a dependency, e.g. git or node@22"
+        )
+
+    def _words(
+        self, node: Node, what: str, example: str, form: re.Pattern[str], rule: str
+    ) -> tuple[str, ...]:
+        """A list of words without repetition, in the order of the file."""
+        found: dict[str, None] = {}
+        for item in self._check.items(node, what, example):
+            value = self._check.matching(item, f"an entry of {what}", form, rule)
+            if value is not None:
+                found[value] = None
+        return tuple(found)
+
+    def _env(self, node: Node) -> MappingProxyType[str, str]:
+        found: dict[str, str] = {}
+        for name, name_node, value_node in self._check.pairs(node, "env"):
+            if not _VARIABLE.fullmatch(name):
+                self._check.wrong(name_node, f"{name!r} is not the name of an environment variable")
+                continue
+            value = self._check.text(value_node, f"env.{name}", integers=True)
+            if value is not None:
+                found[name] = value
+        return MappingProxyType(found)
+
+    def _command(self, node: Node) -> tuple[str, ...]:
+        found = [
+            self._check.text(item, "an entry of command", integers=True)
+            for item in self._check.items(node, "command", "[npm, test]")
+        ]
+        if node.id == "sequence" and (not found or found[0] == ""):
+            self._check.wrong(node, "command must begin with a program")
+        return tuple(word for word in found if word is not None)
+
+    def _mounts(self, node: Node) -> tuple[MountConfig, ...]:
+        found: dict[str, MountConfig] = {}
+        for item in self._check.items(node, "mounts", "[../data:/data:ro]"):
+            text = self._check.text(item, "a mount")
+            if text is None:
+                continue
+            try:
+                mount = parse_mount(text, self._workspace)
+            except ValueError as error:
+                self._check.wrong(item, str(error))
+                continue
+            if mount.target in found:
+                self._check.wrong(item, f"two mounts have the target {mount.target}")
+            found[mount.target] = mount
+        return tuple(found.values())
+
+    def _network(self, node: Node) -> NetworkConfig:
+        known: dict[str, Callable[[Node], object]] = {
+            "policy": lambda value: self._check.choice(value, "network.policy", ("permissive", "strict")),
+            "rules": self._rules,
+            "host": self._host_ports,
+        }
+        found: dict[str, Any] = self._check.fields(node, "network", known, _NETWORK_REFUSED)
+        return NetworkConfig(**found)
+
+    def _host_ports(self, node: Node) -> tuple[int, ...]:
+        found: dict[int, None] = {}
+        for item in self._check.items(node, "network.host", "[5432]"):
+            port = self._check.integer(item, "a port in network.host", 1, 65535)
+            if port is not None:
+                found[port] = None
+        return tuple(found)
+
+    def _rules(self, node: Node) -> tuple[HostRules, ...]:
+        found: dict[str, HostRules] = {}
+        for item in self._check.items(node, "network.rules", "[api.example.com]"):
+            for entry, place in self._entries(item):
+                if entry.host in found:
+                    self._check.wrong(place, f"{entry.host} is listed twice; put its rules in one place")
+                found[entry.host] = entry
+        return tuple(found.values())
+
+    def _entries(self, item: Node) -> list[tuple[HostRules, Node]]:
+        """`host`, or `{host: [rules]}`."""
+        if item.id != "mapping":
+            host = self._check.text(item, "an entry of network.rules")
+            if host is None or not self._host(host, item):
+                return []
+            return [(HostRules(host.lower()), item)]
+        return [
+            (HostRules(host.lower(), self._paths(rules, host)), host_node)
+            for host, host_node, rules in self._check.pairs(item, "an entry of network.rules")
+            if self._host(host, host_node)
+        ]
+
+    def _host(self, text: str, node: Node) -> bool:
+        match = _HOST.fullmatch(text.lower())
+        if match is None or int(match["port"] or 1) > 65535:
+            self._check.wrong(
+                node, f"{text!r} is not a host, e.g. api.example.com, *.example.com or host:8443"
+            )
+            return False
+        return True
+
+    def _paths(self, node: Node, host: str) -> tuple[str, ...]:
+        found = []
+        for item in self._check.items(node, f"the rules of {host}", '["allow GET /repos/**"]'):
+            rule = self._check.matching(
+                item, "a rule", _RULE, "a rule, e.g. `allow GET /repos/**` or `deny * /admin/**`"
+            )
+            if rule is not None:
+                found.append(rule)
+        if node.id == "sequence" and not node.value:
+            # An empty list would mean "everything" to a reader of the code and "nothing" to one of the file.
+            self._check.wrong(node, f"no rules for {host}; write the host alone to allow all of it")
+        return tuple(found)
