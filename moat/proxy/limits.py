@@ -1,0 +1,79 @@
+"""Every bound and timeout of the proxy, each with its reason. Nothing else may enter this file.
+
+Sizes are bytes, times are seconds. A test may tighten one with `dataclasses.replace`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one proxy. Frozen: a run cannot loosen them while it runs."""
+
+    # Heads. A head is held in memory until it is complete, so it is the first thing to bound.
+
+    head: int = 64 * KIB
+    """Start line and header fields. Node stops at 16 KiB, h11 at 100 KiB, Go at 1 MiB; 64 KiB carries the
+    largest cookies and signed headers seen in the field and is still one socket read."""
+    target: int = 16 * KIB
+    """Request target. RFC 9112 §3 asks for at least 8000; presigned URLs come near that."""
+    method: int = 32
+    """Longest registered method is 17 characters (UPDATEREDIRECTREF)."""
+    fields: int = 256
+    """Header fields in a head, and trailer fields in a chunked body. Apache stops at 100, Node at 2000;
+    browsers and SDKs send under 40. Bounds the work per head, which size alone does not."""
+
+    # Chunked bodies. Chunk data is streamed and needs no bound; only what is not data does.
+
+    chunk_digits: int = 16
+    """Hex digits of a chunk size: what fits 64 bits. More is an attempt to overflow the next parser."""
+    chunk_extension: int = 256
+    """Bytes after the size on a chunk line. Nobody sends them but attackers (CVE-2023-39326)."""
+    chunk_extensions: int = 16 * KIB
+    """The same, summed over a body: one byte of data must not cost hundreds of overhead without end."""
+    trailers: int = 8 * KIB
+    """Trailer section of a chunked body; they are dropped anyway."""
+
+    # Responses that are opened to be scrubbed.
+
+    decoded_step: int = 64 * KIB
+    """Most that one decompression step may yield: a bomb grows in pieces that back-pressure can stop."""
+
+    # Sharing. One sandbox may be hostile; it may exhaust its own proxy, not the host.
+
+    connections: int = 512
+    """Connections of the sandbox at one time. npm and pip open under 64; each idle one costs ~35 KiB."""
+    upstream_per_host: int = 64
+    """Pooled and active connections to one upstream host: what a polite client would open at most."""
+    upstream_idle: int = 64
+    """Idle pooled connections of a run, over all hosts: file descriptors are finite."""
+    piece: int = 64 * KIB
+    """Bytes read from a socket at a time: large enough for bulk, small enough for fair sharing."""
+
+    # Time.
+
+    request_head_timeout: float = 60.0
+    """From the first byte of a request head to its last. A slow head holds a connection slot (slowloris)."""
+    response_head_timeout: float = 300.0
+    """From the request's last byte to the response head. Extended thinking stays silent for minutes: 30 s
+    broke it upstream."""
+    tls_handshake_timeout: float = 10.0
+    """Either side. Two round trips; a peer that takes longer is not coming."""
+    dial_timeout: float = 30.0
+    """Resolve and connect, over all addresses of a host: what browsers and Go's dialer use."""
+    client_idle_timeout: float = 120.0
+    """A kept-alive client connection between requests; longer than the upstream's, so that the client's
+    next request finds its connection open."""
+    upstream_idle_timeout: float = 55.0
+    """A pooled upstream connection. Common load balancers close at 60 s; reusing one that is just being
+    closed loses the request."""
+    body_idle_timeout: float = 600.0
+    """Silence in the middle of a body, either way. SSE servers ping within a minute; TCP can be dead."""
+    tunnel_idle_timeout: float = 3600.0
+    """Silence on an upgraded connection (WebSocket): applications ping themselves, dead peers do not."""
+    close_timeout: float = 5.0
+    """Polite close (TLS close_notify, flush) before the socket is dropped."""
