@@ -4,3 +4,6 @@ This package imports nothing: `moat.runtime` is the API, `moat.proxy` the proxy 
 """
 
 __version__ = "0.1.0"
+
+# Another project's `moat` distribution writes files of the same names; `moat.cli` looks for this mark.
+DISTRIBUTION = "moat-sandbox"

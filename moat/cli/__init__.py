@@ -41,6 +41,8 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
+    if not _package_is_ours():
+        return 3
     if not args or args[0] in {"-h", "--help", "help"}:
         sys.stdout.write(usage())
         return 0
@@ -52,6 +54,25 @@ def main(argv: list[str] | None = None) -> int:
     from moat.cli.output import call
 
     return call(entry[0], args[1:])
+
+
+def _package_is_ours() -> bool:
+    """Whether `moat` is still our package: another project's distribution has files of the same names.
+
+    With both in one environment the one installed last has overwritten files of the other.
+    """
+    import moat
+
+    file = moat.__file__ or "nowhere"
+    expected = __file__.removesuffix("cli/__init__.py") + "__init__.py"
+    if getattr(moat, "DISTRIBUTION", None) == "moat-sandbox" and file == expected:
+        return True
+    sys.stderr.write(f"moat: error: the package `moat` at {file} is not Moat's\n")
+    sys.stderr.write(
+        "moat: hint: another distribution overwrote it; give Moat an environment of its own: "
+        "`pipx install .` or `uv tool install .` in a clone\n"
+    )
+    return False
 
 
 def _unknown(name: str) -> int:

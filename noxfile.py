@@ -1,0 +1,91 @@
+"""What is checked, one session each. `nox -l` lists them; `nox -s lint types imports` is the quick round.
+
+Sessions run in their own environment; inside an active one, `nox --no-venv` uses that instead.
+The whole suite with its set-up is `bash .ci/test`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nox
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT, max_version="3.14")  # from requires-python on
+TEST_GROUP = nox.project.dependency_groups(PROJECT, "test")
+
+nox.needs_version = ">=2025.10"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["lint", "types", "imports"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = False
+
+
+def install(session: nox.Session) -> None:
+    """Moat, editable, with everything that the tests use."""
+    session.install("--editable", ".", *TEST_GROUP)
+
+
+def tool(session: nox.Session, name: str) -> None:
+    """One tool in the version range of the test group, without the rest of it."""
+    session.install(next(line for line in TEST_GROUP if line.startswith(name)))
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests; arguments go to pytest. What they need besides Python, `.ci/test` installs."""
+    install(session)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format with ruff."""
+    tool(session, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Type-check the package, and programs that use its public API, with mypy strict."""
+    install(session)
+    session.run("mypy")
+    session.run("mypy", "tests/typing/api.py", "examples")
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """Check that imports go one way and that heavy libraries have one importer."""
+    install(session)
+    session.run("lint-imports")
+
+
+@nox.session
+def startup(session: nox.Session) -> None:
+    """Measure the start-up of the quick commands; fail when one is far over its budget."""
+    session.install(".")
+    session.run("python", "benchmarks/startup.py", "--check", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks; method and last numbers are in benchmarks/README.md."""
+    install(session)
+    for script in sorted(Path("benchmarks").glob("*.py")):
+        session.run("python", str(script), *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheel and the source distribution into dist/."""
+    tool(session, "build")
+    session.run("python", "-m", "build", "--outdir", "dist")
+
+
+@nox.session
+def trio_typing(session: nox.Session) -> None:
+    """Type-check the proxy's public API from a program for trio < 0.23 with trio-typing's stubs."""
+    # Alone, because its stubs and its mypy plugin break a current trio (ARCHITECTURE.md).
+    session.install(*nox.project.dependency_groups(PROJECT, "trio-typing"), "cryptography")
+    session.run("python", "tests/typing/check_old_trio.py")
