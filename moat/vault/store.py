@@ -2,59 +2,293 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import datetime as dt
+import json
+import os
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
-from moat.grants import Credential, CredentialInfo
-from moat.paths import Home
+from moat.errors import GrantError, VaultError
+from moat.grants import Credential, CredentialInfo, Secret
+from moat.paths import Home, locked, private_dir
+from moat.vault.index import (
+    Index,
+    Ref,
+    Row,
+    StoreName,
+    describe,
+    read_index,
+    restore,
+    stamp,
+    timestamp,
+    write_index,
+)
+from moat.vault.key import Asking, NewKey
+from moat.vault.oskeyring import KeyringStore, split
+from moat.vault.providers import canonical
+from moat.vault.sealed import SealedFiles
+
+_PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Store(Protocol):
+    """One place for secrets. A secret is addressed by its grant's name and its own `Ref`."""
+
+    def location(self, name: str) -> str: ...
+    def write(self, name: str, ref: Ref, payload: str) -> None: ...
+    def settle(self, name: str, ref: Ref) -> None: ...
+    def read(self, name: str, ref: Ref) -> str: ...
+    def delete(self, name: str, ref: Ref, *, live: Ref | None) -> None: ...
 
 
 def open_vault(
-    home: Home, *, passphrase: Callable[[], str] | None = None, handoff: bytes | None = None
+    home: Home,
+    *,
+    passphrase: Callable[[], str] | None = None,
+    new_key: Callable[[], NewKey] | None = None,
+    handoff: bytes | None = None,
 ) -> Vault:
     """The vault of `home` and of the profile in MOAT_PROFILE. Touches no store until a secret is needed.
 
-    passphrase: asks the user (sealed files only); without it only the environment is consulted.
+    passphrase: asks the user for the passphrase of sealed files; without it only the environment is
+        consulted.
+    new_key: asks how new sealed files shall be protected (`moat grant` only).
     handoff: what `Vault.handoff()` of another process returned; with it nothing is ever asked.
+
+    Raises VaultError when MOAT_PROFILE is not a usable name.
     """
-    raise NotImplementedError
+    profile = os.environ.get("MOAT_PROFILE") or "default"
+    if not _PROFILE.fullmatch(profile):
+        raise VaultError(f"MOAT_PROFILE={profile} is not a profile name", hint="letters, digits, . _ -")
+    root = home.credentials
+    directory = root if profile == "default" else root / "profiles" / profile
+    files = SealedFiles(
+        directory, profile=profile, default_key_file=root / "key", asking=Asking(passphrase, new_key)
+    )
+    if handoff:
+        files.adopt(handoff)
+    parents = (home.root, root) if directory == root else (home.root, root, directory.parent)
+    return Vault(directory, parents=parents, keyring=KeyringStore(profile), files=files)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cached:
+    stamp: tuple[int, int, int]  # of the index, when `ref` was last known to be current
+    ref: Ref
+    credential: Credential
 
 
 class Vault:
-    def put(self, credential: Credential) -> None:
-        """Store `credential` under its name, replacing another one. Raises VaultError."""
-        raise NotImplementedError
+    """The credentials of one profile. Thread-safe; several processes may use one at the same time."""
 
-    def get(self, name: str) -> Credential:
-        """The credential of a grant, by name or alias. Raises GrantError (none), VaultError."""
-        raise NotImplementedError
-
-    def info(self, name: str) -> CredentialInfo:
-        """What may be shown of a credential. Reads the index only. Raises GrantError."""
-        raise NotImplementedError
+    def __init__(
+        self, directory: Path, *, parents: tuple[Path, ...], keyring: KeyringStore, files: SealedFiles
+    ) -> None:
+        self._directory = directory
+        self._parents = parents
+        self._index_file = directory / "index.json"
+        self._keyring = keyring
+        self._files = files
+        self._cache: dict[str, _Cached] = {}
+        self._loading = threading.Lock()
 
     def list(self) -> tuple[CredentialInfo, ...]:
         """Every credential, by name. Reads the index only."""
-        raise NotImplementedError
+        rows = read_index(self._index_file).rows
+        return tuple(rows[name].info for name in sorted(rows))
 
-    def delete(self, name: str) -> CredentialInfo:
-        """Forget a credential. Raises GrantError (none), VaultError."""
-        raise NotImplementedError
+    def info(self, name: str) -> CredentialInfo:
+        """What may be shown of a credential, by name or alias. Reads the index only. Raises GrantError."""
+        return self._row(read_index(self._index_file), name).info
+
+    def store(self, name: str) -> StoreName:
+        """Which kind of store holds the secret. Reads the index only. Raises GrantError."""
+        return self._row(read_index(self._index_file), name).ref.store
 
     def location(self, name: str) -> str:
-        """Where the secret lies, for a message: a path, or the OS keyring."""
-        raise NotImplementedError
+        """Where the secret lies, for a message: a path, or the OS keyring. Raises GrantError."""
+        row = self._row(read_index(self._index_file), name)
+        return self._store(row.ref.store).location(row.info.name)
+
+    def prepare(self) -> None:
+        """Make sure that `put` will work: keyring unlocked and probed, or passphrase known.
+
+        For asking before a user goes to fetch a token. Raises VaultError.
+        """
+        index = read_index(self._index_file)
+        if self._choice(index) == "keyring":
+            self._keyring.open(probe=True)
+        else:
+            self._files.prepare(index.sealing)
+
+    def put(self, credential: Credential) -> None:
+        """Store `credential` under its name, replacing another one. Raises VaultError, GrantError."""
+        name = canonical(credential.info.name)
+        credential = replace(credential, info=replace(credential.info, name=name))
+        self.prepare()  # may ask the user, so before the lock
+        payload = json.dumps({**describe(credential.info), "secret": credential.secret.reveal()})
+        with self._changing() as before:
+            choice = self._choice(before)
+            sealing = self._files.agree(before.sealing) if choice == "file" else before.sealing
+            store = self._store(choice)
+            ref = Ref(choice, secrets.token_hex(8), len(split(payload)) if choice == "keyring" else 1)
+            staged = replace(before, sealing=sealing, pending=(*before.pending, (name, ref)))
+            write_index(self._index_file, staged)
+            store.write(name, ref, payload)
+            old = before.rows.get(name)
+            pending = (*before.pending, (name, old.ref)) if old else before.pending
+            after = replace(staged.with_row(Row(credential.info, ref)), pending=pending, store=choice)
+            write_index(self._index_file, after)
+            store.settle(name, ref)
+            self._clean(after)
+
+    def get(self, name: str) -> Credential:
+        """The credential of a grant, by name or alias. Raises GrantError (none), VaultError."""
+        return self._load(name)[1]
+
+    def delete(self, name: str) -> CredentialInfo:
+        """Forget a credential. Raises GrantError (none), VaultError; then it is still there."""
+        if self._row(read_index(self._index_file), name).ref.store == "keyring":
+            self._keyring.check()  # so that a locked keyring is told before anything changes
+        with self._changing() as before:
+            row = self._row(before, name)
+            pending = (*before.pending, (row.info.name, row.ref))
+            after = replace(before.without_row(row.info.name), pending=pending)
+            if not any(other.ref.store == "file" for other in after.rows.values()):
+                after = replace(after, sealing=None)  # a lost passphrase ends with its last file
+            write_index(self._index_file, after)
+            self._clean(after)
+        return row.info
 
     def handoff(self, names: Iterable[str] | None = None) -> bytes:
         """What another process needs to open this vault without asking; b"" when nothing.
 
-        names: the credentials that it will read (None: all). May ask for the passphrase. Secret: pass it
-        through a pipe, never through argv or the environment.
+        names: the credentials that it will read (None: all). May ask for the passphrase. This is a
+        secret: pass it through a pipe, never through argv or the environment. Raises VaultError.
         """
-        raise NotImplementedError
+        index = read_index(self._index_file)
+        wanted = None if names is None else {canonical(name) for name in names}
+        sealed = any(
+            row.ref.store == "file" and (wanted is None or name in wanted) for name, row in index.rows.items()
+        )
+        if not sealed:
+            return b""
+        self._files.prepare(index.sealing)
+        return self._files.handoff()
 
     async def credential(self, name: str) -> Credential:
-        """As `get`, for the proxy: cached, re-read after a new grant, never blocks the loop.
+        """As `get`, for the proxy: cached, re-read after a new grant, never blocks the loop for long.
 
         Raises GrantError when there is none or it has expired, VaultError.
         """
-        raise NotImplementedError
+        from anyio import to_thread
+
+        cached = self._cache.get(name)
+        if cached is not None and cached.stamp == stamp(self._index_file):
+            found = cached.credential
+        else:
+            found = await to_thread.run_sync(self._current, name, abandon_on_cancel=True)
+        if found.info.expired(dt.datetime.now(dt.UTC)):
+            raise expired(found.info)
+        return found
+
+    def _current(self, name: str) -> Credential:
+        with self._loading:  # one caller reads the store, the others find the result
+            seen = stamp(self._index_file)
+            row = self._row(read_index(self._index_file), name)
+            cached = self._cache.get(name)
+            if cached is not None and cached.ref == row.ref:
+                self._cache[name] = replace(cached, stamp=seen)
+                return cached.credential
+            ref, loaded = self._load(name)
+            self._cache[name] = _Cached(seen, ref, loaded)
+            return loaded
+
+    def _load(self, name: str) -> tuple[Ref, Credential]:
+        """The credential and where it was. Looks again when a new grant replaced it meanwhile."""
+        row = self._row(read_index(self._index_file), name)
+        while True:
+            try:
+                return row.ref, self._read(row)
+            except VaultError:
+                current = self._row(read_index(self._index_file), name)
+                if current.ref == row.ref:
+                    raise
+                row = current
+
+    def _read(self, row: Row) -> Credential:
+        name = row.info.name
+        self._open(row.ref)
+        payload = self._store(row.ref.store).read(name, row.ref)
+        try:
+            data = json.loads(payload)
+            secret = Secret(str(data["secret"]))
+            info = restore(data)
+        except (KeyError, TypeError, ValueError):
+            info = None
+        if info is None or info.name != name:
+            raise VaultError(
+                f"the stored credential {name!r} is damaged", hint=f"grant it again: moat grant {name}"
+            )
+        return Credential(info, secret)
+
+    def _row(self, index: Index, name: str) -> Row:
+        row = index.rows.get(canonical(name))
+        if row is None:
+            raise GrantError(f"no credential {canonical(name)!r}", hint=f"run `moat grant {canonical(name)}`")
+        return row
+
+    def _choice(self, index: Index) -> StoreName:
+        """The store for a new secret: what the environment says, what was chosen before, the keyring."""
+        named = os.environ.get("MOAT_KEYRING_BACKEND")
+        if named == "file":
+            return "file"
+        if named in {"keyring", "os"}:
+            return "keyring"
+        if named:
+            raise VaultError(f"MOAT_KEYRING_BACKEND={named} is unknown", hint="use `file` or `keyring`")
+        return index.store or "keyring"
+
+    def _store(self, name: StoreName) -> Store:
+        return self._files if name == "file" else self._keyring
+
+    def _open(self, ref: Ref) -> None:
+        if ref.store == "keyring":
+            self._keyring.open(probe=False)
+        else:
+            self._files.prepare(read_index(self._index_file).sealing)
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Index]:
+        """The index under the lock of all processes, with what a crash left behind cleaned up."""
+        for parent in self._parents:
+            private_dir(parent)
+        with locked(self._directory / ".lock"):
+            yield self._clean(read_index(self._index_file))
+
+    def _clean(self, index: Index) -> Index:
+        """Remove the secrets that nothing refers to. What cannot be removed now stays pending."""
+        left = []
+        for name, ref in index.pending:
+            row = index.rows.get(name)
+            try:
+                self._store(ref.store).delete(name, ref, live=row.ref if row else None)
+            except (VaultError, OSError):
+                left.append((name, ref))
+        if len(left) == len(index.pending):
+            return index
+        index = replace(index, pending=tuple(left))
+        write_index(self._index_file, index)
+        return index
+
+
+def expired(info: CredentialInfo) -> GrantError:
+    """The error of a credential that is past its time."""
+    when = timestamp(info.expires_at) if info.expires_at else "unknown"
+    return GrantError(f"credential expired: {info.name} (at {when})", hint=f"run `moat grant {info.name}`")

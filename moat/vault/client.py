@@ -1,0 +1,68 @@
+"""A plain HTTPS client for grant time: checks a credential with its vendor, over verified TLS.
+
+It goes the way that `upstream` of the user's `config.yaml` describes, as the proxy does later: a
+certificate authority of the company, a proxy, and `connect_to` detours (verified for the real name).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Mapping
+
+import aiohttp  # noqa: TID253 - this file is the client; it is imported when a credential is checked
+from aiohttp.abc import AbstractResolver, ResolveResult  # noqa: TID253 - as above
+
+from moat.config import UpstreamConfig
+
+TIMEOUT = 30.0  # seconds for a whole check
+
+
+@contextlib.asynccontextmanager
+async def https_client(upstream: UpstreamConfig, host: str) -> AsyncIterator[aiohttp.ClientSession]:
+    """A session for requests to `host`. A detour of `connect_to` is taken without a proxy."""
+    detour = (host, 443) in upstream.connect_to
+    connector = aiohttp.TCPConnector(
+        ssl=client_context(upstream), resolver=_Resolver(upstream.connect_to), use_dns_cache=False
+    )
+    async with aiohttp.ClientSession(
+        connector=connector,
+        proxy=None if detour else upstream.proxy,
+        trust_env=upstream.proxy is None and not detour,  # HTTPS_PROXY of this shell
+        timeout=aiohttp.ClientTimeout(total=TIMEOUT),
+        headers={"User-Agent": "moat"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+    ) as session:
+        yield session
+
+
+def client_context(upstream: UpstreamConfig) -> ssl.SSLContext:
+    """System roots, NODE_EXTRA_CA_CERTS of this shell, and the configured bundle."""
+    context = ssl.create_default_context()
+    extra = os.environ.get("NODE_EXTRA_CA_CERTS")
+    if extra:
+        with contextlib.suppress(OSError):  # a stale variable must not break what works without it
+            context.load_verify_locations(cafile=extra)
+    if upstream.ca_bundle is not None:
+        context.load_verify_locations(cafile=str(upstream.ca_bundle))
+    return context
+
+
+class _Resolver(AbstractResolver):
+    """Names as usual, except for the detours of `connect_to`."""
+
+    def __init__(self, connect_to: Mapping[tuple[str, int], tuple[str, int]]) -> None:
+        self._connect_to = connect_to
+        self._usual = aiohttp.ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        address, target = self._connect_to.get((host.lower(), port), (host, port))
+        found = await self._usual.resolve(address, target, family)
+        return [{**result, "hostname": host} for result in found]
+
+    async def close(self) -> None:
+        await self._usual.close()
