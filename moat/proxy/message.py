@@ -1,0 +1,160 @@
+"""One connection read as HTTP messages: head, body, head, body… Framing is `http1` and `chunked`'s.
+
+A body is never collected: `next()` gives what has arrived. What was read beyond a message stays in
+`buffer` for the next one.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Literal
+
+from moat.proxy.chunked import ChunkedReader, encode_chunk
+from moat.proxy.http1 import (
+    Framing,
+    Headers,
+    MalformedError,
+    RequestHead,
+    ResponseHead,
+    parse_request,
+    parse_response,
+)
+from moat.proxy.limits import Limits
+from moat.proxy.stream import Stream, StreamError
+
+# Trailers arrive after the head was judged, so nothing that is judged in a head may come in one
+# (RFC 9110 §6.5.1: framing, routing, authentication, and what controls how the body is read).
+_NOT_IN_TRAILERS = frozenset(
+    b"transfer-encoding content-length host connection te trailer upgrade authorization proxy-authorization "
+    b"proxy-authenticate www-authenticate set-cookie cookie content-encoding content-type content-range "
+    b"cache-control age expires date location retry-after vary".split()
+)
+
+
+class MessageReader:
+    """Takes the bytes of one stream apart into messages."""
+
+    __slots__ = ("buffer", "limits", "stream")
+
+    def __init__(self, stream: Stream, limits: Limits) -> None:
+        self.stream = stream
+        self.limits = limits
+        self.buffer = b""  # received and not yet part of a message
+
+    async def request(self) -> RequestHead | None:
+        """The next request; None when the client has finished. Raises MalformedError, StreamError."""
+        stream, limits = self.stream, self.limits
+        if not self.buffer:
+            stream.deadline = monotonic() + limits.client_idle_timeout
+            self.buffer = await stream.receive()
+        if not self.buffer:
+            return None
+        stream.deadline = monotonic() + limits.request_head_timeout
+        while (head := parse_request(self.buffer, limits)) is None:
+            await self._line()
+        self._drop(head.size)
+        return head
+
+    async def response(self, method: bytes, upgrade: bytes = b"") -> ResponseHead:
+        """The next response head, 1xx included. Raises MalformedError, StreamError."""
+        if not self.buffer:
+            self.buffer = await self.stream.receive()
+        while (head := parse_response(self.buffer, method, self.limits, upgrade=upgrade)) is None:
+            await self._line()
+        self._drop(head.size)
+        return head
+
+    async def _line(self) -> None:
+        """Receive until a line is complete: a head that drips in is not parsed anew for every byte."""
+        while True:
+            data = await self.stream.receive()
+            if not data:
+                raise StreamError("closed in the middle of a head" if self.buffer else "closed without an answer")
+            self.buffer += data
+            if b"\n" in data or len(self.buffer) > self.limits.head:
+                return
+
+    def _drop(self, size: int) -> None:
+        self.buffer = self.buffer[size:]
+
+    def body(
+        self, head: RequestHead | ResponseHead, *, blame: Literal["client", "upstream"]
+    ) -> Body:
+        """The body that follows `head`; to be read to its end before the next head."""
+        return Body(self, head.framing, head.length, blame)
+
+
+class Body:
+    """Payload of one message, as it comes."""
+
+    __slots__ = ("_chunks", "_framing", "_left", "_reader", "done", "size")
+
+    def __init__(
+        self, reader: MessageReader, framing: Framing, length: int, blame: Literal["client", "upstream"]
+    ) -> None:
+        self._reader = reader
+        self._framing = framing
+        self._left = length
+        self._chunks = ChunkedReader(reader.limits, blame=blame) if framing is Framing.CHUNKED else None
+        self.done = framing is Framing.NONE
+        self.size = 0  # payload bytes seen so far
+
+    @property
+    def trailers(self) -> Headers:
+        """Trailer fields that may be passed on, once the body is done."""
+        fields = self._chunks.trailers if self._chunks is not None else ()
+        return tuple(field for field in fields if field[0].lower() not in _NOT_IN_TRAILERS)
+
+    def take(self) -> bytes:
+        """Payload that is here already, without waiting; perhaps none. Raises MalformedError."""
+        reader = self._reader
+        data = reader.buffer
+        if not data or self.done:
+            return b""
+        if self._chunks is not None:
+            slices, consumed = self._chunks.feed(data)
+            payload = slices[0].tobytes() if len(slices) == 1 else b"".join(slices)
+            reader.buffer = data[consumed:]
+            self.done = self._chunks.done
+        elif self._framing is Framing.LENGTH and len(data) >= self._left:
+            payload, reader.buffer = data[: self._left], data[self._left :]
+            self.done = True
+        else:
+            payload, reader.buffer = data, b""
+            self._left -= len(data)
+        self.size += len(payload)
+        return payload
+
+    async def next(self) -> bytes:
+        """The payload that comes next; b"" only at the end. Raises StreamError when there is no end."""
+        while not (payload := self.take()) and not self.done:
+            data = await self._reader.stream.receive()
+            if data:
+                self._reader.buffer += data
+            elif self._framing is Framing.UNTIL_CLOSE:
+                self.done = True
+            else:
+                raise StreamError("closed in the middle of a body")
+        return payload
+
+
+class BodyWriter:
+    """Frames payload for the wire. `chunked` false: the payload is the wire."""
+
+    __slots__ = ("_chunked",)
+
+    def __init__(self, *, chunked: bool) -> None:
+        self._chunked = chunked
+
+    def piece(self, payload: bytes) -> bytes:
+        return encode_chunk(payload) if self._chunked else payload
+
+    def end(self, trailers: Headers = ()) -> bytes:
+        if not self._chunked:
+            return b""
+        if not trailers:
+            return b"0\r\n\r\n"
+        return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in trailers) + b"\r\n"
+
+
+__all__ = ["Body", "BodyWriter", "MalformedError", "MessageReader"]

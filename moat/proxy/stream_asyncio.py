@@ -1,0 +1,157 @@
+"""Streams on asyncio and uvloop: a thin Protocol. The only file of the proxy that knows asyncio.
+
+anyio's own streams cost two to three times as much per request here (facts in benchmarks/README.md): a
+queue, an event and a checkpoint for every read. This one keeps what came in in a list and wakes at most
+one reader and one writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+
+import anyio
+
+from moat.proxy.stream import BUFFER, CLOSE_SECONDS, Stream, StreamError, Watch, broken
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The asyncio loop that runs the caller; None under trio."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+class AsyncioStream(Stream, asyncio.Protocol):
+    """Reading stops when more than BUFFER bytes wait for the reader, sending when they wait for the peer."""
+
+    __slots__ = ("_closed", "_drained", "_loop", "_paused", "_reader", "_size", "_transport")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, watch: Watch) -> None:
+        super().__init__(sock, watch)
+        self._loop = loop
+        self._transport: asyncio.Transport
+        self._reader: asyncio.Future[None] | None = None  # who waits for input
+        self._drained: asyncio.Future[None] | None = None  # pending while the peer takes nothing
+        self._closed: asyncio.Future[None] = loop.create_future()
+        self._size = 0  # bytes in the inbox
+        self._paused = False
+
+    @classmethod
+    async def open(cls, loop: asyncio.AbstractEventLoop, sock: socket.socket, watch: Watch) -> AsyncioStream:
+        stream = cls(loop, sock, watch)
+        try:
+            await loop.connect_accepted_socket(lambda: stream, sock)
+        except BaseException:
+            watch.discard(stream)
+            sock.close()
+            raise
+        return stream
+
+    # --- called by the loop ----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(BUFFER)
+
+    def data_received(self, data: bytes) -> None:
+        self._inbox.append(data)
+        self._size += len(data)
+        if self._size > BUFFER and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        self._wake()
+        self._check_gone()
+        return True  # keep our direction open
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._broken is None:
+            if exc is not None:
+                self._rescue()
+            self._broken = broken(exc) if exc is not None else StreamError("the connection is closed")
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        if not self._closed.done():
+            self._closed.set_result(None)
+        self._wake()
+        self._check_gone()
+
+    def pause_writing(self) -> None:
+        self._drained = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _rescue(self) -> None:
+        """Fetch what the kernel still holds after a failed write.
+
+        A server that refuses a body early answers, closes, and resets us while we still send. asyncio
+        closes the socket at the failed write, and the answer would be lost with it.
+        """
+        with contextlib.suppress(OSError):
+            while data := os.read(self.sock.fileno(), BUFFER):
+                self._inbox.append(data)
+
+    # --- called by Stream ------------------------------------------------------------------------
+
+    async def _more(self) -> None:
+        self._reader = self._loop.create_future()
+        try:
+            await self._reader
+        finally:
+            self._reader = None
+
+    def _taken(self) -> None:
+        self._size = 0
+        if self._paused:
+            self._paused = False
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    async def _write(self, data: bytes) -> None:
+        self._transport.write(data)
+        if self._drained is not None:
+            await self._drained
+            if self._broken is not None:
+                raise self._broken
+
+    async def _write_eof(self) -> None:
+        # A peer that has already reset the connection makes shutdown() fail; the reader will be told.
+        with contextlib.suppress(OSError):
+            self._transport.write_eof()
+
+    async def _close(self, goodbye: bytes) -> None:
+        transport = self._transport
+        if goodbye:
+            transport.write(goodbye)
+        flushed = not transport.get_write_buffer_size()
+        transport.close()
+        if not flushed:
+            try:
+                with anyio.move_on_after(CLOSE_SECONDS):
+                    await asyncio.shield(self._closed)
+            finally:
+                transport.abort()
+
+    def _abort(self) -> None:
+        self._transport.abort()
+        self._wake()
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    def poll(self) -> None:
+        """Nothing to do: the loop calls `data_received` whether somebody reads or not."""
