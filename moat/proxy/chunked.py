@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from enum import Enum
+from typing import NoReturn
 
-from moat.proxy.http1 import Headers
+from moat.proxy import grammar
+from moat.proxy.http1 import Blame, Headers, MalformedError
 from moat.proxy.limits import Limits
 
 LAST_CHUNK = b"0\r\n\r\n"
+
+_MAX_SIZE = 2**63 - 1
+# What a trailer must not say after the fact (RFC 9110 §6.5.1): framing, routing, authentication.
+_NO_TRAILER = frozenset({
+    b"transfer-encoding", b"content-length", b"content-encoding", b"content-type", b"trailer", b"te", b"host",
+    b"connection", b"upgrade", b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"expect",
+})  # fmt: skip
+
+
+class _State(Enum):
+    SIZE = "size"
+    DATA = "data"
+    DATA_END = "data-end"
+    TRAILERS = "trailers"
+    DONE = "done"
 
 
 class ChunkedReader:
@@ -18,17 +35,127 @@ class ChunkedReader:
     passed through verbatim; writing the slices anew with `encode_chunk` also drops extensions and trailers.
     """
 
-    __slots__ = ("done", "trailers")
+    __slots__ = (
+        "_blame",
+        "_extensions",
+        "_left",
+        "_limits",
+        "_line",
+        "_state",
+        "_trailers",
+        "_trailers_size",
+    )
 
-    def __init__(self, limits: Limits, *, blame: Literal["client", "upstream"]) -> None:
-        self.done = False
-        self.trailers: Headers = ()
+    def __init__(self, limits: Limits, *, blame: Blame) -> None:
+        self._limits = limits
+        self._blame = blame
+        self._state = _State.SIZE
+        self._left = 0  # payload bytes of this chunk, or bytes of its CRLF, still to come
+        self._line = b""  # start of a size or trailer line whose end has not come yet
+        self._extensions = 0  # bytes of chunk extensions so far
+        self._trailers: list[tuple[bytes, bytes]] = []
+        self._trailers_size = 0
 
-    def feed(self, data: bytes | bytearray | memoryview) -> tuple[list[memoryview], int]:
+    def __repr__(self) -> str:
+        return f"<ChunkedReader {self._state.value} left={self._left}>"
+
+    @property
+    def done(self) -> bool:
+        """Whether the body has ended."""
+        return self._state is _State.DONE
+
+    @property
+    def trailers(self) -> Headers:
+        return tuple(self._trailers)
+
+    def feed(self, data: bytes | bytearray) -> tuple[list[memoryview], int]:
         """Payload slices and consumed count. Raises MalformedError; the reader is dead after that."""
-        raise NotImplementedError
+        slices: list[memoryview] = []
+        view = memoryview(data)
+        at, end = 0, len(data)
+        while at < end and self._state is not _State.DONE:
+            if self._state is _State.DATA:
+                stop = min(end, at + self._left)
+                slices.append(view[at:stop])
+                self._left -= stop - at
+                at = stop
+                if not self._left:
+                    self._state, self._left = _State.DATA_END, 2
+            elif self._state is _State.DATA_END:
+                at = self._data_end(data, at)
+            else:
+                at = self._take_line(data, at)
+        return slices, at
+
+    def _data_end(self, data: bytes | bytearray, at: int) -> int:
+        """The CRLF after a chunk's data, which may come in two reads."""
+        expected = b"\r\n"[2 - self._left :]
+        got = bytes(data[at : at + self._left])
+        if not expected.startswith(got):
+            self._refuse("chunk-end", "chunk data is not followed by CRLF")
+        self._left -= len(got)
+        if not self._left:
+            self._state = _State.SIZE
+        return at + len(got)
+
+    def _take_line(self, data: bytes | bytearray, at: int) -> int:
+        newline = data.find(b"\n", at)
+        stop = len(data) if newline < 0 else newline + 1
+        room = self._line_limit() - len(self._line)
+        if stop - at > room:
+            self._refuse("chunk-line", "a chunk line or trailer is too long")
+        line = self._line + bytes(data[at:stop])
+        if newline < 0:
+            self._line = line
+            return stop
+        self._line = b""
+        if not line.endswith(b"\r\n"):
+            self._refuse("bare-lf", "a chunk line ends in LF without CR")
+        if self._state is _State.SIZE:
+            self._size_line(line[:-2])
+        else:
+            self._trailer_line(line[:-2])
+        return stop
+
+    def _line_limit(self) -> int:
+        if self._state is _State.SIZE:
+            return self._limits.chunk_digits + self._limits.chunk_extension + 2
+        return self._limits.trailers - self._trailers_size + 2
+
+    def _size_line(self, line: bytes) -> None:
+        match = grammar.CHUNK.fullmatch(line)
+        if match is None:
+            self._refuse("chunk-size", "a chunk size is not plain hexadecimal")
+        digits, extension = match.groups()
+        size = int(digits, 16) if len(digits) <= self._limits.chunk_digits else _MAX_SIZE + 1
+        if size > _MAX_SIZE:
+            self._refuse("chunk-overflow", "a chunk size does not fit a signed 64-bit number")
+        self._extensions += len(extension)
+        if len(extension) > self._limits.chunk_extension or self._extensions > self._limits.chunk_extensions:
+            self._refuse("chunk-extension", "chunk extensions are too long")
+        self._left = size
+        self._state = _State.DATA if size else _State.TRAILERS
+
+    def _trailer_line(self, line: bytes) -> None:
+        if not line:
+            self._state = _State.DONE
+            return
+        self._trailers_size += len(line) + 2
+        match = grammar.FIELD_LINE.fullmatch(line)
+        if match is None:
+            self._refuse("bad-trailer", "a trailer is not a header field")
+        name, value = match.groups()
+        if name.lower() in _NO_TRAILER:
+            self._refuse("bad-trailer", f"`{name.decode()}` may not be a trailer")
+        if len(self._trailers) >= self._limits.fields:
+            self._refuse("bad-trailer", "too many trailers")
+        self._trailers.append((name, value.rstrip(b" \t")))
+
+    def _refuse(self, code: str, reason: str) -> NoReturn:
+        raise MalformedError(code, reason, 400 if self._blame == "client" else 502, self._blame)
 
 
 def encode_chunk(payload: bytes | bytearray | memoryview) -> bytes:
     """One chunk on the wire; b"" for an empty payload, which would end the body."""
-    raise NotImplementedError
+    size = len(payload)
+    return b"".join((b"%x\r\n" % size, payload, b"\r\n")) if size else b""

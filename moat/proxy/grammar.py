@@ -1,0 +1,40 @@
+"""HTTP/1.1 grammar as named patterns. Nothing else may enter this file.
+
+Every repetition is possessive (`++`, `*+`): a byte is looked at once, so no input makes matching slow.
+"""
+
+from __future__ import annotations
+
+import re
+
+_TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
+_VALUE = rb"[^\x00-\x08\x0a-\x1f\x7f]"  # VCHAR, obs-text, SP, HTAB
+_VCHAR = rb"[\x21\x22\x24-\x7e]"  # without `#`: a fragment never belongs in a request (RFC 9112 §3.2)
+_FIELDS = rb"((?:" + _TCHAR + rb"++:" + _VALUE + rb"*+\r\n)*+)\r\n"
+
+# One empty line before a request is tolerated (RFC 9112 §2.2): old clients end a POST with an extra CRLF.
+REQUEST = re.compile(
+    rb"(?:\r\n)?+(" + _TCHAR + rb"++) (" + _VCHAR + rb"++) HTTP/1\.([01])\r\n" + _FIELDS,
+)
+# The space before an empty reason is often missing; nobody reads that in two ways.
+RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: (" + _VALUE + rb"*+))?+\r\n" + _FIELDS)
+FIELD = re.compile(rb"(" + _TCHAR + rb"++):[ \t]*+([^\r\n]*+)\r\n")  # inside what _FIELDS has matched
+FIELD_LINE = re.compile(rb"(" + _TCHAR + rb"++):[ \t]*+(" + _VALUE + rb"*+)")
+
+TOKEN = re.compile(_TCHAR + rb"++")
+UPGRADE = re.compile(_TCHAR + rb"++(?:/" + _TCHAR + rb"++)?+")
+DIGITS = re.compile(rb"[0-9]{1,19}+")  # Content-Length; 19 digits hold every 63-bit number
+ABSOLUTE = re.compile(rb"(https?)://([^/?]++)([/?].*+)?+", re.IGNORECASE)
+AUTHORITY = re.compile(rb"(?:\[[^/?@\[\]]++\]|[^/?@\[\]:]++):[0-9]{1,5}+")
+
+_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
+_EXTENSION = rb";" + _TCHAR + rb"++(?:=(?:" + _TCHAR + rb"++|" + _QUOTED + rb"))?+"
+# BWS around `;` and `=` is legal and only seen in attacks; it is not accepted.
+CHUNK = re.compile(rb"([0-9A-Fa-f]++)((?:" + _EXTENSION + rb")*+)")
+
+REQUEST_LINE = re.compile(rb"(" + _TCHAR + rb"++) (" + _VCHAR + rb"++) HTTP/1\.[01]")
+STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9][0-9](?: " + _VALUE + rb"*+)?+")
+VERSION = re.compile(rb"HTTP/[0-9]+\.?[0-9]*\Z")
+BARE_LF = re.compile(rb"(?<!\r)\n")
+BARE_CR = re.compile(rb"\r(?!\n)")
+CONTROL = re.compile(rb"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]")
