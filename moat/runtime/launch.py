@@ -28,7 +28,11 @@ class RunHandle:
 
 
 def start(
-    request: RunRequest, *, home: Home | None = None, handoff: bytes = b"", progress: Progress = lambda _: None
+    request: RunRequest,
+    *,
+    home: Home | None = None,
+    handoff: bytes = b"",
+    progress: Progress = lambda _: None,
 ) -> RunHandle:
     """Start a supervisor for `request`; returns when the sandbox is ready.
 

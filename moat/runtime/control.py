@@ -1,0 +1,153 @@
+"""The words on a run's control socket, and how a plain (blocking) program says them.
+
+A frame is `type u8 · length u32 big-endian · payload`. A connection begins with HELLO, which says what
+it is for:
+
+view     output arrives as STDOUT and STDERR frames, EXIT ends it; closing the connection detaches
+input    a connection of its own for stdin, so that a command that does not read holds up only this
+         one and a Ctrl-C behind a full pipe still arrives
+control  status (the answer to HELLO), STOP, SIGNAL; EXIT when the run has ended
+
+The socket lies in a 0700 directory that no sandbox sees; the server asks the kernel for the peer's uid.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from moat.errors import StartError
+
+HEADER = struct.Struct(">BI")
+MAX_PAYLOAD = 1 << 20  # output is read in pieces of 64 KiB; more than this is not one of us
+Role = Literal["view", "input", "control"]
+
+
+class Frame(IntEnum):
+    HELLO = 1  # JSON {"role", "lead", "size": [columns, rows] | null}
+    INPUT = 2  # bytes for stdin
+    RESIZE = 3  # columns u16, rows u16
+    SIGNAL = 4  # number u8
+    CLOSE_STDIN = 5
+    STOP = 6  # f64 seconds of grace between SIGTERM and SIGKILL
+
+    WELCOME = 16  # JSON of the run's record
+    STDOUT = 17
+    STDERR = 18
+    EXIT = 19  # JSON of the run's record, ended
+    NOTICE = 20  # UTF-8 text for the user
+
+
+class BrokenFrameError(Exception):
+    """The peer does not speak this protocol."""
+
+
+def pack(kind: Frame, payload: bytes = b"") -> bytes:
+    return HEADER.pack(kind, len(payload)) + payload
+
+
+def pack_json(kind: Frame, value: Mapping[str, Any]) -> bytes:
+    return pack(kind, json.dumps(value).encode())
+
+
+def hello(role: Role, *, lead: bool = False, size: tuple[int, int] | None = None) -> bytes:
+    return pack_json(Frame.HELLO, {"role": role, "lead": lead, "size": size})
+
+
+def pack_size(columns: int, rows: int) -> bytes:
+    return pack(Frame.RESIZE, struct.pack(">HH", min(columns, 65535), min(rows, 65535)))
+
+
+def unpack_size(payload: bytes) -> tuple[int, int]:
+    try:
+        columns, rows = struct.unpack(">HH", payload)
+    except struct.error as error:
+        raise BrokenFrameError(str(error)) from None
+    return columns, rows
+
+
+def unpack_json(payload: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(payload)
+    except ValueError as error:
+        raise BrokenFrameError(str(error)) from None
+    if not isinstance(value, dict):
+        raise BrokenFrameError("not an object")
+    return value
+
+
+def parse_header(header: bytes) -> tuple[Frame, int]:
+    kind, length = HEADER.unpack(header)
+    if length > MAX_PAYLOAD:
+        raise BrokenFrameError(f"{length} bytes announced")
+    try:
+        return Frame(kind), length
+    except ValueError as error:
+        raise BrokenFrameError(str(error)) from None
+
+
+class Decoder:
+    """Bytes in, frames out. No socket, no clock."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[Frame, bytes]]:
+        """The frames that `data` completes. Raises BrokenFrameError."""
+        self._buffer += data
+        while len(self._buffer) >= HEADER.size:
+            kind, length = parse_header(bytes(self._buffer[: HEADER.size]))
+            end = HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[HEADER.size : end])
+            del self._buffer[:end]
+            yield kind, payload
+
+
+class Connection:
+    """A blocking control connection: what the command line uses, without an event loop."""
+
+    def __init__(
+        self, path: Path | str, role: Role, *, lead: bool = False, size: tuple[int, int] | None = None
+    ) -> None:
+        """Connect and say hello. Raises StartError when nobody listens."""
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._decoder = Decoder()
+        self._frames: Iterator[tuple[Frame, bytes]] = iter(())
+        try:
+            self.socket.connect(str(path))
+            self.socket.sendall(hello(role, lead=lead, size=size))
+        except OSError as error:
+            self.socket.close()
+            raise StartError(
+                f"the run does not answer on its control socket: {error.strerror}",
+                hint="`moat list` shows its state",
+            ) from None
+
+    def send(self, frame: bytes) -> None:
+        self.socket.sendall(frame)
+
+    def receive(self) -> tuple[Frame, bytes] | None:
+        """The next frame; None when the other side closed. Raises TimeoutError and OSError."""
+        while True:
+            for frame in self._frames:
+                return frame
+            data = self.socket.recv(65536)
+            if not data:
+                return None
+            self._frames = self._decoder.feed(data)
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,217 @@
+"""What is known of a run on disk: `runs/<id>/run.json`, and whether somebody still owns it.
+
+Only the owner of a run (its supervisor, or the program that hosts it) writes the record, and it holds
+`runs/<id>/lock` for as long as it lives. Readers never write, with one exception: a record that says
+"alive" while nobody holds the lock is settled once, as failed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from moat.errors import RunNotFoundError, UsageError
+from moat.paths import Home, private_dir, write_private
+
+_ID = re.compile(r"run_[0-9a-f]{12}")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+class State(StrEnum):
+    CREATED = "created"  # the record exists, nothing else does
+    STARTING = "starting"  # image, proxy and sandbox are being made
+    RUNNING = "running"  # the command was started
+    STOPPING = "stopping"  # it ended or was asked to; resources are being released
+    STOPPED = "stopped"  # ended with status 0, or because somebody stopped it
+    FAILED = "failed"  # ended otherwise, or never started; `error` says why
+
+    @property
+    def ended(self) -> bool:
+        return self in {State.STOPPED, State.FAILED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """`run.json`. Times are seconds since the epoch."""
+
+    id: str
+    name: str
+    workspace: str
+    argv: tuple[str, ...]
+    created_at: float
+    state: State = State.CREATED
+    runtime: str = ""  # `docker`, `embedded`; empty until it was chosen
+    grants: tuple[str, ...] = ()
+    agent: str | None = None
+    tty: bool = False
+    pid: int = 0  # of the owner
+    socket: str = ""  # control socket; empty when there is none
+    directory: str = ""  # short private directory of sockets, removed with the run
+    started_at: float | None = None  # of the command
+    ended_at: float | None = None
+    exit_code: int | None = None  # of the command; None: it never ended by itself
+    error: str = ""  # why the run is `failed`
+    log_error: str = ""  # output.log could not be written: the log has a hole
+
+    def to_json(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RunRecord:
+        """Raises KeyError, TypeError or ValueError for what is not a record."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        fields = {name: item for name, item in value.items() if name in known}
+        fields["state"] = State(fields["state"])
+        fields["argv"] = tuple(fields["argv"])
+        fields["grants"] = tuple(fields.get("grants", ()))
+        return cls(**fields)
+
+
+def new_id() -> str:
+    return f"run_{secrets.token_hex(6)}"
+
+
+def check_name(name: str) -> str:
+    """Returns `name` when it is a lower-case DNS label; raises UsageError."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is not a run name",
+            hint="use lower-case letters, digits and hyphens, at most 63, e.g. `feature-auth`",
+        )
+    return name
+
+
+class Ownership:
+    """The lock of one run. While the process lives and holds it, the run counts as alive."""
+
+    def __init__(self, directory: Path) -> None:
+        """Create the run's directory and take its lock. Raises OSError when somebody has it."""
+        private_dir(directory)
+        self._fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._fd)
+            raise
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def owned(directory: Path) -> bool:
+    """Whether a living process owns the run. Looks only; a shared lock is held for an instant."""
+    try:
+        fd = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def write(home: Home, record: RunRecord) -> None:
+    write_private(home.run(record.id) / "run.json", json.dumps(record.to_json(), indent=1).encode())
+
+
+def read(home: Home, run_id: str) -> RunRecord | None:
+    """The record as it is on disk; None when there is none or it is not one."""
+    try:
+        return RunRecord.from_json(json.loads((home.run(run_id) / "run.json").read_bytes()))
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_all(home: Home) -> list[RunRecord]:
+    """Every record, newest first."""
+    try:
+        names = [name for name in os.listdir(home.runs) if _ID.fullmatch(name)]
+    except FileNotFoundError:
+        return []
+    found = [record for record in (read(home, name) for name in names) if record is not None]
+    return sorted(found, key=lambda record: (record.created_at, record.id), reverse=True)
+
+
+def find(home: Home, text: str) -> RunRecord:
+    """The run that `text` means: exact id, else unique id prefix, else exact name.
+
+    Of several runs with one name a single living one is meant. Raises RunNotFoundError, which lists
+    the candidates when there are several.
+    """
+    runs = read_all(home)
+    exact = [run for run in runs if run.id == text]
+    prefix = [run for run in runs if text.startswith("run_") and run.id.startswith(text)]
+    named = [run for run in runs if run.name == text]
+    alive = [run for run in named if not run.state.ended]
+    for candidates in (exact, prefix, alive if len(alive) == 1 else named):
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            raise ambiguous(text, candidates)
+    raise RunNotFoundError(f"no run {text!r}", hint="`moat list` shows the runs")
+
+
+def ambiguous(text: str, candidates: list[RunRecord]) -> RunNotFoundError:
+    lines = [f"  {run.id}  {run.state}  {run.name}  {describe_age(run.created_at)}" for run in candidates]
+    return RunNotFoundError(
+        "\n".join([f"{text!r} means {len(candidates)} runs:", *lines]), hint="use the run id"
+    )
+
+
+def settle(home: Home, record: RunRecord) -> RunRecord:
+    """Record a run whose owner died as failed. Returns the record as it is now.
+
+    Two readers may come here at once: the lock lets one of them write.
+    """
+    directory = home.run(record.id)
+    try:
+        ownership = Ownership(directory)
+    except OSError:
+        return record
+    with ownership:
+        current = read(home, record.id)
+        if current is None or current.state.ended:
+            return current or record
+        now = dt.datetime.now(dt.UTC).timestamp()
+        dead = dataclasses.replace(
+            current, state=State.FAILED, ended_at=now, error="the supervisor was killed", pid=0, socket=""
+        )
+        write(home, dead)
+        return dead
+
+
+def remove(home: Home, run_id: str) -> None:
+    """Delete everything that is kept of a run."""
+    shutil.rmtree(home.run(run_id), ignore_errors=True)
+
+
+def describe_age(since: float, now: float | None = None) -> str:
+    """`12s`, `5m`, `3h`, `2d`."""
+    seconds = max(0, int((dt.datetime.now(dt.UTC).timestamp() if now is None else now) - since))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"

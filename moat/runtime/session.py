@@ -1,0 +1,197 @@
+"""The traffic of one run: output to the log, a ring and every viewer; input, size and signals back.
+
+One task (`pump`) reads the sandbox. What it read goes to the log first, then to the viewers, and only
+then is more read: a viewer that is behind holds the command up, as a full pipe would, for as long as
+its patience lasts. The viewer that started a plain run has patience without end (`moat run -- … | less`);
+any other is dropped, so that nobody who merely watches can block an agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import anyio
+
+from moat.runtime.sandbox import Output, Sandbox, Size
+from moat.runtime.screen import Modes, drawing_only
+
+RING = 256 * 1024  # bytes of output that somebody who attaches later may see
+_REDRAW_PAUSE = 0.03  # seconds between the two sizes: shorter, and a program sees one change only
+
+
+class Viewer(Protocol):
+    """Somebody who watches a run."""
+
+    size: Size | None  # of their terminal; None: it does not count
+    patience: float | None  # seconds that the run waits for them; None: for ever
+
+    def offer(self, output: Output) -> None:
+        """Hand over output; never blocks."""
+        ...
+
+    async def caught_up(self) -> None:
+        """Returns when the viewer can take more. Raises ConnectionError when it is gone."""
+        ...
+
+    def notice(self, text: str) -> None:
+        """Tell the person something about the run."""
+        ...
+
+    def drop(self) -> None:
+        """Let go of a viewer that does not keep up."""
+        ...
+
+
+class OutputLog:
+    """`output.log`: the raw output as it came. A full disk costs log, never the agent's progress."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lost = 0  # bytes that could not be written since the last success
+        self.error = ""  # the first failure of the run, for its record
+
+    def write(self, data: bytes) -> bool:
+        """Append `data`. Returns True when this is the first write that failed."""
+        first = not self.error
+        try:
+            if self._lost:
+                self._append(f"\n[moat: {self._lost} bytes of output could not be logged here]\n".encode())
+                self._lost = 0
+            self._append(data)
+        except OSError as error:
+            self._lost += len(data)
+            self.error = self.error or f"output.log: {error.strerror}"
+            return first
+        return False
+
+    def _append(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class Session:
+    def __init__(
+        self, sandbox: Sandbox, *, tty: Size | None, log: OutputLog, on_log_error: Callable[[str], None]
+    ) -> None:
+        self._sandbox = sandbox
+        self._size = tty  # None: plain pipes
+        self._log = log
+        self._on_log_error = on_log_error
+        self._viewers: list[Viewer] = []
+        self._ring: deque[Output] = deque()
+        self._ring_size = 0
+        self._modes = Modes()
+        self._writing = asyncio.Lock()
+        self.joined = asyncio.Event()  # the first viewer is there
+        self.drained = asyncio.Event()  # the last output has been handed over
+
+    async def pump(self) -> None:
+        """Hand out everything the command prints, until it ends."""
+        try:
+            while (output := await self._sandbox.read()) is not None:
+                if self._log.write(output.data):
+                    self._on_log_error(self._log.error)
+                    self.tell(f"the log of this run has a hole: {self._log.error}")
+                self._remember(output)
+                await self._hand_out(output)
+        finally:
+            self.drained.set()
+
+    def tell(self, text: str) -> None:
+        """A notice for everybody who watches."""
+        for viewer in self._viewers:
+            viewer.notice(text)
+
+    @property
+    def viewers(self) -> Sequence[Viewer]:
+        return tuple(self._viewers)
+
+    def add(self, viewer: Viewer, *, replay: bool = True) -> None:
+        """From here on `viewer` sees everything; with `replay` what the ring remembers comes first."""
+        if replay:
+            for output in self._replay():
+                viewer.offer(output)
+        if self._log.error:
+            viewer.notice(f"the log of this run has a hole: {self._log.error}")
+        self._viewers.append(viewer)
+        self.joined.set()
+
+    async def remove(self, viewer: Viewer) -> None:
+        if viewer in self._viewers:
+            self._viewers.remove(viewer)
+            await self._apply_size()
+
+    async def resize(self, viewer: Viewer, size: Size) -> None:
+        """`viewer` has this size now; the smallest of all terminals wins."""
+        viewer.size = size
+        await self._apply_size()
+
+    async def redraw(self) -> None:
+        """Make the program paint everything: same-size resizes are ignored, so the width wobbles."""
+        if self._size is None:
+            return
+        size = self._smallest()
+        await self._sandbox.resize(Size(max(1, size.columns - 1), size.rows))
+        await anyio.sleep(_REDRAW_PAUSE)
+        await self._apply_size(force=True)
+
+    async def write(self, data: bytes) -> None:
+        async with self._writing:  # two people may type; their pieces must not be torn apart
+            await self._sandbox.write(data)
+
+    async def close_stdin(self) -> None:
+        async with self._writing:
+            await self._sandbox.close_stdin()
+
+    def _smallest(self) -> Size:
+        assert self._size is not None
+        sizes = [viewer.size for viewer in self._viewers if viewer.size]
+        if not sizes:
+            return self._size
+        return Size(min(s.columns for s in sizes), min(s.rows for s in sizes))
+
+    async def _apply_size(self, *, force: bool = False) -> None:
+        if self._size is None:
+            return
+        size = self._smallest()
+        if force or size != self._size:
+            self._size = size
+            await self._sandbox.resize(size)
+
+    def _remember(self, output: Output) -> None:
+        if self._size is not None:
+            self._modes.feed(output.data)
+        self._ring.append(output)
+        self._ring_size += len(output.data)
+        while self._ring_size > RING and len(self._ring) > 1:
+            self._ring_size -= len(self._ring.popleft().data)
+
+    def _replay(self) -> list[Output]:
+        if self._size is None:
+            return list(self._ring)
+        # A full-screen program repaints when the size wobbles; of others the last drawing is repeated.
+        past = b"" if self._modes.alternate else drawing_only(b"".join(o.data for o in self._ring))
+        state = self._modes.enter()
+        return [Output("stdout", data) for data in (past, state) if data]
+
+    async def _hand_out(self, output: Output) -> None:
+        for viewer in self.viewers:
+            viewer.offer(output)
+        for viewer in self.viewers:
+            try:
+                with anyio.fail_after(viewer.patience):
+                    await viewer.caught_up()
+            except TimeoutError:
+                viewer.drop()
+                await self.remove(viewer)
+            except ConnectionError:
+                await self.remove(viewer)

@@ -1,0 +1,204 @@
+"""The supervisor's side of the control socket: who is connected, and what each one may do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+
+from moat.runtime import control
+from moat.runtime.control import BrokenFrameError, Frame
+from moat.runtime.records import RunRecord
+from moat.runtime.sandbox import Output, Size
+from moat.runtime.session import Session
+
+_BEHIND = 1 << 20  # bytes waiting for one viewer before the run waits for it
+_TAKEN = 64 * 1024  # bytes it must take to be waited for again
+_PATIENCE = 5.0  # seconds in which it must have done so
+_HELLO_TIMEOUT = 10.0
+_LINGER = 5.0  # seconds to take the rest after the run has ended
+_log = logging.getLogger(__name__)
+
+
+class Controlled(Protocol):
+    """What the socket needs of a run."""
+
+    @property
+    def record(self) -> RunRecord: ...
+
+    async def session(self) -> Session:
+        """Waits until there is a sandbox to talk to."""
+        ...
+
+    def ask_to_stop(self, grace: float) -> None: ...
+
+    async def signal(self, number: int) -> None: ...
+
+
+class SocketViewer:
+    """A connected terminal or pipe."""
+
+    def __init__(self, writer: asyncio.StreamWriter, *, size: Size | None, patience: float | None) -> None:
+        self.size = size
+        self.patience = patience
+        self._writer = writer
+        writer.transport.set_write_buffer_limits(high=_BEHIND, low=_BEHIND - _TAKEN)
+
+    def offer(self, output: Output) -> None:
+        kind = Frame.STDOUT if output.stream == "stdout" else Frame.STDERR
+        for start in range(0, len(output.data), control.MAX_PAYLOAD):
+            self._writer.write(control.pack(kind, output.data[start : start + control.MAX_PAYLOAD]))
+
+    async def caught_up(self) -> None:
+        await self._writer.drain()
+
+    def notice(self, text: str) -> None:
+        self._writer.write(control.pack(Frame.NOTICE, text.encode()))
+
+    def drop(self) -> None:
+        self._writer.transport.abort()  # it takes nothing any more, not even the reason
+
+
+class ControlServer:
+    """Answers on the run's control socket until it is cancelled."""
+
+    def __init__(self, run: Controlled, path: Path) -> None:
+        self._run = run
+        self._waiting: dict[asyncio.StreamWriter, float | None] = {}  # for EXIT; value: their patience
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._socket.bind(str(path))
+        os.chmod(path, 0o600)
+        self._socket.listen(16)
+
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        with self._socket:
+            async with anyio.create_task_group() as clients:
+                while True:
+                    try:
+                        connection, _ = await loop.sock_accept(self._socket)
+                    except OSError:  # out of file descriptors: the backlog keeps the peer waiting
+                        await anyio.sleep(0.1)
+                    else:
+                        await self._accept(connection, clients)
+
+    async def farewell(self) -> None:
+        """Tell everybody who waits how the run ended, and give them time to take it all."""
+        frame = control.pack_json(Frame.EXIT, self._run.record.to_json())
+        async with anyio.create_task_group() as tasks:
+            for writer, patience in self._waiting.items():
+                tasks.start_soon(_say, writer, frame, patience)
+
+    async def _accept(self, connection: socket.socket, clients: TaskGroup) -> None:
+        connection.setblocking(False)
+        if _peer_uid(connection) not in {0, os.getuid()}:
+            connection.close()
+            return
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        clients.start_soon(self._client, reader, writer)
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._serve(reader, writer)
+        except (EOFError, ConnectionError, TimeoutError, BrokenFrameError) as error:
+            _log.debug("control connection ended: %r", error)  # the peer left or talks nonsense
+        except Exception:  # one client must not take the run down with it
+            _log.exception("control connection failed")
+        finally:
+            self._waiting.pop(writer, None)
+            writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with anyio.fail_after(_HELLO_TIMEOUT):
+            kind, payload = await _frame(reader)
+        if kind is not Frame.HELLO:
+            raise BrokenFrameError(kind.name)
+        hello = control.unpack_json(payload)
+        writer.write(control.pack_json(Frame.WELCOME, self._run.record.to_json()))
+        match hello.get("role"):
+            case "view":
+                await self._view(reader, writer, hello)
+            case "input":
+                await self._input(reader)
+            case "control":
+                self._waiting[writer] = _LINGER
+                await self._orders(reader, None, None)
+
+    async def _view(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hello: dict[str, Any]
+    ) -> None:
+        session = await self._run.session()
+        first = not session.joined.is_set()
+        # Whoever started a plain run is its stdout: it may be as slow as it likes.
+        patience = None if hello.get("lead") and not self._run.record.tty else _PATIENCE
+        viewer = SocketViewer(writer, size=_size(hello.get("size")), patience=patience)
+        self._waiting[writer] = patience
+        session.add(viewer, replay=not first)
+        try:
+            if viewer.size and first:
+                await session.resize(viewer, viewer.size)
+            elif not first:
+                await session.redraw()
+            await self._orders(reader, viewer, session)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await session.remove(viewer)
+
+    async def _orders(
+        self, reader: asyncio.StreamReader, viewer: SocketViewer | None, session: Session | None
+    ) -> None:
+        while True:
+            kind, payload = await _frame(reader)
+            if kind is Frame.RESIZE and viewer and session:
+                await session.resize(viewer, Size(*control.unpack_size(payload)))
+            elif kind is Frame.SIGNAL and len(payload) == 1:
+                await self._run.signal(payload[0])
+            elif kind is Frame.STOP and len(payload) == 8:
+                self._run.ask_to_stop(*struct.unpack(">d", payload))
+            else:
+                raise BrokenFrameError(kind.name)
+
+    async def _input(self, reader: asyncio.StreamReader) -> None:
+        session = await self._run.session()
+        while True:
+            kind, payload = await _frame(reader)
+            if kind is Frame.INPUT:
+                await session.write(payload)
+            elif kind is Frame.CLOSE_STDIN:
+                await session.close_stdin()
+            else:
+                raise BrokenFrameError(kind.name)
+
+
+async def _say(writer: asyncio.StreamWriter, frame: bytes, patience: float | None) -> None:
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        writer.transport.set_write_buffer_limits(high=0)
+        writer.write(frame)
+        with anyio.fail_after(patience):
+            await writer.drain()  # with a limit of 0 this means: everything was taken
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    uid: int = struct.unpack("3i", credentials)[1]
+    return uid
+
+
+async def _frame(reader: asyncio.StreamReader) -> tuple[Frame, bytes]:
+    kind, length = control.parse_header(await reader.readexactly(control.HEADER.size))
+    return kind, await reader.readexactly(length)
+
+
+def _size(value: object) -> Size | None:
+    match value:
+        case [int(columns), int(rows)] if 0 < columns < 65536 and 0 < rows < 65536:
+            return Size(columns, rows)
+    return None
