@@ -44,7 +44,9 @@ async def check_anthropic(kind: CredentialKind, secret: Secret, upstream: Upstre
     else:
         headers["x-api-key"] = secret.reveal()
     body = {"model": _MODEL, "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
-    status, answer = await _ask("POST", "api.anthropic.com", "/v1/messages", headers, body, upstream)
+    status, answer = await _ask(
+        "POST", "api.anthropic.com", "/v1/messages", headers=headers, body=body, upstream=upstream
+    )
     what = "token" if kind is CredentialKind.OAUTH else "API key"
     if status == 200:
         return Verdict(Outcome.VALID)
@@ -63,7 +65,7 @@ async def check_github(secret: Secret, upstream: UpstreamConfig) -> Verdict:
         "Authorization": f"Bearer {secret.reveal()}",
         "Accept": "application/vnd.github+json",
     }
-    status, answer = await _ask("GET", "api.github.com", "/user", headers, None, upstream)
+    status, answer = await _ask("GET", "api.github.com", "/user", headers=headers, upstream=upstream)
     if status == 200:
         login = _json(answer).get("login")
         known = isinstance(login, str) and _LOGIN.fullmatch(login)
@@ -74,7 +76,13 @@ async def check_github(secret: Secret, upstream: UpstreamConfig) -> Verdict:
 
 
 async def _ask(
-    method: str, host: str, path: str, headers: Mapping[str, str], body: Any, upstream: UpstreamConfig
+    method: str,
+    host: str,
+    path: str,
+    *,
+    headers: Mapping[str, str],
+    body: Any = None,
+    upstream: UpstreamConfig,
 ) -> tuple[int, bytes]:
     """(status, start of the body), or (0, name of what went wrong)."""
     import aiohttp

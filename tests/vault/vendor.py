@@ -1,0 +1,186 @@
+"""A vendor on loopback: a real TLS server for several names, direct and behind CONNECT.
+
+It answers what a test tells it to and records what it was asked. Certificates are of a CA made here.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+Answer = tuple[int, object]  # status, JSON body
+
+
+@dataclass(frozen=True)
+class Asked:
+    host: str
+    method: str
+    path: str
+    headers: dict[str, str]  # names in lower case
+    body: bytes
+
+
+@dataclass
+class Vendor:
+    answer: Callable[[Asked], Answer]
+    port: int = 0  # TLS at once
+    proxy_port: int = 0  # plain HTTP, CONNECT
+    ca: Path = Path()
+    asked: list[Asked] = field(default_factory=list)
+
+    def config(self, home: Path, *hosts: str) -> None:
+        """Write a `config.yaml` into `home` that sends `hosts` here."""
+        home.mkdir(parents=True, exist_ok=True)
+        lines = ["upstream:", f"  ca_bundle: {self.ca}", "  connect_to:"]
+        lines += [f'    "{host}:443": "127.0.0.1:{self.port}"' for host in hosts]
+        (home / "config.yaml").write_text("\n".join(lines) + "\n")
+        (home / "config.yaml").chmod(0o600)
+
+
+@contextmanager
+def vendor(directory: Path, answer: Callable[[Asked], Answer], *hosts: str) -> Iterator[Vendor]:
+    """Serve `hosts` until the block ends."""
+    context, ca = _certificates(directory, hosts)
+    told = Vendor(answer, ca=ca)
+
+    class Handler(_Handler):
+        vendor = told
+        tls = context
+
+    class Direct(Handler):
+        def setup(self) -> None:
+            self.request = context.wrap_socket(self.request, server_side=True)
+            super().setup()
+
+    servers = [_Server(("127.0.0.1", 0), Direct), _Server(("127.0.0.1", 0), Handler)]
+    told.port, told.proxy_port = (server.server_address[1] for server in servers)
+    threads = [threading.Thread(target=server.serve_forever, args=(0.05,)) for server in servers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield told
+    finally:
+        for server, thread in zip(servers, threads, strict=True):
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that refuses the certificate or leaves early is part of the tests."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    vendor: Vendor
+    tls: ssl.SSLContext
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+
+    def do_CONNECT(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        self.wfile.flush()
+        self.connection = self.request = self.tls.wrap_socket(self.connection, server_side=True)
+        self.rfile = self.connection.makefile("rb")
+        self.wfile = self.connection.makefile("wb", 0)
+        self.close_connection = False
+
+    def _serve(self) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        body = self.rfile.read(int(headers.get("content-length", 0)))
+        host = headers.get("host", "").split(":")[0]
+        asked = Asked(host, self.command, self.path, headers, body)
+        self.vendor.asked.append(asked)
+        status, value = self.vendor.answer(asked)
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = do_PUT = do_HEAD = _serve
+
+    def log_message(self, *args: object) -> None:
+        """Quiet."""
+
+    def finish(self) -> None:
+        super().finish()
+        self.request.close()
+
+
+def _certificates(directory: Path, hosts: tuple[str, ...]) -> tuple[ssl.SSLContext, Path]:
+    directory.mkdir(parents=True, exist_ok=True)
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vendor of the tests")])
+    ca_cert = (
+        _builder(ca_name, ca_name, ca_key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(sign=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
+        .sign(ca_key, hashes.SHA256())
+    )
+    leaf = (
+        _builder(
+            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])]), ca_name, key.public_key()
+        )
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts]), critical=False)
+        .add_extension(_usage(sign=False), critical=True)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
+        )
+        .sign(ca_key, hashes.SHA256())
+    )
+    pem, ca = directory / "vendor.pem", directory / "vendor-ca.pem"
+    pem.write_bytes(
+        leaf.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    ca.write_bytes(ca_cert.public_bytes(serialization.Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    return context, ca
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    now = dt.datetime.now(dt.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+    )
+
+
+def _usage(*, sign: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=sign,
+        crl_sign=sign,
+        encipher_only=False,
+        decipher_only=False,
+    )
