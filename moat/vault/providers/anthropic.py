@@ -38,7 +38,8 @@ class Anthropic:
     def placeholder(self, info: CredentialInfo, token: str) -> str:
         if info.kind is CredentialKind.OAUTH:
             return f"sk-ant-oat01-moat-placeholder-not-a-real-token-{token}"
-        return f"sk-ant-api03-moat-placeholder-not-a-real-key-{token}"
+        # Claude Code asks once about a key whose last 20 characters it does not know: they stay the same.
+        return f"sk-ant-api03-moat-{token}-placeholder-not-a-real-key"
 
     def rules(self, info: CredentialInfo, placeholder: str) -> tuple[InjectionRule, ...]:
         if info.kind is CredentialKind.OAUTH:

@@ -1,0 +1,100 @@
+"""Claude Code: its command line, variables and mounts, so that it starts without a single question.
+
+Checked against 2.1.330. What it reads from HOME is in `claude_home`, where conversations are kept in
+`claude_sessions`, which binary is used in `claude_binary`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from moat.grants import CredentialInfo
+from moat.runtime.agents import Setup
+from moat.runtime.agents.claude_binary import find_claude
+from moat.runtime.agents.claude_home import home_files
+from moat.runtime.agents.claude_sessions import SANDBOX_PROJECT, shared_directory
+from moat.runtime.sandbox import Mount
+
+BINARY = "/usr/local/bin/claude"  # in the sandbox
+_DEPENDENCIES = ("claude-code", "git")
+_ENVIRONMENT = {
+    "DISABLE_AUTOUPDATER": "1",  # the binary is read-only and not the sandbox's to replace
+    "DISABLE_INSTALLATION_CHECKS": "1",  # it looks for an installation in HOME and warns
+    # It would download and clone from three hosts at every start of every sandbox.
+    "CLAUDE_CODE_DISABLE_OFFICIAL_MARKETPLACE_AUTOINSTALL": "1",
+}
+# What the user decided about telemetry on this machine holds in the sandbox as well. Moat itself does
+# not decide it: without that traffic Claude Code has no feature flags.
+_PRIVACY = (
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC",
+    "DISABLE_TELEMETRY",
+    "DISABLE_ERROR_REPORTING",
+    "DISABLE_FEEDBACK_COMMAND",
+    "DO_NOT_TRACK",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claude:
+    """One session of Claude Code. At most one of `resume`, `session` and `proceed` is given."""
+
+    prompt: str | None = None  # answer this, print, exit; None: interactive
+    initial: str | None = None  # first prompt of an interactive session
+    session: str | None = None  # UUID of the new conversation
+    resume: str | None = None  # UUID of an old one
+    proceed: bool = False  # go on with the newest one
+    ask: bool = False  # confirm each tool (`--noyolo`)
+    home: Path | None = None  # the user's HOME on the host
+
+    @property
+    def name(self) -> str:
+        return "claude"
+
+    @property
+    def grant(self) -> str:
+        return "anthropic"
+
+    @property
+    def interactive(self) -> bool:
+        return self.prompt is None
+
+    def argv(self) -> tuple[str, ...]:
+        words = ["claude"]
+        if not self.ask:
+            words.append("--dangerously-skip-permissions")
+        if self.proceed:
+            words.append("--continue")
+        if self.resume:
+            words += ["--resume", self.resume]
+        if self.session:
+            words += ["--session-id", self.session]
+        if self.prompt is not None:
+            words += ["-p", "--", self.prompt]
+        elif self.initial is not None:
+            words += ["--", self.initial]
+        return tuple(words)
+
+    def setup(
+        self,
+        *,
+        workspace: Path,
+        credential: CredentialInfo,
+        runtime: str,
+        environ: Mapping[str, str] = os.environ,
+    ) -> Setup:
+        """Raises StartError when the embedded runtime has no Claude Code to show to the sandbox."""
+        home = self.home or Path.home()
+        mounts = [Mount(shared_directory(home, workspace), SANDBOX_PROJECT)]
+        if runtime == "embedded":
+            mounts.append(Mount(find_claude(home, environ), BINARY, read_only=True))
+        chosen = {name: environ[name] for name in _PRIVACY if environ.get(name)}
+        return Setup(
+            argv=self.argv(),
+            env=_ENVIRONMENT | chosen,
+            home_files=home_files(home, credential, ask=self.ask),
+            mounts=tuple(mounts),
+            dependencies=() if runtime == "embedded" else _DEPENDENCIES,
+        )

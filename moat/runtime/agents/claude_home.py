@@ -1,0 +1,123 @@
+"""The files in the sandbox's HOME that make Claude Code start without onboarding, login or dialogs.
+
+The user's own `~/.claude.json` contributes a few named keys that hold identity and taste. It also holds
+tokens, histories and paths of other projects; none of that goes in, and a value that looks like a secret
+is dropped wherever it stands.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from moat.grants import CredentialInfo, CredentialKind
+from moat.runtime.sandbox import WORKSPACE, HomeFile
+from moat.vault.providers import provider
+
+_HOST_KEYS = (
+    "userID",
+    "anonymousId",
+    "firstStartTime",
+    "numStartups",
+    "theme",
+    "lastOnboardingVersion",
+    "lastReleaseNotesSeen",
+    "sonnet45MigrationComplete",
+    "opus45MigrationComplete",
+    "opusProMigrationComplete",
+    "thinkingMigrationComplete",
+    "clientDataCache",
+    "cachedGrowthBookFeatures",
+)
+# Without it requests of a subscription lack the organization; with an API key it would be a lie.
+_SUBSCRIPTION_KEYS = ("oauthAccount",)
+_HOST_SETTINGS = ("theme", "tui")
+_MAX_BYTES = 4_000_000  # ~/.claude.json grows with every project; more than this is not read
+_SECRET_NAME = re.compile(r"token|secret|password|api_?key|credential", re.IGNORECASE)
+_SECRET_VALUE = re.compile(
+    r"sk-[A-Za-z0-9_-]{8}|gh[a-z]_[A-Za-z0-9]{16}|github_pat_|eyJ[A-Za-z0-9_-]{16}|-----BEGIN "
+)
+
+
+def home_files(home: Path, credential: CredentialInfo, *, ask: bool) -> tuple[HomeFile, ...]:
+    """`~/.claude.json` and `~/.claude/settings.json`. The credential's own files are its provider's."""
+    return (
+        HomeFile(".claude.json", _json(state(home, credential))),
+        HomeFile(".claude/settings.json", _json(settings(home, ask=ask))),
+    )
+
+
+def state(home: Path, credential: CredentialInfo) -> dict[str, Any]:
+    """`~/.claude.json`: the user's own keys, then those that answer every question beforehand."""
+    host = _read(home / ".claude.json")
+    subscription = credential.kind is CredentialKind.OAUTH
+    names = _HOST_KEYS + (_SUBSCRIPTION_KEYS if subscription else ())
+    found = {name: _harmless(host[name]) for name in names if name in host}
+    found |= {
+        "hasCompletedOnboarding": True,
+        "hasSeenAutoDefaultNudge": True,  # else "make auto mode your default?", whose default is yes
+        "hasSeenAutoDefaultNotice": True,
+        "officialMarketplaceAutoInstallAttempted": True,
+        "officialMarketplaceAutoInstalled": True,
+        "projects": {
+            WORKSPACE: {
+                "hasTrustDialogAccepted": True,
+                "hasCompletedProjectOnboarding": True,
+                "hasClaudeMdExternalIncludesWarningShown": True,
+            }
+        },
+    }
+    if not subscription:
+        found["customApiKeyResponses"] = {"approved": [approved_key(credential)], "rejected": []}
+    return found
+
+
+def approved_key(credential: CredentialInfo) -> str:
+    """The last 20 characters of the placeholder: by them Claude Code knows a key that it may use.
+
+    They are the same in every run, whatever the run's own part of the placeholder is.
+    """
+    return provider(credential.name).placeholder(credential, "0" * 32)[-20:]
+
+
+def settings(home: Path, *, ask: bool) -> dict[str, Any]:
+    """`~/.claude/settings.json`. `ask`: confirm each tool, as Claude Code does by itself."""
+    host = _read(home / ".claude" / "settings.json")
+    found: dict[str, Any] = {"tui": "default"}  # no offer to try the fullscreen renderer
+    found |= {name: host[name] for name in _HOST_SETTINGS if isinstance(host.get(name), str)}
+    # Said here as well as on the command line: Claude Code may start itself anew without its flags.
+    found["permissions"] = {"defaultMode": "default" if ask else "bypassPermissions"}
+    if not ask:
+        found["skipDangerousModePermissionPrompt"] = True
+        found["enableAllProjectMcpServers"] = True  # else a dialog for each server in .mcp.json
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object of the user's; an unreadable, huge or broken one counts as empty."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        value = json.loads(data) if len(data) <= _MAX_BYTES else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _harmless(value: Any) -> Any:
+    """`value` without everything in it that looks like a secret, by name or by shape."""
+    if isinstance(value, dict):
+        return {
+            name: _harmless(item)
+            for name, item in value.items()
+            if not _SECRET_NAME.search(name) and not (isinstance(item, str) and _SECRET_VALUE.search(item))
+        }
+    if isinstance(value, list):
+        return [_harmless(item) for item in value]
+    return None if isinstance(value, str) and _SECRET_VALUE.search(value) else value
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=2, ensure_ascii=False).encode()
