@@ -1,0 +1,122 @@
+"""`moat grant …`: store a credential; list, show; what can be granted."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from moat.cli.output import emit, emit_json, table
+from moat.errors import UsageError
+from moat.grants import CredentialInfo
+from moat.paths import Home
+from moat.vault import Vault, open_vault
+from moat.vault.index import describe, timestamp
+from moat.vault.providers import ENTRIES, entry
+
+_WIZARDS = {"anthropic": "moat.cli.grant_anthropic", "github": "moat.cli.grant_github"}
+_USAGE = """\
+usage: moat grant <provider> [options]     store a credential that runs may use
+       moat grant list [--json]            what is stored
+       moat grant show NAME [--json]       one of them, without its secret
+       moat grant providers [--json]       what can be granted
+
+`moat grant <provider> --help` tells more. `moat revoke NAME` forgets a credential.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    if not argv:
+        raise UsageError("grant what?", hint="`moat grant anthropic`, or see `moat grant providers`")
+    if argv[0] in {"-h", "--help", "help"}:
+        emit(_USAGE.rstrip())
+        return 0
+    if argv[0] in _ACTIONS:
+        return _ACTIONS[argv[0]](argv[1:])
+    if argv[0].startswith("-"):
+        raise UsageError(f"unknown option {argv[0]}", hint="`moat grant --help`")
+    wizard = importlib.import_module(_WIZARDS[entry(argv[0]).name])
+    status: int = wizard.main(argv[1:])
+    return status
+
+
+def _list(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="moat grant list", description="List stored credentials.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(argv)
+    vault = open_vault(Home.from_environment())
+    found = vault.list()
+    if options.json:
+        emit_json([facts(vault, info) for info in found])
+    elif found:
+        emit(table(("NAME", "KIND", "STORE", "CREATED", "EXPIRES"), [_row(vault, info) for info in found]))
+    else:
+        emit("Nothing is granted. `moat grant anthropic` stores a credential for Claude Code.")
+    return 0
+
+
+def _show(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="moat grant show", description="Show what is known of a credential; never the secret."
+    )
+    parser.add_argument("name", help="a name of `moat grant list`")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(argv)
+    vault = open_vault(Home.from_environment())
+    known = facts(vault, vault.info(options.name))
+    if options.json:
+        emit_json(known)
+        return 0
+    known |= {"hosts": ", ".join(known["hosts"]), "expired": "yes" if known["expired"] else "no"}
+    known |= {"expires_at": known["expires_at"] or "not known"} | known.pop("metadata")
+    width = max(map(len, known)) + 1
+    for key, value in known.items():
+        emit(f"{key.replace('_', ' ') + ':':<{width}} {value}")
+    return 0
+
+
+def _providers(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="moat grant providers", description="List what can be granted.")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    if parser.parse_args(argv).json:
+        emit_json(
+            [
+                {
+                    "name": row.name,
+                    "aliases": list(row.aliases),
+                    "summary": row.summary,
+                    "credential_hosts": list(row.hosts),
+                    "opens_hosts": list(row.opens),
+                }
+                for row in ENTRIES
+            ]
+        )
+        return 0
+    rows = [(row.name, ", ".join(row.aliases), row.summary, ", ".join(row.hosts)) for row in ENTRIES]
+    emit(table(("NAME", "ALIAS", "FOR", "CREDENTIAL GOES TO"), rows))
+    return 0
+
+
+def facts(vault: Vault, info: CredentialInfo) -> dict[str, Any]:
+    """Everything that may be shown of a stored credential, as JSON values."""
+    known = describe(info)
+    return known | {"expired": info.expired(_now()), "store": vault.store(info.name)}
+
+
+def _row(vault: Vault, info: CredentialInfo) -> tuple[str, ...]:
+    expires = "-" if info.expires_at is None else timestamp(info.expires_at)
+    if info.expired(_now()):
+        expires += " (expired)"
+    return info.name, info.kind.value, vault.store(info.name), timestamp(info.created_at), expires
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+_ACTIONS: Mapping[str, Callable[[Sequence[str]], int]] = MappingProxyType(
+    {"list": _list, "show": _show, "providers": _providers}
+)

@@ -1,0 +1,170 @@
+"""Questions to the user at a terminal: a choice, yes or no, something hidden.
+
+prompt-toolkit reads the answers; on a dumb terminal the plain ones of the system do. Ctrl-C and Ctrl-D
+raise KeyboardInterrupt. Without a terminal nothing is ever asked: `Console.terminal` says so.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from moat.errors import UsageError
+from moat.grants import Secret
+from moat.vault.key import NewKey
+
+if TYPE_CHECKING:
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+_TRIES = 3
+# A terminal without bracketed paste sends pasted line ends as Enter: it counts when nothing follows.
+_SETTLE = 0.2  # seconds
+
+
+class Console:
+    """Where a wizard talks to the user: stdout, or stderr when stdout is kept for `--json`."""
+
+    def __init__(self, *, json: bool = False) -> None:
+        self.stream: TextIO = sys.stderr if json else sys.stdout
+        self.terminal = sys.stdin.isatty() and self.stream.isatty()
+
+    def print(self, text: str = "") -> None:
+        self.stream.write(text + "\n")
+        self.stream.flush()
+
+    def choose(self, question: str, answers: Sequence[str]) -> str:
+        """One of `answers`. An empty or another answer asks again. Raises UsageError after three."""
+        for _ in range(_TRIES):
+            answer = self._ask(question).strip()
+            if answer in answers:
+                return answer
+            self.print(f"Please enter {' or '.join(answers)}.")
+        raise UsageError("no choice was made", hint="run the command again")
+
+    def confirm(self, question: str, *, default: bool) -> bool:
+        """Yes or no; Enter takes the default. Raises UsageError after three other answers."""
+        known = {"": default, "y": True, "yes": True, "n": False, "no": False}
+        for _ in range(_TRIES):
+            answer = self._ask(f"{question} [{'Y/n' if default else 'y/N'}]: ").strip().lower()
+            if answer in known:
+                return known[answer]
+            self.print("Please enter y or n.")
+        raise UsageError("no answer was given", hint="run the command again")
+
+    def hidden(self, question: str, check: Callable[[str], str] = lambda _: "") -> Secret:
+        """A secret, not shown; all white space is dropped, since a paste may be wrapped over lines.
+
+        check: what is wrong with an answer, or "". Raises UsageError after three wrong answers.
+        """
+        problem = ""
+        for _ in range(_TRIES):
+            answer = "".join(self._ask(question, hidden=True).split())
+            problem = check(answer) if answer else "nothing was entered"
+            if not problem:
+                return Secret(answer)
+            self.print(f"That does not work: {problem}.")
+        raise UsageError(problem, hint="run the command again")
+
+    def passphrase(self, question: str) -> str:
+        """A passphrase as typed. Raises UsageError when it stays empty."""
+        for _ in range(_TRIES):
+            answer = self._ask(question, hidden=True)
+            if answer:
+                return answer
+            self.print("Please enter a passphrase.")
+        raise UsageError("no passphrase was entered", hint="run the command again")
+
+    def _ask(self, question: str, *, hidden: bool = False) -> str:
+        try:
+            if os.environ.get("TERM", "dumb") in {"dumb", "unknown"}:
+                return self._plain(question, hidden=hidden)
+            return self._prompt(question, hidden=hidden)
+        except (EOFError, KeyboardInterrupt):
+            self.print()
+            raise KeyboardInterrupt from None
+
+    def _plain(self, question: str, *, hidden: bool) -> str:
+        if hidden:
+            return getpass.getpass(question, self.stream)
+        self.stream.write(question)
+        self.stream.flush()
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line
+
+    def _prompt(self, question: str, *, hidden: bool) -> str:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.history import DummyHistory
+        from prompt_toolkit.output.vt100 import Vt100_Output
+
+        output = Vt100_Output.from_pty(self.stream, term=os.environ.get("TERM"))
+        # One line needs no cursor position report, and terminals that answer none cause a warning.
+        output.enable_cpr = False
+        session: PromptSession[str] = PromptSession(
+            question,
+            is_password=hidden,
+            output=output,
+            history=DummyHistory(),
+            key_bindings=_patient_enter() if hidden else None,
+            enable_suspend=False,
+        )
+        return session.prompt()
+
+
+def ask_passphrase() -> str:
+    """The passphrase of the sealed credentials, asked on stderr. For `open_vault(passphrase=…)`."""
+    return Console(json=True).passphrase("Passphrase of the sealed credentials: ")
+
+
+def passphrase_source() -> Callable[[], str] | None:
+    """`ask_passphrase` where there is a terminal; None elsewhere."""
+    return ask_passphrase if Console(json=True).terminal else None
+
+
+def choose_key(console: Console, default_file: Path) -> NewKey:
+    """How new sealed files shall be protected."""
+    console.print("Credentials will be stored in sealed files. Protect them with:")
+    console.print()
+    console.print("  1. A passphrase (recommended)")
+    console.print("     Asked by every command that needs a credential, or taken from MOAT_PASSPHRASE.")
+    console.print()
+    console.print("  2. A key file")
+    console.print(f"     {default_file}: who can read it can read the credentials.")
+    console.print()
+    if console.choose("Enter choice [1 or 2]: ", ("1", "2")) == "2":
+        return NewKey(key_file=default_file)
+    for _ in range(_TRIES):
+        first = console.passphrase("New passphrase: ")
+        if console.passphrase("The same again: ") == first:
+            return NewKey(passphrase=Secret(first))
+        console.print("They differ.")
+    raise UsageError("the passphrases differ", hint="run the command again")
+
+
+def _patient_enter() -> KeyBindings:
+    """Enter accepts once nothing has followed it for a moment; what follows belongs to the same paste."""
+    import asyncio
+
+    from prompt_toolkit.key_binding import KeyBindings
+
+    bindings = KeyBindings()
+
+    @bindings.add("enter")
+    def enter(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        buffer.insert_text("\n")
+        seen = buffer.text
+
+        async def settle() -> None:
+            await asyncio.sleep(_SETTLE)
+            if buffer.text == seen and not event.app.is_done:
+                event.app.exit(result=seen.removesuffix("\n"))
+
+        event.app.create_background_task(settle())
+
+    return bindings
