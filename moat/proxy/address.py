@@ -1,14 +1,24 @@
 """Addresses and authorities: what may be dialled, and one canonical spelling of `host:port`.
 
-Pure text and numbers; nothing here resolves a name.
+Pure text and numbers; nothing here resolves a name. Two spellings of one host would be two answers from
+policy, so every spelling that some resolver understands and another does not is refused.
 """
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import NoReturn
 
 from moat.errors import MoatError
+
+_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a last label like this makes the host an IPv4 address (WHATWG)
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+_MAX_HOST = 253
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class AuthorityError(MoatError):
@@ -25,28 +35,210 @@ class Authority:
     @property
     def address(self) -> IPv4Address | IPv6Address | None:
         """The address when the host is a literal."""
-        raise NotImplementedError
+        return literal(self.host)
 
     def host_header(self, scheme: str) -> str:
         """Value of a Host field: the port only when it is not the scheme's own."""
-        raise NotImplementedError
+        if self.port == _DEFAULT_PORTS.get(scheme):
+            return f"[{self.host}]" if ":" in self.host else self.host
+        return str(self)
 
     def __str__(self) -> str:
-        raise NotImplementedError
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def parse_authority(text: str | bytes, *, default_port: int | None = None) -> Authority:
     """Read `host:port`, `[v6]:port`, or without port when `default_port` is given.
 
     Raises AuthorityError for userinfo, zone ids, decimal/hex/octal/short IPv4, bad labels, bad ports.
+    An IPv4-mapped IPv6 literal becomes the IPv4 one: they reach the same host.
     """
-    raise NotImplementedError
+    host, port = split_host_port(text)
+    port = default_port if port is None else port
+    if port is None:
+        raise AuthorityError(f"{host!r} has no port")
+    return Authority(host, port)
+
+
+def split_host_port(text: str | bytes) -> tuple[str, int | None]:
+    """Canonical host, and the port if there is one. Raises AuthorityError."""
+    if isinstance(text, bytes):
+        text = text.decode("latin-1")
+    if not text.isascii() or not text.isprintable() or " " in text:
+        _refuse(text, "is not printable ASCII (write international names as A-labels, xn--…)")
+    if "@" in text:
+        _refuse(text, "has a user name in front of the host")
+    if "%" in text:
+        _refuse(text, "has a zone id or a percent-encoded byte in the host")
+    if text.startswith("["):
+        inside, bracket, after = text[1:].partition("]")
+        if not bracket or (after and not after.startswith(":")):
+            _refuse(text, "is not `[address]:port`")
+        return _ipv6(inside, text), _port(after[1:], text) if after else None
+    host, colon, port = text.partition(":")
+    if ":" in port:
+        _refuse(text, "has several colons (write IPv6 addresses in brackets)")
+    return _host(host.lower(), text), _port(port, text) if colon else None
+
+
+def literal(host: str) -> IPv4Address | IPv6Address | None:
+    """The address that a canonical host spells, None for a name."""
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
+
+
+def _refuse(text: str, why: str) -> NoReturn:
+    raise AuthorityError(f"{text[:300]!r} {why}")
+
+
+def _port(port: str, text: str) -> int:
+    if not _PORT.fullmatch(port) or int(port) > 0xFFFF:
+        _refuse(text, "has a port that is not a plain number from 1 to 65535")
+    return int(port)
+
+
+def _ipv6(inside: str, text: str) -> str:
+    try:
+        address = IPv6Address(inside)
+    except ValueError:
+        _refuse(text, "is not an IPv6 address in brackets")
+    mapped = address.ipv4_mapped
+    return str(mapped) if mapped else address.compressed
+
+
+def _host(host: str, text: str) -> str:
+    host = host.removesuffix(".")  # the root label changes nothing but spelling
+    labels = host.split(".")
+    if _NUMERIC.fullmatch(labels[-1]):
+        return _ipv4(host, text)
+    if not host or len(host) > _MAX_HOST:
+        _refuse(text, "has no host, or one that is longer than 253 characters")
+    for label in labels:
+        if not _LABEL.fullmatch(label):
+            _refuse(text, f"has a bad label {label!r}")
+        if label.startswith("xn--") and not _is_a_label(label):
+            _refuse(text, f"has an xn-- label {label!r} that encodes no name")
+    return host
+
+
+def _ipv4(host: str, text: str) -> str:
+    """Only four plain decimals: `127.1`, `0177.0.0.1`, `0x7f000001` and `2130706433` are loopback to some."""
+    try:
+        return str(IPv4Address(host))
+    except ValueError:
+        _refuse(text, "looks like an IPv4 address but is not four plain decimal numbers")
+
+
+def _is_a_label(label: str) -> bool:
+    """Whether an A-label is the one encoding of letters, marks and digits outside ASCII."""
+    encoded = label[4:]
+    try:
+        decoded = encoded.encode("ascii").decode("punycode")
+        again = decoded.encode("punycode").decode("ascii")
+    except (UnicodeError, OverflowError):
+        return False
+    return (
+        again == encoded
+        and not decoded.isascii()
+        and decoded == unicodedata.normalize("NFKC", decoded).lower()
+        and all(unicodedata.category(char)[0] in "LMN" or char in "-\u00b7\u30fb" for char in decoded)
+    )
+
+
+# IANA special-purpose registries, read 2026; kept here since `ipaddress.is_global` changes between versions.
+_IPV4 = tuple(
+    (IPv4Network(network), reason)
+    for network, reason in (
+        ("169.254.169.254/32", "cloud metadata"),
+        ("168.63.129.16/32", "cloud metadata"),  # Azure: public number, answered by the hypervisor
+        ("100.100.100.200/32", "cloud metadata"),  # Alibaba
+        ("192.0.0.192/32", "cloud metadata"),  # Oracle
+        ("0.0.0.0/8", "this network"),  # 0.0.0.0 connects to loopback on Linux
+        ("127.0.0.0/8", "loopback"),
+        ("10.0.0.0/8", "private"),
+        ("172.16.0.0/12", "private"),
+        ("192.168.0.0/16", "private"),
+        ("100.64.0.0/10", "carrier-grade NAT"),
+        ("169.254.0.0/16", "link-local"),
+        ("192.0.0.0/24", "protocol assignments"),
+        ("192.0.2.0/24", "documentation"),
+        ("198.51.100.0/24", "documentation"),
+        ("203.0.113.0/24", "documentation"),
+        ("192.88.99.0/24", "6to4 relay"),
+        ("198.18.0.0/15", "benchmarking"),
+        ("224.0.0.0/4", "multicast"),
+        ("255.255.255.255/32", "broadcast"),
+        ("240.0.0.0/4", "reserved"),
+    )
+)
+_IPV6 = tuple(
+    (IPv6Network(network), reason)
+    for network, reason in (
+        ("::/128", "unspecified"),
+        ("::1/128", "loopback"),
+        ("::/96", "IPv4-compatible"),
+        ("fd00:ec2::254/128", "cloud metadata"),  # AWS
+        ("fd20:ce::254/128", "cloud metadata"),  # Google
+        ("fc00::/7", "unique local"),
+        ("fe80::/10", "link-local"),
+        ("fec0::/10", "site-local"),
+        ("ff00::/8", "multicast"),
+        ("64:ff9b:1::/48", "local NAT64"),
+        ("100::/64", "discard"),
+        ("2001::/32", "Teredo"),
+        ("2001::/23", "protocol assignments"),  # benchmarking and ORCHID among them
+        ("2001:db8::/32", "documentation"),
+        ("3fff::/20", "documentation"),
+        ("2002::/16", "6to4"),
+    )
+)
+_GLOBAL_UNICAST = IPv6Network("2000::/3")
+_NAT64 = IPv6Network("64:ff9b::/96")
 
 
 def refuse(address: str | IPv4Address | IPv6Address) -> str | None:
     """Why this address must not be dialled (`loopback`, `private`, `cloud metadata`…), or None.
 
-    Everything that is not globally routable unicast is refused; IPv4 inside IPv6 (mapped, compatible,
-    6to4, NAT64, Teredo) is judged by the IPv4 address too. Text that is no address is refused as well.
+    Everything that is not globally routable unicast is refused. IPv4-mapped and NAT64 addresses are judged
+    by the IPv4 address inside; IPv4-compatible, 6to4 and Teredo are refused whatever is inside, which the
+    reason names when it is worse. Text that is no address, or has a zone id, is refused as well.
     """
-    raise NotImplementedError
+    if isinstance(address, str):
+        try:
+            address = ip_address(address)
+        except ValueError:
+            return "not an IP address"
+    if isinstance(address, IPv4Address):
+        return _find(address, _IPV4)
+    if address.scope_id is not None:
+        return "zone id"
+    if address.ipv4_mapped:
+        return refuse(address.ipv4_mapped)
+    inner = _inner(address)
+    inside = next(filter(None, map(refuse, inner)), None)
+    if address in _NAT64:
+        return inside and f"NAT64 of {inside}"
+    reason = _find(address, _IPV6)
+    if reason is None:
+        return None if address in _GLOBAL_UNICAST else "not global unicast"
+    return f"{reason} of {inside}" if inside else reason
+
+
+def _find(
+    address: IPv4Address | IPv6Address, table: tuple[tuple[IPv4Network | IPv6Network, str], ...]
+) -> str | None:
+    return next((reason for network, reason in table if address in network), None)
+
+
+def _inner(address: IPv6Address) -> tuple[IPv4Address, ...]:
+    """IPv4 addresses that a transition mechanism would send this to."""
+    if address.teredo:
+        return address.teredo
+    if address.sixtofour:
+        return (address.sixtofour,)
+    number = int(address)
+    if address in _NAT64 or (number >> 32 == 0 and number > 1):
+        return (IPv4Address(number & 0xFFFF_FFFF),)
+    return ()

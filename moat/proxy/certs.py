@@ -1,22 +1,85 @@
-"""The run's own certificate authority: in memory, short-lived, one leaf per host on demand."""
+"""The run's own certificate authority: in memory, short-lived, one leaf per host on demand.
+
+X.509 and server contexts only. `cryptography` is imported inside functions: this module is loaded by the
+proxy's signatures long before a certificate is needed.
+"""
 
 from __future__ import annotations
 
+import datetime as dt
+import os
 import ssl
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from moat.proxy.address import AuthorityError, literal, split_host_port
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+_CA_LIFE = dt.timedelta(days=90)  # longer than any run; the key dies with the run anyway
+_LEAF_LIFE = dt.timedelta(days=14)  # far below the 199 days that verifiers accept
+_RENEW_BEFORE = dt.timedelta(days=7)  # a leaf handed out is still good for a week-long connection
+_BACKDATE = dt.timedelta(days=2)  # clocks of suspended VMs and containers lag behind
+_CACHE = 256  # contexts of ~40 KiB; a crawling agent must not grow the supervisor
+_COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A
+
+Connection = ssl.SSLObject | ssl.SSLSocket
+
+
+def _utc_now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    context: ssl.SSLContext
+    renew_at: dt.datetime
 
 
 class RunCA:
-    """CA of one run. Its key exists in this process's memory only and dies with it."""
+    """CA of one run. Its key exists in this process's memory only and dies with it.
+
+    All leaves share one key: a P-256 key costs little, but loading one more per host would not.
+    """
+
+    def __init__(
+        self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate, now: Callable[[], dt.datetime]
+    ) -> None:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        self._key = key
+        self._certificate = certificate
+        self._now = now
+        self._leaf_key = ec.generate_private_key(ec.SECP256R1())
+        self._leaf_key_pem = self._leaf_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        self._leaves: OrderedDict[str, _Leaf] = OrderedDict()
+        self._rejected: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
 
     @classmethod
-    def generate(cls, name: str) -> RunCA:
-        """A fresh CA. `name` (the run id) shows up in its subject."""
-        raise NotImplementedError
+    def generate(cls, name: str, *, now: Callable[[], dt.datetime] = _utc_now) -> RunCA:
+        """A fresh CA. `name` (the run id) shows up in its subject; `now` is the clock, in UTC."""
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        return cls(key, _ca_certificate(key, f"Moat {name}"[:_COMMON_NAME], now()), now)
+
+    def __repr__(self) -> str:
+        return f"<RunCA {len(self._leaves)} leaves>"
 
     @property
     def certificate_pem(self) -> bytes:
         """The CA certificate: what the sandbox has to trust."""
-        raise NotImplementedError
+        from cryptography.hazmat.primitives import serialization
+
+        return self._certificate.public_bytes(serialization.Encoding.PEM)
 
     def server_context(self, host: str) -> ssl.SSLContext:
         """The context that terminates TLS for `host` (canonical name or IP literal), cached, capped.
@@ -24,8 +87,134 @@ class RunCA:
         A ClientHello whose SNI is another name gets the `unrecognized_name` alert; no SNI is accepted.
         Cost when not cached: about 1.5 ms.
         """
-        raise NotImplementedError
+        leaf = self._leaves.get(host)
+        if leaf is None or leaf.renew_at <= self._now():
+            leaf = self._leaves[host] = self._new_leaf(host)
+        self._leaves.move_to_end(host)
+        if len(self._leaves) > _CACHE:
+            self._leaves.popitem(last=False)
+        return leaf.context
 
-    def rejected_sni(self, connection: ssl.SSLObject | ssl.SSLSocket) -> str | None:
+    def rejected_sni(self, connection: Connection) -> str | None:
         """The name that made this connection's handshake fail, for the denial that is recorded."""
-        raise NotImplementedError
+        return self._rejected.get(connection)
+
+    def _new_leaf(self, host: str) -> _Leaf:
+        from cryptography.hazmat.primitives import serialization
+
+        now = self._now()
+        certificate = _leaf_certificate(self._key, self._certificate, self._leaf_key, host, now)
+        pem = self._leaf_key_pem + certificate.public_bytes(serialization.Encoding.PEM)
+        context = _server_context(pem)
+        context.sni_callback = self._sni_check(host)
+        return _Leaf(context, now + _LEAF_LIFE - _RENEW_BEFORE)
+
+    def _sni_check(self, host: str) -> Callable[[Connection, str | None, ssl.SSLContext], int | None]:
+        """One authority: what the client names in TLS is what it named in CONNECT, or there is no TLS."""
+
+        def check(connection: Connection, name: str | None, _context: ssl.SSLContext) -> int | None:
+            if name is None or _same_host(name, host):
+                return None
+            self._rejected[connection] = name
+            return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+
+        return check
+
+
+def _same_host(name: str, host: str) -> bool:
+    try:
+        return split_host_port(name) == (host, None)
+    except AuthorityError:
+        return name == host  # an IPv6 literal as SNI, against the RFC, comes without brackets
+
+
+def _server_context(pem: bytes) -> ssl.SSLContext:
+    """A server context for a key and certificate that `ssl` can only read from a file: one in memory."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    context.num_tickets = 1  # each costs a record on every handshake; clients use one
+    descriptor = os.memfd_create("moat-leaf")
+    try:
+        os.write(descriptor, pem)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+    return context
+
+
+def _ca_certificate(key: ec.EllipticCurvePrivateKey, name: str, now: dt.datetime) -> x509.Certificate:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+
+    subject = x509.Name([
+        x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Moat"),
+        x509.NameAttribute(x509.NameOID.COMMON_NAME, name),
+    ])  # fmt: skip
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(now + _CA_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def _leaf_certificate(
+    ca_key: ec.EllipticCurvePrivateKey,
+    ca: x509.Certificate,
+    key: ec.EllipticCurvePrivateKey,
+    host: str,
+    now: dt.datetime,
+) -> x509.Certificate:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    address = literal(host)
+    name = x509.IPAddress(address) if address else x509.DNSName(host)
+    # A common name is not needed and has 64 characters; without it the alternative name must be critical.
+    named = len(host) <= _COMMON_NAME
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)] if named else [])
+    issuer_id = ca.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(ca.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(min(now + _LEAF_LIFE, ca.not_valid_after_utc))
+        .add_extension(x509.SubjectAlternativeName([name]), critical=not named)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        # Byte for byte the issuer's SKI: some verifiers compare it (RFC 5280 §4.2.1.1).
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_id), critical=False
+        )
+        .sign(ca_key, hashes.SHA256())
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    from cryptography import x509
+
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

@@ -1,14 +1,25 @@
-"""Credentials onto requests: which rule, which header, which bytes. Pure; secrets come in as arguments."""
+"""Credentials onto requests: which rule, which header, which bytes. Pure; secrets come in as arguments.
+
+An exchange asks in this order: `leaks`, policy, `for_host`, `needed`, (fetch), `apply`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from moat.errors import MoatError
 from moat.grants import Credential, InjectionRule
 from moat.proxy.events import Denial
 from moat.proxy.http1 import Headers
+from moat.proxy.policy import HostPattern, parse_host_pattern
+
+_BASIC = re.compile(rb"(basic[ \t]++)([A-Za-z0-9+/_-]++=*+)", re.IGNORECASE)
+_FIELD_VALUE = re.compile(rb"[\x21-\x7e\x80-\xff](?:[\t \x21-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
 
 
 class InjectionError(MoatError):
@@ -17,13 +28,42 @@ class InjectionError(MoatError):
 
 @dataclass(frozen=True, slots=True)
 class CompiledRule:
-    """An InjectionRule in bytes, ready for one request."""
+    """An InjectionRule in bytes, names in lower case, ready for one request."""
 
     rule: InjectionRule
+    patterns: tuple[HostPattern, ...]
     header: bytes
     placeholder: bytes
     strip: frozenset[bytes]
     merge: tuple[tuple[bytes, bytes], ...]
+
+    @classmethod
+    def of(cls, rule: InjectionRule) -> CompiledRule:
+        """Raises ValueError for a host pattern that is none."""
+        return cls(
+            rule,
+            tuple(parse_host_pattern(host) for host in rule.hosts),
+            rule.header.lower().encode("ascii"),
+            rule.placeholder.encode("ascii"),
+            frozenset(name.lower().encode("ascii") for name in rule.strip),
+            tuple((name.encode("ascii"), value.encode("ascii")) for name, value in rule.merge),
+        )
+
+    def bound_to(self, host: str, port: int, scheme: str) -> bool:
+        """Whether the credential may go there. Plain http is nowhere, whatever its port."""
+        return (
+            scheme == "https"
+            and port in self.rule.ports
+            and any(pattern.names(host) and pattern.port in {None, port} for pattern in self.patterns)
+        )
+
+    def value(self, secret: bytes) -> bytes:
+        """The header value that carries the secret."""
+        if self.rule.scheme == "bearer":
+            return b"Bearer " + secret
+        if self.rule.scheme == "basic":
+            return b"Basic " + base64.b64encode(self.rule.username.encode() + b":" + secret)
+        return secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +77,36 @@ class InjectedHeaders:
 
 
 class InjectionTable:
-    """The rules of a run, by host. An exchange asks in this order: leaks, for_host, needed, apply."""
+    """The rules of a run, by host."""
 
     def __init__(self, rules: Sequence[InjectionRule]) -> None:
-        raise NotImplementedError
+        """Raises ValueError for a host pattern that is none."""
+        self._rules = tuple(CompiledRule.of(rule) for rule in rules)
 
     def for_host(self, host: str, port: int, scheme: str) -> tuple[CompiledRule, ...]:
         """Rules bound to this authority; always () for anything but `https`."""
-        raise NotImplementedError
+        return tuple(rule for rule in self._rules if rule.bound_to(host, port, scheme))
 
     def leaks(self, host: str, port: int, scheme: str, headers: Headers, target: bytes) -> Denial | None:
-        """A denial (`credential-host`) when the request carries a placeholder that is not bound to here."""
-        raise NotImplementedError
+        """A denial (`credential-host`) when the request carries a placeholder that is not bound to here.
+
+        A placeholder is harmless, but where it goes a credential was meant to go: somebody is being fooled.
+        """
+        bound = {rule.placeholder for rule in self.for_host(host, port, scheme)}
+        strangers = [rule for rule in self._rules if rule.placeholder and rule.placeholder not in bound]
+        if not strangers:
+            return None
+        text = _everything(headers, target)
+        for rule in strangers:
+            if rule.placeholder in text:
+                return _leak_denial(rule.rule, f"{scheme}://{host}:{port}")
+        return None
 
 
 def needed(rules: Sequence[CompiledRule], headers: Headers) -> tuple[str, ...]:
     """Names of the credentials that `apply` will want: only these are fetched."""
-    raise NotImplementedError
+    used = [*_owners(rules, headers), *_substituted(rules, headers)]
+    return tuple(dict.fromkeys(rule.rule.credential for rule in used))
 
 
 def apply(
@@ -61,6 +114,163 @@ def apply(
 ) -> InjectedHeaders:
     """Put credentials on a request's (already forwardable) headers.
 
+    If the client sent headers that rules own, those rules replace them; otherwise every rule with another
+    header name adds its own. Placeholders in other headers are replaced where they stand. All questions
+    are asked of the original headers, so no rule sees, or strips, what another one has injected.
     Raises InjectionError when a secret does not fit in a header, KeyError when `needed` was not honoured.
     """
-    raise NotImplementedError
+    owners = _owners(rules, headers)
+    inserted = {rule.rule.credential: rule for rule in [*owners, *_substituted(rules, headers)]}
+    secrets = {name: _secret(credentials[name], name) for name in inserted}
+    dropped = {rule.header for rule in owners}.union(*(rule.strip for rule in owners))
+    kept = [field for field in headers if field[0].lower() not in dropped]
+    fields, carriers, encoded = _substitute(kept, rules, secrets)
+    for rule in owners:
+        fields = _merged(fields, rule.merge)
+    for rule in owners:
+        value = rule.value(secrets[rule.rule.credential])
+        fields.append((rule.header, value))
+        if rule.rule.scheme == "basic":
+            encoded.append(value.removeprefix(b"Basic "))
+    return InjectedHeaders(
+        tuple(fields),
+        tuple(inserted),
+        _to_scrub(secrets.values(), encoded),
+        frozenset(carriers) | {rule.header for rule in owners},
+    )
+
+
+def _owners(rules: Sequence[CompiledRule], headers: Headers) -> list[CompiledRule]:
+    """The rules that set their header: those the client asked for by name, or else all; one per header.
+
+    On a tie the rule whose placeholder the client sent wins, then the first.
+    """
+    sent: dict[bytes, bytes] = {}
+    for name, value in headers:
+        lower = name.lower()
+        sent[lower] = sent.get(lower, b"") + b"\n" + _opened(value)
+    asked = [rule for rule in rules if rule.header in sent]
+    chosen: dict[bytes, CompiledRule] = {}
+    for rule in asked or rules:
+        holder = chosen.setdefault(rule.header, rule)
+        value = sent.get(rule.header, b"")
+        if not _holds(value, holder.placeholder) and _holds(value, rule.placeholder):
+            chosen[rule.header] = rule
+    return list(chosen.values())
+
+
+def _substituted(rules: Sequence[CompiledRule], headers: Headers) -> list[CompiledRule]:
+    """The rules whose placeholder stands in a header that stays."""
+    owners = _owners(rules, headers)
+    dropped = {rule.header for rule in owners}.union(*(rule.strip for rule in owners))
+    text = b"\n".join(_opened(value) for name, value in headers if name.lower() not in dropped)
+    return [rule for rule in rules if _holds(text, rule.placeholder)]
+
+
+def _substitute(
+    fields: Iterable[tuple[bytes, bytes]], rules: Sequence[CompiledRule], secrets: Mapping[str, bytes]
+) -> tuple[list[tuple[bytes, bytes]], set[bytes], list[bytes]]:
+    """Fields with secrets for placeholders, the names of those changed, and Basic forms made on the way."""
+    swaps = [
+        (rule.placeholder, secrets[rule.rule.credential])
+        for rule in rules
+        if rule.placeholder and rule.rule.credential in secrets
+    ]
+    result: list[tuple[bytes, bytes]] = []
+    changed: set[bytes] = set()
+    encoded: list[bytes] = []
+    for name, value in fields:
+        new = _BASIC.sub(lambda match: match[1] + _encoded_swap(match[2], swaps, encoded), value)
+        new = _swap(new, swaps)
+        if new != value:
+            changed.add(name.lower())
+        result.append((name, new))
+    return result, changed, encoded
+
+
+def _encoded_swap(text: bytes, swaps: Sequence[tuple[bytes, bytes]], encoded: list[bytes]) -> bytes:
+    plain = _decode(text)
+    swapped = _swap(plain, swaps)
+    if swapped == plain:
+        return text
+    form = base64.b64encode(swapped)
+    encoded.append(form)
+    return form
+
+
+def _swap(text: bytes, swaps: Sequence[tuple[bytes, bytes]]) -> bytes:
+    for placeholder, secret in swaps:
+        text = text.replace(placeholder, secret)
+    return text
+
+
+def _merged(
+    fields: list[tuple[bytes, bytes]], merge: Iterable[tuple[bytes, bytes]]
+) -> list[tuple[bytes, bytes]]:
+    """Fields with values appended to comma lists, each list in one field, nothing twice."""
+    for name, value in merge:
+        lines = [field for field in fields if field[0].lower() == name.lower()]
+        items = [item.strip(b" \t") for _, line in lines for item in line.split(b",")]
+        unique = dict.fromkeys([*filter(None, items), value])
+        fields = [field for field in fields if field[0].lower() != name.lower()]
+        fields.append((lines[0][0] if lines else name, b",".join(unique)))
+    return fields
+
+
+def _secret(credential: Credential, name: str) -> bytes:
+    secret = credential.secret.reveal().encode()
+    if not _FIELD_VALUE.fullmatch(secret):
+        raise InjectionError(
+            f"the credential of grant {name} is empty or holds a line end or control character",
+            hint=f"store it again: moat grant {name}",
+        )
+    return secret
+
+
+def _to_scrub(secrets: Iterable[bytes], encoded: Iterable[bytes]) -> tuple[bytes, ...]:
+    """Every spelling in which a server may echo what it was sent, without base64 padding."""
+    plain = list(secrets)
+    percent = [quote_from_bytes(secret, safe="").encode() for secret in plain]
+    return tuple(dict.fromkeys([*plain, *percent, *(form.rstrip(b"=") for form in encoded)]))
+
+
+def _everything(headers: Headers, target: bytes) -> bytes:
+    """All text of a request in which a placeholder could stand, encoded forms opened."""
+    parts = [target, unquote_to_bytes(target)] if b"%" in target else [target]
+    for name, value in headers:
+        parts += [name, _opened(value)]
+        if b"%" in value:
+            parts.append(unquote_to_bytes(value))
+    return b"\n".join(parts)
+
+
+def _opened(value: bytes) -> bytes:
+    """A header value, followed by what its Basic credentials decode to."""
+    if b"asic" not in value.lower():
+        return value
+    return b"\n".join([value, *(_decode(match[2]) for match in _BASIC.finditer(value))])
+
+
+def _decode(text: bytes) -> bytes:
+    """Base64 of either alphabet, padded or not; b"" when it is none."""
+    plain = text.rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
+    try:
+        return base64.b64decode(plain + b"=" * (-len(plain) % 4))
+    except binascii.Error:
+        return b""
+
+
+def _holds(text: bytes, placeholder: bytes) -> bool:
+    return bool(placeholder) and placeholder in text
+
+
+def _leak_denial(rule: InjectionRule, where: str) -> Denial:
+    hosts = ", ".join(rule.hosts)
+    return Denial(
+        code="credential-host",
+        reason=f"the request to {where} carries the placeholder of grant {rule.credential}, "
+        f"which belongs to {hosts} over https only",
+        rule=f"grant {rule.credential} is bound to {hosts}",
+        hint="remove the credential from this request; it would not work there. "
+        "If it is needed for this host, the user grants one that is bound to it (moat grant)",
+    )

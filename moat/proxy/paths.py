@@ -1,0 +1,133 @@
+"""Paths as servers read them, and patterns for them. Pure text.
+
+Servers differ on percent-decoding, `//`, dot segments, `;parameters`, backslashes and letter width. Rather
+than guess which one is behind a host, `readings` gives every path that some server would act on.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+_PLAIN = re.compile(r"/(?:[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9_~!$&'()*+,=:@.-]*+/?+)*+")
+_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_UNRESERVED = re.compile(r"%([0-9A-Fa-f]{2})")
+_MAX_DECODES = 3  # nothing honest is encoded even twice
+_SEGMENT = re.compile(r"[A-Za-z0-9._~!$&'()+,=:@-]+")
+
+
+class AmbiguousPathError(ValueError):
+    """A path that has readings no rule can be asked about."""
+
+
+def readings(target: str) -> tuple[str, ...]:
+    """Every path (without query, beginning with `/`) that a server may take a request target for.
+
+    Almost always one. Raises AmbiguousPathError for broken or endless percent-encoding, bytes that are not
+    UTF-8 (overlong `/` and `.` among them), control characters, and targets that are no path.
+    """
+    path = target.partition("?")[0]
+    if not path.startswith("/"):
+        raise AmbiguousPathError("the target is not a path")
+    if _PLAIN.fullmatch(path):
+        return (path,)
+    found: dict[str, None] = {}
+    for decoded in _decodings(path):
+        wide = unicodedata.normalize("NFKC", decoded)
+        for text in (decoded, decoded.replace("\\", "/"), wide.replace("\\", "/")):
+            for kept in (text, re.sub(r";[^/]*", "", text)):
+                found.update(dict.fromkeys((kept, _resolve(kept))))
+    return tuple(found)
+
+
+def _decodings(path: str) -> list[str]:
+    """The path with unreserved characters decoded, then decoded whole, once and again until it is stable."""
+    texts = [_UNRESERVED.sub(_decode_unreserved, path)]
+    while "%" in path:
+        if len(texts) > _MAX_DECODES:
+            raise AmbiguousPathError("it is percent-encoded again and again")
+        if _BAD_PERCENT.search(path):
+            raise AmbiguousPathError("a percent sign without two hexadecimal digits")
+        try:
+            path = unquote_to_bytes(path).decode()
+        except UnicodeDecodeError:
+            raise AmbiguousPathError("percent-encoded bytes that are not UTF-8") from None
+        texts.append(path)
+    if any(unicodedata.category(char) == "Cc" for char in path):
+        raise AmbiguousPathError("an encoded control character")
+    if any(sign in path for sign in "?#"):
+        raise AmbiguousPathError("an encoded question mark or number sign")
+    return texts
+
+
+def _decode_unreserved(match: re.Match[str]) -> str:
+    char = chr(int(match[1], 16))
+    return char if char.isascii() and (char.isalnum() or char in "-._~") else match[0].upper()
+
+
+def _resolve(path: str) -> str:
+    """Without empty and dot segments (RFC 3986 §5.2.4, and what `merge_slashes` does)."""
+    kept: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            del kept[-1:]
+        elif segment not in {"", "."}:
+            kept.append(segment)
+    return "/" + "/".join(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class PathPattern:
+    """A path in which `*` stands for one segment and `**` for zero or more."""
+
+    segments: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> PathPattern:
+        """Raises ValueError for what could never match, or would match something else than it seems to."""
+        if not text.startswith("/"):
+            raise ValueError(f"path pattern {text!r} does not begin with '/'")
+        segments = tuple(text[1:].removesuffix("/").split("/")) if text != "/" else ()
+        for segment in segments:
+            if segment in {"", ".", ".."}:
+                raise ValueError(f"path pattern {text!r} has an empty or dot segment")
+            if segment not in {"*", "**"} and not _SEGMENT.fullmatch(segment):
+                raise ValueError(
+                    f"path pattern {text!r}: {segment!r} holds a character that is not possible here "
+                    "('*' and '**' stand for whole segments; queries and percent-encoding cannot be matched)"
+                )
+        return cls(segments)
+
+    def matches(self, path: str, *, fold_case: bool = False) -> bool:
+        """Whether a reading of a path matches; a trailing slash makes no difference.
+
+        Linear in path times pattern: the set of pattern positions reached is carried along.
+        """
+        if fold_case:
+            path = path.casefold()
+        parts = path[1:].removesuffix("/").split("/") if path != "/" else []
+        pattern = tuple(part.casefold() for part in self.segments) if fold_case else self.segments
+        reached = _skip_any({0}, pattern)
+        for part in parts:
+            step = {at if pattern[at] == "**" else at + 1 for at in reached if _takes(pattern, at, part)}
+            reached = _skip_any(step, pattern)
+        return len(pattern) in reached
+
+    def __str__(self) -> str:
+        return "/" + "/".join(self.segments)
+
+
+def _takes(pattern: tuple[str, ...], at: int, part: str) -> bool:
+    return at < len(pattern) and (pattern[at] in {"*", "**"} or pattern[at] == part)
+
+
+def _skip_any(reached: set[int], pattern: tuple[str, ...]) -> set[int]:
+    """Add the positions behind each `**`, which may stand for nothing."""
+    result = set(reached)
+    for at in sorted(reached):
+        while at < len(pattern) and pattern[at] == "**":
+            at += 1  # noqa: PLW2901 - walks on from each position
+            result.add(at)
+    return result
