@@ -1,0 +1,81 @@
+"""What of the host a container sees, and as whom: the agent's uid and its view of the user's files.
+
+A user's own runs have the user's uid, so everything fits. Moat run by root must not run an agent as uid 0:
+the agent gets another uid, and an idmapped mount shows it root's files as its own (what it makes
+is root's on disk). The mounts are made on the host, below the run's directory, and bound from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from moat.errors import StartError
+from moat.runtime.container import EGRESS, Identity
+from moat.runtime.sandbox import AGENT_UID, WORKSPACE, Mount, SandboxSpec
+
+_SUFFIX = ".binds"
+
+
+def identity_of(workspace: Path) -> Identity:
+    """The agent's uid and gid: the caller's own; root's agent is the workspace's owner, or AGENT_UID."""
+    if os.geteuid() != 0:
+        return Identity(os.geteuid(), os.getegid())
+    owner = workspace.stat()
+    if owner.st_uid == 0:
+        return Identity(AGENT_UID, AGENT_UID)
+    return Identity(owner.st_uid, owner.st_gid or owner.st_uid)
+
+
+class Binds:
+    """The mounts of one run. `directory` is the run's private one."""
+
+    def __init__(self, directory: Path, run_id: str) -> None:
+        self._place = directory / f"{run_id}{_SUFFIX}"
+
+    def make(self, spec: SandboxSpec, identity: Identity, egress: Path) -> list[Mount]:
+        """Everything to bind. Raises StartError where an idmapped mount cannot be made."""
+        wanted = [Mount(spec.workspace, WORKSPACE), *spec.mounts]
+        seen = [self._seen_by(mount, identity, number) for number, mount in enumerate(wanted)]
+        return [*seen, Mount(egress, EGRESS, read_only=True)]
+
+    def _seen_by(self, mount: Mount, identity: Identity, number: int) -> Mount:
+        """The mount as `identity` can use it: itself, or an idmapped one in its place."""
+        try:
+            source = mount.source.resolve(strict=True)
+            owner = source.stat()
+        except OSError as error:
+            raise StartError(f"mount {mount.source}: {error.strerror}") from None
+        if os.geteuid() != 0 or owner.st_uid != 0 or identity.uid == 0:
+            return Mount(source, mount.target, mount.read_only)
+        return Mount(self._idmapped(source, identity, number), mount.target, mount.read_only)
+
+    def _idmapped(self, source: Path, identity: Identity, number: int) -> Path:
+        raise StartError("root-owned")
+
+    def remove(self) -> None:
+        """Take the mounts away. Idempotent."""
+        _unmount_below(self._place)
+        shutil.rmtree(self._place, ignore_errors=True)
+
+    @staticmethod
+    def reap(run_id: str) -> None:
+        """Take away what a killed supervisor left; the mount table knows where that is."""
+        marker = f"/{run_id}{_SUFFIX}/"
+        for place in {Path(p.partition(marker)[0] + marker) for p in _mount_points() if marker in p}:
+            _unmount_below(place)
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _mount_points() -> list[str]:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        fields = [line.split(" ")[4] for line in file]
+    return [field.encode("utf-8", "surrogateescape").decode("unicode_escape") for field in fields]
+
+
+def _unmount_below(place: Path) -> None:
+    for point in reversed([p for p in _mount_points() if p.startswith(f"{place}/")]):
+        with contextlib.suppress(OSError):
+            unmount(point)

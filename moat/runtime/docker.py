@@ -1,0 +1,276 @@
+"""The Docker runtime: a container without a network, whose only way out is the run's unix socket.
+
+The engine must share this machine's kernel: a unix socket does not cross into another one. aiodocker is
+imported when a sandbox is made, not before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moat.errors import StartError
+from moat.paths import Home, private_dir, write_private
+from moat.runtime import container, engine_socket
+from moat.runtime.binds import Binds, identity_of
+from moat.runtime.container import LABEL, Accounts, Identity
+from moat.runtime.engine_socket import EngineUnreachableError
+from moat.runtime.sandbox import Egress, Output, Probe, Progress, SandboxSpec, Size
+
+if TYPE_CHECKING:
+    from moat.runtime.engine import Attachment, Engine
+    from moat.runtime.image import Image
+
+_LEAST_MEMORY = 4 << 30  # bytes; the default limit is half of the machine's, at least this
+_SOCKET = "proxy.sock"
+_KILLED = 137
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What of the engine decides how a container is made."""
+
+    path: Path
+    version: str
+    api_version: str
+    remapped: bool  # container uids are not the host's: every container asks for the host's
+    limits_memory: bool
+    limits_pids: bool
+
+
+def examine() -> EngineInfo:
+    """Ask the engine what it is; blocks. Raises EngineUnreachableError with the reason and the way out."""
+    path = engine_socket.engine_socket()
+    answer = engine_socket.ask("GET", "/info", path=path)
+    info = answer.body
+    if answer.status != 200 or not isinstance(info, dict):
+        raise EngineUnreachableError(f"the Docker engine at {path} does not answer as one")
+    security = str(info.get("SecurityOptions") or "")
+    reason = _foreign(info) or ("it is rootless" if "name=rootless" in security else "")
+    if reason:
+        raise EngineUnreachableError(
+            f"the Docker engine cannot be used: {reason}", hint="use `--runtime embedded`"
+        )
+    return EngineInfo(
+        path=path,
+        version=str(info.get("ServerVersion", "")),
+        api_version=answer.api_version or "1.41",
+        remapped="name=userns" in security,
+        limits_memory=bool(info.get("MemoryLimit")) and bool(info.get("SwapLimit")),
+        limits_pids=bool(info.get("PidsLimit")),
+    )
+
+
+def _foreign(info: dict[str, Any]) -> str:
+    """Why this engine's containers cannot reach a socket of this machine; empty when they can."""
+    if "Docker Desktop" in str(info.get("OperatingSystem", "")):
+        return "Docker Desktop runs containers in a virtual machine of its own"
+    if info.get("OSType") != "linux" or info.get("KernelVersion") != platform.release():
+        return "it runs containers on another kernel than this machine's"
+    return ""
+
+
+class DockerRuntime:
+    """Implements `sandbox.Runtime`. `cache` holds what images are made of and what is known of them."""
+
+    name = "docker"
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self._cache = cache or Home.from_environment().cache / "docker"
+
+    async def probe(self) -> Probe:
+        """Reach the engine and see whether its containers can share a socket with this machine."""
+        try:
+            info = await asyncio.to_thread(examine)
+        except EngineUnreachableError as error:
+            return Probe(usable=False, reason=str(error), hint=error.hint or "")
+        missing = [
+            n for n, there in (("memory", info.limits_memory), ("pids", info.limits_pids)) if not there
+        ]
+        limits = f"; it cannot limit {' and '.join(missing)}" if missing else ""
+        return Probe(usable=True, reason=f"Docker {info.version} at {info.path}{limits}")
+
+    async def create(self, spec: SandboxSpec, egress: Egress, progress: Progress) -> DockerSandbox:
+        """Make the container with its files and its egress socket. Raises StartError with a hint."""
+        info = await self._examine()
+        from moat.runtime.engine import Engine, EngineError
+
+        engine = Engine(info.path, api_version=info.api_version)
+        sandbox = DockerSandbox(engine, spec)
+        try:
+            return await self._create(sandbox, info, egress, progress)
+        except BaseException as error:
+            await asyncio.shield(sandbox.destroy())
+            if isinstance(error, EngineError):
+                raise StartError(f"the Docker engine refused: {error}") from None
+            raise
+
+    @staticmethod
+    async def _examine() -> EngineInfo:
+        try:
+            return await asyncio.to_thread(examine)
+        except EngineUnreachableError as error:
+            raise StartError(str(error), hint=error.hint) from None
+
+    async def _create(
+        self, sandbox: DockerSandbox, info: EngineInfo, egress: Egress, progress: Progress
+    ) -> DockerSandbox:
+        from moat.runtime import image as images
+
+        spec, engine = sandbox.spec, sandbox.engine
+        identity = identity_of(spec.workspace)
+        directory = egress_directory(spec, identity)
+        await egress.serve_unix(directory / _SOCKET, identity.uid)
+        image = await images.ensure(
+            engine,
+            spec.dependencies,
+            spec.base_image,
+            cache=self._cache,
+            progress=progress,
+            rebuild=spec.rebuild,
+        )
+        binds = sandbox.binds.make(spec, identity, directory)
+        config = container.configuration(
+            spec,
+            image=image.id,
+            identity=identity,
+            binds=binds,
+            memory=(spec.memory or default_memory()) if info.limits_memory else 0,
+            userns_host=info.remapped,
+        )
+        sandbox.container = await engine.create(f"moat-{spec.run_id}", config)
+        accounts = await self._accounts(engine, sandbox.container, image)
+        files = await asyncio.to_thread(_files, spec, identity, accounts)
+        await engine.put(sandbox.container, files)
+        return sandbox
+
+    async def _accounts(self, engine: Engine, name: str, image: Image) -> Accounts:
+        """From the cache by image id, else out of the container (100 ms)."""
+        place = self._cache / "accounts" / f"{image.id.replace(':', '-')}.json"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            known = json.loads(place.read_bytes())
+            return Accounts(known["passwd"].encode(), known["group"].encode(), tuple(known["java"]))
+        passwd = await engine.read_file(name, "/etc/passwd") or b"root:x:0:0:root:/root:/bin/sh\n"
+        group = await engine.read_file(name, "/etc/group") or b"root:x:0:\n"
+        java = tuple([p for p in container.java_places(image.env) if await engine.read_file(name, p)])
+        text = {"passwd": passwd.decode("utf-8", "replace"), "group": group.decode("utf-8", "replace")}
+        write_private(place, json.dumps(text | {"java": java}).encode())
+        return Accounts(passwd, group, java)
+
+    async def reap(self, run_id: str) -> None:
+        """Remove a dead run's container and mounts. An engine that is not there has nothing running."""
+        await asyncio.to_thread(_reap, run_id)
+
+
+def _files(spec: SandboxSpec, identity: Identity, accounts: Accounts) -> bytes:
+    store = container.java_truststore(spec.ca_bundle) if accounts.java else None
+    return container.archive(spec, identity, accounts, container.programs(), store)
+
+
+def _reap(run_id: str) -> None:
+    with contextlib.suppress(EngineUnreachableError):
+        for item in engine_socket.labelled(f"{LABEL}={run_id}"):
+            engine_socket.remove(str(item["Id"]))
+    Binds.reap(run_id)
+
+
+def egress_directory(spec: SandboxSpec, identity: Identity) -> Path:
+    """The directory with the run's socket: the agent's, and closed to everybody else.
+
+    A directory is bound, not the socket: a socket made anew would not show through a file bind.
+    """
+    path = private_dir(spec.directory / "egress")
+    if identity.uid != os.geteuid():
+        os.chown(path, identity.uid, identity.gid)
+    return path
+
+
+def default_memory() -> int:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(total, max(_LEAST_MEMORY, total // 2))
+
+
+class DockerSandbox:
+    """Implements `sandbox.Sandbox`: one container."""
+
+    def __init__(self, engine: Engine, spec: SandboxSpec) -> None:
+        self.engine = engine
+        self.spec = spec
+        self.binds = Binds(spec.directory, spec.run_id)
+        self.container = ""  # empty: not created, or destroyed
+        self._streams: Attachment | None = None
+        self._status: int | None = None
+
+    async def start(self) -> None:
+        """Attach, then start: output is complete from its first byte on. Raises StartError."""
+        from moat.runtime.engine import EngineError
+
+        try:
+            self._streams = await self.engine.attach(
+                self.container, stdin=self.spec.stdin or self.spec.tty is not None
+            )
+            await self.engine.start(self.container)
+        except EngineError as error:
+            raise StartError(f"the container does not start: {error}") from None
+
+    async def read(self) -> Output | None:
+        from moat.runtime.engine import EngineError
+
+        try:
+            return await self._streams.read() if self._streams else None
+        except EngineError:  # the engine went away: there is no more
+            return None
+
+    async def write(self, data: bytes) -> None:
+        if self._streams:
+            await self._streams.write(data)
+
+    async def close_stdin(self) -> None:
+        """Ends the command's stdin; a terminal has no end, there it is a ^D that does it."""
+        if self._streams and not self.spec.tty:
+            self._streams.write_eof()
+
+    async def resize(self, size: Size) -> None:
+        await self.engine.resize(self.container, size)
+
+    async def signal(self, number: int) -> None:
+        """On a terminal to the foreground process group, else to the command."""
+        if self.spec.tty and number != signal.SIGKILL:
+            status = await self.engine.run_inside(
+                self.container, [*container.PYTHON, "--signal", str(number)]
+            )
+            if status == 0:
+                return
+        await self.engine.kill(self.container, number)
+
+    async def wait(self) -> int:
+        from moat.runtime.engine import EngineError
+
+        if self._status is None and self.container:
+            try:
+                self._status = await self.engine.wait(self.container)
+            except EngineError:  # removed meanwhile, with force
+                self._status = _KILLED
+        return _KILLED if self._status is None else self._status
+
+    async def destroy(self) -> None:
+        from moat.runtime.engine import EngineError
+
+        if self.container:
+            with contextlib.suppress(EngineError):
+                await self.engine.remove(self.container)
+            self.container = ""
+        if self._streams:
+            await self._streams.close()
+            self._streams = None
+        await self.engine.close()
+        self.binds.remove()
+        shutil.rmtree(self.spec.directory / "egress", ignore_errors=True)

@@ -1,0 +1,209 @@
+"""The one importer of aiodocker: the engine's calls that Moat makes, as typed functions.
+
+Import this module late: aiodocker brings aiohttp, together a quarter of a second.
+"""
+
+# ruff: noqa: TID253 - its one importer, itself imported late
+
+from __future__ import annotations
+
+import contextlib
+import tarfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import aiodocker
+from aiodocker.exceptions import DockerStreamError
+from aiodocker.stream import Stream
+
+from moat.errors import MoatError
+from moat.runtime.sandbox import Output, Size
+
+# Never None: that means ctrl-p,ctrl-q, and ^P would be swallowed until the next key.
+_DETACH_KEYS = "ctrl-^,ctrl-^,ctrl-@,ctrl-^"
+
+
+class EngineError(MoatError):
+    """The engine refused, or went away. `status` is its HTTP status; 0: none."""
+
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _translated:  # noqa: N801 - used like a function
+    """aiodocker's errors as EngineError; those with a status of `ignore` are swallowed."""
+
+    def __init__(self, *, ignore: tuple[int, ...] = ()) -> None:
+        self._ignore = ignore
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, aiodocker.DockerError):
+            if error.status in self._ignore:
+                return True
+            raise EngineError(error.message, status=error.status) from None
+        if isinstance(error, (OSError, TimeoutError)):  # aiohttp's connection errors are OSErrors
+            raise EngineError(f"the Docker engine went away: {error}") from None
+        return False
+
+
+class Engine:
+    """A connection pool to the engine at one unix socket. Close it."""
+
+    def __init__(self, path: Path, *, api_version: str) -> None:
+        """`api_version`: as the engine told it (`1.41`); asking once more would cost a round trip."""
+        self._docker = aiodocker.Docker(url=f"unix://{path}", api_version=f"v{api_version}")
+
+    async def close(self) -> None:
+        await self._docker.close()
+
+    async def image_id(self, reference: str) -> str | None:
+        """The id (`sha256:…`) of a local image; None when there is none of that name."""
+        details = await self.image(reference)
+        return str(details["Id"]) if details else None
+
+    async def image(self, reference: str) -> dict[str, Any] | None:
+        """`docker image inspect`; None when there is no such image."""
+        with _translated(ignore=(404,)):
+            return dict(await self._docker.images.inspect(reference))
+        return None
+
+    async def pull(self, reference: str) -> AsyncIterator[str]:
+        """Pull an image; yields the engine's status lines."""
+        with _translated():
+            async for message in self._docker.images.pull(reference, stream=True):
+                if text := str(message.get("status", "")):
+                    yield f"{message['id']}: {text}" if message.get("id") else text
+
+    async def build(
+        self, context: IO[bytes], *, tag: str, arguments: Mapping[str, str], fresh: bool
+    ) -> AsyncIterator[str]:
+        """Build a tar of a context with the classic builder; yields its output in pieces."""
+        with _translated():
+            build = self._docker.images.build(
+                fileobj=context,
+                encoding="identity",
+                tag=tag,
+                buildargs=dict(arguments),
+                nocache=fresh,
+                forcerm=True,
+                stream=True,
+            )
+            try:
+                async for message in build:
+                    if text := str(message.get("stream", "")):
+                        yield text
+            except DockerStreamError as error:
+                raise EngineError(error.message) from None
+
+    async def create(self, name: str, config: Mapping[str, Any]) -> str:
+        """Create a container; returns its id."""
+        with _translated():
+            return str((await self._docker.containers.create(dict(config), name=name)).id)
+
+    async def read_file(self, container: str, path: str) -> bytes | None:
+        """A file of a container that need not run; None when there is none."""
+        with _translated(ignore=(404,)):
+            archive = await self._docker.containers.container(container).get_archive(path)
+            with archive:
+                return _first_file(archive)
+        return None
+
+    async def put(self, container: str, archive: bytes) -> None:
+        """Unpack a tar at the root of a container that need not run."""
+        with _translated():
+            target = self._docker.containers.container(container)
+            await target.put_archive("/", archive)  # type: ignore[no-untyped-call] # aiodocker has no types here
+
+    async def attach(self, container: str, *, stdin: bool) -> Attachment:
+        """Attach to a container that has not started: no byte of its output is lost."""
+        stream = self._docker.containers.container(container).attach(
+            stdin=stdin, stdout=True, stderr=True, detach_keys=_DETACH_KEYS
+        )
+        with _translated():
+            await stream.__aenter__()
+        return Attachment(stream)
+
+    async def start(self, container: str) -> None:
+        with _translated():
+            await self._docker.containers.container(container).start()
+
+    async def wait(self, container: str) -> int:
+        """The exit status, once it has ended. Works on one that has ended already."""
+        with _translated():
+            return int((await self._docker.containers.container(container).wait())["StatusCode"])
+
+    async def resize(self, container: str, size: Size) -> None:
+        """Set the window's size; too early or too late does nothing."""
+        with _translated(ignore=(404, 409, 500)):
+            await self._docker.containers.container(container).resize(h=size.rows, w=size.columns)
+
+    async def kill(self, container: str, number: int) -> None:
+        """Send a signal to the container's first process; one that has ended already is fine."""
+        with _translated(ignore=(404, 409)):
+            await self._docker.containers.container(container).kill(signal=str(number))
+
+    async def run_inside(self, container: str, command: list[str]) -> int:
+        """Run a short command in a running container, as its user; returns its exit status."""
+        with _translated(ignore=(404, 409)):
+            execution = await self._docker.containers.container(container).exec(command)
+            async with execution.start(detach=False) as stream:
+                while await stream.read_out() is not None:
+                    pass
+            return int((await execution.inspect())["ExitCode"] or 0)
+        return 1
+
+    async def remove(self, container: str) -> None:
+        """Kill and remove, with anonymous volumes; one that is gone is fine, and so is one on its way."""
+        with _translated(ignore=(404, 409)):
+            await self._docker.containers.container(container).delete(force=True, v=True)
+
+
+def _first_file(archive: tarfile.TarFile) -> bytes | None:
+    for member in archive:
+        file = archive.extractfile(member) if member.isreg() else None
+        if file:
+            return file.read()
+    return None
+
+
+class Attachment:
+    """The streams of one container."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    async def read(self) -> Output | None:
+        """The next piece; None at the end. Not reading holds the container's output back."""
+        with _translated():
+            message = await self._stream.read_out()
+        if message is None:
+            return None
+        return Output("stderr" if message.stream == 2 else "stdout", bytes(message.data))
+
+    async def write(self, data: bytes) -> None:
+        """Waits while the container does not read. What comes after its end is dropped."""
+        if self._transport() is not None:
+            with contextlib.suppress(OSError, EngineError), _translated():
+                await self._stream.write_in(data)
+
+    def write_eof(self) -> None:
+        """Half-close: the container's stdin ends, its output goes on. aiodocker has no public way."""
+        transport = self._transport()
+        if transport is not None and transport.can_write_eof():
+            transport.write_eof()
+
+    def _transport(self) -> Any:
+        response = self._stream._resp
+        return response.connection.transport if response and response.connection else None
+
+    async def close(self) -> None:
+        if self._transport() is not None:
+            await self._stream.close()

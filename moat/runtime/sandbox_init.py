@@ -1,0 +1,183 @@
+"""The first command of a container: makes the only network that there is, then becomes the agent's command.
+
+    python3 -I sandbox_init.py [--size COLUMNSxROWS] [--host-port PORT]... -- command [argument]...
+    python3 -I sandbox_init.py --signal NUMBER
+
+Standard library only, Python 3.7 and later, with no import of Moat: it runs in the container next to
+`sandbox_forward.py`, `dnsstub.py` and `seccomp.py`, as the agent and with no capability. Listeners are bound
+first, a forwarder is forked off to serve them, and this process itself executes the command: it stays the
+foreground process of its terminal, and the engine's init reports its exit status as its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from moat.runtime import seccomp
+else:
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # `python3 -I` leaves it out
+    import seccomp
+
+PROXY = ("127.0.0.1", 3128)
+DNS = ("127.0.0.1", 53)
+CAPTURED = (("0.0.0.0", 80), ("0.0.0.0", 443))  # noqa: S104 - every address of a namespace with only `lo`
+HOST_ADDRESS = "127.63.0.1"
+EXIT_BROKEN, EXIT_DENIED, EXIT_MISSING = 125, 126, 127  # as `docker run` and the shell have them
+
+
+class Listener(NamedTuple):
+    kind: str  # proxy, captured, host, dns
+    sock: socket.socket
+
+
+class Process(NamedTuple):
+    pid: int
+    parent: int
+    foreground: int  # process group in the foreground of its terminal; -1 without one
+    started: int
+
+
+def main(arguments: list[str]) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C before the command runs: end, without a traceback
+    if arguments[:1] == ["--signal"]:
+        return send_signal(int(arguments[1]))
+    size, ports, command = parse(arguments)
+    try:
+        if size:
+            set_size(size)
+        listeners = bind(ports)
+        seccomp.install()  # inherited by the forwarder and by the command
+        start_forwarder(listeners)
+    except (OSError, seccomp.UnsupportedMachineError) as error:
+        say(f"the sandbox's network could not be made: {error}")
+        return EXIT_BROKEN
+    return execute(command)
+
+
+def say(text: str) -> None:
+    os.write(2, f"moat: {text}\n".encode(errors="replace"))
+
+
+def parse(arguments: list[str]) -> tuple[tuple[int, int] | None, list[int], list[str]]:
+    """The window size, the host's ports, and the command."""
+    size, ports = None, []
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--":
+            break
+        value = next(rest)
+        if word == "--size":
+            columns, _, rows = value.partition("x")
+            size = (int(columns), int(rows))
+        elif word == "--host-port":
+            ports.append(int(value))
+    return size, ports, list(rest)
+
+
+def set_size(size: tuple[int, int]) -> None:
+    """Before the program starts: a size that arrives later makes a full-screen program draw twice."""
+    import fcntl
+    import struct
+    import termios
+
+    columns, rows = size
+    fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def bind(ports: list[int]) -> list[Listener]:
+    """Every listener of the sandbox. No capability is needed: the namespace has no privileged ports."""
+    dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    dns.bind(DNS)
+    found = [Listener("dns", dns), Listener("proxy", listen(PROXY))]
+    found += [Listener("captured", listen(address)) for address in CAPTURED]
+    return found + [Listener("host", listen((HOST_ADDRESS, port))) for port in ports]
+
+
+def listen(address: tuple[str, int]) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(address)
+    sock.listen(512)
+    return sock
+
+
+def start_forwarder(listeners: list[Listener]) -> None:
+    """Fork twice: the forwarder is nobody's child, or the command would meet a child that it never made.
+
+    An agent that kills the forwarder, or drives it, gains nothing: all it can do is use the run's
+    socket, which the agent may do anyway. It only loses its own network.
+    """
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        for listener in listeners:
+            listener.sock.close()
+        return
+    os.setsid()  # out of the terminal's process groups: ^C and ^Z are not for the forwarder
+    if os.fork():
+        os._exit(0)
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1, 2):
+            os.dup2(null, fd)
+        os.chdir("/")
+        forward(listeners)
+    finally:
+        os._exit(1)
+
+
+def forward(listeners: list[Listener]) -> None:
+    if TYPE_CHECKING:
+        from moat.runtime import sandbox_forward
+    else:
+        import sandbox_forward  # only here: the command does not wait for what it imports
+
+    sandbox_forward.serve((listener.kind, listener.sock) for listener in listeners)
+
+
+def execute(command: list[str]) -> int:
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # the interpreter ignores them; programs expect them
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - no shell is wanted
+    except FileNotFoundError:
+        say(f"{command[0]}: command not found")
+        return EXIT_MISSING
+    except OSError as error:
+        say(f"{command[0]}: {error.strerror}")
+        return EXIT_DENIED
+
+
+def send_signal(number: int) -> int:
+    """To the foreground process group of the terminal, which the engine's own `kill` cannot reach."""
+    found = [process(name) for name in os.listdir("/proc") if name.isdigit()]
+    mine = [item for item in found if item and item.parent == 1]
+    if not mine:
+        return 1
+    command = min(mine, key=lambda item: item.started)  # the init's first child
+    try:
+        if command.foreground > 0:
+            os.killpg(command.foreground, number)
+        else:
+            os.kill(command.pid, number)
+    except OSError:
+        return 1
+    return 0
+
+
+def process(name: str) -> Process | None:
+    try:
+        with open(f"/proc/{name}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None  # gone meanwhile
+    return Process(int(name), int(fields[1]), int(fields[5]), int(fields[19]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
