@@ -24,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moat.errors import StartError
 from moat.paths import Home, private_dir, write_private
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _serve(chain: Path) -> Iterator[Origin]:
 
 @contextlib.contextmanager
 def _watch() -> Iterator[Canary]:
-    """Raises RuntimeError when the canary itself does not sing: then its silence would prove nothing."""
+    """Raises StartError when the canary itself does not sing: then its silence would prove nothing."""
     tcp, udp = _canary_sockets()
     canary = Canary(tcp.getsockname()[1])
     done, wake = socket.socketpair()
@@ -217,19 +218,23 @@ def _canary_sockets() -> tuple[socket.socket, socket.socket]:
             udp.close()
         else:
             return tcp, udp
-    raise RuntimeError("no port is free for both TCP and UDP")
+    raise StartError("no port is free for both TCP and UDP")
 
 
 def _check_canary(canary: Canary) -> None:
     for address in host_addresses():
-        socket.create_connection((address, canary.port), timeout=5).close()
+        with contextlib.suppress(OSError):
+            socket.create_connection((address, canary.port), timeout=2).close()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(b"?", (address, canary.port))
     expected = 2 * len(host_addresses())
     deadline = time.monotonic() + 5
     while len(canary.touched) < expected:
         if time.monotonic() > deadline:
-            raise RuntimeError("the canary cannot be reached from this machine itself (a firewall?)")
+            raise StartError(
+                "this machine cannot reach its own test service, so that nothing could be proven",
+                hint="look for a firewall rule on connections of this machine to itself",
+            )
         time.sleep(0.005)
     canary.touched.clear()
 
