@@ -4,7 +4,7 @@
     user = load_user(home)          # UserConfig
 
 Both raise ConfigError with every problem of the file at once, each as `file:line:col: text`.
-`parse_mount` reads one `src:dst[:ro|rw]`, for the file and for command-line flags alike.
+`parse_mount` reads one `src:dst[:ro|rw]` and `parse_host` one host pattern, for the file and for flags.
 """
 
 from moat.config.model import (
@@ -16,6 +16,7 @@ from moat.config.model import (
     UserConfig,
 )
 from moat.config.mounts import parse_mount
+from moat.config.network import parse_host
 from moat.config.user import load_user
 from moat.config.workspace import load
 
@@ -28,5 +29,6 @@ __all__ = [
     "UserConfig",
     "load",
     "load_user",
+    "parse_host",
     "parse_mount",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 from moat.config.check import Checker, Node, TooMuchError
 from moat.config.model import HostRules, MountConfig, NetworkConfig, RunConfig
 from moat.config.mounts import parse_mount
+from moat.config.network import parse_host, parse_rule
 from moat.config.source import read_document
 from moat.errors import ConfigError
 
@@ -20,11 +21,6 @@ _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_RULE = "a name: lower-case letters, digits and `-`, at most 63"
 _GRANT = re.compile(r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,253})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_HOST = re.compile(
-    r"(?=.{1,259}$)(\*\.)?[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*"
-    r"(:(?P<port>[1-9][0-9]{0,4}))?"
-)
-_RULE = re.compile(r"(allow|deny) (\*|[A-Z][A-Z-]{0,30}) /[!-~]*")
 _DEPENDENCY = re.compile(r"[a-z0-9][a-z0-9._+-]{0,63}(@[A-Za-z0-9][A-Za-z0-9._+-]{0,63})?")
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
 
@@ -207,34 +203,32 @@ class _Workspace:
     def _entries(self, item: Node) -> list[tuple[HostRules, Node]]:
         """`host`, or `{host: [rules]}`."""
         if item.id != "mapping":
-            host = self._check.text(item, "an entry of network.rules")
-            if host is None or not self._host(host, item):
-                return []
-            return [(HostRules(host.lower()), item)]
-        return [
-            (HostRules(host.lower(), self._paths(rules, host)), host_node)
-            for host, host_node, rules in self._check.pairs(item, "an entry of network.rules")
-            if self._host(host, host_node)
-        ]
-
-    def _host(self, text: str, node: Node) -> bool:
-        match = _HOST.fullmatch(text.lower())
-        if match is None or int(match["port"] or 1) > 65535:
-            self._check.wrong(
-                node, f"{text!r} is not a host, e.g. api.example.com, *.example.com or host:8443"
-            )
-            return False
-        return True
+            host = self._parsed(item, "an entry of network.rules", parse_host)
+            return [] if host is None else [(HostRules(host), item)]
+        found = []
+        for text, place, rules in self._check.pairs(item, "an entry of network.rules"):
+            try:
+                found.append((HostRules(parse_host(text), self._paths(rules, text)), place))
+            except ValueError as error:
+                self._check.wrong(place, str(error))
+        return found
 
     def _paths(self, node: Node, host: str) -> tuple[str, ...]:
-        found = []
-        for item in self._check.items(node, f"the rules of {host}", '["allow GET /repos/**"]'):
-            rule = self._check.matching(
-                item, "a rule", _RULE, "a rule, e.g. `allow GET /repos/**` or `deny * /admin/**`"
-            )
-            if rule is not None:
-                found.append(rule)
-        if node.id == "sequence" and not node.value:
+        found = [
+            self._parsed(item, "a rule", parse_rule)
+            for item in self._check.items(node, f"the rules of {host}", '["allow GET /repos/**"]')
+        ]
+        if node.id == "sequence" and not found:
             # An empty list would mean "everything" to a reader of the code and "nothing" to one of the file.
             self._check.wrong(node, f"no rules for {host}; write the host alone to allow all of it")
-        return tuple(found)
+        return tuple(rule for rule in found if rule is not None)
+
+    def _parsed(self, node: Node, what: str, parse: Callable[[str], str]) -> str | None:
+        text = self._check.text(node, what)
+        if text is None:
+            return None
+        try:
+            return parse(text)
+        except ValueError as error:
+            self._check.wrong(node, str(error))
+            return None
