@@ -8,15 +8,20 @@ is root's on disk). The mounts are made on the host, below the run's directory, 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 from pathlib import Path
 
 from moat.errors import StartError
+from moat.paths import private_dir
+from moat.runtime import engine_socket, idmap
 from moat.runtime.container import EGRESS, Identity
 from moat.runtime.sandbox import AGENT_UID, WORKSPACE, Mount, SandboxSpec
 
 _SUFFIX = ".binds"
+_HINT = "`chown` it to an ordinary user, or run Moat as one; the agent never gets uid 0"
+_MNT_DETACH = 2
 
 
 def identity_of(workspace: Path) -> Identity:
@@ -30,9 +35,10 @@ def identity_of(workspace: Path) -> Identity:
 
 
 class Binds:
-    """The mounts of one run. `directory` is the run's private one."""
+    """The mounts of one run. `directory` is the run's private one, `engine` the engine's socket."""
 
-    def __init__(self, directory: Path, run_id: str) -> None:
+    def __init__(self, directory: Path, run_id: str, engine: Path) -> None:
+        self._engine = engine
         self._place = directory / f"{run_id}{_SUFFIX}"
 
     def make(self, spec: SandboxSpec, identity: Identity, egress: Path) -> list[Mount]:
@@ -53,7 +59,24 @@ class Binds:
         return Mount(self._idmapped(source, identity, number), mount.target, mount.read_only)
 
     def _idmapped(self, source: Path, identity: Identity, number: int) -> Path:
-        raise StartError("root-owned")
+        target = private_dir(self._place) / str(number)
+        if not engine_socket.shares_mounts(self._engine):
+            raise StartError(
+                f"root owns {source}, and the Docker engine sees other mounts than Moat does",
+                hint=_HINT,
+            )
+        try:
+            tree = idmap.clone(str(source))
+            try:
+                idmap.show_as(tree, identity.uid, identity.gid)
+                idmap.attach(tree, str(target))
+            finally:
+                os.close(tree)
+        except OSError as error:
+            raise StartError(
+                f"root owns {source}, and it cannot be shown to the agent as its own: {error}", hint=_HINT
+            ) from None
+        return target
 
     def remove(self) -> None:
         """Take the mounts away. Idempotent."""
@@ -69,6 +92,9 @@ class Binds:
             shutil.rmtree(place, ignore_errors=True)
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
 def _mount_points() -> list[str]:
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         fields = [line.split(" ")[4] for line in file]
@@ -78,4 +104,4 @@ def _mount_points() -> list[str]:
 def _unmount_below(place: Path) -> None:
     for point in reversed([p for p in _mount_points() if p.startswith(f"{place}/")]):
         with contextlib.suppress(OSError):
-            unmount(point)
+            idmap.check(_libc.umount2(os.fsencode(point), _MNT_DETACH), point)

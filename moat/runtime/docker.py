@@ -104,7 +104,7 @@ class DockerRuntime:
         from moat.runtime.engine import Engine, EngineError
 
         engine = Engine(info.path, api_version=info.api_version)
-        sandbox = DockerSandbox(engine, spec)
+        sandbox = DockerSandbox(engine, spec, Binds(spec.directory, spec.run_id, info.path))
         try:
             return await self._create(sandbox, info, egress, progress)
         except BaseException as error:
@@ -201,10 +201,10 @@ def default_memory() -> int:
 class DockerSandbox:
     """Implements `sandbox.Sandbox`: one container."""
 
-    def __init__(self, engine: Engine, spec: SandboxSpec) -> None:
+    def __init__(self, engine: Engine, spec: SandboxSpec, binds: Binds) -> None:
         self.engine = engine
         self.spec = spec
-        self.binds = Binds(spec.directory, spec.run_id)
+        self.binds = binds
         self.container = ""  # empty: not created, or destroyed
         self._streams: Attachment | None = None
         self._status: int | None = None

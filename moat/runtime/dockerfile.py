@@ -119,7 +119,7 @@ def render(plan: Plan) -> str:
     finish = [f"rm -rf {_SCRATCH}"]
     if plan.python:  # `pip install` is what people and agents type; the sandbox is theirs to break
         finish.append("rm -f /usr/lib/python3*/EXTERNALLY-MANAGED")
-    lines += [f"RUN {' && '.join(finish)}", 'LABEL moat.image="1"', ""]
+    lines += [f"RUN {'; '.join([': clear up', 'set -e', *finish])}", 'LABEL moat.image="1"', ""]
     return "\n".join(lines)
 
 
@@ -142,4 +142,4 @@ def _debian(packages: Sequence[str]) -> str:
         f"if ! dpkg-query -s {names} >/dev/null 2>&1; then {install} || exit 1; fi",
         "test -x /usr/bin/python3",
     ]
-    return "set -e; " + "; ".join(steps)
+    return "; ".join([f": install {names}", "set -e", *steps])

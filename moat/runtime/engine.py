@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import tarfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -33,25 +33,27 @@ class EngineError(MoatError):
         self.status = status
 
 
-class _translated:  # noqa: N801 - used like a function
-    """aiodocker's errors as EngineError; those with a status of `ignore` are swallowed."""
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Errors of aiodocker as EngineError."""
+    try:
+        yield
+    except aiodocker.DockerError as error:
+        raise EngineError(error.message, status=error.status) from None
+    except (OSError, TimeoutError) as error:  # aiohttp's connection errors are OSErrors
+        raise EngineError(f"the Docker engine went away: {error}") from None
 
-    def __init__(self, *, ignore: tuple[int, ...] = ()) -> None:
-        self._ignore = ignore
 
-    def __enter__(self) -> None:
-        pass
+class _tolerating(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads like a function
+    """Swallows an EngineError with one of these statuses."""
+
+    def __init__(self, *statuses: int) -> None:
+        self._statuses = statuses
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if isinstance(error, aiodocker.DockerError):
-            if error.status in self._ignore:
-                return True
-            raise EngineError(error.message, status=error.status) from None
-        if isinstance(error, (OSError, TimeoutError)):  # aiohttp's connection errors are OSErrors
-            raise EngineError(f"the Docker engine went away: {error}") from None
-        return False
+        return isinstance(error, EngineError) and error.status in self._statuses
 
 
 class Engine:
@@ -71,7 +73,7 @@ class Engine:
 
     async def image(self, reference: str) -> dict[str, Any] | None:
         """`docker image inspect`; None when there is no such image."""
-        with _translated(ignore=(404,)):
+        with _tolerating(404), _translated():
             return dict(await self._docker.images.inspect(reference))
         return None
 
@@ -110,7 +112,7 @@ class Engine:
 
     async def read_file(self, container: str, path: str) -> bytes | None:
         """A file of a container that need not run; None when there is none."""
-        with _translated(ignore=(404,)):
+        with _tolerating(404), _translated():
             archive = await self._docker.containers.container(container).get_archive(path)
             with archive:
                 return _first_file(archive)
@@ -142,17 +144,17 @@ class Engine:
 
     async def resize(self, container: str, size: Size) -> None:
         """Set the window's size; too early or too late does nothing."""
-        with _translated(ignore=(404, 409, 500)):
+        with _tolerating(404, 409, 500), _translated():
             await self._docker.containers.container(container).resize(h=size.rows, w=size.columns)
 
     async def kill(self, container: str, number: int) -> None:
         """Send a signal to the container's first process; one that has ended already is fine."""
-        with _translated(ignore=(404, 409)):
+        with _tolerating(404, 409), _translated():
             await self._docker.containers.container(container).kill(signal=str(number))
 
     async def run_inside(self, container: str, command: list[str]) -> int:
         """Run a short command in a running container, as its user; returns its exit status."""
-        with _translated(ignore=(404, 409)):
+        with _tolerating(404, 409), _translated():
             execution = await self._docker.containers.container(container).exec(command)
             async with execution.start(detach=False) as stream:
                 while await stream.read_out() is not None:
@@ -162,7 +164,7 @@ class Engine:
 
     async def remove(self, container: str) -> None:
         """Kill and remove, with anonymous volumes; one that is gone is fine, and so is one on its way."""
-        with _translated(ignore=(404, 409)):
+        with _tolerating(404, 409), _translated():
             await self._docker.containers.container(container).delete(force=True, v=True)
 
 

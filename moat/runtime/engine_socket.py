@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import socket
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,3 +127,18 @@ def labelled(label: str, *, path: Path | None = None) -> list[dict[str, Any]]:
 def remove(container: str, *, path: Path | None = None) -> None:
     """Kill and remove a container with its anonymous volumes; one that is gone is fine. Blocks."""
     ask("DELETE", f"/containers/{quote(container)}?force=1&v=1", path=path, timeout=60)
+
+
+def shares_mounts(path: Path) -> bool:
+    """Whether the engine lives in this process's mount namespace, so that it sees what is mounted here.
+
+    True where it cannot be told: the pid of a socket made by an init belongs to that init.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        try:
+            sock.connect(str(path))
+            peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            pid = struct.unpack("3i", peer)[0]
+            return os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+        except OSError:
+            return True

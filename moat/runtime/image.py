@@ -178,7 +178,7 @@ async def _build(
 def _show(line: str, tail: collections.deque[str], progress: Progress) -> None:
     if line.startswith("Step "):
         tail.clear()
-        progress(line[:100])
+        progress(line.partition(";")[0].replace(" : RUN : ", ": ").replace(" : ", ": "))
     elif line and not line.startswith((" ---> ", "Removing intermediate container")):
         tail.append(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line))
 
