@@ -13,7 +13,7 @@ _HOST = re.compile(
     rf"(?=.{{1,259}}$)(?:(?:\*\.)?{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])(?::(?P<port>[1-9][0-9]{{0,4}}))?"
 )
 _RULE = re.compile(r"(?:allow|deny) (?:\*|[A-Z][A-Z-]{0,31}) (?P<path>/[!-~]*)")
-_SEGMENT = re.compile(r"\*|\*\*|[A-Za-z0-9._~!$&'()+,;=:@-]+")
+_SEGMENT = re.compile(r"\*|\*\*|[A-Za-z0-9._~!$&'()+,=:@-]+")
 
 
 def parse_host(text: str) -> str:

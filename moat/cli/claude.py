@@ -1,0 +1,277 @@
+"""`moat claude`: Claude Code in a sandbox; a session at the terminal, one answer, or in the background."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime as dt
+import os
+import re
+import stat
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from moat import config
+from moat.cli import terminal
+from moat.cli.menu import passphrase_source
+from moat.cli.output import Progress, emit, say
+from moat.config import HostRules, RunConfig
+from moat.errors import GrantError, RunNotFoundError, StartError, UsageError
+from moat.grants import CredentialInfo
+from moat.paths import Home
+from moat.runtime import granted, launch, records
+from moat.runtime.agents import Setup
+from moat.runtime.agents.claude import Claude
+from moat.runtime.agents.claude_sessions import session_of_run, sessions
+from moat.runtime.choice import NAMES, choose
+from moat.runtime.request import RunRequest
+from moat.runtime.sandbox import Mount
+from moat.vault import Vault, open_vault
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NO_CREDENTIAL = (
+    "install Claude Code and log in, then run `moat grant anthropic`\n"
+    'or use an API key: `export ANTHROPIC_API_KEY="sk-ant-..." && moat grant anthropic`'
+)
+
+
+def main(argv: Sequence[str], *, command: str = "claude") -> int:
+    words, initial = _split(argv)
+    options = _parser(command).parse_args(words)
+    _check(options, initial)
+    home = Home.from_environment()
+    workspace, claude = _conversation(options, home, initial)
+    settings = config.load(workspace)
+    wanted = granted.unique((claude.grant, *settings.grants, *options.grant))
+    vault = open_vault(home, passphrase=passphrase_source())
+    credential = _credentials(vault, claude.grant, wanted)
+    runtime = choose(options.runtime or settings.runtime)
+    setup = claude.setup(workspace=workspace, credential=credential, runtime=runtime)
+    request = _request(options, settings, setup)
+    request = dataclasses.replace(
+        request, workspace=workspace, grants=wanted, runtime=runtime, agent=claude.name
+    )
+    return _launch(request, home=home, handoff=vault.handoff(wanted), detach=options.detach)
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The words before `--`, and what follows it as one prompt."""
+    words = list(argv)
+    if "--" not in words:
+        return words, None
+    at = words.index("--")
+    return words[:at], " ".join(words[at + 1 :]) or None
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"moat {command}",
+        usage=f"moat {command} [dir] [options] [-- initial prompt]",
+        description="Run Claude Code in a sandbox. `moat attach` brings a detached session back.",
+    )
+    add = parser.add_argument
+    add("dir", nargs="?", help="the workspace (default: this directory)")
+    add("-p", "--prompt", metavar="PROMPT", help="answer this, print the answer and exit")
+    if command == "claude":
+        add(
+            "-c", "--continue", dest="proceed", action="store_true", help="go on with the newest conversation"
+        )
+        add("-r", "--resume", metavar="ID|RUN", help="go on with this conversation, or with the one of a run")
+    else:
+        parser.set_defaults(proceed=True, resume=None)
+    add("-n", "--name", help="name of the run, for `moat list` and `moat attach`")
+    add("-d", "--detach", action="store_true", help="run in the background; print the run's id")
+    add("--noyolo", action="store_true", help="let Claude Code ask before it edits files or runs commands")
+    add("-g", "--grant", action="append", default=[], metavar="GRANT", help="another grant, e.g. github")
+    add(
+        "-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable in the sandbox"
+    )
+    add("--runtime", choices=NAMES, help="what makes the sandbox (default: docker when its engine answers)")
+    add("--rebuild", action="store_true", help="build the image anew (docker)")
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="open this host when the network policy is strict",
+    )
+    return parser
+
+
+def _check(options: argparse.Namespace, initial: str | None) -> None:
+    """What argparse cannot see. Raises UsageError."""
+    if options.proceed and options.resume:
+        raise UsageError("--continue and --resume exclude each other", hint="give one of them")
+    if options.prompt is not None and initial is not None:
+        raise UsageError("-p and an initial prompt exclude each other", hint="`-- PROMPT` starts a session")
+    if options.prompt is not None and not options.prompt.strip():
+        raise UsageError("the prompt is empty", hint='moat claude -p "explain this codebase"')
+    if options.prompt is None and not options.detach and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "a session needs a terminal", hint="use -p PROMPT for one answer, or -d for the background"
+        )
+
+
+def _directory(text: str | None) -> Path:
+    place = Path(text or ".").expanduser()
+    if not place.is_dir():
+        raise UsageError(
+            f"{place} is not a directory", hint="moat claude [dir] [options] [-- initial prompt]"
+        )
+    return place.resolve()
+
+
+# --- which conversation ---------------------------------------------------------------------------
+
+
+def _conversation(options: argparse.Namespace, home: Home, initial: str | None) -> tuple[Path, Claude]:
+    """The workspace and the session in it: a new one, the newest, or a named one."""
+    session: str
+    if options.resume and not _UUID.fullmatch(options.resume):
+        workspace, session = _of_run(home, options.resume, options.dir)
+    else:
+        workspace = _directory(options.dir)
+        session = options.resume.lower() if options.resume else ""
+        known = [name for name, _ in sessions(Path.home(), workspace)]
+        if options.proceed and not known:
+            # Claude Code itself would start a new one with -p: an answer that knows nothing of the question.
+            raise StartError(
+                f"no conversation to continue in {workspace}", hint="start one with `moat claude`"
+            )
+        if session and session not in known:
+            raise StartError(
+                f"no conversation {session} in {workspace}",
+                hint="name the directory it belongs to: `moat claude DIR --resume ID`",
+            )
+    claude = Claude(
+        prompt=options.prompt,
+        initial=initial,
+        session=None if session or options.proceed else str(uuid.uuid4()),
+        resume=session or None,
+        proceed=options.proceed,
+        ask=options.noyolo,
+    )
+    return workspace, claude
+
+
+def _of_run(home: Home, text: str, directory: str | None) -> tuple[Path, str]:
+    """The workspace and the conversation of a run, by its id or name."""
+    try:
+        run = records.find(home, text)
+    except RunNotFoundError as error:
+        if "no run" not in str(error):
+            raise
+        raise RunNotFoundError(
+            f"no run and no conversation {text!r}",
+            hint="`moat list` shows the runs; a conversation is a UUID",
+        ) from None
+    workspace = _directory(run.workspace)
+    if directory is not None and _directory(directory) != workspace:
+        raise UsageError(
+            f"run {run.id} belongs to {workspace}", hint=f"moat claude {workspace} --resume {text}"
+        )
+    session = None
+    if run.agent == "claude":
+        session = session_of_run(
+            run.argv,
+            sessions(Path.home(), workspace),
+            started_at=run.started_at or run.created_at,
+            ended_at=run.ended_at,
+        )
+    if session is None:
+        raise StartError(
+            f"run {run.id} left no conversation", hint="`moat resume` goes on with the newest one"
+        )
+    return workspace, session
+
+
+# --- credentials ----------------------------------------------------------------------------------
+
+
+def _credentials(vault: Vault, grant: str, wanted: tuple[str, ...]) -> CredentialInfo:
+    """What is known of Claude Code's credential. Raises one GrantError for all that is missing."""
+    problems: list[str] = []
+    hints: list[str] = []
+    found: CredentialInfo | None = None
+    try:
+        found = vault.info(grant)
+        if found.expired(dt.datetime.now(dt.UTC)):
+            problems.append("Credential expired: anthropic")
+            hints.append("run `moat grant anthropic`")
+    except GrantError:
+        problems.append("No Claude Code credentials found")
+        hints.append(_NO_CREDENTIAL)
+    try:
+        granted.check(vault, (name for name in wanted if name != grant))
+    except GrantError as error:
+        problems.append(str(error))
+        hints.append(error.hint or "")
+    if problems or found is None:
+        raise GrantError("\n".join(problems), hint="\n".join(filter(None, hints)))
+    return found
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def _request(options: argparse.Namespace, settings: RunConfig, setup: Setup) -> RunRequest:
+    interactive = options.prompt is None
+    allowed = tuple(HostRules(_host(text)) for text in options.allow_host)
+    named = {dependency.partition("@")[0] for dependency in settings.dependencies}
+    return RunRequest(
+        argv=setup.argv,
+        workspace=Path(),
+        name=options.name or settings.name,
+        env={**setup.env, **settings.env, **_variables(options.env)},
+        mounts=(*setup.mounts, *(Mount(m.source, m.target, m.read_only) for m in settings.mounts)),
+        home_files=setup.home_files,
+        network=dataclasses.replace(settings.network, rules=(*settings.network.rules, *allowed)),
+        tty=terminal.size() if interactive else None,
+        stdin=not interactive and not options.detach and _piped(),
+        hold=not options.detach,
+        dependencies=(*settings.dependencies, *(word for word in setup.dependencies if word not in named)),
+        base_image=settings.base_image,
+        rebuild=options.rebuild,
+    )
+
+
+def _host(text: str) -> str:
+    try:
+        return config.parse_host(text)
+    except ValueError as error:
+        raise UsageError(f"--allow-host: {error}", hint="moat claude --allow-host api.example.com") from None
+
+
+def _variables(pairs: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not _VARIABLE.fullmatch(name):
+            raise UsageError(f"--env {pair!r} is not NAME=VALUE", hint="moat claude -e DEBUG=1")
+        found[name] = value
+    return found
+
+
+def _piped() -> bool:
+    """Whether somebody meant to give us input: a pipe or a file, not a terminal and not nothing."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
+
+
+def _launch(request: RunRequest, *, home: Home, handoff: bytes, detach: bool) -> int:
+    progress = Progress()
+    try:
+        handle = launch.start(request, home=home, handoff=handoff, progress=progress.show)
+    finally:
+        progress.clear()
+    if not detach:
+        return terminal.attach(handle, lead=True)
+    emit(handle.id)
+    say(f"{handle.name} runs in the background; `moat attach {handle.name}` joins it")
+    return 0
