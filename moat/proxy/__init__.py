@@ -5,4 +5,60 @@ tunnel      one CONNECT: an authority, and TLS that we terminate
 exchange    one request with its response
 decision    what policy says about an authority or an exchange, with the reason
 injection   putting the credential on an exchange that policy allowed
+
+The way of a request, file by file: `server` accepts, `tunnel` finds out where to and terminates TLS,
+`message` and `http1` read heads and bodies, `exchange` judges, equips and carries, `upstream` connects,
+`stream` moves bytes, `trace` writes down what happened.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moat.proxy.address import Authority
+    from moat.proxy.certs import RunCA
+    from moat.proxy.events import Denial, ExchangeFinished
+    from moat.proxy.limits import Limits
+    from moat.proxy.policy import Policy
+    from moat.proxy.server import Proxy
+    from moat.proxy.trace import Trace
+    from moat.proxy.upstream import Upstream, UpstreamOptions
+
+__all__ = [
+    "Authority",
+    "Denial",
+    "ExchangeFinished",
+    "Limits",
+    "Policy",
+    "Proxy",
+    "RunCA",
+    "Trace",
+    "Upstream",
+    "UpstreamOptions",
+]
+
+# Resolved at first use (PEP 562): `moat --help` imports this package and must not pay for anyio.
+_HOME = {
+    "Authority": "address",
+    "Denial": "events",
+    "ExchangeFinished": "events",
+    "Limits": "limits",
+    "Policy": "policy",
+    "Proxy": "server",
+    "RunCA": "certs",
+    "Trace": "trace",
+    "Upstream": "upstream",
+    "UpstreamOptions": "upstream",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"moat.proxy.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

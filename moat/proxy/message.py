@@ -13,7 +13,6 @@ from moat.proxy.chunked import ChunkedReader, encode_chunk
 from moat.proxy.http1 import (
     Framing,
     Headers,
-    MalformedError,
     RequestHead,
     ResponseHead,
     parse_request,
@@ -21,14 +20,6 @@ from moat.proxy.http1 import (
 )
 from moat.proxy.limits import Limits
 from moat.proxy.stream import Stream, StreamError
-
-# Trailers arrive after the head was judged, so nothing that is judged in a head may come in one
-# (RFC 9110 §6.5.1: framing, routing, authentication, and what controls how the body is read).
-_NOT_IN_TRAILERS = frozenset(
-    b"transfer-encoding content-length host connection te trailer upgrade authorization proxy-authorization "
-    b"proxy-authenticate www-authenticate set-cookie cookie content-encoding content-type content-range "
-    b"cache-control age expires date location retry-after vary".split()
-)
 
 
 class MessageReader:
@@ -69,7 +60,9 @@ class MessageReader:
         while True:
             data = await self.stream.receive()
             if not data:
-                raise StreamError("closed in the middle of a head" if self.buffer else "closed without an answer")
+                raise StreamError(
+                    "closed in the middle of a head" if self.buffer else "closed without an answer"
+                )
             self.buffer += data
             if b"\n" in data or len(self.buffer) > self.limits.head:
                 return
@@ -77,9 +70,7 @@ class MessageReader:
     def _drop(self, size: int) -> None:
         self.buffer = self.buffer[size:]
 
-    def body(
-        self, head: RequestHead | ResponseHead, *, blame: Literal["client", "upstream"]
-    ) -> Body:
+    def body(self, head: RequestHead | ResponseHead, *, blame: Literal["client", "upstream"]) -> Body:
         """The body that follows `head`; to be read to its end before the next head."""
         return Body(self, head.framing, head.length, blame)
 
@@ -101,9 +92,8 @@ class Body:
 
     @property
     def trailers(self) -> Headers:
-        """Trailer fields that may be passed on, once the body is done."""
-        fields = self._chunks.trailers if self._chunks is not None else ()
-        return tuple(field for field in fields if field[0].lower() not in _NOT_IN_TRAILERS)
+        """Trailer fields, once the body is done. `chunked` has refused those that no trailer may be."""
+        return self._chunks.trailers if self._chunks is not None else ()
 
     def take(self) -> bytes:
         """Payload that is here already, without waiting; perhaps none. Raises MalformedError."""
@@ -121,20 +111,24 @@ class Body:
             self.done = True
         else:
             payload, reader.buffer = data, b""
-            self._left -= len(data)
+            self._left -= len(data)  # meaningless, and not read, for a body that ends with the connection
         self.size += len(payload)
         return payload
 
+    async def wait(self) -> None:
+        """Wait until more has come, or the body has ended. Raises StreamError when it can have no end."""
+        data = await self._reader.stream.receive()
+        if data:
+            self._reader.buffer += data
+        elif self._framing is Framing.UNTIL_CLOSE:
+            self.done = True
+        else:
+            raise StreamError("closed in the middle of a body")
+
     async def next(self) -> bytes:
-        """The payload that comes next; b"" only at the end. Raises StreamError when there is no end."""
+        """The payload that comes next; b"" only at the end. Raises MalformedError, StreamError."""
         while not (payload := self.take()) and not self.done:
-            data = await self._reader.stream.receive()
-            if data:
-                self._reader.buffer += data
-            elif self._framing is Framing.UNTIL_CLOSE:
-                self.done = True
-            else:
-                raise StreamError("closed in the middle of a body")
+            await self.wait()
         return payload
 
 
@@ -155,6 +149,3 @@ class BodyWriter:
         if not trailers:
             return b"0\r\n\r\n"
         return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in trailers) + b"\r\n"
-
-
-__all__ = ["Body", "BodyWriter", "MalformedError", "MessageReader"]

@@ -100,6 +100,10 @@ class Stream(ABC):
         """Send `goodbye`, flush for at most CLOSE_SECONDS and release the socket."""
 
     @abstractmethod
+    def _close_now(self, goodbye: bytes) -> None:
+        """The same without waiting; what the kernel does not take may be lost."""
+
+    @abstractmethod
     def _abort(self) -> None:
         """Release the socket now and wake whoever waits. Harmless when that was done before."""
 
@@ -226,19 +230,33 @@ class Stream(ABC):
 
     # --- ending ----------------------------------------------------------------------------------
 
-    async def aclose(self) -> None:
-        """Say goodbye, flush and release the socket. Never raises; the second time does nothing."""
-        goodbye = b""
-        if self._tls is not None and self._broken is None:
-            self._plain = self._available()
-            goodbye = self._tls.close()
+    async def aclose(self, *, goodbye: bool = True) -> None:
+        """Say goodbye, flush and release the socket. Never raises; the second time does nothing.
+
+        Without `goodbye`, everything sent is flushed but TLS ends by a bare FIN: the peer can tell that
+        there should have been more.
+        """
+        last = self._end(goodbye=goodbye)
+        if last is not None:
+            await self._close(last)
+
+    def close(self) -> None:
+        """The same without waiting for anybody."""
+        last = self._end(goodbye=True)
+        if last is not None:
+            self._close_now(last)
+
+    def _end(self, *, goodbye: bool) -> bytes | None:
+        """Take the stream out of use; the last bytes to send, or None when it had already ended."""
         self._gone = None
         self._watch.discard(self)
-        if self._broken is None:
-            self._broken = StreamError("the connection is closed")
-            await self._close(goodbye)
-        else:
+        if self._tls is not None and self._broken is None:
+            self._plain = self._available()  # OpenSSL says no goodbye while data waits to be read
+        if self._broken is not None:
             self._abort()
+            return None
+        self._broken = StreamError("the connection is closed")
+        return self._tls.close() if goodbye and self._tls is not None else b""
 
     def abort(self, reason: str = "the connection is closed") -> None:
         """Drop the connection so that the peer notices: a reset, and no goodbye of TLS."""
@@ -344,208 +362,6 @@ async def _connected(sock: socket.socket, address: tuple[str, int]) -> None:
         await anyio.wait_writable(sock)
     if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
         raise OSError(code, _reason(code))
-
-
-def broken(self) -> bool:
-        return self._broken is not None
-
-    def quiet(self) -> bool:
-        """Whether an idle connection can be used: open, and nothing to read but TLS housekeeping.
-
-        A TLS 1.3 server sends session tickets after the handshake, so "readable" does not mean dead.
-        """
-        if self._broken is not None:
-            return False
-        self.poll()
-        try:
-            self._plain = self._available()
-        except StreamError:
-            return False
-        return not (self._plain or self.ended or self._broken)
-
-    def _available(self) -> bytes:
-        inbox, plain = self._inbox, self._plain
-        if not inbox:
-            if plain:
-                self._plain = b""
-            return plain
-        data = inbox[0] if len(inbox) == 1 else b"".join(inbox)
-        inbox.clear()
-        self._taken()
-        if self._tls is not None:
-            try:
-                data = self._tls.receive(data)
-            except StreamError as error:
-                self._broken = error
-                data = b""
-        if plain:
-            self._plain = b""
-            return plain + data
-        return data
-
-    # --- sending ---------------------------------------------------------------------------------
-
-    async def send(self, data: bytes) -> None:
-        """Send all of `data`. Raises StreamError when it cannot arrive; what came in stays readable."""
-        if self._broken is not None:
-            raise self._broken
-        await self._write(self._tls.send(data) if self._tls is not None else data)
-
-    async def send_eof(self) -> None:
-        """Finish our direction (TLS: close_notify, then FIN). Receiving goes on."""
-        if self._broken is None:
-            if self._tls is not None:
-                # OpenSSL gives up on a session that says goodbye while data waits to be read.
-                self._plain = self._available()
-                await self._write(self._tls.close())
-            await self._write_eof()
-
-    # --- TLS -------------------------------------------------------------------------------------
-
-    async def start_tls(
-        self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None
-    ) -> ssl.SSLObject:
-        """Do the handshake, over bytes put back by `unread` if there are any.
-
-        Raises TLSError (a StreamError) with the reason, StreamTimeoutError, or StreamError.
-        """
-        from moat.proxy.tls import TLSSession
-
-        tls = TLSSession(context, server_side=server_side, server_hostname=server_hostname)
-        data, self._plain = self._plain, b""
-        while True:
-            try:
-                done = tls.handshake(data)
-            finally:
-                # Also after a failure: the alert tells the peer why.
-                if (output := tls.output()) and self._broken is None:
-                    await self._write(output)
-            if done:
-                break
-            while not (data := self._available()):
-                if self._ended or self._broken is not None:
-                    raise self._broken or StreamError("the peer left during the TLS handshake")
-                await self._more()
-        self._tls = tls
-        self._plain = tls.receive(b"")
-        return tls.object
-
-    # --- ending ----------------------------------------------------------------------------------
-
-    async def aclose(self) -> None:
-        """Say goodbye, flush and release the socket. Never raises; the second time does nothing."""
-        goodbye = b""
-        if self._tls is not None and self._broken is None:
-            self._plain = self._available()
-            goodbye = self._tls.close()
-        self._gone = None
-        self._watch.discard(self)
-        if self._broken is None:
-            self._broken = StreamError("the connection is closed")
-            await self._close(goodbye)
-        else:
-            self._abort()
-
-    def abort(self, reason: str = "the connection is closed") -> None:
-        """Drop the connection so that the peer notices: a reset, and no goodbye of TLS."""
-        if self._broken is None and self.sock.family != socket.AF_UNIX:
-            with contextlib.suppress(OSError):
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._break(StreamError(reason))
-
-    def _break(self, error: StreamError) -> None:
-        if self._broken is None:
-            self._broken = error
-        self._gone = None
-        self._watch.discard(self)
-        self._abort()
-
-    def when_gone(self, call: Callable[[], None] | None, *, at_eof: bool = True) -> None:
-        """Call once when the peer leaves while nobody receives; at once when it already has.
-
-        Who waits for an upstream must not wait on behalf of a client that has gone. `at_eof`: a peer
-        that has finished its direction counts as gone; otherwise only one whose connection broke.
-        """
-        self._gone = call
-        self._gone_at_eof = at_eof
-        self._check_gone()
-
-    def _check_gone(self) -> None:
-        if self._gone is not None and (self._broken is not None or (self._ended and self._gone_at_eof)):
-            call, self._gone = self._gone, None
-            call()
-
-
-class Watch:
-    """Expires streams whose deadline has passed. One timer for all: a deadline costs an assignment."""
-
-    def __init__(self) -> None:
-        self._streams: set[Stream] = set()
-
-    def add(self, stream: Stream) -> None:
-        self._streams.add(stream)
-
-    def discard(self, stream: Stream) -> None:
-        self._streams.discard(stream)
-
-    def __len__(self) -> int:
-        return len(self._streams)
-
-    async def run(self) -> None:
-        """Runs until cancelled."""
-        while True:
-            await anyio.sleep(TICK_SECONDS)
-            self.tick(monotonic())
-
-    def tick(self, now: float) -> None:
-        for stream in tuple(self._streams):
-            if stream.deadline <= now:
-                stream._break(StreamTimeoutError("timed out"))
-            elif stream._gone is not None:
-                stream.poll()
-                stream._check_gone()
-
-    def abort_all(self) -> None:
-        for stream in tuple(self._streams):
-            stream.abort("the proxy shuts down")
-
-
-async def open_stream(sock: socket.socket, watch: Watch) -> Stream:
-    """Make a stream of a connected non-blocking socket; owns the socket, also when it raises."""
-    from moat.proxy.stream_asyncio import AsyncioStream, running_loop
-
-    if (loop := running_loop()) is not None:
-        return await AsyncioStream.open(loop, sock, watch)
-    from moat.proxy.stream_anyio import AnyioStream
-
-    return AnyioStream(sock, watch)
-
-
-async def connect(address: tuple[str, int], watch: Watch, *, timeout: float) -> Stream:
-    """Connect to a numeric address. Raises StreamError ("connection refused") or StreamTimeoutError."""
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    try:
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
-    except OSError as error:
-        raise broken(error) from error
-    try:
-        with anyio.fail_after(timeout):
-            try:
-                sock.connect(address)
-            except BlockingIOError:
-                await anyio.wait_writable(sock)
-        if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            raise OSError(code, _reason(code))
-    except TimeoutError as error:
-        sock.close()
-        raise StreamTimeoutError("connection timed out") from error
-    except OSError as error:
-        sock.close()
-        raise broken(error) from error
-    except BaseException:
-        sock.close()
-        raise
-    return await open_stream(sock, watch)
 
 
 def broken(error: BaseException | None) -> StreamError:

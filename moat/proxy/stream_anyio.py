@@ -71,6 +71,11 @@ class AnyioStream(Stream):
         finally:
             self._abort()
 
+    def _close_now(self, goodbye: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.send(goodbye)
+        self._abort()
+
     def _abort(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             anyio.notify_closing(self.sock)

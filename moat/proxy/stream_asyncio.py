@@ -147,6 +147,11 @@ class AsyncioStream(Stream, asyncio.Protocol):
             finally:
                 transport.abort()
 
+    def _close_now(self, goodbye: bytes) -> None:
+        if goodbye:
+            self._transport.write(goodbye)
+        self._transport.close()
+
     def _abort(self) -> None:
         self._transport.abort()
         self._wake()

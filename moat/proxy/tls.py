@@ -25,8 +25,11 @@ _RECORD = 16384  # plaintext of the largest TLS record
 class TLSError(StreamError):
     """A handshake or a record failed. `verification`: the peer's certificate was not accepted."""
 
-    def __init__(self, reason: str, *, verification: bool = False) -> None:
+    def __init__(
+        self, reason: str, connection: ssl.SSLObject | None = None, *, verification: bool = False
+    ) -> None:
         super().__init__(reason)
+        self.connection = connection
         self.verification = verification
 
 
@@ -54,9 +57,10 @@ class TLSSession:
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLCertVerificationError as error:
-            raise TLSError(error.verify_message or "certificate verify failed", verification=True) from error
+            reason = error.verify_message or "certificate verify failed"
+            raise TLSError(reason, self.object, verification=True) from error
         except (ssl.SSLError, ValueError) as error:
-            raise TLSError(_reason(error)) from error
+            raise TLSError(_reason(error), self.object) from error
         return True
 
     def output(self) -> bytes:

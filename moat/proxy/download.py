@@ -1,0 +1,160 @@
+"""The way down: a response, carried to the client as it comes, and scrubbed if a credential went up.
+
+Nothing is read ahead: what has arrived is framed and sent before anything is waited for.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from moat.proxy.http1 import (
+    Framing,
+    Headers,
+    MalformedError,
+    RequestHead,
+    ResponseHead,
+    forward_response_headers,
+    render_response,
+)
+from moat.proxy.message import Body, BodyWriter, MessageReader
+from moat.proxy.relay import Traffic, relay
+from moat.proxy.scrub import BodyScrubber, Scrubber, mask, scrub_headers
+from moat.proxy.stream import BUFFER
+from moat.proxy.upload import Upload
+
+_INTERIM_RESPONSES = 16  # 1xx answers before the final one; servers send one or two
+
+
+class Download:
+    """One response. What is known of it when it breaks is what the record tells."""
+
+    def __init__(self, client: MessageReader, request: RequestHead, secrets: tuple[bytes, ...]) -> None:
+        self._client = client
+        self._request = request
+        self._secrets = secrets
+        self._body: Body | None = None
+        self._scrubber: BodyScrubber | None = None
+        self._writer = BodyWriter(chunked=False)
+        self._head: ResponseHead | None = None
+        self.begun = False  # bytes of the final response have left: nothing else can be answered
+        self.interim = False  # a 1xx came back
+        self.keep = False  # the client's connection can carry another request
+        self.headers: Headers = ()  # as the client gets them
+        self.traffic = Traffic()  # after a 101
+
+    @property
+    def status(self) -> int:
+        return self._head.status if self._head is not None and self.begun else 0
+
+    @property
+    def size(self) -> int:
+        """Body bytes that came down."""
+        return (self._body.size if self._body is not None else 0) + self.traffic.down
+
+    @property
+    def until_close(self) -> bool:
+        """The end of the connection is the end of the body."""
+        return self._head is not None and self._head.framing is Framing.UNTIL_CLOSE
+
+    async def run(self, upstream: MessageReader, upload: Upload) -> bool:
+        """Carry it all. True when the upstream connection can be used again.
+
+        Raises MalformedError, UnreadableBodyError, StreamError (of either side).
+        """
+        head = self._head = await self._final_head(upstream)
+        if head.status == 101:
+            await self._switch(upstream, head)
+            return False
+        limits = self._client.limits
+        body = self._body = upstream.body(head, blame="upstream")
+        wire = self._start(head, upload)
+        while True:
+            wire = await self._frame(wire, body)
+            if wire:
+                await self._send(wire)
+                wire = b""
+            if body.done:
+                break
+            upstream.stream.deadline = monotonic() + limits.body_idle_timeout
+            await body.wait()
+        if self.until_close and upstream.stream.truncated:
+            await self._client.stream.aclose(goodbye=False)  # as doubtful for the client as it was for us
+        return head.keep_alive and upload.done and not upstream.buffer
+
+    async def _final_head(self, upstream: MessageReader) -> ResponseHead:
+        """The head that counts; 1xx before it are passed on to clients that know them."""
+        for _ in range(_INTERIM_RESPONSES):
+            head = await upstream.response(self._request.method, self._request.upgrade)
+            if head.status >= 200 or head.status == 101:
+                return head
+            self.interim = True
+            if self._request.minor:
+                headers = scrub_headers(forward_response_headers(head), self._secrets)
+                await self._client.stream.send(self._render(head, headers))
+        raise MalformedError("interim", "too many interim responses", 502, "upstream")
+
+    def _start(self, head: ResponseHead, upload: Upload) -> bytes:
+        """Decide how the body leaves, and make the head that says so."""
+        if self._secrets and head.framing is not Framing.NONE:
+            self._scrubber = BodyScrubber(self._secrets, head.headers, self._client.limits)
+        framing = head.framing
+        if framing is Framing.LENGTH and self._scrubber is not None and self._scrubber.decoded:
+            framing = Framing.CHUNKED  # the length was that of the encoded body
+        if framing is Framing.CHUNKED and not self._request.minor:
+            framing = Framing.UNTIL_CLOSE  # HTTP/1.0 knows no chunks
+        self.keep = self._request.keep_alive and upload.done and framing is not Framing.UNTIL_CLOSE
+        self._writer = BodyWriter(chunked=framing is Framing.CHUNKED)
+        headers = forward_response_headers(head, framing=framing, close=not self.keep)
+        if self._scrubber is not None:
+            headers = self._scrubber.headers(headers)
+        elif self._secrets:
+            headers = scrub_headers(headers, self._secrets)
+        self.headers = headers
+        return self._render(head, headers)
+
+    def _render(self, head: ResponseHead, headers: Headers) -> bytes:
+        reason = mask(head.reason, self._secrets) if self._secrets else head.reason
+        return render_response(head.status, reason, headers)
+
+    async def _frame(self, wire: bytes, body: Body) -> bytes:
+        """`wire` and what has come of the body, as it leaves here; what grows large is sent at once."""
+        scrubber, writer = self._scrubber, self._writer
+        payload = body.take()
+        if scrubber is None:
+            piece = writer.piece(payload)
+            wire = wire + piece if wire else piece
+        else:
+            for scrubbed in scrubber.feed(payload):
+                piece = writer.piece(scrubbed)
+                wire = wire + piece if wire else piece
+                if len(wire) >= BUFFER:
+                    await self._send(wire)
+                    wire = b""
+            if body.done:
+                wire += writer.piece(scrubber.finish())
+        if body.done:
+            wire += writer.end(scrub_headers(body.trailers, self._secrets))
+        return wire
+
+    async def _send(self, wire: bytes) -> None:
+        self.begun = True
+        stream = self._client.stream
+        stream.deadline = monotonic() + self._client.limits.body_idle_timeout
+        await stream.send(wire)
+
+    async def _switch(self, upstream: MessageReader, head: ResponseHead) -> None:
+        """101: from here on the bytes are not HTTP. They are passed on, masked if a credential went up."""
+        client = self._client
+        self.headers = scrub_headers(forward_response_headers(head), self._secrets)
+        await self._send(self._render(head, self.headers))
+        client.stream.when_gone(None)
+        for reader in (client, upstream):
+            reader.stream.unread(reader.buffer)
+            reader.buffer = b""
+        await relay(
+            client.stream,
+            upstream.stream,
+            self.traffic,
+            idle=client.limits.tunnel_idle_timeout,
+            scrubber=Scrubber(self._secrets) if self._secrets else None,
+        )

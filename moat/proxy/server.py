@@ -1,0 +1,202 @@
+"""The forward proxy of one run: listeners, the number of connections, start and end.
+
+Every connection is one task in the task group of its listener, and runs one coroutine from top to bottom
+(`tunnel`). Timeouts are deadlines on streams, kept by one `Watch`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from moat.grants import CredentialSource, InjectionRule
+from moat.proxy.address import Authority
+from moat.proxy.certs import RunCA
+from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.exchange import Setup
+from moat.proxy.inject import InjectionTable
+from moat.proxy.limits import Limits
+from moat.proxy.message import MessageReader
+from moat.proxy.policy import Policy
+from moat.proxy.stream import StreamError, open_stream
+from moat.proxy.tunnel import Tunnel
+from moat.proxy.upstream import Upstream
+
+_log = logging.getLogger(__name__)
+_TRY_AGAIN_SECONDS = 0.2  # after running out of file descriptors or memory
+# accept() fails with these although the listener is well: the peer has already left, or resources are short.
+_PEER_LEFT = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH})
+_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+Serve = Callable[[Tunnel, socket.socket], Awaitable[None]]
+
+
+def always_ready() -> Denial | None:
+    return None
+
+
+class Proxy:
+    """Serves any number of listeners for one run."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        ca: RunCA,
+        rules: Sequence[InjectionRule] = (),
+        credentials: CredentialSource | None = None,
+        upstream: Upstream,
+        on_event: Callable[[ExchangeFinished], None],
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        token: str | None = None,
+        ready: Callable[[], Denial | None] = always_ready,
+    ) -> None:
+        """`on_event` must neither block nor raise. `ready` says why no exchange may start now.
+
+        `token` is asked for on TCP listeners only; reaching a unix socket is permission enough. Raises
+        ValueError for a rule with a bad host pattern.
+        """
+        self._setup = Setup(policy, ca, InjectionTable(rules), credentials, upstream, limits, on_event, ready)
+        self._token = token
+        self._slots = anyio.Semaphore(limits.connections)
+        self._listening: set[anyio.CancelScope] = set()
+        self._serving: set[anyio.CancelScope] = set()
+        self._tunnels: set[Tunnel] = set()
+        self._done = anyio.Event()  # set when the last connection has ended
+
+    @property
+    def connections(self) -> int:
+        """Connections of clients at this moment."""
+        return len(self._tunnels)
+
+    async def serve(
+        self,
+        sock: socket.socket,
+        *,
+        authority: Authority | None = None,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve a listening socket (TCP or unix; owned from here on) until cancelled or `aclose`d.
+
+        With `authority`, clients are not asked where to: all they send is for it.
+        """
+
+        async def fixed(tunnel: Tunnel, _accepted: socket.socket) -> None:
+            if authority is None:
+                await tunnel.explicit()
+            else:
+                await tunnel.captured(authority)
+
+        await self._serve(sock, fixed, task_status)
+
+    async def serve_captured(
+        self,
+        sock: socket.socket,
+        authority_of: Callable[[socket.socket], Authority | None],
+        *,
+        task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve transparently captured connections; `authority_of` reads the address that was dialled.
+
+        None means nobody has given that address a name: the connection is closed.
+        """
+
+        async def captured(tunnel: Tunnel, accepted: socket.socket) -> None:
+            if (authority := authority_of(accepted)) is not None:
+                await tunnel.captured(authority)
+
+        await self._serve(sock, captured, task_status)
+
+    async def aclose(self, grace: float = 0.0) -> None:
+        """Stop listening, let exchanges under way finish for `grace` seconds, then end them."""
+        for listening in tuple(self._listening):
+            listening.cancel()
+        for tunnel in tuple(self._tunnels):
+            tunnel.finish()
+        if self._tunnels:
+            self._done = anyio.Event()
+            with anyio.move_on_after(grace):
+                await self._done.wait()
+        for serving in tuple(self._serving):
+            serving.cancel()
+        self._setup.upstream.close()
+
+    # --- one listener ----------------------------------------------------------------------------
+
+    async def _serve(self, sock: socket.socket, serve: Serve, task_status: TaskStatus[None]) -> None:
+        sock.setblocking(False)
+        serving, listening = anyio.CancelScope(), anyio.CancelScope()
+        self._serving.add(serving)
+        self._listening.add(listening)
+        try:
+            with serving:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._setup.upstream.watch.run)
+                    async with anyio.create_task_group() as connections:
+                        with listening:
+                            task_status.started()
+                            await self._accept(sock, serve, connections)
+                        sock.close()
+                    tasks.cancel_scope.cancel()
+        finally:
+            sock.close()
+            self._listening.discard(listening)
+            self._serving.discard(serving)
+            if not self._serving:
+                self._setup.upstream.close()
+
+    async def _accept(self, listener: socket.socket, serve: Serve, connections: TaskGroup) -> None:
+        """Accept for ever. With all slots taken nothing is accepted: clients wait in the backlog."""
+        while True:
+            await self._slots.acquire()
+            try:
+                accepted = await _accepted(listener)
+            except BaseException:
+                self._slots.release()
+                raise
+            connections.start_soon(self._connection, accepted, serve)
+
+    async def _connection(self, sock: socket.socket, serve: Serve) -> None:
+        """One connection from its first byte to its last. What goes wrong in it ends it, and nothing else."""
+        try:
+            stream = await open_stream(sock, self._setup.upstream.watch)
+            token = self._token if sock.family != socket.AF_UNIX else None
+            tunnel = Tunnel(self._setup, MessageReader(stream, self._setup.limits), token)
+            self._tunnels.add(tunnel)
+            try:
+                await serve(tunnel, sock)
+                await stream.aclose()
+            finally:
+                stream.abort()
+                self._tunnels.discard(tunnel)
+        except (StreamError, OSError):
+            pass  # the client has gone; what it did is recorded where it was done
+        except Exception:  # a mistake of ours must end one connection, not the run's network
+            _log.exception("a connection ended by an error in moat")
+        finally:
+            self._slots.release()
+            if not self._tunnels:
+                self._done.set()
+
+
+async def _accepted(listener: socket.socket) -> socket.socket:
+    """The next connection. Outlives everything that is not the listener's own fault."""
+    while True:
+        try:
+            accepted, _ = listener.accept()
+        except BlockingIOError:
+            await anyio.wait_readable(listener)
+        except OSError as error:
+            if error.errno in _SHORT:
+                # Accepting would fail until something is closed, and the listener stays readable.
+                await anyio.sleep(_TRY_AGAIN_SECONDS)
+            elif error.errno not in _PEER_LEFT:
+                raise
+        else:
+            accepted.setblocking(False)
+            return accepted

@@ -1,0 +1,126 @@
+"""`network.jsonl`: one line per exchange, free of credentials.
+
+Records are collected and written in batches, off the way of a request. When a write fails the journal
+says so, and the proxy refuses further exchanges until it can be written again: what is not recorded does
+not happen (DESIGN, invariant 8).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import anyio
+from anyio.abc import TaskStatus
+
+from moat.journal import LineWriter
+from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.http1 import Headers
+
+FLUSH_SECONDS = 0.1
+REDACTED = "[REDACTED]"
+# Whoever sent these, their values are nobody's business: the sandbox may log in somewhere by itself.
+_SECRET_NAMES = frozenset(
+    b"authorization proxy-authorization authentication-info cookie set-cookie x-api-key api-key x-auth-token "
+    b"x-access-token x-csrf-token x-amz-security-token x-goog-api-key private-token job-token".split()
+)
+
+
+def shown(headers: Headers, names: frozenset[bytes] = frozenset()) -> tuple[tuple[str, str], ...]:
+    """Header fields as they are recorded. `names` (lower case) are redacted besides the usual ones."""
+    fields = []
+    for name, value in headers:
+        key = name.lower()
+        hidden = key in _SECRET_NAMES or key in names or key.startswith(b"proxy-")
+        fields.append((name.decode("latin-1"), REDACTED if hidden else value.decode("latin-1")))
+    return tuple(fields)
+
+
+def to_record(event: ExchangeFinished) -> dict[str, Any]:
+    """The JSON object of an event. Empty fields are left out; header lists keep order and repetition."""
+    started = dt.datetime.fromtimestamp(event.started, dt.UTC)
+    record: dict[str, Any] = {
+        "ts": started.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "method": event.method,
+        "url": event.url,
+        "status": event.status,
+        "duration_ms": round(event.duration * 1000, 1),
+        "request_headers": event.request_headers,
+        "response_headers": event.response_headers,
+        "request_bytes": event.request_bytes,
+        "response_bytes": event.response_bytes,
+    }
+    if event.grants:
+        record["grants"] = event.grants
+    if event.denial is not None:
+        record["denial"] = asdict(event.denial)
+    if event.error:
+        record["error"] = event.error
+    return record
+
+
+def from_record(record: Mapping[str, Any]) -> ExchangeFinished:
+    """The event of a JSON object, for display. Raises ValueError (also for a missing field)."""
+    try:
+        denial = record.get("denial")
+        return ExchangeFinished(
+            started=dt.datetime.fromisoformat(record["ts"]).timestamp(),
+            duration=record["duration_ms"] / 1000,
+            method=record["method"],
+            url=record["url"],
+            status=record["status"],
+            request_headers=_pairs(record["request_headers"]),
+            response_headers=_pairs(record["response_headers"]),
+            request_bytes=record["request_bytes"],
+            response_bytes=record["response_bytes"],
+            grants=tuple(record.get("grants", ())),
+            denial=Denial(**denial) if denial else None,
+            error=record.get("error", ""),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a record of an exchange: {error}") from error
+
+
+def _pairs(fields: list[list[str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, value) for name, value in fields)
+
+
+class Trace:
+    """Writes events to a LineWriter. `add` and `ready` are what a Proxy asks for."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._writer = writer
+        self._events: list[ExchangeFinished] = []
+
+    def add(self, event: ExchangeFinished) -> None:
+        """Take an event in; it is on disk after the next flush."""
+        self._events.append(event)
+
+    def ready(self) -> Denial | None:
+        """Why no exchange may start now, or None."""
+        if self._writer.failed is None:
+            return None
+        return Denial(
+            code="journal",
+            reason=f"the network trace cannot be written: {self._writer.failed.strerror}",
+            rule="nothing happens unrecorded",
+            hint="free space where Moat keeps its runs, then try again",
+        )
+
+    def flush(self) -> None:
+        events, self._events = self._events, []
+        for event in events:
+            self._writer.append(to_record(event))
+        self._writer.flush()
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Flush every FLUSH_SECONDS until cancelled, and once more then."""
+        task_status.started()
+        try:
+            while True:
+                await anyio.sleep(FLUSH_SECONDS)
+                self.flush()
+        finally:
+            self.flush()

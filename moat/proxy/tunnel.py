@@ -1,0 +1,295 @@
+"""A connection's way to its exchanges: proxy requests, CONNECT, TLS that we terminate, opaque ports.
+
+  explicit    a proxy request: CONNECT opens a tunnel, an absolute-form target is an exchange by itself
+  captured    no CONNECT was needed: the address that the client dialled says where it meant to go
+  inside      after either: TLS or plain HTTP, told by the first byte; then exchange after exchange
+  opaque      a port of this machine that the run's config opens: bytes, no HTTP, no credential
+
+A refused CONNECT is accepted all the same, and the refusal is said inside, where clients read it.
+"""
+
+from __future__ import annotations
+
+import hmac
+from base64 import b64decode
+from binascii import Error as Base64Error
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic, time
+
+from moat.proxy.address import Authority, AuthorityError, parse_authority
+from moat.proxy.answers import CHALLENGE, ESTABLISHED, Answer, denied, malformed
+from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.exchange import After, Exchange, Setup, Site
+from moat.proxy.http1 import Form, Framing, MalformedError, RequestHead, render_response, split_absolute
+from moat.proxy.message import MessageReader
+from moat.proxy.policy import HOST_NAME
+from moat.proxy.relay import Traffic, relay
+from moat.proxy.stream import Stream, StreamError
+from moat.proxy.tls import TLSError
+from moat.proxy.upstream import AddressDeniedError, UpstreamError
+
+_TLS_HANDSHAKE = b"\x16"  # first byte of every TLS connection: content type "handshake"
+_LINGER_SECONDS = 2.0  # how long a client may go on sending after our last answer
+_LINGER_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class Tunnel:
+    """One connection from the sandbox."""
+
+    setup: Setup
+    client: MessageReader
+    token: str | None = None  # what Proxy-Authorization must carry; None: the socket is the identity
+    closing: bool = False  # the proxy ends: no further request
+    idle: bool = False  # waiting for a request that nobody has begun
+
+    @property
+    def stream(self) -> Stream:
+        return self.client.stream
+
+    # --- explicit and captured -------------------------------------------------------------------
+
+    async def explicit(self) -> None:
+        """Serve a client that knows it speaks to a proxy."""
+        while (head := await self._request(None)) is not None:
+            if not self._authorised(head):
+                if not await self._challenge(head):
+                    return
+            elif head.method == b"CONNECT":
+                await self._connect(head)
+                return
+            elif not await self._after(await self._absolute(head)):
+                return
+
+    async def captured(self, authority: Authority) -> None:
+        """Serve a client that believes it has reached `authority` itself."""
+        denial = self._judge(authority)
+        if denial is None and authority.host == HOST_NAME:
+            await self._opaque(authority, b"")
+        else:
+            await self._inside(authority, denial)
+
+    async def _connect(self, head: RequestHead) -> None:
+        try:
+            authority = parse_authority(head.target)
+        except AuthorityError as error:
+            await self._refuse(None, malformed(MalformedError("bad-authority", str(error), 400, "client")))
+            return
+        denial = self._judge(authority)
+        if denial is None and authority.host == HOST_NAME:
+            await self._opaque(authority, ESTABLISHED)
+            return
+        await self.stream.send(ESTABLISHED)
+        await self._inside(authority, denial)
+
+    def _judge(self, authority: Authority) -> Denial | None:
+        """What can be refused before a name is resolved. Names are checked when they are dialled."""
+        setup = self.setup
+        return (
+            setup.ready()
+            or setup.policy.authority(authority.host, authority.port)
+            or setup.upstream.check(authority)
+        )
+
+    async def _absolute(self, head: RequestHead) -> After:
+        """An exchange on its own: `GET http://host/path`, always without a credential."""
+        if head.form is not Form.ABSOLUTE:
+            fault = MalformedError(
+                "bad-target-form", "this is a proxy: the target must be a URL", 400, "client"
+            )
+            return await self._refuse(None, malformed(fault))
+        scheme, target, _ = split_absolute(head.target)
+        if scheme != b"http":
+            fault = MalformedError("bad-scheme", "https goes through CONNECT", 400, "client")
+            return await self._refuse(None, malformed(fault))
+        try:
+            authority = parse_authority(target, default_port=80)
+        except AuthorityError as error:
+            return await self._refuse(
+                None, malformed(MalformedError("bad-authority", str(error), 400, "client"))
+            )
+        site = Site("http", authority, self.setup.policy.authority(authority.host, authority.port))
+        return await Exchange(self.setup, self.client, site, head).run()
+
+    # --- the proxy's own password ----------------------------------------------------------------
+
+    def _authorised(self, head: RequestHead) -> bool:
+        if self.token is None:
+            return True
+        given = [value for name, value in head.headers if name.lower() == b"proxy-authorization"]
+        # Compared in any case, and in constant time: a TCP listener may be in reach of other users.
+        return hmac.compare_digest(_password(given[0]) if len(given) == 1 else b"", self.token.encode())
+
+    async def _challenge(self, head: RequestHead) -> bool:
+        """Ask for the token; True when the client may try again on this connection, as git does."""
+        again = head.keep_alive and head.framing is Framing.NONE
+        headers = CHALLENGE if again else (*CHALLENGE, (b"Connection", b"close"))
+        await self.stream.send(render_response(407, b"Proxy Authentication Required", headers))
+        return again
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    async def _inside(self, authority: Authority, denial: Denial | None) -> None:
+        """Exchanges with one authority. The first byte tells TLS from plain HTTP."""
+        limits = self.setup.limits
+        if not self.client.buffer:
+            # Whom we are going to refuse gets less time to say what it wants.
+            patience = limits.client_idle_timeout if denial is None else limits.tls_handshake_timeout
+            self.stream.deadline = monotonic() + patience
+            try:
+                self.client.buffer = await self.stream.receive()
+            finally:
+                if not self.client.buffer and denial is not None:
+                    self._record("CONNECT", str(authority), 0, denial=denial)
+            if not self.client.buffer:
+                return
+        scheme = "http"
+        if self.client.buffer.startswith(_TLS_HANDSHAKE):
+            scheme = "https"
+            if not await self._terminate(authority, denial):
+                return
+        site = Site(scheme, authority, denial)
+        while (head := await self._request(site)) is not None:
+            if not await self._after(await Exchange(self.setup, self.client, site, head).run()):
+                return
+
+    async def _terminate(self, authority: Authority, denial: Denial | None) -> bool:
+        """TLS with a leaf of the run's CA. A server name that is not the authority's gets no TLS at all."""
+        ca, stream = self.setup.ca, self.stream
+        stream.unread(self.client.buffer)
+        self.client.buffer = b""
+        stream.deadline = monotonic() + self.setup.limits.tls_handshake_timeout
+        try:
+            await stream.start_tls(ca.server_context(authority.host), server_side=True)
+        except StreamError as error:
+            connection = error.connection if isinstance(error, TLSError) else None
+            name = ca.rejected_sni(connection) if connection is not None else None
+            if name is not None:
+                denial = Denial(
+                    code="authority",
+                    reason=f"the TLS server name is {name}, the connection is for {authority}",
+                    rule="CONNECT host, TLS server name and Host header must agree",
+                )
+            problem = "" if denial is not None else f"TLS with the client failed: {error}"
+            self._record("CONNECT", str(authority), 0, denial=denial, error=problem)
+            await stream.aclose()
+            return False
+        return True
+
+    async def _opaque(self, authority: Authority, greeting: bytes) -> None:
+        """Bytes to a port of this machine. The server may speak first."""
+        started, clock, traffic = time(), monotonic(), Traffic()
+        status, denial = 0, None
+        try:
+            upstream = await self.setup.upstream.dial(authority)
+            try:
+                await self.stream.send(greeting)
+                status = 200
+                self.stream.unread(self.client.buffer)
+                self.client.buffer = b""
+                await relay(self.stream, upstream, traffic, idle=self.setup.limits.tunnel_idle_timeout)
+            finally:
+                upstream.close()
+        except AddressDeniedError as error:
+            denial = error.denial
+        except (UpstreamError, StreamError) as error:
+            traffic.error = str(error)
+            if not status and greeting:
+                with suppress(StreamError):
+                    await self.stream.send(render_response(502, b"Bad Gateway", ((b"Content-Length", b"0"),)))
+        finally:
+            self.setup.on_event(
+                ExchangeFinished(
+                    started=started,
+                    duration=monotonic() - clock,
+                    method="CONNECT",
+                    url=str(authority),
+                    status=status,
+                    request_headers=(),
+                    response_headers=(),
+                    request_bytes=traffic.up,
+                    response_bytes=traffic.down,
+                    denial=denial,
+                    error=traffic.error,
+                )
+            )
+
+    # --- requests that are none, and the end ----------------------------------------------------
+
+    async def _request(self, site: Site | None) -> RequestHead | None:
+        """The next request head; None when the connection is over, also because of what was sent."""
+        self.idle = not self.client.buffer
+        try:
+            return None if self.closing else await self.client.request()
+        except MalformedError as error:
+            answer = malformed(error) if site is None or site.denial is None else denied(site.denial)
+            await self._refuse(site, answer)
+            return None
+        finally:
+            self.idle = False
+
+    def finish(self) -> None:
+        """Serve no further request; a connection that waits for one is closed."""
+        self.closing = True
+        if self.idle:
+            self.stream.close()
+
+    async def _refuse(self, site: Site | None, answer: Answer) -> After:
+        url = site.url(b"/") if site is not None else ""
+        self._record("-", url, answer.status, denial=answer.denial)
+        self.stream.deadline = monotonic() + self.setup.limits.close_timeout
+        await self.stream.send(answer.wire())
+        await linger(self.stream)
+        return After.CLOSE
+
+    async def _after(self, after: After) -> bool:
+        if after is After.LINGER:
+            await linger(self.stream)
+        return after is After.KEEP
+
+    def _record(
+        self, method: str, url: str, status: int, *, denial: Denial | None = None, error: str = ""
+    ) -> None:
+        self.setup.on_event(
+            ExchangeFinished(
+                started=time(),
+                duration=0.0,
+                method=method,
+                url=url,
+                status=status,
+                request_headers=(),
+                response_headers=(),
+                request_bytes=0,
+                response_bytes=0,
+                denial=denial,
+                error=error,
+            )
+        )
+
+
+async def linger(stream: Stream) -> None:
+    """End our direction and drop what the client still sends, for a while.
+
+    Closing while data waits to be read makes the kernel reset the connection, and the reset can overtake
+    the answer that was sent just before.
+    """
+    stream.deadline = monotonic() + _LINGER_SECONDS
+    dropped = 0
+    with suppress(StreamError):
+        await stream.send_eof()
+        while dropped < _LINGER_BYTES and (data := await stream.receive()):
+            dropped += len(data)
+
+
+def _password(value: bytes) -> bytes:
+    """The password of Basic credentials, whatever the user name, or the token of Bearer ones."""
+    scheme, _, rest = value.partition(b" ")
+    if scheme.lower() == b"bearer":
+        return rest.strip()
+    if scheme.lower() != b"basic":
+        return b""
+    try:
+        return b64decode(rest.strip(), validate=True).partition(b":")[2]
+    except (Base64Error, ValueError):
+        return b""

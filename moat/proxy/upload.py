@@ -1,0 +1,68 @@
+"""The way up: a request head and its body, carried to the upstream as they come.
+
+`Expect: 100-continue` needs nothing here: it is passed on, the upstream's 100 is passed back (`download`),
+and the client then sends its body. A client that does not wait just sends; both are carried as they come.
+"""
+
+from __future__ import annotations
+
+import math
+from time import monotonic
+
+from moat.proxy.http1 import Framing, Headers, MalformedError, RequestHead, render_request
+from moat.proxy.message import BodyWriter, MessageReader
+from moat.proxy.stream import Stream, StreamError
+
+GONE = "client went away"
+
+
+class Upload:
+    """One request. Trailers end here: what is judged in a head must not follow a body."""
+
+    def __init__(self, client: MessageReader, head: RequestHead, target: bytes, headers: Headers) -> None:
+        """Takes what has arrived of the body. Raises MalformedError."""
+        self._client = client
+        self._writer = BodyWriter(chunked=head.framing is Framing.CHUNKED)
+        self.body = client.body(head, blame="client")
+        start = render_request(head.method, target, headers) + self._writer.piece(self.body.take())
+        self.whole = self.body.done  # `start` is the complete request: it can be sent a second time
+        self.start = start + self._writer.end() if self.whole else start
+        self.done = False  # all of it is on its way
+        self.gone = False  # the client has left
+        self.fault: MalformedError | None = None  # what the client did wrong in its body
+
+    async def send_start(self, upstream: Stream) -> None:
+        await upstream.send(self.start)
+        if self.whole:
+            self._finish()
+
+    async def send_rest(self, upstream: Stream) -> None:
+        """Carry the rest up. Never raises: what the upstream answers decides what comes of it."""
+        client, limits, body = self._client.stream, self._client.limits, self.body
+        try:
+            while not self.done:
+                client.deadline = monotonic() + limits.body_idle_timeout
+                piece = self._writer.piece(await body.next())
+                last = body.done
+                # While the request moves, its answer is not late.
+                upstream.deadline = monotonic() + limits.response_head_timeout
+                try:
+                    await upstream.send(piece + self._writer.end() if last else piece)
+                except StreamError:
+                    return  # it takes no more, but it may have answered, and that answer counts
+                if last:
+                    self._finish()
+        except MalformedError as error:
+            self.fault = error
+            upstream.abort(str(error))
+        except StreamError:
+            self.leave(upstream)
+
+    def _finish(self) -> None:
+        self.done = True
+        self._client.stream.deadline = math.inf  # the client waits for us now
+
+    def leave(self, upstream: Stream) -> None:
+        """The client has gone; nobody needs the answer."""
+        self.gone = True
+        upstream.abort(GONE)
