@@ -5,33 +5,27 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime as dt
-import os
 import re
-import stat
 import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from moat import config
-from moat.cli import terminal
-from moat.cli.menu import passphrase_source
-from moat.cli.output import Progress, emit, say
-from moat.config import HostRules, RunConfig
+from moat.cli.run import add_common, build
+from moat.cli.start import start
 from moat.errors import GrantError, RunNotFoundError, StartError, UsageError
 from moat.grants import CredentialInfo
 from moat.paths import Home
-from moat.runtime import granted, launch, records
+from moat.runtime import granted, records
 from moat.runtime.agents import Setup
 from moat.runtime.agents.claude import Claude
 from moat.runtime.agents.claude_sessions import session_of_run, sessions
-from moat.runtime.choice import NAMES, choose
+from moat.runtime.choice import choose
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import Mount
 from moat.vault import Vault, open_vault
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NO_CREDENTIAL = (
     "install Claude Code and log in, then run `moat grant anthropic`\n"
     'or use an API key: `export ANTHROPIC_API_KEY="sk-ant-..." && moat grant anthropic`'
@@ -42,19 +36,17 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
     words, initial = _split(argv)
     options = _parser(command).parse_args(words)
     _check(options, initial)
+    options.interactive = options.prompt is None
     home = Home.from_environment()
     workspace, claude = _conversation(options, home, initial)
     settings = config.load(workspace)
     wanted = granted.unique((claude.grant, *settings.grants, *options.grant))
-    vault = open_vault(home, passphrase=passphrase_source())
-    credential = _credentials(vault, claude.grant, wanted)
+    credential = _credentials(open_vault(home), claude.grant, wanted)
     runtime = choose(options.runtime or settings.runtime)
     setup = claude.setup(workspace=workspace, credential=credential, runtime=runtime)
-    request = _request(options, settings, setup)
-    request = dataclasses.replace(
-        request, workspace=workspace, grants=wanted, runtime=runtime, agent=claude.name
-    )
-    return _launch(request, home=home, handoff=vault.handoff(wanted), detach=options.detach)
+    request = _with(setup, build(options, setup.argv, settings, workspace))
+    request = dataclasses.replace(request, grants=wanted, runtime=runtime, agent=claude.name)
+    return start(request, detach=options.detach, home=home)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], str | None]:
@@ -82,22 +74,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         add("-r", "--resume", metavar="ID|RUN", help="go on with this conversation, or with the one of a run")
     else:
         parser.set_defaults(proceed=True, resume=None)
-    add("-n", "--name", help="name of the run, for `moat list` and `moat attach`")
-    add("-d", "--detach", action="store_true", help="run in the background; print the run's id")
     add("--noyolo", action="store_true", help="let Claude Code ask before it edits files or runs commands")
-    add("-g", "--grant", action="append", default=[], metavar="GRANT", help="another grant, e.g. github")
-    add(
-        "-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="set a variable in the sandbox"
-    )
-    add("--runtime", choices=NAMES, help="what makes the sandbox (default: docker when its engine answers)")
-    add("--rebuild", action="store_true", help="build the image anew (docker)")
-    add(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="open this host when the network policy is strict",
-    )
+    add_common(parser)
     return parser
 
 
@@ -217,61 +195,14 @@ def _credentials(vault: Vault, grant: str, wanted: tuple[str, ...]) -> Credentia
 # --- the run --------------------------------------------------------------------------------------
 
 
-def _request(options: argparse.Namespace, settings: RunConfig, setup: Setup) -> RunRequest:
-    interactive = options.prompt is None
-    allowed = tuple(HostRules(_host(text)) for text in options.allow_host)
-    named = {dependency.partition("@")[0] for dependency in settings.dependencies}
-    return RunRequest(
-        argv=setup.argv,
-        workspace=Path(),
-        name=options.name or settings.name,
-        env={**setup.env, **settings.env, **_variables(options.env)},
-        mounts=(*setup.mounts, *(Mount(m.source, m.target, m.read_only) for m in settings.mounts)),
-        home_files=setup.home_files,
-        network=dataclasses.replace(settings.network, rules=(*settings.network.rules, *allowed)),
-        tty=terminal.size() if interactive else None,
-        stdin=not interactive and not options.detach and _piped(),
-        hold=not options.detach,
-        dependencies=(*settings.dependencies, *(word for word in setup.dependencies if word not in named)),
-        base_image=settings.base_image,
-        rebuild=options.rebuild,
+def _with(setup: Setup, request: RunRequest) -> RunRequest:
+    """The agent's part added to the user's; where both say something, the user counts."""
+    named = {dependency.partition("@")[0] for dependency in request.dependencies}
+    own = tuple(word for word in setup.dependencies if word not in named)
+    return dataclasses.replace(
+        request,
+        env={**setup.env, **request.env},
+        mounts=(*setup.mounts, *request.mounts),
+        home_files=(*setup.home_files, *request.home_files),
+        dependencies=(*request.dependencies, *own),
     )
-
-
-def _host(text: str) -> str:
-    try:
-        return config.parse_host(text)
-    except ValueError as error:
-        raise UsageError(f"--allow-host: {error}", hint="moat claude --allow-host api.example.com") from None
-
-
-def _variables(pairs: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not _VARIABLE.fullmatch(name):
-            raise UsageError(f"--env {pair!r} is not NAME=VALUE", hint="moat claude -e DEBUG=1")
-        found[name] = value
-    return found
-
-
-def _piped() -> bool:
-    """Whether somebody meant to give us input: a pipe or a file, not a terminal and not nothing."""
-    try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (OSError, ValueError):
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
-
-
-def _launch(request: RunRequest, *, home: Home, handoff: bytes, detach: bool) -> int:
-    progress = Progress()
-    try:
-        handle = launch.start(request, home=home, handoff=handoff, progress=progress.show)
-    finally:
-        progress.clear()
-    if not detach:
-        return terminal.attach(handle, lead=True)
-    emit(handle.id)
-    say(f"{handle.name} runs in the background; `moat attach {handle.name}` joins it")
-    return 0

@@ -11,6 +11,7 @@ import posixpath
 from pathlib import Path
 
 from moat.config.model import MountConfig
+from moat.errors import UsageError
 from moat.paths import Home
 
 _SYSTEM = (
@@ -52,22 +53,22 @@ _SECRETS = (
 def parse_mount(text: str, workspace: Path) -> MountConfig:
     """Read `src:dst[:ro|rw]`; a relative `src` is below `workspace`, `~` is the user's home.
 
-    Raises ValueError with the reason, for the caller to put a place before it.
+    Raises UsageError with the reason, for the caller to put a place before it.
     """
     parts = text.split(":")
     if len(parts) not in {2, 3} or not all(parts):
-        raise ValueError(f"{text!r} is not src:dst[:ro|rw]")
+        raise UsageError(f"{text!r} is not src:dst[:ro|rw]")
     if len(parts) == 3 and parts[2] not in {"ro", "rw"}:
-        raise ValueError(f"{text!r} ends in {parts[2]!r}; the mode is ro or rw")
+        raise UsageError(f"{text!r} ends in {parts[2]!r}; the mode is ro or rw")
     source = Path(parts[0]).expanduser()
     source = Path(posixpath.normpath(source if source.is_absolute() else workspace / source))
     target = parts[1]
     if reason := refused_target(target):
-        raise ValueError(reason)
+        raise UsageError(reason)
     if not source.exists():
-        raise ValueError(f"{parts[0]} does not exist")
+        raise UsageError(f"{parts[0]} does not exist")
     if reason := refused_source(source):
-        raise ValueError(reason)
+        raise UsageError(reason)
     return MountConfig(source, posixpath.normpath(target), read_only=parts[2:] == ["ro"])
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from moat.errors import UsageError
+
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST = re.compile(
     rf"(?=.{{1,259}}$)(?:(?:\*\.)?{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])(?::(?P<port>[1-9][0-9]{{0,4}}))?"
@@ -17,23 +19,23 @@ _SEGMENT = re.compile(r"\*|\*\*|[A-Za-z0-9._~!$&'()+,=:@-]+")
 
 
 def parse_host(text: str) -> str:
-    """A host pattern in lower case: `h`, `*.h`, each with `:port` or without. Raises ValueError."""
+    """A host pattern in lower case: `h`, `*.h`, each with `:port` or without. Raises UsageError."""
     match = _HOST.fullmatch(text.lower())
     if match is None or int(match["port"] or 1) > 65535:
-        raise ValueError(f"{text!r} is not a host, e.g. api.example.com, *.example.com or host:8443")
+        raise UsageError(f"{text!r} is not a host, e.g. api.example.com, *.example.com or host:8443")
     return text.lower()
 
 
 def parse_rule(text: str) -> str:
-    """A rule `allow|deny METHOD /path`, unchanged. Raises ValueError."""
+    """A rule `allow|deny METHOD /path`, unchanged. Raises UsageError."""
     match = _RULE.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not a rule, e.g. `allow GET /repos/**` or `deny * /admin/**`")
+        raise UsageError(f"{text!r} is not a rule, e.g. `allow GET /repos/**` or `deny * /admin/**`")
     for segment in match["path"][1:].removesuffix("/").split("/"):
         if segment in {".", ".."} or (segment and not _SEGMENT.fullmatch(segment)):
-            raise ValueError(
+            raise UsageError(
                 f"{text!r}: {segment!r} is not a path segment; * and ** stand for whole segments"
             )
     if "//" in match["path"]:
-        raise ValueError(f"{text!r} has an empty path segment")
+        raise UsageError(f"{text!r} has an empty path segment")
     return text

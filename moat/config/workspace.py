@@ -13,7 +13,7 @@ from moat.config.model import HostRules, MountConfig, NetworkConfig, RunConfig
 from moat.config.mounts import parse_mount
 from moat.config.network import parse_host, parse_rule
 from moat.config.source import read_document
-from moat.errors import ConfigError
+from moat.errors import ConfigError, UsageError
 
 FILES = ("agent.yaml", "moat.yaml")
 
@@ -166,7 +166,7 @@ class _Workspace:
                 continue
             try:
                 mount = parse_mount(text, self._workspace)
-            except ValueError as error:
+            except UsageError as error:
                 self._check.wrong(item, str(error))
                 continue
             if mount.target in found:
@@ -209,7 +209,7 @@ class _Workspace:
         for text, place, rules in self._check.pairs(item, "an entry of network.rules"):
             try:
                 found.append((HostRules(parse_host(text), self._paths(rules, text)), place))
-            except ValueError as error:
+            except UsageError as error:
                 self._check.wrong(place, str(error))
         return found
 
@@ -229,6 +229,6 @@ class _Workspace:
             return None
         try:
             return parse(text)
-        except ValueError as error:
+        except UsageError as error:
             self._check.wrong(node, str(error))
             return None
