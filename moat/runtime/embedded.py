@@ -1,0 +1,330 @@
+"""The embedded runtime: bubblewrap on the host's own /usr. No daemon, no image, no root.
+
+The sandbox's network namespace has nothing but loopback; the listeners in it are made from outside and
+handed to the run's egress, so nothing of ours runs inside. An address that no listener covers has no
+route: it fails at once (ENETUNREACH). Routing every address to loopback instead would let IP literals
+reach the capture, but then the sandbox's own servers and the kernel's ping replies would answer for any
+address, and an agent (or a test) would believe a host reachable that is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from moat.errors import StartError
+from moat.runtime import bwrap, cgroup, launcher, procfs
+from moat.runtime.environment import complete
+from moat.runtime.sandbox import (
+    AGENT_UID,
+    WORKSPACE,
+    Egress,
+    EgressSockets,
+    Mount,
+    Output,
+    Probe,
+    Progress,
+    SandboxSpec,
+    Size,
+)
+from moat.runtime.stdio import Stdio, open_pipes, open_terminal
+
+_SCRATCH = "/tmp"  # noqa: S108 - covered by a private tmpfs in the launcher's own mount namespace
+_START_DEADLINE = 20.0  # seconds; takes a tenth of one
+_END_DEADLINE = 5.0
+_MAX_HOST_PORTS = 200  # what one message with descriptors carries
+
+_HINTS = {
+    "idmap": (
+        "Moat run by root needs Linux 5.12 and a workspace on ext4, xfs, btrfs or tmpfs; "
+        "else run Moat as the workspace's owner, or with --runtime docker"
+    ),
+    "launch": "Moat run by root needs the right to mount (CAP_SYS_ADMIN); else run it as an ordinary user",
+    "network": "run `moat doctor`",
+    "source": "check that the workspace and the mounts in agent.yaml exist",
+}
+
+
+class EmbeddedSandbox:
+    """Implements `sandbox.Sandbox`. The sandbox ends with the thread that made it (PR_SET_PDEATHSIG)."""
+
+    def __init__(
+        self,
+        launch: launcher.Launch,
+        *,
+        run_id: str,
+        stdio: Stdio,
+        group: cgroup.Group,
+    ) -> None:
+        self.limits: dict[str, str] = {}  # what holds memory and pids: "control group" or "resource limit"
+        self._process = launch.process
+        self._control = launch.control
+        self._release: int | None = launch.release
+        self._run_id = run_id
+        self._stdio = stdio
+        self._group = group
+        self._init: int | None = None  # pidfd of pid 1 of the sandbox
+        self._init_pid = 0
+        self._command: int | None = None  # pidfd of the command, pid 2
+        self._started = False
+        self._ending = anyio.Lock()
+        self._ended = False
+        loop = asyncio.get_running_loop()
+        self._exit: asyncio.Future[int] = loop.create_future()
+        self._handle = os.pidfd_open(launch.process.pid)
+        loop.add_reader(self._handle, self._reap)
+
+    def _reap(self) -> None:
+        status = self._process.wait()
+        asyncio.get_running_loop().remove_reader(self._handle)
+        os.close(self._handle)
+        if not self._exit.done():
+            self._exit.set_result(status if status >= 0 else 128 - status)
+
+    async def made(self) -> list[int]:
+        """Wait for the attendant's word; the listeners' descriptors. Raises StartError."""
+        try:
+            with anyio.fail_after(_START_DEADLINE):
+                await anyio.wait_readable(self._control)
+        except TimeoutError:
+            raise StartError("bubblewrap does not answer", hint="run `moat doctor`") from None
+        flags = socket.MSG_CMSG_CLOEXEC
+        data, fds, _, _ = socket.recv_fds(self._control, 65536, _MAX_HOST_PORTS + 4, flags)
+        message: dict[str, Any] = json.loads(data) if data else {"step": "bwrap"}
+        if "pid" not in message:
+            raise await self._failure(message)
+        self.limits = message["limits"]
+        self._init_pid = message["pid"]
+        with contextlib.suppress(ProcessLookupError):  # ended already; its output says why
+            self._init = os.pidfd_open(self._init_pid)
+        return fds
+
+    async def _failure(self, message: dict[str, str]) -> StartError:
+        if message["step"] == "bwrap":
+            with anyio.move_on_after(_END_DEADLINE):
+                await self.wait()
+            return bwrap.diagnose(self._stdio.read_available().decode(errors="replace"))
+        return StartError(message["error"], hint=_HINTS.get(message["step"]))
+
+    async def start(self) -> None:
+        if self._release is not None:
+            os.write(self._release, b"1")
+            os.close(self._release)
+            self._release = None
+            self._started = True
+
+    async def read(self) -> Output | None:
+        return await self._stdio.read()
+
+    async def write(self, data: bytes) -> None:
+        await self._stdio.write(data)
+
+    async def close_stdin(self) -> None:
+        await self._stdio.close_stdin()
+
+    async def resize(self, size: Size) -> None:
+        self._stdio.resize(size)
+
+    async def signal(self, number: int) -> None:
+        """Before the start and after the end there is nobody to signal, and nothing happens."""
+        if not self._started or self._exit.done():
+            return
+        group = self._stdio.foreground()
+        with contextlib.suppress(ProcessLookupError):
+            if group is not None:
+                os.killpg(group, number)
+            elif (command := await self._command_handle()) is not None:
+                signal.pidfd_send_signal(command, number)
+
+    async def _command_handle(self) -> int | None:
+        """The command is the first process that pid 1 starts, a moment after the release."""
+        with anyio.move_on_after(1):
+            while self._command is None and not self._exit.done():
+                self._command = procfs.open_command(self._init_pid)
+                if self._command is None:
+                    await anyio.sleep(0.005)
+        return self._command
+
+    async def wait(self) -> int:
+        return await asyncio.shield(self._exit)
+
+    async def destroy(self) -> None:
+        with anyio.CancelScope(shield=True):
+            async with self._ending:
+                if not self._ended:
+                    await self._end()
+                    self._ended = True
+
+    async def _end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if self._init is not None:
+                signal.pidfd_send_signal(self._init, signal.SIGKILL)
+        self._process.kill()
+        with anyio.move_on_after(_END_DEADLINE):
+            await self.wait()
+            if self._init is not None:  # readable when the last process of its namespace is gone
+                await anyio.wait_readable(self._init)
+            self._control.shutdown(socket.SHUT_WR)
+            while await _hear(self._control):
+                pass
+        procfs.kill_marked(self._run_id)
+        for fd in (self._release, self._init, self._command):
+            if fd is not None:
+                os.close(fd)
+        self._release = self._init = self._command = None
+        self._control.close()
+        self._stdio.close()
+        await _remove(self._group)
+
+
+class EmbeddedRuntime:
+    """Implements `sandbox.Runtime`."""
+
+    name = "embedded"
+
+    async def probe(self) -> Probe:
+        """Runs `true` in a sandbox made exactly as for a run; about a tenth of a second."""
+        with tempfile.TemporaryDirectory(prefix="moat-probe-") as directory:
+            path = Path(directory)
+            spec = SandboxSpec(
+                run_id=path.name, argv=("true",), workspace=path, ca_bundle=b"", directory=path
+            )
+            try:
+                version = bwrap.find().version
+                sandbox = await self.create(spec, _NoEgress(), lambda _line: None)
+            except StartError as error:
+                return Probe(usable=False, reason=str(error), hint=error.hint or "")
+            try:
+                await sandbox.start()
+                status = await sandbox.wait()
+            finally:
+                await sandbox.destroy()
+        if status != 0:
+            return Probe(usable=False, reason=f"`true` in a sandbox ended with status {status}")
+        number = ".".join(str(part) for part in version)
+        limits = ", ".join(f"{what} by {how}" for what, how in sorted(sandbox.limits.items()))
+        return Probe(usable=True, reason=f"bubblewrap {number}; limits: {limits or 'none'}")
+
+    async def create(self, spec: SandboxSpec, egress: Egress, progress: Progress) -> EmbeddedSandbox:
+        """Raises StartError where bubblewrap, user namespaces or, run by root, idmapped mounts are missing."""
+        tool = bwrap.find()
+        binds = _binds(spec)
+        bwrap.check_targets([bind.target for bind in binds[1:]], spec.home_files)
+        if len(spec.host_ports) > _MAX_HOST_PORTS:
+            raise StartError(f"more than {_MAX_HOST_PORTS} host ports")
+        progress("starting the sandbox")
+        sandbox = _launch(tool, spec, binds)
+        try:
+            fds = await sandbox.made()
+            await egress.serve_sockets(_sockets(fds, spec.host_ports))
+        except BaseException:
+            await sandbox.destroy()
+            raise
+        return sandbox
+
+    async def reap(self, run_id: str) -> None:
+        procfs.kill_marked(run_id)
+        await _remove(cgroup.find(run_id))
+
+
+class _NoEgress:
+    async def serve_unix(self, path: Path, uid: int) -> None:
+        """Not used by this runtime."""
+
+    async def serve_sockets(self, sockets: EgressSockets) -> None:
+        for fd in (sockets.proxy, sockets.http, sockets.https, sockets.dns):
+            os.close(fd)
+
+
+def _binds(spec: SandboxSpec) -> list[bwrap.Bind]:
+    """The workspace first, then the run's mounts, with their real paths. Raises StartError."""
+    binds = []
+    for mount in (Mount(spec.workspace, WORKSPACE), *spec.mounts):
+        try:
+            source = mount.source.resolve(strict=True)
+        except OSError as error:
+            raise StartError(
+                f"cannot mount {mount.source}: {error.strerror}", hint=_HINTS["source"]
+            ) from error
+        if not source.is_dir() and not source.is_file():
+            raise StartError(f"cannot mount {mount.source}: neither a directory nor a plain file")
+        binds.append(bwrap.Bind(str(source), mount.target, mount.read_only))
+    return binds
+
+
+def _launch(tool: bwrap.Tool, spec: SandboxSpec, binds: list[bwrap.Bind]) -> EmbeddedSandbox:
+    """Start the launcher, which becomes bubblewrap. Raises StartError before anything runs."""
+    root = os.geteuid() == 0
+    uid, gid = (AGENT_UID, AGENT_UID) if root else (os.getuid(), os.getgid())
+    memory = spec.memory or _default_memory()
+    stage: list[dict[str, str | bool]] = []
+    if root:
+        stage = [{"path": bind.source, "read_only": bind.read_only} for bind in binds]
+        binds = [dataclasses.replace(bind, source=f"{_SCRATCH}/{index}") for index, bind in enumerate(binds)]
+    tree = bwrap.Tree(
+        uid=uid,
+        gid=gid,
+        binds=tuple(binds),
+        home_files=spec.home_files,
+        ca_bundle=spec.ca_bundle,
+        env=complete(spec.env, terminal=spec.tty is not None),
+        memory=memory,
+    )
+    arguments = bwrap.arguments(tool, tree)
+    group = cgroup.make(spec.run_id, memory=memory, pids=spec.pids)
+    plan = launcher.Plan(
+        parent=os.getpid(),
+        control=-1,
+        command=[tool.path],
+        environment=launcher.environment(spec.run_id),
+        drop_to=uid if root else None,
+        scratch=_SCRATCH,
+        stage=stage,
+        cgroups={name: str(path) for name, path in group.directories.items()},
+        rlimits=launcher.rlimits(memory=memory, pids=spec.pids),
+        listeners=launcher.listeners(spec.host_ports),
+    )
+    stdio = open_terminal(spec.tty, uid) if spec.tty else open_pipes(stdin=spec.stdin)
+    try:
+        launch = launcher.launch(plan, arguments, spec.argv, terminal=spec.tty is not None, stdio=stdio)
+    except BaseException:
+        stdio.close()
+        group.remove()
+        raise
+    return EmbeddedSandbox(launch, run_id=spec.run_id, stdio=stdio, group=group)
+
+
+def _default_memory() -> int:
+    """Half of the machine's memory, but not less than 4 GiB: what a large build needs."""
+    return max(4 << 30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+
+
+def _sockets(fds: list[int], host_ports: tuple[int, ...]) -> EgressSockets:
+    proxy, http, https, dns, *others = fds
+    pairs = tuple(zip(host_ports, others, strict=True))
+    return EgressSockets(proxy=proxy, http=http, https=https, dns=dns, host_ports=pairs)
+
+
+async def _hear(control: socket.socket) -> bool:
+    """False when the attendant has ended."""
+    await anyio.wait_readable(control)
+    with contextlib.suppress(ConnectionError):
+        return bool(control.recv(4096))
+    return False
+
+
+async def _remove(group: cgroup.Group) -> None:
+    """A killed process leaves its group a little after it is gone from everywhere else."""
+    with anyio.move_on_after(_END_DEADLINE):
+        while not group.remove():
+            await anyio.sleep(0.01)

@@ -1,0 +1,153 @@
+"""Starting the launcher (`namespace.main`): its plan, its descriptors, its process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import moat
+from moat.errors import StartError
+from moat.runtime import bwrap
+from moat.runtime.procfs import MARK
+from moat.runtime.sandbox import HOST_ADDRESS, PROXY_PORT
+from moat.runtime.stdio import Stdio
+
+_BOOTSTRAP = """\
+import sys
+sys.path.append(sys.argv[2])
+from moat.runtime.namespace import main
+main(int(sys.argv[1]))
+"""
+_NPROC_PER_NAMESPACE = (5, 14)  # before, RLIMIT_NPROC counted the user's processes outside as well
+_CAPTURED = (80, 443)
+
+Listener = tuple[str, str, int, bool]  # kind, address, port, whether another listener shares the port
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the launcher does; sent as JSON in a memfd."""
+
+    parent: int  # the supervisor's pid
+    control: int  # descriptor of the socket between attendant and supervisor
+    command: list[str]
+    environment: dict[str, str]  # of bubblewrap itself, not of the command
+    drop_to: int | None  # run by root: the uid to become
+    scratch: str  # run by root: covered by a private tmpfs that holds the staged mounts
+    stage: list[dict[str, str | bool]]  # run by root: what to take, in the order of `scratch`/<index>
+    cgroups: dict[str, str]
+    rlimits: dict[str, int]
+    listeners: list[Listener]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Launch:
+    """A launcher that runs. Writing a byte to `release` lets the command start."""
+
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+    release: int
+
+
+def listeners(host_ports: tuple[int, ...]) -> list[Listener]:
+    """In the order in which their descriptors come back: see `embedded._sockets`."""
+    loopback, everywhere = "127.0.0.1", "0.0.0.0"  # noqa: S104 - of the sandbox's own network namespace
+    result: list[Listener] = [("tcp", loopback, PROXY_PORT, False)]
+    result += [("tcp", everywhere, port, port in host_ports) for port in _CAPTURED]
+    result.append(("udp", loopback, 53, False))
+    result += [("tcp", HOST_ADDRESS, port, port in _CAPTURED) for port in host_ports]
+    return result
+
+
+def rlimits(*, memory: int, pids: int) -> dict[str, int]:
+    """What to limit per process where there is no control group."""
+    numbers = re.match(r"(\d+)\.(\d+)", platform.release())
+    kernel = tuple(int(part) for part in numbers.groups()) if numbers else (0, 0)
+    limits = {"memory": memory}
+    if kernel >= _NPROC_PER_NAMESPACE:
+        limits["pids"] = pids
+    return limits
+
+
+def launch(
+    plan: Plan, arguments: bwrap.Arguments, argv: tuple[str, ...], *, terminal: bool, stdio: Stdio
+) -> Launch:
+    """Start it; `plan.command` and `plan.control` are filled in here. Closes `arguments`.
+
+    The kernel ends the sandbox with the thread that calls this.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    held, release = _gate()
+    arguments.fds.append(held)
+    with theirs:
+        try:
+            words = arguments.data(b"".join(word.encode() + b"\0" for word in arguments.words))
+            command = [
+                "--args",
+                str(words),
+                "--block-fd",
+                str(held),
+                "--",
+                *_session(terminal=terminal),
+                *argv,
+            ]
+            plan = dataclasses.replace(plan, command=[*plan.command, *command], control=theirs.fileno())
+            content = arguments.data(json.dumps(dataclasses.asdict(plan)).encode())
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, str(content), _package_root()],
+                stdin=stdio.child[0],
+                stdout=stdio.child[1],
+                stderr=stdio.child[2],
+                pass_fds=(theirs.fileno(), *arguments.fds),
+                env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
+                cwd="/",
+                start_new_session=True,  # ^C at the supervisor's terminal is not for the sandbox
+            )
+        except BaseException:
+            ours.close()
+            os.close(release)
+            raise
+        finally:
+            arguments.close()
+    stdio.started()
+    return Launch(process, ours, release)
+
+
+def environment(run_id: str) -> dict[str, str]:
+    return {MARK: run_id}
+
+
+def _gate() -> tuple[int, int]:
+    """A pipe that the sandbox waits at: (its end, ours).
+
+    Its end is opened for writing too. If the supervisor dies, the pipe then has a writer left and gives
+    no end of file, which bubblewrap would take for the release.
+    """
+    read, write = os.pipe()
+    try:
+        return os.open(f"/proc/self/fd/{read}", os.O_RDWR | os.O_CLOEXEC), write
+    finally:
+        os.close(read)
+
+
+def _session(*, terminal: bool) -> list[str]:
+    """The command gets a session of its own inside, and there the terminal.
+
+    Bubblewrap stays outside that session: ^C is for the command and must not end the sandbox.
+    """
+    path = shutil.which("setsid", path="/usr/bin:/bin:/usr/sbin:/sbin")
+    if path is None:
+        raise StartError("setsid is missing", hint="apt-get install util-linux")
+    return [path, *(["-c"] if terminal else []), "--"]
+
+
+def _package_root() -> str:
+    return str(Path(moat.__path__[0]).parent)

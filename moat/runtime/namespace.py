@@ -1,0 +1,263 @@
+"""The launcher: a short-lived process between the supervisor and bubblewrap.
+
+A supervisor is asynchronous and may have threads, so it must not fork and enter namespaces itself. It
+starts `python -I -S` on `main`, which
+
+1. run by root: takes the directories to bind as mounts that the agent's uid may use, and gives up root
+   for good (bubblewrap started by the real uid 0 leaves /proc/sys writable from inside);
+2. forks an attendant and becomes bubblewrap, which stays the supervisor's own child.
+
+The attendant learns from bubblewrap the pid of the sandbox, binds the run's listeners inside its network
+namespace, and sends them to the supervisor. Then it waits for the supervisor to go away, however that
+happens, and kills the sandbox: `--die-with-parent` alone has gaps (the death signal is cleared when the
+uid changes, and bubblewrap's inner process sets its own only after it has been released).
+
+Standard library only, and little of it: every import is paid by every run.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+from moat.runtime import idmap
+
+_NS_GET_USERNS = 0xB701
+_SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+_KEYCTL = {"x86_64": 250, "aarch64": 219}
+_LOW_PORTS = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+_BACKLOG = 256
+_LOOPBACK_DEADLINE = 5.0  # seconds; takes about one millisecond
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LaunchError(Exception):
+    """What to tell the user: `step` is the key of the hint, which the supervisor chooses."""
+
+    def __init__(self, step: str, cause: object) -> None:
+        super().__init__(str(cause))
+        self.step = step
+
+
+def main(plan_fd: int) -> None:
+    """Carry out the plan (JSON in a memfd, see `embedded.Plan`); returns only by exec or exit."""
+    with os.fdopen(plan_fd, "rb") as file:
+        plan = json.load(file)
+    control = socket.socket(fileno=plan["control"])
+    control.set_inheritable(False)
+    try:
+        _launch(plan, control)
+    except BaseException as error:  # the supervisor is the one to tell, whatever it is
+        _report(control, error)
+    os._exit(3)
+
+
+def _report(control: socket.socket, error: BaseException) -> None:
+    step = error.step if isinstance(error, LaunchError) else "launch"
+    text = str(error) if isinstance(error, (LaunchError, OSError)) else repr(error)
+    with contextlib.suppress(OSError):
+        control.send(json.dumps({"error": text, "step": step}).encode())
+
+
+def _launch(plan: dict[str, Any], control: socket.socket) -> None:
+    _die_with(plan["parent"])
+    os.chdir("/")
+    os.umask(0o022)
+    info_read, info_write = os.pipe()
+    if os.fork() == 0:
+        _attend(plan, control, info_read)
+    os.close(info_read)
+    if plan["drop_to"] is not None:
+        _stage(plan["stage"], plan["scratch"], plan["drop_to"])
+        _drop(plan["drop_to"])
+        _die_with(plan["parent"])  # the change of uid cleared it
+    _reset_signals()
+    os.set_inheritable(info_write, True)
+    command = plan["command"]
+    argv = [command[0], "--info-fd", str(info_write), *command[1:]]
+    os.execve(command[0], argv, plan["environment"])  # noqa: S606 - no shell is the point
+
+
+def _die_with(parent: int) -> None:
+    """Be killed when the supervisor ends; it may have ended before we asked."""
+    idmap.check(
+        _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0), "parent death signal"
+    )
+    if os.getppid() != parent:
+        os._exit(3)
+
+
+def _stage(sources: list[dict[str, Any]], scratch: str, uid: int) -> None:
+    """Put every source at `scratch`/<index>, as the agent's own where that is possible.
+
+    All are opened before `scratch` is covered: a workspace may well lie below it.
+    """
+    trees = []
+    for source in sources:
+        try:
+            tree = idmap.clone(source["path"])
+        except OSError as error:
+            raise LaunchError("source", error) from error
+        try:
+            idmap.show_as(tree, uid, uid)
+        except OSError as error:
+            if not source["read_only"]:
+                raise LaunchError("idmap", f"cannot map the owner of {source['path']}: {error}") from error
+        trees.append(tree)
+    idmap.private_mounts(scratch)
+    for index, tree in enumerate(trees):
+        idmap.attach(tree, f"{scratch}/{index}")
+        os.close(tree)
+
+
+def _drop(uid: int) -> None:
+    """Become `uid` with no groups, no capabilities and no way back."""
+    for capability in range(64):
+        if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0):
+            break  # past the last one this kernel has
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    number = _KEYCTL.get(os.uname().machine)
+    if number is not None:  # else root's session keyring would be possessed by the agent
+        _libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None)
+
+
+def _reset_signals() -> None:
+    """The command starts with default dispositions; Python and the supervisor ignore some signals."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _attend(plan: dict[str, Any], control: socket.socket, info: int) -> None:
+    """The attendant's life; never returns."""
+    try:
+        _close_all_but(control.fileno(), info)
+        sandbox = _sandbox_pid(info)
+        handle = os.pidfd_open(sandbox)
+        try:
+            limits = _limit(sandbox, plan["cgroups"], plan["rlimits"])
+            _in_child(lambda: _serve(plan["listeners"], sandbox, control, limits), control)
+            while control.recv(64):  # the supervisor sends nothing; the end of the stream is its end
+                pass
+        finally:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # the sandbox has ended by itself
+    except BaseException as error:  # reported; there is nobody above to handle it
+        _report(control, error)
+    os._exit(0)
+
+
+def _close_all_but(*kept: int) -> None:
+    """The attendant must hold no pipe of the command open: its reader waits for the end of it."""
+    low = 0
+    for fd in sorted(kept):
+        os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, 1 << 16)
+
+
+def _sandbox_pid(info: int) -> int:
+    """What bubblewrap tells; it arrives in pieces and ends with the end of the stream."""
+    text = b""
+    while piece := os.read(info, 4096):
+        text += piece
+    os.close(info)
+    if not text.rstrip().endswith(b"}"):
+        raise LaunchError("bwrap", "bubblewrap ended before there was a sandbox")
+    return int(json.loads(text)["child-pid"])
+
+
+def _limit(pid: int, cgroups: dict[str, str], rlimits: dict[str, int]) -> dict[str, str]:
+    """Hold the sandbox to its limits, by control group or else per process; tells which it was."""
+    held = {}
+    for what in ("memory", "pids"):
+        with contextlib.suppress(OSError, KeyError):
+            with open(f"{cgroups[what]}/cgroup.procs", "w", encoding="ascii") as file:
+                file.write(str(pid))
+            held[what] = "control group"
+    kinds = {"memory": resource.RLIMIT_DATA, "pids": resource.RLIMIT_NPROC}
+    for what in rlimits.keys() - held.keys():
+        kind = kinds[what]
+        hard = resource.prlimit(pid, kind)[1]
+        value = rlimits[what] if hard == resource.RLIM_INFINITY else min(rlimits[what], hard)
+        resource.prlimit(pid, kind, (value, value))
+        held[what] = "resource limit"
+    return held
+
+
+def _in_child(action: Callable[[], None], control: socket.socket) -> None:
+    """Enter namespaces in a child that ends at once, so that the attendant stays outside."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        except BaseException as error:  # as in `_attend`
+            _report(control, error)
+        os._exit(0)
+    os.waitpid(child, 0)
+
+
+def _serve(listeners: list[list[Any]], sandbox: int, control: socket.socket, limits: dict[str, str]) -> None:
+    """Bind `listeners` inside the sandbox's network namespace and send them out."""
+    try:
+        _join_network(sandbox)
+        _wait_for_loopback()
+        with contextlib.suppress(OSError), open(_LOW_PORTS, "w", encoding="ascii") as file:
+            file.write("0")  # a convenience: the agent's own servers may use low ports
+        sockets = [_listener(*listener) for listener in listeners]
+    except OSError as error:
+        raise LaunchError("network", f"cannot listen inside the sandbox: {error}") from error
+    message = json.dumps({"pid": sandbox, "limits": limits}).encode()
+    fds = array.array("i", [sock.fileno() for sock in sockets])
+    control.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+
+
+def _join_network(sandbox: int) -> None:
+    """The owner of the network namespace is asked for: with --disable-userns, /proc/PID/ns/user differs."""
+    network = os.open(f"/proc/{sandbox}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    if os.fstat(network).st_ino == os.stat("/proc/self/ns/net").st_ino:
+        raise OSError("bubblewrap made no network namespace")  # never listen on the host's addresses
+    owner = fcntl.ioctl(network, _NS_GET_USERNS)
+    idmap.set_namespace(owner, idmap.CLONE_NEWUSER)
+    idmap.set_namespace(network, idmap.CLONE_NEWNET)
+
+
+def _wait_for_loopback() -> None:
+    """Bubblewrap raises `lo` itself and dies when somebody else was first."""
+    probe = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    deadline = time.monotonic() + _LOOPBACK_DEADLINE
+    while time.monotonic() < deadline:
+        answer = fcntl.ioctl(probe, _SIOCGIFFLAGS, struct.pack("16sH14x", b"lo", 0))
+        if struct.unpack("16sH14x", answer)[1] & _IFF_UP:
+            return
+        time.sleep(0.001)
+    raise OSError("the loopback interface did not come up")
+
+
+def _listener(kind: str, address: str, port: int, shared: bool) -> socket.socket:  # noqa: FBT001 - from JSON
+    """A bound socket. `shared` lets one address have a listener of its own beside 0.0.0.0."""
+    stream = kind == "tcp"
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind((address, port))
+    if stream:
+        sock.listen(_BACKLOG)
+    return sock
