@@ -61,17 +61,17 @@ class Checker:
     def wrong(self, node: Node, text: str) -> None:
         self.problem(node.start_mark.line + 1, node.start_mark.column + 1, text)
 
-    def finish(self, *, hint: str | None = None) -> None:
+    def finish(self) -> None:
         """Raise ConfigError when anything was wrong."""
         if self._problems:
-            raise ConfigError(tuple(self._problems), hint=hint)
+            raise ConfigError(tuple(self._problems))
 
     def text(self, node: Node, what: str, *, integers: bool = False) -> str | None:
         """A string that is not empty. With `integers`, `8080` is taken as it is written."""
         if node.id != "scalar":
             self._expected(node, f"{what} must be a string")
             return None
-        kind = _kind(node)
+        kind = kind_of(node)
         value = str(node.value)
         if kind == "int" and integers and _PLAIN_INTEGER.fullmatch(value):
             return value
@@ -108,7 +108,7 @@ class Checker:
         return None
 
     def integer(self, node: Node, what: str, low: int, high: int) -> int | None:
-        if node.id != "scalar" or _kind(node) != "int" or not _PLAIN_INTEGER.fullmatch(node.value):
+        if node.id != "scalar" or kind_of(node) != "int" or not _PLAIN_INTEGER.fullmatch(node.value):
             self._expected(node, f"{what} must be a whole number")
             return None
         value = int(node.value)
@@ -156,7 +156,7 @@ class Checker:
                 self.wrong(key_node, f"{key!r}: {refused[key]}")
             elif key not in known:
                 self.wrong(key_node, f"unknown key {key!r}{_meant(key, known)}")
-            elif _kind(value) == "null":
+            elif kind_of(value) == "null":
                 self.wrong(value, f"{key} has no value; remove the key or give it one")
             else:
                 read = known[key](value)
@@ -168,7 +168,7 @@ class Checker:
         if node.id != "scalar":
             self.wrong(node, "a key must be a string")
             return None
-        if _kind(node) == "merge":
+        if kind_of(node) == "merge":
             self.wrong(node, "merge keys (`<<`) are not supported")
             return None
         return str(node.value)
@@ -180,11 +180,13 @@ class Checker:
             raise TooMuchError
 
     def _expected(self, node: Node, text: str) -> None:
-        kind = _KINDS.get(_kind(node), "a string" if _kind(node) == "str" else f"a value tagged {node.tag}")
+        kind = _KINDS.get(
+            kind_of(node), "a string" if kind_of(node) == "str" else f"a value tagged {node.tag}"
+        )
         self.wrong(node, f"{text}, not {kind}")
 
 
-def _kind(node: Node) -> str:
+def kind_of(node: Node) -> str:
     """`str`, `int`, `float`, `bool`, `null`, `seq`, `map`…; a foreign tag stays as it is."""
     return str(node.tag).removeprefix(_TAG)
 

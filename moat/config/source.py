@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from moat.config.check import Checker, Node
+from moat.config.check import Checker, Node, kind_of
 
 MAX_BYTES = 64 * 1024  # a long agent.yaml has 4 KB; the parser needs a second for 64
 
@@ -28,7 +28,8 @@ def read_document(path: Path, checker: Checker) -> Node | None:
     from moat.config.compose import MalformedError, compose
 
     try:
-        return compose(text)
+        root = compose(text)
+        return None if root is None or kind_of(root) == "null" else root
     except MalformedError as error:
         checker.problem(error.line, error.column, error.text)
         return None
@@ -37,10 +38,12 @@ def read_document(path: Path, checker: Checker) -> Node | None:
 def _read(path: Path) -> bytes:
     # O_NONBLOCK: a FIFO of that name must not hang us.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(fd, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(None, "not a regular file")
-        return file.read(MAX_BYTES + 1)
+        return os.read(fd, MAX_BYTES + 1)
+    finally:
+        os.close(fd)
 
 
 def _decode(data: bytes, checker: Checker) -> str | None:

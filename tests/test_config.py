@@ -1,0 +1,504 @@
+"""agent.yaml and config.yaml: what they may say, and that every mistake is told with its place."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from moat.config import (
+    HostRules,
+    MountConfig,
+    NetworkConfig,
+    RunConfig,
+    UpstreamConfig,
+    UserConfig,
+    load,
+    load_user,
+    parse_host,
+    parse_mount,
+)
+from moat.errors import ConfigError, UsageError
+from moat.paths import Home
+
+PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    path = tmp_path / "project"
+    path.mkdir()
+    return path
+
+
+def write(workspace: Path, text: str | bytes, name: str = "agent.yaml") -> Path:
+    (workspace / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return workspace
+
+
+def problems(workspace: Path, text: str | bytes) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load(write(workspace, text))
+    return caught.value.problems
+
+
+# --- what it may say --------------------------------------------------------------------------------
+
+
+def test_without_a_file_everything_has_its_default(workspace):
+    assert load(workspace) == RunConfig()
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n", "{}", "\ufeff"])
+def test_an_empty_file_says_nothing(workspace, text):
+    assert load(write(workspace, text)) == RunConfig(path=workspace / "agent.yaml")
+
+
+@pytest.mark.parametrize("name", ["agent.yaml", "moat.yaml"])
+def test_every_key(workspace, name):
+    (workspace / "data").mkdir()
+    text = """\
+name: code-review
+agent: claude
+grants: [anthropic, github, "ssh:github.com", anthropic]
+env:
+  DEBUG: "1"
+  PORT: 8080
+  EMPTY: ""
+  ANSWER: yes
+mounts:
+  - data:/data:ro
+  - ./data:/workspace/more
+network:
+  policy: strict
+  rules:
+    - api.example.com
+    - "*.Example.org:8443"
+    - "api.github.com": ["allow GET /repos/**", "deny * /admin/*"]
+  host: [5432, 6379]
+runtime: embedded
+command: [npm, test, 3]
+dependencies: [node@22, "python@3.11", git]
+base_image: debian:bookworm-slim
+"""
+    found = load(write(workspace, text, name))
+    assert found == RunConfig(
+        path=workspace / name,
+        name="code-review",
+        agent="claude",
+        grants=("anthropic", "github", "ssh:github.com"),
+        env={"DEBUG": "1", "PORT": "8080", "EMPTY": "", "ANSWER": "yes"},
+        mounts=(
+            MountConfig(workspace / "data", "/data", read_only=True),
+            MountConfig(workspace / "data", "/workspace/more"),
+        ),
+        network=NetworkConfig(
+            policy="strict",
+            rules=(
+                HostRules("api.example.com"),
+                HostRules("*.example.org:8443"),
+                HostRules("api.github.com", ("allow GET /repos/**", "deny * /admin/*")),
+            ),
+            host=(5432, 6379),
+        ),
+        runtime="embedded",
+        command=("npm", "test", "3"),
+        dependencies=("node@22", "python@3.11", "git"),
+        base_image="debian:bookworm-slim",
+    )
+
+
+def test_an_alias_repeats_a_value(workspace):
+    text = "network: {rules: [{a.test: &r [allow GET /x]}, {b.test: *r}]}"
+    rules = load(write(workspace, text)).network.rules
+    assert [entry.rules for entry in rules] == [("allow GET /x",), ("allow GET /x",)]
+
+
+def test_a_link_within_the_workspace_is_followed(workspace):
+    (workspace / "etc").mkdir()
+    write(workspace / "etc", "name: linked", "moat.yaml")
+    (workspace / "agent.yaml").symlink_to("etc/moat.yaml")
+    assert load(workspace).name == "linked"
+
+
+# --- what it may not say ----------------------------------------------------------------------------
+
+
+def test_all_errors_are_told_at_once_with_their_places(workspace):
+    text = """\
+name: My App
+grnats: [anthropic]
+grants:
+  - anthropic
+  - Git Hub
+network:
+  polcy: strict
+  host: [80, 99999]
+runtime: podman
+"""
+    assert problems(workspace, text) == (
+        "agent.yaml:1:7: 'My App' is not a name: lower-case letters, digits and `-`, at most 63",
+        "agent.yaml:2:1: unknown key 'grnats'; did you mean 'grants'?",
+        "agent.yaml:5:5: 'Git Hub' is not a grant, e.g. anthropic or ssh:github.com",
+        "agent.yaml:7:3: unknown key 'polcy'; did you mean 'policy'?",
+        "agent.yaml:8:14: a port in network.host must be between 1 and 65535",
+        "agent.yaml:9:10: runtime 'podman' is not supported yet",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("env: {VERSION: 3.10}", 'agent.yaml:1:16: env.VERSION must be a string; put it in quotes: "3.10"'),
+        ("env: {ON: true}", 'agent.yaml:1:11: env.ON must be a string; put it in quotes: "true"'),
+        ("env: {N: 0x10}", 'agent.yaml:1:10: env.N must be a string; put it in quotes: "0x10"'),
+        ("env: {N: 007}", 'agent.yaml:1:10: env.N must be a string; put it in quotes: "007"'),
+        ("env: {N: 1_000}", 'agent.yaml:1:10: env.N must be a string; put it in quotes: "1_000"'),
+        ("env: {D: 2026-01-01}", 'agent.yaml:1:10: env.D must be a string; put it in quotes: "2026-01-01"'),
+        ("env: {N: ~}", "agent.yaml:1:10: env.N must be a string, not nothing"),
+        ("env: {N: [1]}", "agent.yaml:1:10: env.N must be a string, not a list"),
+        ("env: {1N: a}", "agent.yaml:1:7: '1N' is not the name of an environment variable"),
+        ("env: {A=B: a}", "agent.yaml:1:7: 'A=B' is not the name of an environment variable"),
+        ('env: {A: "a\\0b"}', "agent.yaml:1:10: env.A must not hold control characters"),
+        ("env: [A=1]", "agent.yaml:1:6: env must be a mapping, not a list"),
+        ("name: 3.10", 'agent.yaml:1:7: name must be a string; put it in quotes: "3.10"'),
+        ("grants: anthropic", "agent.yaml:1:9: grants must be a list, e.g. [anthropic, github], not a string"),
+        ("grants:", "agent.yaml:1:8: grants has no value; remove the key or give it one"),
+        ("command: npm test", "agent.yaml:1:10: command must be a list, e.g. [npm, test], not a string"),
+        ("command: []", "agent.yaml:1:10: command must begin with a program"),
+        ('command: ["", x]', "agent.yaml:1:10: command must begin with a program"),
+        ("dependencies: [node@]", "agent.yaml:1:16: 'node@' is not a dependency, e.g. git or node@22"),
+        ("dependencies: [3.10]", 'agent.yaml:1:16: an entry of dependencies must be a string; put it in quotes: "3.10"'),
+        ("base_image: -v", "agent.yaml:1:13: '-v' is not an image, e.g. debian:bookworm-slim"),
+        ("network: {policy: open}", "agent.yaml:1:19: network.policy must be one of permissive, strict"),
+        (
+            "network: {policy: stric}",
+            "agent.yaml:1:19: network.policy must be one of permissive, strict; did you mean 'strict'?",
+        ),
+        ("network: {host: [8080.5]}", "agent.yaml:1:18: a port in network.host must be a whole number, not a number"),
+        ('network: {host: ["80"]}', "agent.yaml:1:18: a port in network.host must be a whole number, not a string"),
+        ("network: {host: [0]}", "agent.yaml:1:18: a port in network.host must be between 1 and 65535"),
+        (
+            "network: {rules: ['*']}",
+            "agent.yaml:1:19: '*' is not a host, e.g. api.example.com, *.example.com or host:8443",
+        ),
+        (
+            "network: {rules: ['a.test:99999']}",
+            "agent.yaml:1:19: 'a.test:99999' is not a host, e.g. api.example.com, *.example.com or host:8443",
+        ),
+        (
+            "network: {rules: ['https://a.test']}",
+            "agent.yaml:1:19: 'https://a.test' is not a host, e.g. api.example.com, *.example.com or host:8443",
+        ),
+        (
+            "network: {rules: [a.test, A.test]}",
+            "agent.yaml:1:27: a.test is listed twice; put its rules in one place",
+        ),
+        (
+            "network: {rules: [{a.test: [alow GET /x]}]}",
+            "agent.yaml:1:29: 'alow GET /x' is not a rule, e.g. `allow GET /repos/**` or `deny * /admin/**`",
+        ),
+        (
+            "network: {rules: [{a.test: ['allow GET /x*']}]}",
+            "agent.yaml:1:29: 'allow GET /x*': 'x*' is not a path segment; * and ** stand for whole segments",
+        ),
+        (
+            "network: {rules: [{a.test: []}]}",
+            "agent.yaml:1:28: no rules for a.test; write the host alone to allow all of it",
+        ),
+        ("network: {allow: [a.test]}", "agent.yaml:1:11: 'allow': write network.rules instead, e.g. rules: [api.example.com]"),
+        ("snapshots: {triggers: {disable_pre_run: false}}", "agent.yaml:1:1: 'snapshots': not supported yet; this version takes none"),
+        ("claude: {plugins: {}}", "agent.yaml:1:1: 'claude': not supported yet"),
+        ("mcp: []", "agent.yaml:1:1: 'mcp': not supported yet"),
+        ("[a, b]", "agent.yaml:1:1: the file must be a mapping, not a list"),
+        ("just text", "agent.yaml:1:1: the file must be a mapping, not a string"),
+        ("? [a, b]\n: c", "agent.yaml:1:3: a key must be a string"),
+        ("<<: {name: a}", "agent.yaml:1:1: merge keys (`<<`) are not supported"),
+        ("name: !!python/object:os.system x", "agent.yaml:1:7: name must be a string, not a value tagged tag:yaml.org,2002:python/object:os.system"),
+        ("name: !secret x", "agent.yaml:1:7: name must be a string, not a value tagged !secret"),
+    ],
+)  # fmt: skip
+def test_one_mistake(workspace, text, expected):
+    assert problems(workspace, text) == (expected,)
+
+
+def test_a_workspace_cannot_redirect_traffic(workspace):
+    (problem,) = problems(workspace, "upstream:\n  connect_to: {'api.anthropic.com:443': '6.6.6.6:443'}")
+    assert problem.startswith(
+        "agent.yaml:1:1: 'upstream': belongs in ~/.moat/config.yaml; a workspace must not"
+    )
+
+
+def test_a_duplicate_key_is_told_and_the_first_one_checked(workspace):
+    assert problems(workspace, "name: a\nname: b\nenv: {X: a, X: b}\n") == (
+        "agent.yaml:2:1: duplicate key 'name', first in line 1",
+        "agent.yaml:3:13: duplicate key 'X', first in line 3",
+    )
+
+
+def test_both_files_are_an_error(workspace):
+    write(workspace, "name: a", "moat.yaml")
+    with pytest.raises(ConfigError, match="only one of them can count") as caught:
+        load(write(workspace, "name: a"))
+    assert caught.value.hint == "remove agent.yaml or moat.yaml"
+
+
+# --- what is no YAML, or an attack --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: [a", "agent.yaml:1:9: malformed YAML: expected ',' or ']', but got '<stream end>'"),
+        ("env:\n\tA: b", "agent.yaml:2:1: a tab cannot indent YAML; use spaces"),
+        ("name: a: b", "agent.yaml:1:8: a second `: ` in one line; put the value in quotes"),
+        ("a: *b", "agent.yaml:1:4: malformed YAML: found undefined alias 'b'"),
+        (
+            "name: a\n---\nname: b\n",
+            "agent.yaml:2:1: only one document is read; remove everything from the second `---` on",
+        ),
+        ("a: 1\nb: \x01", "agent.yaml:2:4: control characters are not allowed here"),
+        (b"name: ok\nenv: {A: \xff}", "agent.yaml:2:10: byte 0xff is not UTF-8"),
+        ("name: a".encode("utf-16"), "agent.yaml:1:1: this is UTF-16; save it as UTF-8"),
+        ("name: " + "[" * 40 + "]" * 40, "agent.yaml:1:22: nested deeper than 16 levels"),
+        ("x: " + "y" * 70_000, "agent.yaml:1:1: larger than 64 KiB"),
+    ],
+)
+def test_not_yaml(workspace, text, expected):
+    assert problems(workspace, text) == (expected,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 60_000,
+        "{" * 60_000,
+        "- " * 30_000,
+        "? " * 30_000,
+        "a: &a [" + "*a," * 20_000 + "]",
+        "\n".join(
+            [f"l{n}: &l{n} [" + ", ".join([f"*l{n - 1}"] * 9 if n else ["x"] * 9) + "]" for n in range(9)]
+        ),
+        "network: {rules: [{h.test: &r [" + ",".join(["x"] * 8000) + "]}, " + "{h.test: *r}," * 60 + "]}",
+        "env: {" + "".join(f"A{n}: ~," for n in range(5000)) + "}",
+        "&a a: &a b",
+    ],
+    ids=["flow", "map", "block", "keys", "cycle", "laughs", "wide", "errors", "anchors"],
+)
+def test_hostile_files_end_soon_in_a_short_message(workspace, text):
+    began = time.monotonic()
+    found = problems(workspace, text)
+    assert time.monotonic() - began < 10
+    assert 1 <= len(found) <= 50
+    assert all(problem.startswith("agent.yaml:") and len(problem) < 400 for problem in found)
+
+
+def test_a_link_out_of_the_workspace_is_not_read(workspace, tmp_path):
+    (tmp_path / "secret").write_text("hunter2: [")
+    (workspace / "agent.yaml").symlink_to(tmp_path / "secret")
+    with pytest.raises(ConfigError) as caught:
+        load(workspace)
+    assert caught.value.problems == (
+        "agent.yaml:1:1: a link that leads out of the workspace is not followed",
+    )
+
+
+def test_a_dangling_link_and_a_directory_and_a_fifo_are_told(workspace):
+    place = workspace / "agent.yaml"
+    place.symlink_to("nowhere")
+    with pytest.raises(ConfigError, match=r"agent\.yaml:1:1: No such file or directory"):
+        load(workspace)
+    place.unlink()
+    place.mkdir()
+    with pytest.raises(ConfigError, match=r"agent\.yaml:1:1: not a regular file"):
+        load(workspace)
+    place.rmdir()
+    os.mkfifo(place)
+    with pytest.raises(ConfigError, match=r"agent\.yaml:1:1: not a regular file"):
+        load(workspace)
+
+
+# --- mounts -----------------------------------------------------------------------------------------
+
+
+def test_a_mount_is_read_relative_to_the_workspace(workspace, home):
+    (workspace / "data").mkdir()
+    (home / "shared").mkdir()
+    assert parse_mount("data:/data", workspace) == MountConfig(workspace / "data", "/data")
+    assert parse_mount("./data/:/data//x/:rw", workspace) == MountConfig(workspace / "data", "/data/x")
+    assert parse_mount("~/shared:/s:ro", workspace) == MountConfig(home / "shared", "/s", read_only=True)
+    assert parse_mount("..:/up:ro", workspace / "data").source == workspace
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(
+            "/",
+            "/tmp",
+            "/proc",
+            "/proc/1",
+            "/sys/fs",
+            "/dev/shm",
+            "/etc/ssl",
+            "/run/moat",
+            "/usr/bin",
+            "/lib",
+        ),
+        *(
+            "/workspace",
+            "/workspace/",
+            "/home/agent",
+            "/home",
+            "/home/agent/.claude",
+            "/home/agent/.claude.json",
+        ),
+        *("data", "../x", "/data/../etc", "//etc", "/da\x07ta"),
+    ],
+)
+def test_a_target_that_is_not_free_is_refused(workspace, target):
+    (workspace / "data").mkdir()
+    with pytest.raises(UsageError):
+        parse_mount(f"data:{target}", workspace)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "data", "data:", ":/data", "data:/data:rx", "data:/data:ro:x", "missing:/data"]
+)
+def test_a_mount_that_is_none_is_refused(workspace, text):
+    (workspace / "data").mkdir()
+    with pytest.raises(UsageError):
+        parse_mount(text, workspace)
+
+
+def test_sources_that_hold_credentials_or_engines_are_refused(workspace, home):
+    (home / ".ssh").mkdir()
+    (home / ".ssh" / "id").touch()
+    (home / ".moat" / "credentials").mkdir(parents=True)
+    (workspace / "innocent").symlink_to(home / ".ssh")
+    sources = [
+        *("~/.ssh", "~/.ssh/id", "~", "innocent", "~/.moat", "~/.moat/credentials", "/"),
+        *("/proc", "/sys/kernel", "/dev", "/run", "/var/run"),
+    ]
+    for source in sources:
+        with pytest.raises(UsageError):
+            parse_mount(f"{source}:/data", workspace)
+
+
+def test_two_mounts_with_one_target(workspace):
+    (workspace / "a").mkdir()
+    assert problems(workspace, "mounts: ['a:/data', 'a:/data/']") == (
+        "agent.yaml:1:21: two mounts have the target /data",
+    )
+
+
+# --- hosts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "a.test", "*.a.test", "a.test:8443", "127.0.0.1:80", "[::1]:443", "x_y.test"]
+)
+def test_hosts(text):
+    assert parse_host(text.upper()) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "*", "*.", "a.*.test", "a..test", "-a.test", "a.test:", "a.test:0", "a.test:65536", "a b", "ä.test", "u@a.test", "a/b"],
+)  # fmt: skip
+def test_no_hosts(text):
+    with pytest.raises(UsageError):
+        parse_host(text)
+
+
+def test_what_config_accepts_the_proxy_understands(workspace):
+    from moat.proxy.policy import parse_host_rule
+
+    rules = ["allow GET /", "deny * /a/*/b/**", "allow M-SEARCH /x.y~z/", "allow POST /a:b@c"]
+    text = (
+        "network: {rules: [a.test, '*.b.test:8443', {c.test: [" + ", ".join(f"'{r}'" for r in rules) + "]}]}"
+    )
+    for entry in load(write(workspace, text)).network.rules:
+        assert len(parse_host_rule(entry.host, entry.rules).rules) == len(entry.rules)
+
+
+# --- the user's own file --------------------------------------------------------------------------------
+
+
+def user_file(home: Path, text: str, mode: int = 0o600) -> Home:
+    place = Home(home / ".moat")
+    place.root.mkdir(mode=0o700, exist_ok=True)
+    place.config_file.write_text(text)
+    place.config_file.chmod(mode)
+    return place
+
+
+def test_the_users_file_may_be_missing(home):
+    assert load_user(Home(home / ".moat")) == UserConfig()
+
+
+def test_every_key_of_the_users_file(home):
+    text = """\
+upstream:
+  ca_bundle: ca.pem
+  proxy: http://user:pass@proxy.test:3128
+  connect_to:
+    "API.anthropic.com:443": "127.0.0.1:8443"
+    "b.test:80": "[::1]:8080"
+"""
+    place = user_file(home, text)
+    (home / ".moat" / "ca.pem").write_text(PEM)
+    assert load_user(place) == UserConfig(
+        path=place.config_file,
+        upstream=UpstreamConfig(
+            ca_bundle=home / ".moat" / "ca.pem",
+            proxy="http://user:pass@proxy.test:3128",
+            connect_to={("api.anthropic.com", 443): ("127.0.0.1", 8443), ("b.test", 80): ("::1", 8080)},
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("upstraem: {}", "1:1: unknown key 'upstraem'; did you mean 'upstream'?"),
+        ("proxy: {port: 1}", "1:1: 'proxy': write upstream.proxy"),
+        ("upstream: {ca_bundle: missing.pem}", "1:23: missing.pem: No such file or directory"),
+        ("upstream: {ca_bundle: config.yaml}", "1:23: config.yaml holds no PEM certificate"),
+        (
+            "upstream: {proxy: 'socks5://a:1'}",
+            "1:19: upstream.proxy must be http://[user:password@]host:port",
+        ),
+        (
+            "upstream: {proxy: 'http://u:hunter2@a'}",
+            "1:19: upstream.proxy must be http://[user:password@]host:port",
+        ),
+        ("upstream: {connect_to: {a: 'b:1'}}", "1:25: 'a' is not host:port"),
+        ("upstream: {connect_to: {'a:1': b}}", "1:32: 'b' is not host:port"),
+        ("upstream: {connect_to: {'a:1': 'b:70000'}}", "1:32: 'b:70000' is not host:port"),
+    ],
+)
+def test_one_mistake_in_the_users_file(home, text, expected):
+    place = user_file(home, text)
+    with pytest.raises(ConfigError) as caught:
+        load_user(place)
+    assert caught.value.problems == (f"{place.config_file}:{expected}",)
+
+
+def test_a_users_file_that_others_can_write_is_refused(home):
+    place = user_file(home, "upstream: {}", 0o666)
+    with pytest.raises(ConfigError, match="others can write the file; run `chmod 600 "):
+        load_user(place)
+
+
+# --- cost -------------------------------------------------------------------------------------------------
+
+
+def test_a_workspace_without_a_file_does_not_pay_for_yaml(workspace):
+    code = "import sys; from pathlib import Path; from moat.config import load; load(Path(sys.argv[1])); print('ruamel.yaml' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, workspace], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
