@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_POST = do_PUT = do_HEAD = _serve
+    do_GET = do_POST = _serve  # noqa: N815 - names of http.server
 
     def log_message(self, *args: object) -> None:
         """Quiet."""
@@ -136,9 +136,7 @@ def _certificates(directory: Path, hosts: tuple[str, ...]) -> tuple[ssl.SSLConte
         .sign(ca_key, hashes.SHA256())
     )
     leaf = (
-        _builder(
-            x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])]), ca_name, key.public_key()
-        )
+        _builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])]), ca_name, key.public_key())
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts]), critical=False)
         .add_extension(_usage(sign=False), critical=True)
         .add_extension(
@@ -159,7 +157,9 @@ def _certificates(directory: Path, hosts: tuple[str, ...]) -> tuple[ssl.SSLConte
     return context, ca
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey
+) -> x509.CertificateBuilder:
     now = dt.datetime.now(dt.UTC)
     return (
         x509.CertificateBuilder()
