@@ -1,8 +1,50 @@
-"""The user's side of a run: their terminal or pipes joined to a supervisor's control socket."""
+"""The user's side of a run: their terminal or pipes joined to a supervisor's control socket.
+
+The main thread copies output and answers signals; a thread copies stdin on a connection of its own, so
+that a command which does not read holds up nothing but its own input. Whatever ends this, the terminal
+is brought back to the state it was in.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
+import shutil
+import signal
+import struct
+import sys
+import termios
+import threading
+import tty
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from moat.cli.keys import Action, DetachKeys
+from moat.cli.output import say
+from moat.errors import EXIT_START
+from moat.runtime import control
+from moat.runtime.control import Connection, Frame
 from moat.runtime.launch import RunHandle
+from moat.runtime.records import RunRecord, State
+from moat.runtime.sandbox import Size
+from moat.runtime.screen import Modes
+
+_PIECE = 65536
+_KEY_PAUSE = 0.05  # seconds after which the beginning of an escape sequence is taken for all of it
+_TWICE = 0.5  # seconds in which a second Ctrl-C means "stop" and not "detach"
+_GRACE = 10.0
+_EXIT_PIPE = 128 + signal.SIGPIPE
+
+
+class _Left(BaseException):
+    """The user left the run; it goes on. Raised from signal handlers, so it is not an Exception."""
+
+
+def size() -> Size:
+    """Of the user's terminal; 80x24 when there is none."""
+    columns, rows = shutil.get_terminal_size()
+    return Size(max(1, columns), max(1, rows))
 
 
 def attach(handle: RunHandle, *, lead: bool = False) -> int:
@@ -12,4 +54,223 @@ def attach(handle: RunHandle, *, lead: bool = False) -> int:
     output is lost, a slow reader slows the command, Ctrl-C goes to it. Returns the command's exit
     status, or 0 after a detach.
     """
-    raise NotImplementedError
+    return _Attachment(handle, lead=lead).run()
+
+
+class _Attachment:
+    def __init__(self, handle: RunHandle, *, lead: bool) -> None:
+        self._handle = handle
+        self._lead = lead
+        self._modes = Modes()
+        self._interrupts = 0
+        own = size()
+        columns_rows = (own.columns, own.rows) if handle.tty and _is_terminal(1) else None
+        self._output = Connection(handle.socket, "view", lead=lead, size=columns_rows)  # the command starts
+
+    def run(self) -> int:
+        stdin_is_terminal = _is_terminal(0)
+        with self._output, _signals(self._handlers()):
+            try:
+                with _raw(0) if self._handle.tty and stdin_is_terminal else contextlib.nullcontext():
+                    try:
+                        if self._handle.tty or self._handle.stdin:
+                            threading.Thread(target=self._copy_input, daemon=True).start()
+                        return self._ended(self._copy_output())
+                    finally:
+                        self._restore_screen()
+            except _Left:
+                if self._handle.tty:
+                    _write(1, b"\r\n")
+                say(f"detached from {self._handle.name}; `moat attach {self._handle.name}` comes back")
+                return 0
+            except BrokenPipeError:
+                return self._reader_left()
+
+    # --- output ----------------------------------------------------------------------------------
+
+    def _copy_output(self) -> RunRecord | None:
+        """Until the run has ended. None: the connection was lost."""
+        while True:
+            try:
+                frame = self._output.receive()
+            except ConnectionError:
+                return None
+            match frame:
+                case None:
+                    return None
+                case (Frame.STDOUT, data):
+                    if self._handle.tty:
+                        self._modes.feed(data)
+                    _write(1, data)
+                case (Frame.STDERR, data):
+                    _write(2, data)
+                case (Frame.NOTICE, data):
+                    self._say(data.decode(errors="replace"))
+                case (Frame.EXIT, data):
+                    return RunRecord.from_json(control.unpack_json(data))
+
+    def _ended(self, record: RunRecord | None) -> int:
+        if record is None:
+            self._say(f"error: lost the connection to {self._handle.name}")
+            self._say("hint: `moat list` shows whether it still runs, `moat attach` comes back")
+            return EXIT_START
+        if record.log_error:
+            self._say(f"the log of this run has a hole: {record.log_error}")
+        if record.exit_code is not None:
+            return record.exit_code
+        if record.state is State.FAILED:
+            self._say(f"error: {record.error}")
+        return EXIT_START
+
+    def _reader_left(self) -> int:
+        """Stdout was closed (`… | head`): the command has nobody left to write to, as after SIGPIPE."""
+        if self._lead and not self._handle.tty:
+            self._stop()
+        _silence_stdout()
+        return _EXIT_PIPE
+
+    def _say(self, text: str) -> None:
+        for line in text.splitlines():
+            if self._handle.tty:
+                _write(2, f"\r\nmoat: {line}\r\n".encode())
+            else:
+                say(line)
+
+    def _restore_screen(self) -> None:
+        with contextlib.suppress(OSError):
+            _write(1, self._modes.leave())
+
+    # --- input -----------------------------------------------------------------------------------
+
+    def _copy_input(self) -> None:
+        """Runs in a thread until stdin ends; the process does not wait for it."""
+        with contextlib.suppress(OSError), Connection(self._handle.socket, "input") as run:
+            if self._handle.tty and _is_terminal(0):
+                self._copy_keys(run)
+            else:
+                while data := _read(0):
+                    run.send(control.pack(Frame.INPUT, data))
+            run.send(control.pack(Frame.CLOSE_STDIN))
+
+    def _copy_keys(self, run: Connection) -> None:
+        keys = DetachKeys()
+        while True:
+            if keys.holding and not select.select([0], [], [], _KEY_PAUSE)[0]:
+                run.send(control.pack(Frame.INPUT, keys.flush()))
+                continue
+            data = _read(0)
+            if not data:
+                return
+            out, action = keys.feed(data)
+            if out:
+                run.send(control.pack(Frame.INPUT, out))
+            if action is Action.STOP:
+                self._stop()
+            elif action is Action.DETACH:
+                main = threading.main_thread().ident
+                signal.pthread_kill(main or 0, signal.SIGTERM)  # it leaves, also out of a blocked write
+
+    # --- signals ---------------------------------------------------------------------------------
+
+    def _handlers(self) -> dict[int, Callable[[], None]]:
+        handlers: dict[int, Callable[[], None]] = {signal.SIGTERM: _leave, signal.SIGHUP: _leave}
+        if self._handle.tty:
+            return handlers | {signal.SIGWINCH: self._resize, signal.SIGCONT: self._continue}
+        return handlers | {signal.SIGINT: self._interrupt, signal.SIGALRM: _leave}
+
+    def _resize(self) -> None:
+        if _is_terminal(1):
+            new = size()
+            self._send(control.pack_size(new.columns, new.rows))
+
+    def _continue(self) -> None:
+        if _is_terminal(0):
+            tty.setraw(0)
+        self._resize()
+
+    def _interrupt(self) -> None:
+        """Ctrl-C: to the command first, then it stops the run; who merely watches leaves by it.
+
+        Two at once stop a run that is watched.
+        """
+        self._interrupts += 1
+        if self._lead and self._interrupts == 1:
+            self._send(control.pack(Frame.SIGNAL, bytes([signal.SIGINT])))
+        elif self._lead or self._interrupts == 2:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._stop()
+        else:
+            signal.setitimer(signal.ITIMER_REAL, _TWICE)
+
+    def _stop(self) -> None:
+        self._send(control.pack(Frame.STOP, struct.pack(">d", _GRACE)))
+
+    def _send(self, frame: bytes) -> None:
+        with contextlib.suppress(OSError):  # the run is gone; the main thread is told so by receive()
+            self._output.send(frame)
+
+
+def _leave() -> None:
+    raise _Left
+
+
+@contextlib.contextmanager
+def _signals(handlers: dict[int, Callable[[], None]]) -> Iterator[None]:
+    """Install handlers, and put the old ones back."""
+
+    def call(number: int, frame: FrameType | None) -> None:
+        del frame
+        handlers[number]()
+
+    old = {number: signal.signal(number, call) for number in handlers}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _raw(fd: int) -> Iterator[None]:
+    """Raw mode: every key goes to the program in the sandbox."""
+    before = termios.tcgetattr(fd)
+    tty.setraw(fd)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(termios.error):  # the terminal is gone
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def _read(fd: int) -> bytes:
+    """The next bytes, also when somebody has made the descriptor non-blocking. b"" at the end."""
+    while True:
+        try:
+            return os.read(fd, _PIECE)
+        except BlockingIOError:
+            select.select([fd], [], [])
+        except OSError:
+            return b""  # EIO: the terminal has hung up
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
+
+
+def _silence_stdout() -> None:
+    """Nothing may be flushed to a pipe without a reader at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)

@@ -110,25 +110,41 @@ class Decoder:
             yield kind, payload
 
 
+def _silent(reason: str) -> StartError:
+    return StartError(
+        f"the run does not answer on its control socket: {reason}", hint="`moat list` shows its state"
+    )
+
+
 class Connection:
     """A blocking control connection: what the command line uses, without an event loop."""
 
     def __init__(
-        self, path: Path | str, role: Role, *, lead: bool = False, size: tuple[int, int] | None = None
+        self,
+        path: Path | str,
+        role: Role,
+        *,
+        lead: bool = False,
+        size: tuple[int, int] | None = None,
+        timeout: float | None = None,
     ) -> None:
-        """Connect and say hello. Raises StartError when nobody listens."""
+        """Connect, say hello and wait for the answer. Raises StartError when nobody answers."""
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(timeout)
         self._decoder = Decoder()
         self._frames: Iterator[tuple[Frame, bytes]] = iter(())
         try:
             self.socket.connect(str(path))
             self.socket.sendall(hello(role, lead=lead, size=size))
+            # Read now: closing a socket with something unread in it discards what was just sent.
+            answer = self.receive()
         except OSError as error:
             self.socket.close()
-            raise StartError(
-                f"the run does not answer on its control socket: {error.strerror}",
-                hint="`moat list` shows its state",
-            ) from None
+            raise _silent(error.strerror or "no answer in time") from None
+        if answer is None or answer[0] is not Frame.WELCOME:
+            self.socket.close()
+            raise _silent("it hung up")
+        self.record = unpack_json(answer[1])  # the run's record at this moment
 
     def send(self, frame: bytes) -> None:
         self.socket.sendall(frame)

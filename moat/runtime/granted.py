@@ -29,6 +29,9 @@ class Granted:
     hosts: tuple[str, ...]  # patterns that `network.policy: strict` opens
 
 
+NOTHING = Granted((), {}, (), ())
+
+
 def unique(names: Iterable[str]) -> tuple[str, ...]:
     """Canonical names, each once, in order. Raises GrantError for what is not a grant name."""
     return tuple(dict.fromkeys(canonical(name) for name in names))

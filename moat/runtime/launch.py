@@ -3,17 +3,32 @@
     handle = start(request, home=home, progress=print)
 
 The supervisor gets its request and the way to the vault as JSON on stdin, never in argv or env, and
-answers with JSON lines: what it is doing, then that it is ready, or why it is not.
+answers with JSON lines: who it is, what it is doing, then that it is ready, or why it is not.
 """
 
 from __future__ import annotations
 
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
+from moat import errors
+from moat.errors import MoatError, StartError
 from moat.paths import Home
+from moat.runtime.records import RunRecord
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Progress
+
+# The directory of this very moat comes last on the path: found also where it is not installed, and
+# nothing of it hides a module of the standard library.
+_PROGRAM = "import sys; sys.path.append(sys.argv[1]); import moat.runtime.supervisor as s; s.main()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,20 +39,101 @@ class RunHandle:
     name: str
     socket: Path  # the run's control socket
     tty: bool
-    stdin: bool  # somebody has to send stdin or close it
+    stdin: bool = False  # somebody has to send stdin or close it
+
+    @classmethod
+    def of(cls, record: RunRecord) -> RunHandle:
+        return cls(record.id, record.name, Path(record.socket), record.tty)
+
+
+def _silent(_: str) -> None:
+    """Nobody wants to know what is being done."""
 
 
 def start(
-    request: RunRequest,
-    *,
-    home: Home | None = None,
-    handoff: bytes = b"",
-    progress: Progress = lambda _: None,
+    request: RunRequest, *, home: Home | None = None, handoff: bytes = b"", progress: Progress = _silent
 ) -> RunHandle:
     """Start a supervisor for `request`; returns when the sandbox is ready.
 
     With `request.hold` the command itself starts at the first attach, so that no output is missed.
     `handoff` is `Vault.handoff()` of the vault that holds the grants. Raises StartError, GrantError,
-    VaultError… exactly as the supervisor met them, with their hints.
+    VaultError… exactly as the supervisor met them, with their hints. When this call is interrupted
+    (KeyboardInterrupt), the run is stopped.
     """
-    raise NotImplementedError
+    message = {
+        "home": str((home or Home.from_environment()).root),
+        "request": request.to_json(),
+        "handoff": base64.b64encode(handoff).decode("ascii"),
+    }
+    # -P and cwd: nothing is ever imported from a workspace, which an agent can write.
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _PROGRAM, str(Path(errors.__file__).parent.parent)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd="/",
+        start_new_session=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    with process.stdout as answers, process.stderr as complaints:
+        try:
+            with process.stdin as stdin:
+                stdin.write(json.dumps(message).encode())
+        except BrokenPipeError:
+            pass  # it died; what it had to say follows
+        handle = _follow(answers, request, progress)
+        process.wait()
+        if handle is None:
+            raise _died(complaints.read())
+    return handle
+
+
+def _follow(answers: IO[bytes], request: RunRequest, progress: Progress) -> RunHandle | None:
+    """Read what the supervisor says until it is ready. None: it said nothing and died."""
+    pid = 0
+    try:
+        for answer in _lines(answers):
+            match answer:
+                case {"pid": int(pid)}:
+                    pass
+                case {"progress": str(text)}:
+                    progress(text)
+                case {"error": {"kind": str(kind), "message": str(text), "hint": hint}}:
+                    raise _error(kind, text, hint)
+                case {"ready": {"id": str(run_id), "name": str(name), "socket": str(path)}}:
+                    return RunHandle(run_id, name, Path(path), request.tty is not None, request.stdin)
+    except KeyboardInterrupt:
+        if pid:
+            _cancel(pid, answers)
+        raise
+    return None
+
+
+def _lines(answers: IO[bytes]) -> Iterator[Mapping[str, Any]]:
+    for line in answers:
+        value = json.loads(line)
+        if isinstance(value, dict):
+            yield value
+
+
+def _cancel(pid: int, answers: IO[bytes]) -> None:
+    """Stop a supervisor that is still preparing, and wait until it has cleared up."""
+    os.kill(pid, signal.SIGTERM)
+    for _ in _lines(answers):
+        pass
+
+
+def _error(kind: str, text: str, hint: str | None) -> MoatError:
+    found = getattr(errors, kind, StartError)
+    if found is errors.ConfigError:
+        return errors.ConfigError(text.splitlines(), hint=hint)
+    if isinstance(found, type) and issubclass(found, MoatError):
+        return found(text, hint=hint)
+    return StartError(text, hint=hint)
+
+
+def _died(complaint: bytes) -> StartError:
+    last = complaint.decode(errors="replace").strip().splitlines()[-1:]
+    return StartError(": ".join(["the supervisor of the run died", *last]), hint="`moat doctor`")

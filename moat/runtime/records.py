@@ -8,13 +8,13 @@ Only the owner of a run (its supervisor, or the program that hosts it) writes th
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import fcntl
 import json
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -155,13 +155,12 @@ def read_all(home: Home) -> list[RunRecord]:
     return sorted(found, key=lambda record: (record.created_at, record.id), reverse=True)
 
 
-def find(home: Home, text: str) -> RunRecord:
+def pick(runs: list[RunRecord], text: str) -> RunRecord:
     """The run that `text` means: exact id, else unique id prefix, else exact name.
 
     Of several runs with one name a single living one is meant. Raises RunNotFoundError, which lists
     the candidates when there are several.
     """
-    runs = read_all(home)
     exact = [run for run in runs if run.id == text]
     prefix = [run for run in runs if text.startswith("run_") and run.id.startswith(text)]
     named = [run for run in runs if run.name == text]
@@ -170,37 +169,45 @@ def find(home: Home, text: str) -> RunRecord:
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
-            raise ambiguous(text, candidates)
+            raise ambiguous(repr(text), candidates)
     raise RunNotFoundError(f"no run {text!r}", hint="`moat list` shows the runs")
 
 
-def ambiguous(text: str, candidates: list[RunRecord]) -> RunNotFoundError:
+def find(home: Home, text: str) -> RunRecord:
+    """`pick` among the records as they are on disk. Raises RunNotFoundError."""
+    return pick(read_all(home), text)
+
+
+def ambiguous(what: str, candidates: list[RunRecord]) -> RunNotFoundError:
+    """The error that shows which runs could be meant."""
     lines = [f"  {run.id}  {run.state}  {run.name}  {describe_age(run.created_at)}" for run in candidates]
-    return RunNotFoundError(
-        "\n".join([f"{text!r} means {len(candidates)} runs:", *lines]), hint="use the run id"
-    )
+    text = "\n".join([f"{what} means {len(candidates)} runs:", *lines])
+    return RunNotFoundError(text, hint="use the run id")
 
 
-def settle(home: Home, record: RunRecord) -> RunRecord:
-    """Record a run whose owner died as failed. Returns the record as it is now.
+def settle(home: Home, record: RunRecord) -> tuple[RunRecord, bool]:
+    """Record a run whose owner died as failed. Returns the record as it is now, and whether we wrote it.
 
-    Two readers may come here at once: the lock lets one of them write.
+    Several readers may come here at once: the lock lets one of them write.
     """
-    directory = home.run(record.id)
     try:
-        ownership = Ownership(directory)
+        ownership = Ownership(home.run(record.id))
     except OSError:
-        return record
+        return record, False
     with ownership:
         current = read(home, record.id)
         if current is None or current.state.ended:
-            return current or record
-        now = dt.datetime.now(dt.UTC).timestamp()
+            return current or record, False
         dead = dataclasses.replace(
-            current, state=State.FAILED, ended_at=now, error="the supervisor was killed", pid=0, socket=""
+            current,
+            state=State.FAILED,
+            ended_at=time.time(),
+            error="the supervisor was killed",
+            pid=0,
+            socket="",
         )
         write(home, dead)
-        return dead
+        return dead, True
 
 
 def remove(home: Home, run_id: str) -> None:
@@ -210,7 +217,7 @@ def remove(home: Home, run_id: str) -> None:
 
 def describe_age(since: float, now: float | None = None) -> str:
     """`12s`, `5m`, `3h`, `2d`."""
-    seconds = max(0, int((dt.datetime.now(dt.UTC).timestamp() if now is None else now) - since))
+    seconds = max(0, int((time.time() if now is None else now) - since))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= size:
             return f"{seconds // size}{unit}"

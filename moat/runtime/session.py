@@ -74,7 +74,7 @@ class OutputLog:
         while view:
             view = view[os.write(self._fd, view) :]
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         os.close(self._fd)
 
 

@@ -1,0 +1,101 @@
+"""The detach key: ctrl-/ and then `d` (detach) or `k` (stop the run).
+
+Terminals say ctrl-/ as the byte 0x1f, or as `CSI 47;5u` once the program has switched the kitty keyboard
+protocol on, with release and repeat events and more fields when it asked for them. A sequence may arrive
+in pieces; a lone ESC is never held back, since it is a key of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+_LEGACY = b"\x1f"
+_KITTY = re.compile(rb"\x1b\[(\d+)(?::[\d:]*)?(?:;(\d+)(?::(\d+))?)?(?:;[\d:]*)?u")
+_SPECIAL = re.compile(rb"[\x1b\x1f]")
+_BEGUN = re.compile(rb"\x1b\[[\d:;]*\Z")
+_SLASH, _CONTROL, _RELEASE = 47, 4, b"3"
+_LOCKS = 64 | 128  # caps lock and num lock are reported as modifiers
+
+
+class Action(Enum):
+    DETACH = b"d"
+    STOP = b"k"
+
+
+class DetachKeys:
+    """Bytes from the terminal in, bytes for the run and perhaps an action out. No clock, no terminal."""
+
+    def __init__(self) -> None:
+        self._held = b""  # the beginning of a sequence
+        self._prefix = b""  # ctrl-/ as it was typed, waiting for the next key
+
+    @property
+    def holding(self) -> bool:
+        """A sequence is incomplete: call `flush` when nothing follows within a moment."""
+        return bool(self._held)
+
+    def flush(self) -> bytes:
+        """What was held back turned out to be all."""
+        out, self._held, self._prefix = self._prefix + self._held, b"", b""
+        return out
+
+    def feed(self, data: bytes) -> tuple[bytes, Action | None]:
+        data, self._held = self._held + data, b""
+        out = bytearray()
+        at = 0
+        while at < len(data):
+            key, at = self._next(data, at)
+            if key is None:
+                break
+            action = self._key(key, out)
+            if action:
+                return bytes(out), action
+        return bytes(out), None
+
+    def _next(self, data: bytes, at: int) -> tuple[bytes | None, int]:
+        """The key at `at`, and where the next one begins. None: more is needed, or nothing is left."""
+        if sequence := _KITTY.match(data, at):
+            return sequence.group(), sequence.end()
+        if begun := _BEGUN.match(data, at):
+            self._held = begun.group()
+            return None, len(data)
+        if self._prefix or data[at : at + 1] == _LEGACY:
+            return data[at : at + 1], at + 1
+        # Everything up to the next thing that could matter is passed on as one piece.
+        found = _SPECIAL.search(data, at + 1)
+        end = found.start() if found else len(data)
+        return data[at:end], end
+
+    def _key(self, key: bytes, out: bytearray) -> Action | None:
+        code, modifiers, released = _decode(key)
+        if released:
+            if not self._prefix:
+                out += key
+            return None
+        if code == _SLASH and modifiers == _CONTROL:
+            out += self._prefix  # ctrl-/ twice sends one
+            self._prefix = b"" if self._prefix else key
+            return None
+        if not self._prefix:
+            out += key
+            return None
+        for action in Action:
+            if code == ord(action.value) and not modifiers:
+                self._prefix = b""
+                return action
+        if code is not None and 57441 <= code <= 57454:  # a modifier key going down on its own
+            return None
+        out += self._prefix + key
+        self._prefix = b""
+        return None
+
+
+def _decode(key: bytes) -> tuple[int | None, int, bool]:
+    """Code point, modifiers without locks, and whether the key was released."""
+    if key == _LEGACY:
+        return _SLASH, _CONTROL, False
+    if match := _KITTY.fullmatch(key):
+        modifiers = (int(match[2] or b"1") - 1) & ~_LOCKS
+        return int(match[1]), modifiers, match[3] == _RELEASE
+    return (key[0] if len(key) == 1 else None), 0, False

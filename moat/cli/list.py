@@ -1,0 +1,24 @@
+"""`moat list`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from moat.cli.output import emit, emit_json, table
+from moat.paths import Home
+from moat.runtime.known import all_runs
+from moat.runtime.records import describe_age
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="moat list", description="List runs, newest first.")
+    parser.add_argument("--json", action="store_true", help="everything that is recorded, as JSON")
+    options = parser.parse_args(argv)
+    runs = all_runs(Home.from_environment())
+    if options.json:
+        emit_json([run.to_json() for run in runs])
+        return 0
+    rows = [(run.name, run.id, run.state, describe_age(run.created_at)) for run in runs]
+    emit(table(("NAME", "RUN ID", "STATE", "AGE"), rows))
+    return 0

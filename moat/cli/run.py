@@ -1,0 +1,97 @@
+"""`moat run [dir] [flags] -- command…`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from moat import config
+from moat.cli.start import start, wanted_size, wanted_stdin
+from moat.config import HostRules, RunConfig, parse_mount
+from moat.errors import UsageError
+from moat.runtime.choice import NAMES
+from moat.runtime.request import RunRequest
+from moat.runtime.sandbox import Mount
+
+
+def main(argv: Sequence[str]) -> int:
+    flags, command = _split(argv)
+    options = _parser().parse_args(flags)
+    workspace = Path(options.dir).expanduser().absolute()
+    if not workspace.is_dir():
+        raise UsageError(f"no directory {options.dir!r}", hint="the command comes after `--`: moat run -- ls")
+    return start(
+        build(options, command, config.load(workspace), workspace), detach=options.detach, json=options.json
+    )
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """What is before the first `--`, and the command after it."""
+    if "--" not in argv:
+        return list(argv), ()
+    at = list(argv).index("--")
+    return list(argv[:at]), tuple(argv[at + 1 :])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moat run",
+        usage="moat run [dir] [options] -- command [argument...]",
+        description="Run a command in a sandbox on a directory. stdin, stdout, stderr and the exit status "
+        "are the command's own.",
+    )
+    parser.add_argument("dir", nargs="?", default=".", help="workspace (default: this directory)")
+    parser.add_argument("-i", "--interactive", action="store_true", help="give the command a terminal")
+    parser.add_argument("--json", action="store_true", help="with -d: print the run as JSON")
+    add_common(parser)
+    return parser
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Flags that every command that starts a run has."""
+    add = parser.add_argument
+    add("-g", "--grant", action="append", default=[], metavar="GRANT", help="credential to use (repeatable)")
+    add("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="variable (repeatable)")
+    add("-n", "--name", help="name of the run")
+    add("-d", "--detach", action="store_true", help="run in the background")
+    add("--runtime", choices=NAMES, help="what makes the sandbox (default: docker when it runs)")
+    add("--mount", action="append", default=[], metavar="SRC:DST[:ro|rw]", help="mount (repeatable)")
+    add("--allow-host", action="append", default=[], metavar="HOST", help="allow a host (repeatable)")
+    add("--rebuild", action="store_true", help="build the image again")
+
+
+def build(
+    options: argparse.Namespace, command: tuple[str, ...], file: RunConfig, workspace: Path
+) -> RunRequest:
+    """The request that agent.yaml and the flags make together; flags win."""
+    argv = command or file.command
+    if not argv:
+        raise UsageError("no command", hint="moat run -- <command>, or `command:` in agent.yaml")
+    tty = wanted_size(interactive=getattr(options, "interactive", False), detach=options.detach)
+    rules = (*file.network.rules, *(HostRules(host.lower()) for host in options.allow_host))
+    flag_mounts = [parse_mount(text, workspace) for text in options.mount]
+    return RunRequest(
+        argv=argv,
+        workspace=workspace,
+        name=options.name or file.name,
+        grants=tuple(dict.fromkeys((*file.grants, *options.grant))),
+        env={**file.env, **dict(map(_variable, options.env))},
+        mounts=tuple(Mount(m.source, m.target, m.read_only) for m in (*file.mounts, *flag_mounts)),
+        network=replace(file.network, rules=rules),
+        runtime=options.runtime or file.runtime,
+        tty=tty,
+        stdin=wanted_stdin(tty=tty is not None, detach=options.detach),
+        agent=file.agent,
+        dependencies=file.dependencies,
+        base_image=file.base_image,
+        rebuild=options.rebuild,
+    )
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"-e {text}: no NAME=VALUE", hint=f'-e {name or "NAME"}="${name or "NAME"}"')
+    return name, value

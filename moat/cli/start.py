@@ -1,0 +1,86 @@
+"""From a request to a run on the user's terminal: what `moat run` and `moat claude` have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from moat.cli import terminal
+from moat.cli.output import Progress, emit, emit_json, say
+from moat.errors import StartError
+from moat.paths import Home
+from moat.runtime import launch
+from moat.runtime.launch import RunHandle
+from moat.runtime.records import read
+from moat.runtime.request import RunRequest
+from moat.runtime.sandbox import Size
+from moat.runtime.variables import protected
+
+
+def start(request: RunRequest, *, detach: bool = False, json: bool = False, home: Home | None = None) -> int:
+    """Start `request` and stay with it until it ends or the user detaches; returns the exit status.
+
+    Grants are checked first: all that is missing is told at once. With `detach` the run id is printed
+    instead (`json`: as an object). Raises what `launch.start` raises.
+    """
+    place = home or Home.from_environment()
+    for name in protected(request.env):
+        say(f"warning: env {name} is ignored: it would lead around Moat's proxy or certificates")
+    handoff = _handoff(request.grants, place)
+    request = dataclasses.replace(request, hold=not detach)
+    progress = Progress()
+    try:
+        handle = launch.start(request, home=place, handoff=handoff, progress=progress.show)
+    finally:
+        progress.clear()
+    if not detach:
+        return _stay(handle, place)
+    if json:
+        emit_json({"id": handle.id, "name": handle.name})
+    else:
+        emit(handle.id)
+        say(f"{handle.name} runs in the background")
+        for verb in ("attach", "logs -f", "stop"):
+            say(f"  moat {verb} {handle.name}")
+    return 0
+
+
+def _stay(handle: RunHandle, home: Home) -> int:
+    try:
+        return terminal.attach(handle, lead=True)
+    except StartError:
+        record = read(home, handle.id)
+        if record is None or not record.error:
+            raise
+        raise StartError(record.error, hint=f"moat logs {handle.id}") from None
+
+
+def wanted_size(*, interactive: bool, detach: bool) -> Size | None:
+    """The size of the run's terminal; None for plain pipes.
+
+    Interactive needs a terminal on stdin (programs refuse `the input device is not a TTY`), except in the
+    background, where somebody will attach later.
+    """
+    return terminal.size() if interactive and (detach or os.isatty(0)) else None
+
+
+def wanted_stdin(*, tty: bool, detach: bool) -> bool:
+    """Stdin is forwarded when it is no terminal: `echo x | moat run -- cat`."""
+    return not tty and not detach and not os.isatty(0)
+
+
+def _handoff(grants: tuple[str, ...], home: Home) -> bytes:
+    if not grants:
+        return b""
+    from moat.runtime.granted import check, unique
+    from moat.vault import open_vault
+
+    vault = open_vault(home, passphrase=_passphrase if os.isatty(0) else None)
+    check(vault, grants)
+    return vault.handoff(unique(grants))
+
+
+def _passphrase() -> str:
+    from getpass import getpass
+
+    return getpass("Passphrase of the credential store: ")

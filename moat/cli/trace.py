@@ -1,0 +1,90 @@
+"""`moat trace --network [run]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from moat.cli.logs import alive_while, follow
+from moat.cli.output import emit
+from moat.journal import parse_line
+from moat.paths import Home
+from moat.runtime import known
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="moat trace", description="Show what a run asked of the network, and what became of it."
+    )
+    parser.add_argument("run", nargs="?", help="name or id (default: the newest)")
+    parser.add_argument("--network", action="store_true", help="the network (the only trace there is)")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
+    parser.add_argument("-v", "--verbose", action="store_true", help="with headers and sizes")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line, as recorded")
+    options = parser.parse_args(argv)
+    home = Home.from_environment()
+    record = known.find(home, options.run)
+    path = home.run(record.id) / "network.jsonl"
+    if not path.exists():
+        return 0
+    alive = alive_while(home, record, follow=options.follow)
+    for exchange in _exchanges(follow(path, 0, alive)):
+        emit(json.dumps(exchange) if options.json else "\n".join(describe(exchange, verbose=options.verbose)))
+        if options.follow:
+            sys.stdout.flush()
+    return 0
+
+
+def describe(exchange: Mapping[str, Any], *, verbose: bool = False) -> Iterator[str]:
+    """`[15:04:05] GET https://host/path 200 (12 ms)` and, when verbose, everything else."""
+    get = exchange.get
+    status = get("status") or "ERR"
+    yield _safe(
+        f"[{_clock(str(get('ts', '')))}] {get('method')} {get('url')} {status} ({_ms(get('duration_ms'))})"
+    )
+    denial, error = get("denial"), get("error")
+    if isinstance(denial, dict):
+        yield _safe(f"    denied: {denial.get('reason')} ({denial.get('rule')})")
+    if error:
+        yield _safe(f"    error: {error}")
+    if not verbose:
+        return
+    if get("grants"):
+        yield _safe(f"    credentials: {', '.join(get('grants', ()))}")
+    for arrow, name in ((">", "request_headers"), ("<", "response_headers")):
+        for field, value in get(name) or ():
+            yield _safe(f"    {arrow} {field}: {value}")
+    yield f"    {get('request_bytes')} bytes up, {get('response_bytes')} bytes down"
+
+
+def _exchanges(pieces: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+    rest = b""
+    for piece in pieces:
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            record = parse_line(line)
+            if record is not None:
+                yield record
+
+
+def _clock(stamp: str) -> str:
+    """Local time of day of an ISO stamp in UTC."""
+    import datetime as dt
+
+    try:
+        return dt.datetime.fromisoformat(stamp).astimezone().strftime("%H:%M:%S")
+    except ValueError:
+        return time.strftime("--:--:--")
+
+
+def _ms(value: object) -> str:
+    return f"{value:.0f} ms" if isinstance(value, int | float) else "? ms"
+
+
+def _safe(text: str) -> str:
+    """What the sandbox sent must not draw on the reader's terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -1,0 +1,103 @@
+"""The proxy of one run with all that belongs to it: policy, CA, upstream, injection rules, trace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from moat.config import NetworkConfig, UpstreamConfig
+from moat.errors import ConfigError
+from moat.grants import CredentialSource
+from moat.journal import LineWriter, read_lines
+from moat.paths import Home
+from moat.proxy.certs import RunCA
+from moat.proxy.events import ExchangeFinished
+from moat.proxy.policy import HostRule, Policy, parse_host_rule
+from moat.proxy.server import Proxy
+from moat.proxy.trace import Trace, from_record
+from moat.proxy.upstream import Upstream, UpstreamOptions
+from moat.runtime import trust
+from moat.runtime.egress import RunEgress, Start
+from moat.runtime.granted import Granted
+
+_CLOSE_SECONDS = 2.0  # for exchanges that are under way when the sandbox is gone
+
+
+def policy_of(network: NetworkConfig, opened: tuple[str, ...]) -> Policy:
+    """The run's policy: its own rules first, then the hosts that its grants open. Raises ConfigError."""
+    hosts: list[HostRule] = []
+    problems: list[str] = []
+    for host, rules in [*((r.host, r.rules) for r in network.rules), *((host, ()) for host in opened)]:
+        try:
+            hosts.append(parse_host_rule(host, rules))
+        except ValueError as error:
+            problems.append(f"network.rules: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return Policy(mode=network.policy, hosts=tuple(hosts), host_ports=frozenset(network.host))
+
+
+def upstream_options(
+    config: UpstreamConfig, host_ports: tuple[int, ...], environ: Mapping[str, str] = os.environ
+) -> UpstreamOptions:
+    """The user's own options; a host behind a proxy has it in HTTPS_PROXY."""
+    proxy = config.proxy or environ.get("HTTPS_PROXY") or environ.get("https_proxy") or None
+    return UpstreamOptions(
+        ca_bundle=config.ca_bundle,
+        extra_roots=b"".join(path.read_bytes() + b"\n" for path in trust.extra_bundles(environ)),
+        proxy=proxy,
+        connect_to=config.connect_to,
+        host_ports=frozenset(host_ports),
+    )
+
+
+def read_exchanges(home: Home, run_id: str) -> list[ExchangeFinished]:
+    """The exchanges of a run, oldest first. Lines that are none are skipped."""
+    found = []
+    for record in read_lines(home.run(run_id) / "network.jsonl"):
+        with contextlib.suppress(ValueError):
+            found.append(from_record(record))
+    return found
+
+
+class Gateway:
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        network: NetworkConfig,
+        upstream: UpstreamConfig,
+        granted: Granted,
+        credentials: CredentialSource | None,
+        trace: Path,
+        start: Start,
+    ) -> None:
+        """Makes everything; listens nowhere yet. Raises ConfigError, OSError."""
+        self._ca = RunCA.generate(run_id)
+        self._upstream = Upstream(upstream_options(upstream, network.host))
+        self._writer = LineWriter(trace)
+        self._trace = Trace(self._writer)
+        self._proxy = Proxy(
+            policy=policy_of(network, granted.hosts),
+            ca=self._ca,
+            rules=granted.rules,
+            credentials=credentials,
+            upstream=self._upstream,
+            on_event=self._trace.add,
+            ready=self._trace.ready,
+        )
+        self.egress = RunEgress(self._proxy, start)
+        self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)
+        start("trace", self._trace.run)
+
+    def flush(self) -> None:
+        """Write the exchanges that are still in memory."""
+        self._trace.flush()
+
+    async def aclose(self) -> None:
+        await self._proxy.aclose(_CLOSE_SECONDS)
+        self._upstream.close()
+        self._trace.flush()
+        self._writer.close()

@@ -1,0 +1,409 @@
+"""One run, in the caller's event loop: everything it owns, from the lock on its record to the proxy.
+
+    async with run_here(request) as run:
+        async for output in run.output(): ...
+        code = await run.wait()
+
+A supervisor is a thin process around this; a program may host it itself. Whatever happens inside, on the
+way out the sandbox is destroyed first, the proxy is closed after it, and the record says what became of
+the run. Leaving the block ends the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from moat import config
+from moat.errors import MoatError, StartError
+from moat.paths import Home, private_dir, runtime_dir
+from moat.proxy.events import ExchangeFinished
+from moat.runtime import granted, records
+from moat.runtime.choice import choose, runtime
+from moat.runtime.gateway import Gateway, read_exchanges
+from moat.runtime.local import LocalViewer
+from moat.runtime.names import random_name
+from moat.runtime.records import Ownership, RunRecord, State
+from moat.runtime.request import RunRequest
+from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
+from moat.runtime.session import OutputLog, Session
+from moat.runtime.variables import sandbox_environment
+from moat.runtime.viewers import ControlServer
+from moat.runtime.workspace import check_mounts, check_workspace
+from moat.vault import Vault, open_vault
+
+GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+_HANG_UP = 1.0  # seconds after which what ignores SIGTERM on a terminal (a shell) loses the terminal
+_HOLD = 10.0  # seconds to wait for the first viewer
+_RELEASE = 20.0  # seconds for each resource to let go
+_log = logging.getLogger(__name__)
+
+
+def _silent(_: str) -> None:
+    """Nobody wants to know what is being done."""
+
+
+@contextlib.asynccontextmanager
+async def run_here(
+    request: RunRequest,
+    *,
+    home: Home | None = None,
+    handoff: bytes = b"",
+    progress: Progress = _silent,
+) -> AsyncIterator[LocalRun]:
+    """Make the sandbox of `request`, start its command and yield the run; end it on the way out.
+
+    `handoff` is `Vault.handoff()` of another process, so that nothing is asked here.
+    Raises StartError, GrantError, VaultError, ConfigError, UsageError before the command has started.
+    """
+    run = LocalRun(request, home or Home.from_environment(), LocalViewer())
+    async with hosted(run, handoff, progress):
+        yield run
+
+
+@contextlib.asynccontextmanager
+async def hosted(run: LocalRun, handoff: bytes, progress: Progress) -> AsyncIterator[None]:
+    """Bring `run` to life; end it, release everything and record the end on the way out."""
+    with run.ownership, _one_error():
+        async with anyio.create_task_group() as tasks:
+            try:
+                await run.begin(tasks, handoff, progress)
+                yield
+                await run.stop()
+            except BaseException as error:
+                run.failed(error)
+                raise
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await run.finish()
+                tasks.cancel_scope.cancel()
+
+
+@contextlib.contextmanager
+def _one_error() -> Iterator[None]:
+    """A task group reports groups; a caller wants the one thing that went wrong."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        known = [error for error in leaves if isinstance(error, MoatError)]
+        if known or len(leaves) == 1:
+            raise (known or leaves)[0] from None
+        raise
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+async def _first_of(*waits: Callable[[], Awaitable[Any]], seconds: float) -> None:
+    """Returns when one of `waits` has, or when the time is over."""
+
+    async def one(wait: Callable[[], Awaitable[Any]]) -> None:
+        await wait()
+        tasks.cancel_scope.cancel()
+
+    with anyio.move_on_after(seconds):
+        async with anyio.create_task_group() as tasks:
+            for wait in waits:
+                tasks.start_soon(one, wait)
+
+
+class LocalRun:
+    """A run that this program owns."""
+
+    def __init__(self, request: RunRequest, home: Home, viewer: LocalViewer | None) -> None:
+        workspace = check_workspace(request.workspace, home)
+        check_mounts(request.mounts, home)
+        chosen = choose(request.runtime)
+        name = records.check_name(request.name) if request.name else random_name()
+        run_id = records.new_id()
+        self._request = dataclasses.replace(
+            request, workspace=workspace, grants=granted.unique(request.grants)
+        )
+        self._home = home
+        private_dir(home.root)
+        private_dir(home.runs)
+        self.ownership = Ownership(home.run(run_id))
+        self._directory = private_dir(runtime_dir() / run_id)
+        self.record = RunRecord(
+            id=run_id,
+            name=name,
+            workspace=str(workspace),
+            argv=request.argv,
+            created_at=time.time(),
+            state=State.STARTING,
+            runtime=chosen,
+            grants=self._request.grants,
+            agent=request.agent,
+            tty=request.tty is not None,
+            pid=os.getpid(),
+            socket=str(self._directory / "control.sock"),
+            directory=str(self._directory),
+        )
+        records.write(home, self.record)
+        self._viewer = viewer
+        self._server: ControlServer | None = None
+        self._gateway: Gateway | None = None
+        self._sandbox: Sandbox | None = None
+        self._session: Session | None = None
+        self._session_made = anyio.Event()
+        self._preparing = anyio.CancelScope()
+        self._stop_asked = anyio.Event()
+        self._grace = GRACE
+        self._ended = anyio.Event()
+        self._failure = ""
+        self._resources: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
+
+    # --- what a caller does with a run -----------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    def output(self) -> AsyncIterator[Output]:
+        """What the command prints, from its first byte. One reader; it holds the command up like a pipe."""
+        if self._viewer is None:
+            raise StartError("the output of this run goes to its control socket")
+        return self._viewer.output()
+
+    async def wait(self) -> int:
+        """The command's exit status, 128+N when signal N ended it. Output that nobody reads is dropped."""
+        if self._viewer:
+            self._viewer.let_go()
+        await self._ended.wait()
+        if self.record.exit_code is None:
+            raise StartError("stopped before the command had started")
+        return self.record.exit_code
+
+    async def ended(self) -> None:
+        """Returns when the command has ended and its output was handed over."""
+        await self._ended.wait()
+
+    async def write(self, data: bytes) -> None:
+        """To the command's stdin or terminal; waits when it does not read."""
+        await (await self.session()).write(data)
+
+    async def close_stdin(self) -> None:
+        await (await self.session()).close_stdin()
+
+    async def resize(self, size: Size) -> None:
+        """Change the terminal's size. Nothing happens without a terminal."""
+        session = await self.session()
+        if self._viewer:
+            await session.resize(self._viewer, size)
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the command."""
+        if self._sandbox and self.record.state is State.RUNNING:
+            await self._sandbox.signal(number)
+
+    async def stop(self, grace: float = GRACE) -> int | None:
+        """SIGTERM, then SIGKILL after `grace` seconds. Returns the exit status; None: it never ran."""
+        self.ask_to_stop(grace)
+        if self._viewer:
+            self._viewer.let_go()
+        await self._ended.wait()
+        return self.record.exit_code
+
+    def exchanges(self) -> list[ExchangeFinished]:
+        """The requests so far, oldest first. No credential is in them."""
+        if self._gateway and not self.record.state.ended:
+            self._gateway.flush()
+        return read_exchanges(self._home, self.id)
+
+    # --- for the control socket ------------------------------------------------------------------
+
+    async def session(self) -> Session:
+        """The session, as soon as there is one."""
+        await self._session_made.wait()
+        assert self._session is not None
+        return self._session
+
+    def ask_to_stop(self, grace: float = GRACE) -> None:
+        """Begin to stop; returns at once. Before the command has started nothing of it will run."""
+        self._grace = grace
+        self._stop_asked.set()
+        if self._session is None:
+            self._preparing.cancel()
+
+    # --- life ------------------------------------------------------------------------------------
+
+    async def begin(self, tasks: TaskGroup, handoff: bytes, progress: Progress) -> None:
+        """Prepare everything and let a task start the command."""
+
+        def start(what: str, task: Callable[[], Awaitable[Any]]) -> None:
+            tasks.start_soon(self._watch_over, what, task)
+
+        self._server = ControlServer(self, self._directory / "control.sock")
+        start("control socket", self._server.serve)
+        log = OutputLog(self._home.run(self.id) / "output.log")
+        self._resources.append(("log", log.aclose))
+        with self._preparing:
+            self._sandbox = await self._prepare(handoff, progress, start)
+        if self._sandbox is None:
+            raise StartError("stopped before the command had started")
+        self._session = Session(
+            self._sandbox,
+            tty=self._request.tty,
+            log=log,
+            on_log_error=lambda error: self._update(log_error=error),
+        )
+        if self._viewer:
+            self._session.add(self._viewer)
+            self._viewer.size = self._request.tty
+        self._session_made.set()
+        start("command", self._command)
+
+    async def _prepare(
+        self, handoff: bytes, progress: Progress, start: Callable[[str, Callable[[], Awaitable[Any]]], None]
+    ) -> Sandbox:
+        request = self._request
+        vault: Vault | None = open_vault(self._home, handoff=handoff or None) if request.grants else None
+        given = granted.prepare(vault, request.grants) if vault else granted.NOTHING
+        gateway = Gateway(
+            run_id=self.id,
+            network=request.network,
+            upstream=config.load_user(self._home).upstream,
+            granted=given,
+            credentials=vault,
+            trace=self._home.run(self.id) / "network.jsonl",
+            start=start,
+        )
+        self._gateway = gateway
+        self._resources.append(("proxy", gateway.aclose))
+        sandbox = await runtime(self.record.runtime).create(
+            self._spec(given, gateway.ca_bundle), gateway.egress, progress
+        )
+        self._resources.append(("sandbox", sandbox.destroy))
+        return sandbox
+
+    def _spec(self, given: granted.Granted, ca_bundle: bytes) -> SandboxSpec:
+        request = self._request
+        return SandboxSpec(
+            run_id=self.id,
+            argv=request.argv,
+            workspace=request.workspace,
+            ca_bundle=ca_bundle,
+            # Not where the control socket lies: the runtime may show this directory to the sandbox.
+            directory=private_dir(self._directory / "sandbox"),
+            env=sandbox_environment(
+                run_id=self.id, tty=request.tty is not None, placeholders=given.env, user=request.env
+            ),
+            mounts=request.mounts,
+            home_files=(*given.files, *request.home_files),
+            host_ports=request.network.host,
+            tty=request.tty,
+            stdin=request.stdin,
+            dependencies=request.dependencies,
+            base_image=request.base_image,
+            rebuild=request.rebuild,
+            memory=request.memory,
+            pids=request.pids,
+        )
+
+    async def _command(self) -> None:
+        assert self._sandbox is not None
+        assert self._session is not None
+        if self._request.hold:
+            await _first_of(self._session.joined.wait, self._stop_asked.wait, seconds=_HOLD)
+        if not self._stop_asked.is_set():
+            await self._sandbox.start()
+            self._update(state=State.RUNNING, started_at=time.time())
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._session.pump)
+                tasks.start_soon(self._obey_stop)
+                code = await self._sandbox.wait()
+                await self._session.drained.wait()
+                tasks.cancel_scope.cancel()
+            self._update(state=State.STOPPING, exit_code=code)
+        if self._viewer:
+            self._viewer.end()
+        self._ended.set()
+
+    async def _obey_stop(self) -> None:
+        """Ask the command to end, then make it."""
+        await self._stop_asked.wait()
+        assert self._sandbox is not None
+        self._update(state=State.STOPPING)
+        await self._sandbox.signal(signal.SIGTERM)
+        patience = self._grace
+        if self._request.tty and patience > _HANG_UP:
+            await anyio.sleep(_HANG_UP)
+            await self._sandbox.signal(signal.SIGHUP)
+            patience -= _HANG_UP
+        await anyio.sleep(patience)
+        await self._sandbox.destroy()
+
+    async def _watch_over(self, what: str, task: Callable[[], Awaitable[Any]]) -> None:
+        """A part that breaks ends the run, and the record says which one it was."""
+        try:
+            await task()
+        except Exception as error:
+            self._failure = self._failure or f"{what} failed: {str(error) or type(error).__name__}"
+            if isinstance(error, MoatError):
+                self._failure = str(error)
+            raise
+
+    def failed(self, error: BaseException) -> None:
+        """The block was left by an exception."""
+        if self._failure or self._stop_asked.is_set():
+            return
+        if isinstance(error, MoatError):
+            self._failure = str(error)
+        elif isinstance(error, Exception):
+            self._failure = f"{type(error).__name__}: {error}"
+        else:
+            self._failure = "interrupted"
+
+    async def finish(self) -> None:
+        """Release everything, newest first, and record the end. Nothing here may stop the rest."""
+        for what, release in reversed(self._resources):
+            with anyio.move_on_after(_RELEASE, shield=True) as scope:
+                try:
+                    await release()
+                except Exception:  # the next resource must be released all the same
+                    _log.exception("%s was not released", what)
+            if scope.cancelled_caught:
+                _log.error("%s was not released in %d s", what, _RELEASE)
+        if self._viewer:
+            self._viewer.end()
+        self._conclude()
+        if self._server:
+            await self._server.farewell()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _conclude(self) -> None:
+        code, asked = self.record.exit_code, self._stop_asked.is_set()
+        error = "" if asked or code == 0 else f"exit status {code}"
+        if code is None:
+            error = self._failure or ("stopped before the command had started" if asked else "interrupted")
+        good = not error or (asked and code is None)
+        state = State.STOPPED if good else State.FAILED
+        self._update(state=state, ended_at=time.time(), error=error, pid=0, socket="", directory="")
+
+    def _update(self, **changes: Any) -> None:
+        """Change the record. A full disk must not end the run: the next change tries again."""
+        self.record = dataclasses.replace(self.record, **changes)
+        try:
+            records.write(self._home, self.record)
+        except OSError as error:
+            _log.error("run.json was not written: %s", error.strerror)

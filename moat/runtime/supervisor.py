@@ -1,0 +1,130 @@
+"""The process that owns one run and outlives the terminal that started it.
+
+`python -m moat.runtime.supervisor` reads one JSON message on stdin (see `launch`), leaves the caller's
+process tree and session, says on stdout what it does until the run is ready, and then has no connection
+to anybody but the run's control socket. SIGTERM stops the run properly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from moat.errors import MoatError
+from moat.paths import Home
+from moat.runtime.request import RunRequest
+from moat.runtime.run import LocalRun, hosted
+
+_FILES = 65536  # a build in a sandbox opens hundreds of connections at once; 1024 has stalled it
+_log = logging.getLogger("moat.supervisor")
+
+
+class Starter:
+    """The pipe to whoever asked for the run. It may break at any time: the run goes on."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def say(self, **message: Any) -> None:
+        try:
+            os.write(self._fd, json.dumps(message).encode() + b"\n")
+        except OSError:
+            _log.debug("nobody listens any more")
+
+    def progress(self, text: str) -> None:
+        self.say(progress=text)
+
+    def error(self, error: BaseException) -> None:
+        text = str(error) or type(error).__name__
+        hint = error.hint if isinstance(error, MoatError) else None
+        self.say(error={"kind": type(error).__name__, "message": text, "hint": hint})
+
+    def goodbye(self) -> None:
+        os.close(self._fd)
+
+
+def main() -> None:
+    message = json.loads(sys.stdin.buffer.read())
+    if os.fork():
+        os._exit(0)  # the caller waits for this one only
+    os.setsid()
+    os.umask(0o077)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    starter = Starter(os.dup(1))
+    starter.say(pid=os.getpid())
+    _let_go_of_the_terminal()
+    _raise_limits()
+    try:
+        _run_loop(_supervise(message, starter))
+    except MoatError as error:
+        _log.info("ended: %s", error)
+    except BaseException:
+        _log.exception("the supervisor failed")
+        raise
+
+
+def _let_go_of_the_terminal() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def _raise_limits() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _run_loop(main: Coroutine[Any, Any, None]) -> None:
+    options: dict[str, Any] = {}
+    if os.environ.get("MOAT_LOOP") != "asyncio":
+        try:
+            import uvloop
+        except ImportError:
+            pass  # the loop of the standard library does it too
+        else:
+            options["loop_factory"] = uvloop.new_event_loop
+
+    async def supervise() -> None:
+        await main
+
+    anyio.run(supervise, backend_options=options)
+
+
+async def _supervise(message: dict[str, Any], starter: Starter) -> None:
+    home = Home(Path(message["home"]))
+    handoff = base64.b64decode(message["handoff"])
+    ready = False
+    try:
+        run = LocalRun(RunRequest.from_json(message["request"]), home, None)
+        _log_to(home.run(run.id) / "supervisor.log")
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, run.ask_to_stop)
+        async with hosted(run, handoff, starter.progress):
+            starter.say(ready={"id": run.id, "name": run.name, "socket": run.record.socket})
+            starter.goodbye()
+            ready = True
+            await run.ended()
+    except Exception as error:
+        if not ready:
+            starter.error(error)
+        raise
+
+
+def _log_to(path: Path) -> None:
+    """From here on stderr and the log are a file of the run: no secret is ever formatted into it."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.dup2(fd, 2)
+    os.close(fd)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")

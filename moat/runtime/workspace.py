@@ -1,0 +1,42 @@
+"""Which directories of the host a sandbox may be given."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from moat.errors import UsageError
+from moat.paths import Home, runtime_dir
+from moat.runtime.sandbox import WORKSPACE, Mount
+
+
+def check_workspace(path: Path, home: Home) -> Path:
+    """The workspace, absolute and without symlinks. Raises UsageError when it may not be shared."""
+    place = Path(os.path.realpath(path))
+    if not place.is_dir():
+        raise UsageError(f"workspace {path} is not a directory", hint="`moat run <directory> -- <command>`")
+    _refuse_own_state(place, home, "the workspace")
+    return place
+
+
+def check_mounts(mounts: tuple[Mount, ...], home: Home) -> None:
+    """Raises UsageError for a mount that may not be made."""
+    for mount in mounts:
+        source = Path(os.path.realpath(mount.source))
+        if not source.exists():
+            raise UsageError(f"mount {mount.source}: no such file or directory")
+        _refuse_own_state(source, home, f"mount {mount.source}")
+        target = os.path.normpath(mount.target)
+        if not target.startswith("/") or target in {"/", WORKSPACE}:
+            raise UsageError(f"mount target {mount.target} is not possible", hint="use e.g. /mnt/data")
+
+
+def _refuse_own_state(path: Path, home: Home, what: str) -> None:
+    """Credentials, other runs' logs and control sockets must not become files of a sandbox."""
+    for own in (home.root, runtime_dir()):
+        state = Path(os.path.realpath(own))
+        if path == state or path in state.parents or state in path.parents:
+            raise UsageError(
+                f"{what} would put Moat's own state ({state}) into the sandbox",
+                hint="use a project directory that neither contains it nor lies in it",
+            )
