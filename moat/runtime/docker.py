@@ -269,7 +269,7 @@ class DockerSandbox:
                 await self.engine.remove(self.container)
             self.container = ""
         if self._streams:
-            await self._streams.close()
+            self._streams.close()
             self._streams = None
         await self.engine.close()
         self.binds.remove()

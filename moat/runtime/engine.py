@@ -7,6 +7,7 @@ Import this module late: aiodocker brings aiohttp, together a quarter of a secon
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tarfile
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -65,6 +66,7 @@ class Engine:
 
     async def close(self) -> None:
         await self._docker.close()
+        await asyncio.sleep(0)  # transports finish closing in the loop's next round
 
     async def image_id(self, reference: str) -> str | None:
         """The id (`sha256:…`) of a local image; None when there is none of that name."""
@@ -206,6 +208,11 @@ class Attachment:
         response = self._stream._resp
         return response.connection.transport if response and response.connection else None
 
-    async def close(self) -> None:
-        if self._transport() is not None:
-            await self._stream.close()
+    def close(self) -> None:
+        """Drop the connection with whatever is on its way; aiodocker's own close() waits for that."""
+        transport = self._transport()
+        if transport is not None:
+            transport.abort()
+        if self._stream._resp:
+            self._stream._resp.close()
+        self._stream._closed = True

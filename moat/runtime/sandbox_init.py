@@ -144,13 +144,20 @@ def execute(command: list[str]) -> int:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # the interpreter ignores them; programs expect them
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execvp(command[0], command)  # noqa: S606 - no shell is wanted
+        os.execvpe(command[0], command, environment())  # noqa: S606 - no shell is wanted
     except FileNotFoundError:
         say(f"{command[0]}: command not found")
         return EXIT_MISSING
     except OSError as error:
         say(f"{command[0]}: {error.strerror}")
         return EXIT_DENIED
+
+
+def environment() -> dict[bytes, bytes]:
+    """As the container was given it: the interpreter adds LC_CTYPE to its own (PEP 538)."""
+    with open("/proc/self/environ", "rb") as file:
+        entries = file.read().split(b"\0")
+    return dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
 
 
 def send_signal(number: int) -> int:
