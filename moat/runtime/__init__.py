@@ -1,1 +1,66 @@
-"""Runs: the importable API."""
+"""Runs, for programs: start one in this event loop, watch one that runs elsewhere, list them all.
+
+    import moat.runtime
+
+    async with moat.runtime.start(["pytest", "-q"], workspace="project") as run:
+        async for chunk in run.output():
+            ...
+        code = await run.wait()
+
+Names are resolved when they are first used (PEP 562), so `import moat.runtime` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moat.config import HostRules, NetworkConfig
+    from moat.proxy.events import Denial, ExchangeFinished
+    from moat.runtime.api import list_runs, start
+    from moat.runtime.records import RunRecord, State
+    from moat.runtime.remote import RemoteRun, attach
+    from moat.runtime.run import LocalRun
+    from moat.runtime.sandbox import Mount, Output, Size
+
+_HOMES = {
+    "Denial": "moat.proxy.events",
+    "ExchangeFinished": "moat.proxy.events",
+    "HostRules": "moat.config",
+    "LocalRun": "moat.runtime.run",
+    "Mount": "moat.runtime.sandbox",
+    "NetworkConfig": "moat.config",
+    "Output": "moat.runtime.sandbox",
+    "RemoteRun": "moat.runtime.remote",
+    "RunRecord": "moat.runtime.records",
+    "Size": "moat.runtime.sandbox",
+    "State": "moat.runtime.records",
+    "attach": "moat.runtime.remote",
+    "list_runs": "moat.runtime.api",
+    "start": "moat.runtime.api",
+}
+
+__all__ = [
+    "Denial",
+    "ExchangeFinished",
+    "HostRules",
+    "LocalRun",
+    "Mount",
+    "NetworkConfig",
+    "Output",
+    "RemoteRun",
+    "RunRecord",
+    "Size",
+    "State",
+    "attach",
+    "list_runs",
+    "start",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, from the module that defines it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

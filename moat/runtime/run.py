@@ -218,7 +218,8 @@ class LocalRun:
 
     async def stop(self, grace: float = GRACE) -> int | None:
         """SIGTERM, then SIGKILL after `grace` seconds. Returns the exit status; None: it never ran."""
-        self.ask_to_stop(grace)
+        if not self._ended.is_set():
+            self.ask_to_stop(grace)
         if self._viewer:
             self._viewer.let_go()
         await self._ended.wait()

@@ -1,0 +1,82 @@
+"""Starting a run from a program, with the words a caller has at hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from moat.config import NetworkConfig
+from moat.errors import UsageError
+from moat.paths import Home
+from moat.runtime import known
+from moat.runtime.records import RunRecord
+from moat.runtime.request import RunRequest
+from moat.runtime.run import LocalRun, run_here
+from moat.runtime.sandbox import Mount, Progress, Size
+
+
+def _silent(_: str) -> None:
+    """Nobody wants to know what is being done."""
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    workspace: str | os.PathLike[str] = ".",
+    grants: Iterable[str] = (),
+    env: Mapping[str, str] | None = None,
+    network: NetworkConfig | None = None,
+    mounts: Iterable[Mount] = (),
+    runtime: str | None = None,
+    name: str | None = None,
+    tty: Size | None = None,
+    stdin: bool = False,
+    dependencies: Iterable[str] = (),
+    base_image: str | None = None,
+    home: Home | None = None,
+    progress: Progress = _silent,
+) -> AbstractAsyncContextManager[LocalRun]:
+    """Run `argv` in a sandbox on `workspace`, inside the caller's asyncio loop.
+
+        async with moat.runtime.start(["npm", "test"], workspace="app", grants=["github"]) as run:
+            async for chunk in run.output():
+                sys.stdout.buffer.write(chunk.data)
+            code = await run.wait()
+            for exchange in run.exchanges():
+                print(exchange.status, exchange.url)
+
+    The proxy runs in this loop too, so the loop must not be blocked. Leaving the block ends the run and
+    releases everything. The run is listed by `moat list`, and `moat attach`, `logs` and `stop` work on it.
+
+    argv: the command and its arguments; no shell.
+    network: policy and rules; permissive by default. `agent.yaml` is not read: `moat.config.load` does.
+    tty: size of the terminal that the command gets; None: plain pipes, stdout and stderr apart.
+    stdin: the command's stdin is a pipe for `run.write` and `run.close_stdin`; else it is empty.
+    runtime: `docker` or `embedded`; None: as `moat run` chooses.
+
+    Entering raises UsageError, GrantError (all missing grants at once), VaultError, StartError.
+    """
+    if isinstance(argv, str) or not argv:
+        raise UsageError("argv is a list: the command and its arguments")
+    request = RunRequest(
+        argv=tuple(argv),
+        workspace=Path(workspace).absolute(),
+        grants=tuple(grants),
+        env=dict(env or {}),
+        network=network or NetworkConfig(),
+        mounts=tuple(mounts),
+        runtime=runtime,
+        name=name,
+        tty=tty,
+        stdin=stdin,
+        dependencies=tuple(dependencies),
+        base_image=base_image,
+    )
+    return run_here(request, home=home, progress=progress)
+
+
+def list_runs(*, home: Home | None = None) -> list[RunRecord]:
+    """Every run that has not been removed, newest first, whoever started it."""
+    return known.all_runs(home or Home.from_environment())
