@@ -20,11 +20,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moat.cli.demo_view import as_json, shorten, show
 from moat.errors import StartError
 from moat.paths import Home
 
 if TYPE_CHECKING:
     from moat.cli.stage import Stage
+    from moat.proxy.events import ExchangeFinished
     from moat.runtime.sandbox import Mount
 
 STRANGER = "collector.example"  # a host that no credential is bound to
@@ -74,7 +76,6 @@ def main(argv: Sequence[str]) -> int:
 
     import asyncio
 
-    from moat.cli.demo_view import as_json, show
     from moat.cli.stage import stage
 
     started = time.monotonic()
@@ -202,19 +203,19 @@ def ways_out(world: Stage) -> list[dict[str, Any]]:
                 "kind": "tcp",
                 "host": address,
                 "port": port,
-                "text": f"TCP to a service of this machine, {address}",
+                "text": f"TCP to a service on {address}",
             },
             {
                 "kind": "udp",
                 "host": address,
                 "port": port,
-                "text": f"UDP to a service of this machine, {address}",
+                "text": f"UDP to a service on {address}",
             },
             {
                 "kind": "connect",
                 "host": address,
                 "port": port,
-                "text": f"the same through the proxy, {address}",
+                "text": f"a service on {address}, through the proxy",
             },
         ]
     holding = {"header": "authorization", "prefix": "Bearer ", "source": {"variable": "GH_TOKEN"}}
@@ -224,7 +225,7 @@ def ways_out(world: Stage) -> list[dict[str, Any]]:
             "kind": "connect",
             "host": "localhost",
             "port": port,
-            "text": "the same through the proxy, localhost",
+            "text": "a service on localhost, through the proxy",
         },
         {"kind": "tcp", "host": "1.1.1.1", "port": 443, "text": "TCP to the internet, past the proxy"},
         {"kind": "udp", "host": "9.9.9.9", "port": 53, "text": "DNS query to an outside resolver"},
@@ -288,7 +289,7 @@ def _credentials(world: Stage, holdings: Sequence[Holding], seen: dict[str, Any]
             "echo",
             f"{holding.grant}: an origin that echoes it cannot hand it back",
             echoed and clean,
-            _echoed(request)[:40],
+            f"what came back: {shorten(_echoed(request))}",
         )
 
 
@@ -319,17 +320,16 @@ def _ways(world: Stage, ways: Sequence[dict[str, Any]], seen: dict[str, Any]) ->
 def _reason(outcome: dict[str, Any]) -> str:
     """Why a way was refused, in few words: Moat's reason, or the kernel's."""
     try:
-        denial = json.loads(outcome["denial"])
+        return str(json.loads(outcome["denial"])["error"]).removeprefix("moat refused this request: ")
     except (KeyError, ValueError):
         return str(outcome["detail"])
-    return str(denial.get("reason") or denial)
 
 
 def _record(
-    directory: Path, exchanges: Sequence[dict[str, Any]], holdings: Sequence[Holding]
+    directory: Path, exchanges: Sequence[ExchangeFinished], holdings: Sequence[Holding]
 ) -> Iterator[Check]:
-    used = {grant for exchange in exchanges for grant in exchange.get("grants", ())}
-    refused = sum("denial" in exchange for exchange in exchanges)
+    used = {grant for exchange in exchanges for grant in exchange.grants}
+    refused = sum(exchange.denial is not None for exchange in exchanges)
     yield Check(
         "record",
         "every exchange is on record, with the grant that it used",

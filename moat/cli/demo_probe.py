@@ -40,7 +40,10 @@ def look() -> Value:
     seen = 0
     for path in files:
         with contextlib.suppress(OSError):
-            if path.startswith("/proc/") or os.path.isfile(path):
+            # Programs are the machine's own and cannot hold what was made up a moment ago.
+            if not os.path.realpath(path).startswith("/usr/") and (
+                path.startswith("/proc/") or os.path.isfile(path)
+            ):
                 with open(path, "rb") as file:
                     heap += path.encode(errors="replace") + b"\n" + file.read(LIMIT) + b"\n"
                 seen += 1

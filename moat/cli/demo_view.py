@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 from moat.cli.output import emit, emit_json
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from moat.cli.demo import Check, Report
 
 WIDTH = 80
-_HEAD = 18  # characters of a credential that are shown
-_TAIL = 6
+_CLAIM = 50  # columns of a claim, when what was seen fits behind it
+_TAIL = 6  # characters that are shown of the end of a credential
 
 
 def as_json(report: Report) -> None:
@@ -77,7 +78,7 @@ def _side(side: dict[str, str]) -> None:
             shorten(side["sandbox"].removeprefix("Bearer "), 32),
             shorten(side["origin"].removeprefix("Bearer ")),
         ),
-        ("  echo", shorten(side["echo"].removeprefix("Bearer "), 32), "sent back as it came"),
+        ("  answer", shorten(side["echo"].removeprefix("Bearer "), 32), "echoes the header"),
     )
     for name, inside, outside in rows:
         emit(f"{name:<11}{inside:<34}{outside}".rstrip())
@@ -85,10 +86,12 @@ def _side(side: dict[str, str]) -> None:
 
 def _check(check: Check) -> None:
     mark = _paint("32", "ok") if check.holds else _paint("31;1", "NO")
-    room = WIDTH - 6
+    if len(check.claim) < _CLAIM and len(check.detail) <= WIDTH - _CLAIM - 6:
+        emit(f"  {mark}  {check.claim:<{_CLAIM}}{_paint('2', check.detail)}")
+        return
     emit(f"  {mark}  {check.claim}")
-    detail = check.detail if len(check.detail) <= room else check.detail[: room - 1] + "…"
-    emit(_paint("2", f"      {detail}"))
+    for line in textwrap.wrap(check.detail, WIDTH - 8):
+        emit(_paint("2", f"        {line}"))
 
 
 def _bold(text: str) -> str:

@@ -72,7 +72,10 @@ async def examine(home: Home, show: Callable[[Row], None] | None = None) -> list
 
 async def _examine(home: Home, progress: Callable[[str], None]) -> AsyncIterator[Row]:
     yield _ours()
-    yield _attempt("state", lambda: _state(home))
+    state = _attempt("state", lambda: _state(home))
+    yield state
+    if state.status == "fail":
+        return  # every run needs it; what else is wrong will be seen when it works
     yield _attempt("config", lambda: _config(home))
     progress("trying the runtimes…")
     probes = [await _runtime(name) for name in ("embedded", "docker")]

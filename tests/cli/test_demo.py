@@ -112,7 +112,7 @@ def seen_by(world: Stage, holdings: tuple[demo.Holding, ...], **changes: object)
         headers = {"authorization": f"Bearer {h.secret}"}
         world.origin.received.append(Received(h.host, "POST", "/v1/demo", headers))
     ways = [
-        {"reached": False, "detail": "refused", "denial": '{"reason": "no"}'} for _ in demo.ways_out(world)
+        {"reached": False, "detail": "refused", "denial": '{"error": "no"}'} for _ in demo.ways_out(world)
     ]
     look = {"files": 3, "heap": base64.b64encode(zlib.compress(heap)).decode()}
     return {"uid": 1000, "requests": answers, "ways": ways, "look": look} | changes

@@ -91,7 +91,7 @@ def test_the_help_of_all_commands_needs_no_parser(tmp_path: Path) -> None:
 def test_no_credential_store_is_touched_by_listing(tmp_path: Path) -> None:
     status, modules, out = loaded("grant", "list", "--json", home=tmp_path)
     assert (status, json.loads(out)) == (0, [])
-    assert not any(name.startswith("moat.vault.oskeyring") for name in modules)
+    assert not modules & {"keyring", "cryptography", "jeepney", "secretstorage"}
 
 
 def overwritten(place: Path, mark: str) -> Path:
