@@ -61,15 +61,17 @@ class Acquired:
 
 def setup_environment(environment: Mapping[str, str], upstream: UpstreamConfig) -> dict[str, str]:
     """What the command gets of `environment`, with the proxy and the CA of the user's configuration."""
-    passed = {
-        key: value for key, value in environment.items() if key in _PASSED or key.startswith(_PASSED_PREFIXES)
-    }
+    passed = {key: value for key, value in environment.items() if _passes(key)}
     if upstream.proxy:
         passed = {key: value for key, value in passed.items() if key.lower() != "https_proxy"}
         passed["HTTPS_PROXY"] = upstream.proxy
     if upstream.ca_bundle:
         passed["NODE_EXTRA_CA_CERTS"] = str(upstream.ca_bundle)
     return passed
+
+
+def _passes(key: str) -> bool:
+    return key in _PASSED or key.lower() in _PASSED_LOWER or key.startswith(_PASSED_PREFIXES)
 
 
 def setup_token(
