@@ -141,7 +141,7 @@ def read(home: Home, run_id: str) -> RunRecord | None:
     """The record as it is on disk; None when there is none or it is not one."""
     try:
         return RunRecord.from_json(json.loads((home.run(run_id) / "run.json").read_bytes()))
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

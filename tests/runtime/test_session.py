@@ -1,0 +1,272 @@
+"""Fan-out: order, patience, the ring, sizes, redraw, and a log that cannot be written."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import anyio
+import pytest
+
+from moat.runtime.local import LocalViewer
+from moat.runtime.sandbox import Output, Size
+from moat.runtime.session import RING, OutputLog, Session
+
+pytestmark = pytest.mark.anyio
+
+
+class Script:
+    """A sandbox that prints what it is told and notes what is done to it. Sans-IO: no process behind it."""
+
+    def __init__(self) -> None:
+        self.printed: asyncio.Queue[Output | None] = asyncio.Queue()
+        self.sizes: list[Size] = []
+        self.written: list[bytes] = []
+
+    def say(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.printed.put_nowait(Output("stdout", piece))
+
+    def end(self) -> None:
+        self.printed.put_nowait(None)
+
+    async def start(self) -> None: ...
+
+    async def read(self) -> Output | None:
+        return await self.printed.get()
+
+    async def write(self, data: bytes) -> None:
+        for byte in data:
+            self.written.append(bytes([byte]))
+            await anyio.sleep(0)
+
+    async def close_stdin(self) -> None:
+        self.written.append(b"<eof>")
+
+    async def resize(self, size: Size) -> None:
+        self.sizes.append(size)
+
+    async def signal(self, number: int) -> None: ...
+
+    async def wait(self) -> int:
+        return 0
+
+    async def destroy(self) -> None: ...
+
+
+class Eyes:
+    """A viewer that notes what it is shown; `open` says whether it takes more."""
+
+    def __init__(self, size: Size | None = None, patience: float | None = 0.05) -> None:
+        self.size = size
+        self.patience = patience
+        self.seen: list[Output] = []
+        self.told: list[str] = []
+        self.dropped = False
+        self.open = anyio.Event()
+        self.open.set()
+
+    @property
+    def text(self) -> bytes:
+        return b"".join(output.data for output in self.seen)
+
+    def offer(self, output: Output) -> None:
+        self.seen.append(output)
+
+    async def caught_up(self) -> None:
+        await self.open.wait()
+
+    def notice(self, text: str) -> None:
+        self.told.append(text)
+
+    def drop(self) -> None:
+        self.dropped = True
+
+
+def make(tmp_path: Path, tty: Size | None = None) -> tuple[Session, Script]:
+    sandbox = Script()
+    log = OutputLog(tmp_path / "output.log")
+    return Session(sandbox, tty=tty, log=log, on_log_error=lambda _: None), sandbox
+
+
+async def test_everybody_sees_everything_in_order(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path)
+    first, second = Eyes(), Eyes()
+    session.add(first)
+    session.add(second)
+    sandbox.say(b"a", b"b")
+    sandbox.printed.put_nowait(Output("stderr", b"!"))
+    sandbox.end()
+    await session.pump()
+    assert first.seen == second.seen == [Output("stdout", b"a"), Output("stdout", b"b"), Output("stderr", b"!")]
+    assert (tmp_path / "output.log").read_bytes() == b"ab!"
+    assert (tmp_path / "output.log").stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_stuck_viewer_is_dropped_and_the_agent_goes_on(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path)
+    stuck, other = Eyes(), Eyes()
+    stuck.open = anyio.Event()
+    session.add(stuck)
+    session.add(other)
+    sandbox.say(b"a", b"b")
+    sandbox.end()
+    with anyio.fail_after(5):
+        await session.pump()
+    assert stuck.dropped
+    assert other.text == b"ab"
+    assert session.viewers == (other,)
+
+
+async def test_the_pipe_of_the_run_itself_is_waited_for(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path)
+    pipe = Eyes(patience=None)
+    pipe.open = anyio.Event()
+    session.add(pipe)
+    sandbox.say(b"a", b"b")
+    sandbox.end()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(session.pump)
+        await anyio.sleep(0.2)
+        assert pipe.text == b"a", "nothing more is read while the pipe is full"
+        assert sandbox.printed.qsize() == 2
+        pipe.open.set()
+    assert pipe.text == b"ab"
+    assert not pipe.dropped
+
+
+async def test_who_comes_later_sees_the_end_of_a_plain_run(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path)
+    sandbox.say(b"x" * 1000, *[b"%07d\n" % n for n in range(RING // 8)])
+    sandbox.end()
+    await session.pump()
+    late = Eyes()
+    session.add(late)
+    assert len(late.text) <= RING
+    assert late.text.endswith(b"%07d\n" % (RING // 8 - 1))
+    assert b"x" not in late.text
+
+
+async def test_who_comes_later_to_a_full_screen_program_sees_no_old_drawing(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path, Size(80, 24))
+    sandbox.say(b"\x1b[?1049h\x1b[?2004hold", b"drawing")
+    sandbox.end()
+    await session.pump()
+    late = Eyes(Size(80, 24))
+    session.add(late)
+    assert late.text == b"\x1b[?1049h\x1b[?2004h"
+
+
+async def test_the_smallest_terminal_wins(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path, Size(80, 24))
+    large, small = Eyes(Size(200, 50)), Eyes(Size(100, 60))
+    session.add(large)
+    await session.resize(large, Size(200, 50))
+    session.add(small)
+    await session.resize(small, Size(100, 60))
+    await session.remove(small)
+    assert sandbox.sizes == [Size(200, 50), Size(100, 50), Size(200, 50)]
+    await session.remove(large)
+    assert sandbox.sizes[-1] == Size(200, 50), "nobody is there: the size stays"
+
+
+async def test_redraw_wobbles_the_width(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path, Size(80, 24))
+    session.add(Eyes(Size(80, 24)))
+    await session.redraw()
+    assert sandbox.sizes == [Size(79, 24), Size(80, 24)]
+
+
+async def test_plain_runs_have_no_size(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path)
+    viewer = Eyes(Size(80, 24))
+    session.add(viewer)
+    await session.resize(viewer, Size(10, 10))
+    await session.redraw()
+    await session.remove(viewer)
+    assert sandbox.sizes == []
+
+
+async def test_what_two_people_type_is_not_torn_apart(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(session.write, b"aaaa")
+        tasks.start_soon(session.write, b"bbbb")
+        tasks.start_soon(session.close_stdin)
+    assert b"".join(sandbox.written) == b"aaaabbbb<eof>"
+
+
+async def test_a_log_that_cannot_be_written_is_told_and_blocks_nothing(tmp_path: Path) -> None:
+    """/dev/full is a disk without space; the run goes on and everybody learns of it."""
+    told: list[str] = []
+    path = tmp_path / "output.log"
+    path.symlink_to("/dev/full")
+    sandbox = Script()
+    session = Session(sandbox, tty=None, log=OutputLog(path), on_log_error=told.append)
+    early = Eyes()
+    session.add(early)
+    sandbox.say(b"a", b"b")
+    sandbox.end()
+    await session.pump()
+    assert early.text == b"ab"
+    assert told == ["output.log: No space left on device"], "once"
+    late = Eyes()
+    session.add(late)
+    for viewer in (early, late):
+        assert viewer.told == ["the log of this run has a hole: output.log: No space left on device"]
+
+
+async def test_a_log_tells_where_its_hole_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = OutputLog(tmp_path / "output.log")
+    log.write(b"before")
+    real = log._append
+
+    def full(data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(log, "_append", full)
+    assert log.write(b"lost!") is True
+    assert log.write(b"lost") is False
+    monkeypatch.setattr(log, "_append", real)
+    log.write(b"after")
+    assert (tmp_path / "output.log").read_bytes() == (
+        b"before\n[moat: 9 bytes of output could not be logged here]\nafter"
+    )
+
+
+class TestLocalViewer:
+    async def test_reading(self) -> None:
+        viewer = LocalViewer()
+        viewer.offer(Output("stdout", b"a"))
+        viewer.end()
+        assert [output.data async for output in viewer.output()] == [b"a"]
+
+    async def test_who_does_not_read_holds_the_command_up_until_it_waits_for_the_end(self) -> None:
+        viewer = LocalViewer()
+        viewer.offer(Output("stdout", b"x" * (2 << 20)))
+        with anyio.move_on_after(0.1) as waited:
+            await viewer.caught_up()
+        assert waited.cancelled_caught
+        viewer.let_go()
+        with anyio.fail_after(1):
+            await viewer.caught_up()
+        for _ in range(100):
+            viewer.offer(Output("stdout", b"y" * (1 << 20)))
+        assert viewer._bytes <= 2 << 20, "what nobody reads is not kept for ever"
+
+    async def test_a_reader_makes_room(self) -> None:
+        viewer = LocalViewer()
+        seen = 0
+
+        async def write() -> None:
+            for _ in range(64):
+                viewer.offer(Output("stdout", b"x" * 65536))
+                await viewer.caught_up()
+            viewer.end()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(write)
+            async for output in viewer.output():
+                seen += len(output.data)
+        assert seen == 64 * 65536
+        assert viewer.patience is None
