@@ -216,7 +216,7 @@ class EmbeddedRuntime:
         return Probe(usable=True, reason=f"bubblewrap {number}; limits: {limits or 'none'}")
 
     async def create(self, spec: SandboxSpec, egress: Egress, progress: Progress) -> EmbeddedSandbox:
-        """Raises StartError where bubblewrap, user namespaces or, run by root, idmapped mounts are missing."""
+        """Raises StartError where bubblewrap, user namespaces or (for root) idmapped mounts are missing."""
         tool = bwrap.find()
         binds = _binds(spec)
         bwrap.check_targets([bind.target for bind in binds[1:]], spec.home_files)
