@@ -32,7 +32,7 @@ def unfinished(buffer: bytes | bytearray, limits: Limits, *, request: bool) -> F
         return _complete(bytes(buffer[: end + 2]), request=request)
     if len(buffer) >= limits.head:
         return Fault("head-too-large", f"the head is larger than {limits.head} bytes", 431)
-    text = bytes(buffer).removeprefix(b"\r\n")
+    text = bytes(buffer).removeprefix(b"\r\n") if request else bytes(buffer)
     if _odd_bytes(text) and (fault := _byte_fault(text)):
         return fault
     line, ended, _ = text.partition(b"\r\n")
@@ -44,8 +44,9 @@ def unfinished(buffer: bytes | bytearray, limits: Limits, *, request: bool) -> F
 
 
 def _complete(head: bytes, *, request: bool) -> Fault:
-    start, *lines = head.removeprefix(b"\r\n").removesuffix(b"\r\n").split(b"\r\n")
-    if not start:
+    message = head.removeprefix(b"\r\n") if request else head
+    start, *lines = message.removesuffix(b"\r\n").split(b"\r\n")
+    if not start and request:
         return Fault("empty-lines", "more than one empty line before the message")
     fault = _byte_fault(head) or _start_line_fault(start, request=request)
     for line in lines:

@@ -1,0 +1,130 @@
+"""Chunked bodies at every split point; each refusal is a row of `evil.CHUNKED`."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+from hypothesis import given, strategies as st
+
+from moat.proxy.chunked import LAST_CHUNK, ChunkedReader, encode_chunk
+from moat.proxy.http1 import MalformedError
+from moat.proxy.limits import Limits
+from tests.proxy import evil
+
+LIMITS = Limits()
+
+GOOD = [
+    (b"0\r\n\r\n", b"", ()),
+    (b"000\r\n\r\n", b"", ()),
+    (b"5\r\nhello\r\n0\r\n\r\n", b"hello", ()),
+    (b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n", b"hello world", ()),
+    (b"0005\r\nhello\r\n0\r\n\r\n", b"hello", ()),
+    (b"A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n", b"0123456789" * 2, ()),
+    (b"5;x\r\nhello\r\n0;y=z\r\n\r\n", b"hello", ()),
+    (b'5;x=y;a="b c\\"\\;";d\r\nhello\r\n0\r\n\r\n', b"hello", ()),
+    (b"2\r\n\r\n\r\n0\r\n\r\n", b"\r\n", ()),
+    (b"5\r\n0\r\n\r\n\r\n0\r\n\r\n", b"0\r\n\r\n", ()),
+    (b"1\r\nx\r\n0\r\nX-Sum: 12 \r\nY:\r\n\r\n", b"x", ((b"X-Sum", b"12"), (b"Y", b""))),
+]
+
+
+def read(parts, *, limits=LIMITS, blame="client"):
+    """Feed parts one after the other: (payload, trailers, unused rest, done)."""
+    reader = ChunkedReader(limits, blame=blame)
+    payload = b""
+    for index, part in enumerate(parts):
+        slices, consumed = reader.feed(part)
+        payload += b"".join(slices)
+        if reader.done:
+            return payload, reader.trailers, part[consumed:] + b"".join(parts[index + 1 :]), True
+        assert consumed == len(part)
+    return payload, reader.trailers, b"", False
+
+
+def code_of(parts) -> str:
+    with pytest.raises(MalformedError) as caught:
+        read(parts)
+    return caught.value.code
+
+
+@pytest.mark.parametrize(("wire", "payload", "trailers"), GOOD)
+def test_bodies_at_every_split(wire, payload, trailers):
+    for rest in (b"", b"\r\n", b"GET / HTTP/1.1\r\n"):
+        data = wire + rest
+        assert read([data]) == (payload, trailers, rest, True)
+        assert read([bytes([byte]) for byte in data]) == (payload, trailers, rest, True)
+        for first in range(len(data) + 1):
+            for second in range(first, len(data) + 1):
+                parts = [data[:first], data[first:second], data[second:]]
+                assert read(parts) == (payload, trailers, rest, True)
+
+
+@pytest.mark.parametrize(("wire", "_payload", "_trailers"), GOOD)
+def test_a_body_is_not_done_before_its_last_byte(wire, _payload, _trailers):
+    for size in range(len(wire)):
+        assert read([wire[:size]])[3] is False
+
+
+@pytest.mark.parametrize(("code", "wire"), evil.CHUNKED)
+def test_evil_bodies_are_refused_at_every_split(code, wire):
+    assert code_of([wire]) == code
+    assert code_of([bytes([byte]) for byte in wire]) == code
+    for size in range(0, len(wire), max(1, len(wire) // 100)):
+        assert code_of([wire[:size], wire[size:]]) == code
+
+
+def test_blame_and_status():
+    for blame, status in (("client", 400), ("upstream", 502)):
+        with pytest.raises(MalformedError) as caught:
+            read([b"x\r\n"], blame=blame)
+        assert (caught.value.blame, caught.value.status) == (blame, status)
+
+
+def test_slices_are_views_without_copies():
+    data = bytearray(b"5\r\nhello\r\n")
+    slices, _ = ChunkedReader(LIMITS, blame="client").feed(data)
+    assert [bytes(piece) for piece in slices] == [b"hello"]
+    data[3:8] = b"HELLO"
+    assert bytes(slices[0]) == b"HELLO"
+
+
+def test_a_huge_chunk_streams():
+    reader = ChunkedReader(LIMITS, blame="client")
+    reader.feed(b"7fffffffffffffff\r\n")
+    slices, consumed = reader.feed(b"x" * 1_000_000)
+    assert (len(slices[0]), consumed, reader.done) == (1_000_000, 1_000_000, False)
+    assert "data" in repr(reader)
+
+
+def test_limits_come_from_limits():
+    small = dataclasses.replace(LIMITS, chunk_digits=2, fields=1)
+    assert read([b"10\r\n" + b"x" * 16 + b"\r\n0\r\nA: b\r\n\r\n"], limits=small)[3]
+    for wire in (b"100\r\n", b"0\r\nA: b\r\nC: d\r\n\r\n"):
+        with pytest.raises(MalformedError):
+            read([wire], limits=small)
+
+
+def test_encode_chunk():
+    assert encode_chunk(b"") == b""
+    assert encode_chunk(memoryview(b"x" * 16)) == b"10\r\n" + b"x" * 16 + b"\r\n"
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40)), st.lists(st.integers(0, 400)), st.binary(max_size=5))
+def test_what_we_encode_we_read(payloads, cuts, rest):
+    wire = b"".join(map(encode_chunk, payloads)) + LAST_CHUNK + rest
+    edges = sorted({0, len(wire), *(cut for cut in cuts if cut < len(wire))})
+    parts = [wire[start:end] for start, end in itertools.pairwise(edges)]
+    assert read(parts) == (b"".join(payloads), (), rest, True)
+
+
+@given(st.binary(max_size=60), st.integers(0, 60))
+def test_any_bytes_are_read_alike_however_they_are_split(data, cut):
+    def seen(parts):
+        try:
+            return read(parts)
+        except MalformedError as error:
+            return error.code
+
+    assert seen([data]) == seen([data[:cut], data[cut:]]) == seen([bytes([byte]) for byte in data])

@@ -1,0 +1,252 @@
+"""Injection: precedence, what is replaced, what is stripped and merged, and what never happens."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+
+import pytest
+
+from moat.grants import Credential, CredentialInfo, CredentialKind, InjectionRule, Secret
+from moat.proxy.inject import InjectionError, InjectionTable, apply, needed
+
+PH_A = "sk-ant-oat01-placeholderAAAA"
+PH_B = "sk-ant-api03-placeholderBBBB"
+PH_G = "ghp_placeholderGGGGGGGG"
+API = "api.example"
+
+OAUTH = InjectionRule(
+    "anthropic", (API,), "authorization", "bearer", placeholder=PH_A, strip=("x-api-key",),
+    merge=(("anthropic-beta", "oauth-2025"),),
+)  # fmt: skip
+KEY = InjectionRule("console", (API,), "x-api-key", "raw", placeholder=PH_B)
+GIT = InjectionRule("github", ("github.example",), "authorization", "basic", "x-access-token", PH_G)
+GITHUB_API = InjectionRule(
+    "github", ("api.github.example", "*.api.github.example"), "authorization", placeholder=PH_G
+)
+
+
+def credential(name: str, secret: str | None = None) -> Credential:
+    info = CredentialInfo(name, CredentialKind.TOKEN, (API,), dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+    return Credential(info, Secret(f"REAL-{name}" if secret is None else secret))
+
+
+def basic(text: str) -> bytes:
+    return b"Basic " + base64.b64encode(text.encode())
+
+
+def inject(rules, headers, host=API, secrets=None):
+    """What goes upstream for host over https: (fields in lower case, grants, result)."""
+    compiled = InjectionTable(rules).for_host(host, 443, "https")
+    headers = tuple(
+        (name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in headers
+    )
+    names = needed(compiled, headers)
+    found = {name: credential(name, (secrets or {}).get(name)) for name in names}
+    result = apply(compiled, headers, found)
+    assert set(result.grants) == set(names)
+    fields = sorted((name.lower().decode(), value.decode("latin-1")) for name, value in result.headers)
+    return fields, names, result
+
+
+def test_a_credential_is_added_when_nothing_was_sent():
+    fields, grants, result = inject([KEY], [("Accept", "*/*")])
+    assert fields == [("accept", "*/*"), ("x-api-key", "REAL-console")]
+    assert grants == ("console",)
+    assert result.names == {b"x-api-key"}
+
+
+@pytest.mark.parametrize("sent", [PH_A, f"Bearer {PH_A}", "Bearer something-else", "", f"Token {PH_A}"])
+def test_a_header_that_a_rule_owns_is_replaced(sent):
+    fields, _, _ = inject([OAUTH], [("Authorization", sent), ("AUTHORIZATION", "again")])
+    assert fields == [("anthropic-beta", "oauth-2025"), ("authorization", "Bearer REAL-anthropic")]
+
+
+def test_basic_for_git():
+    sent = [("Authorization", basic(f"someone:{PH_G}"))]
+    for headers in (sent, []):
+        fields, _, result = inject([GIT], headers, "github.example")
+        assert fields == [("authorization", basic("x-access-token:REAL-github").decode())]
+        assert basic("x-access-token:REAL-github")[6:].rstrip(b"=") in result.secrets
+        assert b"REAL-github" in result.secrets
+
+
+def test_all_credentials_with_distinct_headers_are_added_when_none_was_sent():
+    fields, grants, _ = inject([OAUTH, KEY], [])
+    assert fields == [
+        ("anthropic-beta", "oauth-2025"), ("authorization", "Bearer REAL-anthropic"), ("x-api-key", "REAL-console"),
+    ]  # fmt: skip
+    assert grants == ("anthropic", "console")
+
+
+def test_only_the_owner_of_a_sent_header_is_used():
+    fields, grants, _ = inject([OAUTH, KEY], [("X-Api-Key", PH_B)])
+    assert fields == [("x-api-key", "REAL-console")]
+    assert grants == ("console",)
+    fields, grants, _ = inject([OAUTH, KEY], [("Authorization", f"Bearer {PH_A}")])
+    assert fields == [("anthropic-beta", "oauth-2025"), ("authorization", "Bearer REAL-anthropic")]
+    assert grants == ("anthropic",)
+
+
+@pytest.mark.parametrize("rules", [[OAUTH, KEY], [KEY, OAUTH]])
+def test_strip_never_removes_an_injected_header(rules):
+    """Both were sent: the bearer rule strips x-api-key as the client sent it, not as the other rule set it."""
+    fields, _, _ = inject(rules, [("authorization", PH_A), ("x-api-key", PH_B)])
+    assert ("x-api-key", "REAL-console") in fields
+    assert ("authorization", "Bearer REAL-anthropic") in fields
+    assert len([name for name, _ in fields if name == "x-api-key"]) == 1
+
+
+def test_strip_removes_what_the_client_sent():
+    fields, grants, _ = inject([OAUTH], [("X-API-Key", PH_A), ("x-api-key", "other")])
+    assert fields == [("anthropic-beta", "oauth-2025"), ("authorization", "Bearer REAL-anthropic")]
+    assert grants == ("anthropic",)
+
+
+@pytest.mark.parametrize(
+    ("sent", "winner"),
+    [([], "one"), ([("authorization", "Bearer PH-two")], "two"), ([("authorization", "Bearer PH-one")], "one"),
+     ([("authorization", "Bearer unknown")], "one"), ([("authorization", basic("u:PH-two"))], "two")],
+)  # fmt: skip
+def test_ties_on_one_header(sent, winner):
+    """The one whose placeholder was sent; else the first."""
+    rules = [
+        InjectionRule(name, (API,), "authorization", placeholder=f"PH-{name}") for name in ("one", "two")
+    ]
+    fields, grants, _ = inject(rules, sent)
+    assert fields == [("authorization", f"Bearer REAL-{winner}")]
+    assert grants == (winner,)
+
+
+def test_placeholders_in_other_headers_are_replaced_where_they_stand():
+    fields, grants, result = inject(
+        [KEY],
+        [
+            ("X-Custom", f"a={PH_B}; b={PH_B}"),
+            ("Other-Auth", basic(f"u:{PH_B}")),
+            ("X-Plain", basic("u:p") + b" x"),
+        ],
+    )
+    assert fields == [
+        ("other-auth", basic("u:REAL-console").decode()), ("x-api-key", "REAL-console"),
+        ("x-custom", "a=REAL-console; b=REAL-console"), ("x-plain", basic("u:p").decode() + " x"),
+    ]  # fmt: skip
+    assert grants == ("console",)
+    assert result.names == {b"other-auth", b"x-api-key", b"x-custom"}
+    assert basic("u:REAL-console")[6:].rstrip(b"=") in result.secrets
+
+
+def test_a_placeholder_brings_in_its_rule_next_to_the_owner_of_a_sent_header():
+    fields, grants, _ = inject([OAUTH, KEY], [("authorization", PH_A), ("x-other", PH_B)])
+    assert ("x-other", "REAL-console") in fields
+    assert ("x-api-key", "REAL-console") not in fields
+    assert grants == ("anthropic", "console")
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ([], "oauth-2025"),
+        ([("Anthropic-Beta", "a,b")], "a,b,oauth-2025"),
+        ([("anthropic-beta", "a, oauth-2025 , b")], "a,oauth-2025,b"),
+        ([("anthropic-beta", "a"), ("x", "y"), ("ANTHROPIC-BETA", "b,a")], "a,b,oauth-2025"),
+        ([("anthropic-beta", "")], "oauth-2025"),
+    ],
+)
+def test_merge_appends_without_duplicates(sent, expected):
+    fields, _, _ = inject([OAUTH], sent)
+    assert [value for name, value in fields if name == "anthropic-beta"] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "scheme", "bound"),
+    [
+        (API, 443, "https", True), (API, 443, "http", False), (API, 80, "http", False), (API, 8443, "https", False),
+        ("x." + API, 443, "https", False), ("x" + API, 443, "https", False), ("example", 443, "https", False),
+        (API + ".evil.example", 443, "https", False), ("evil.example", 443, "https", False),
+    ],
+)  # fmt: skip
+def test_rules_apply_to_bound_hosts_over_tls_only(host, port, scheme, bound):
+    """Plain http once got the credential in clear text upstream; here not even on port 443."""
+    table = InjectionTable([KEY])
+    assert bool(table.for_host(host, port, scheme)) is bound
+    headers = ((b"x-api-key", PH_B.encode()),)
+    assert (table.leaks(host, port, scheme, headers, b"/") is None) is bound
+
+
+def test_wildcard_hosts_and_ports():
+    table = InjectionTable([GITHUB_API, InjectionRule("p", ("p.example",), "x", "raw", ports=(443, 8443))])
+    assert table.for_host("a.b.api.github.example", 443, "https")
+    assert not table.for_host("github.example", 443, "https")
+    assert table.for_host("p.example", 8443, "https")
+    assert not table.for_host("p.example", 80, "https")
+
+
+def test_bad_rules_are_errors():
+    with pytest.raises(ValueError, match=r"\*"):
+        InjectionTable([InjectionRule("x", ("*",), "x")])
+
+
+ELSEWHERE = [
+    ([("Authorization", f"Bearer {PH_G}")], b"/"),
+    ([("X-Anything", f"a{PH_G}b")], b"/"),
+    ([("Cookie", f"t={PH_G}")], b"/"),
+    ([(PH_G, "x")], b"/"),
+    ([("Authorization", basic(f"u:{PH_G}"))], b"/"),
+    ([("Authorization", basic(f"u:{PH_G}").rstrip(b"="))], b"/"),
+    ([("Authorization", b"basic  " + base64.urlsafe_b64encode(f"u?>:{PH_G}".encode()))], b"/"),
+    ([("X", PH_G.replace("_", "%5F"))], b"/"),
+    ([], b"/x?token=" + PH_G.encode()),
+    ([], b"/" + PH_G.encode() + b"/x"),
+    ([], b"/?t=" + PH_G.replace("g", "%67").encode()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("headers", "target"), ELSEWHERE)
+def test_a_placeholder_on_its_way_elsewhere_is_refused(headers, target):
+    table = InjectionTable([GIT, GITHUB_API, KEY])
+    headers = tuple(
+        (name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in headers
+    )
+    denial = table.leaks("evil.example", 443, "https", headers, target)
+    assert denial is not None
+    assert denial.code == "credential-host"
+    assert "github" in denial.reason
+    assert "evil.example" in denial.reason
+    assert PH_G not in f"{denial}"
+    for host in ("github.example", "api.github.example"):
+        assert table.leaks(host, 443, "https", headers, target) is None
+    assert InjectionTable([KEY]).leaks("evil.example", 443, "https", headers, target) is None
+
+
+def test_requests_without_placeholders_go_anywhere():
+    table = InjectionTable([GIT, KEY, InjectionRule("none", ("n.example",), "x")])
+    headers = ((b"Authorization", basic("u:p")), (b"X", b"Basic !!!"), (b"Y", b"basic a"), (b"Z", b"100%"))
+    assert table.leaks("evil.example", 443, "https", headers, b"/%zz") is None
+    assert InjectionTable([]).leaks("evil.example", 80, "http", headers, b"/") is None
+
+
+@pytest.mark.parametrize("secret", ["", "S3\r\nX: y", "S3\nb", "S3\x00b", " S3", "S3 ", "S3\x7f", "S3\x1bb"])
+def test_a_secret_that_breaks_its_line_is_an_error(secret):
+    with pytest.raises(InjectionError) as caught:
+        inject([KEY], [], secrets={"console": secret})
+    assert caught.value.hint == "store it again: moat grant console"
+    assert "S3" not in f"{caught.value!r} {caught.value.hint}"
+
+
+def test_every_echoed_form_is_to_be_scrubbed():
+    _, _, result = inject([GIT], [], "github.example", {"github": "p/w+é="})
+    assert result.secrets == (
+        "p/w+é=".encode(),
+        b"p%2Fw%2B%C3%A9%3D",
+        base64.b64encode("x-access-token:p/w+é=".encode()).rstrip(b"="),
+    )
+
+
+def test_only_needed_credentials_are_asked_for():
+    compiled = InjectionTable([OAUTH, KEY]).for_host(API, 443, "https")
+    assert needed(compiled, ()) == ("anthropic", "console")
+    assert needed(compiled, ((b"X-API-KEY", b"x"),)) == ("console",)
+    assert needed((), ((b"x-api-key", b"x"),)) == ()
+    with pytest.raises(KeyError):
+        apply(compiled, (), {})
