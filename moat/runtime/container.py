@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moat.errors import StartError
+from moat.runtime import syscalls
 from moat.runtime.sandbox import (
     CA_BUNDLE,
     HOME,
@@ -92,7 +93,7 @@ def _host(spec: SandboxSpec, binds: Iterable[Mount], memory: int) -> dict[str, A
         "ExtraHosts": [f"{HOST_NAME}:{HOST_ADDRESS}"],
         "Sysctls": {"net.ipv4.ip_unprivileged_port_start": "0"},  # the listeners need no capability
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges:true"],
+        "SecurityOpt": ["no-new-privileges:true", f"seccomp={syscalls.profile()}"],
         "IpcMode": "private",
         "Init": True,
         "PidsLimit": spec.pids,

@@ -1,0 +1,81 @@
+"""The system call filter that the engine puts on a container, from its first process to a late `exec`.
+
+The engine's own filter is not enough: before version 23 it allows AF_VSOCK (which no namespace separates)
+and io_uring, and 32-bit calls pass its rules about sockets. `seccomp.py` adds a filter to the agent's
+processes only; this one also holds for whoever enters the container later, as root too.
+An allowlist: what a future kernel adds is refused until somebody has looked at it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
+_NEW_NAMESPACE = 0x7E020000  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}
+_PERSONALITIES = (0, 8, 0x20000, 0x20008, 0xFFFFFFFF)  # Linux, with and without old uname; the query
+_ENOSYS = 38
+
+_ALLOWED = """
+accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset chdir chmod chown
+clock_getres clock_gettime clock_nanosleep close close_range connect copy_file_range creat dup dup2 dup3
+epoll_create epoll_create1 epoll_ctl epoll_pwait epoll_pwait2 epoll_wait eventfd eventfd2 execve
+execveat exit exit_group faccessat faccessat2 fadvise64 fallocate fchdir fchmod fchmodat fchmodat2
+fchown fchownat fcntl fdatasync fgetxattr file_getattr file_setattr flistxattr flock fork fremovexattr
+fsetxattr fstat fstatfs fsync ftruncate futex futex_requeue futex_wait futex_waitv futex_wake futimesat
+get_mempolicy get_robust_list get_thread_area getcpu getcwd getdents getdents64 getegid geteuid getgid
+getgroups getitimer getpeername getpgid getpgrp getpid getppid getpriority getrandom getresgid getresuid
+getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid getxattr getxattrat
+inotify_add_watch inotify_init inotify_init1 inotify_rm_watch io_cancel io_destroy io_getevents
+io_pgetevents io_setup io_submit ioctl ioprio_get ioprio_set kill landlock_add_rule
+landlock_create_ruleset landlock_restrict_self lchown lgetxattr link linkat listen listmount listxattr
+listxattrat llistxattr lremovexattr lseek lsetxattr lsm_get_self_attr lsm_list_modules lsm_set_self_attr
+lstat madvise map_shadow_stack membarrier memfd_create memfd_secret mincore mkdir mkdirat mknod mknodat
+mlock mlock2 mlockall mmap mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend
+mq_unlink mremap mseal msgctl msgget msgrcv msgsnd msync munlock munlockall munmap name_to_handle_at
+nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc
+pkey_free pkey_mprotect poll ppoll prctl pread64 preadv preadv2 prlimit64 process_mrelease
+process_vm_readv process_vm_writev pselect6 ptrace pwrite64 pwritev pwritev2 read readahead readlink
+readlinkat readv recvfrom recvmmsg recvmsg remap_file_pages removexattr removexattrat rename renameat
+renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo
+rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max
+sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler
+sched_rr_get_interval sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield
+seccomp select semctl semget semop semtimedop sendfile sendmmsg sendmsg sendto set_robust_list
+set_thread_area set_tid_address setfsgid setfsuid setgid setgroups setitimer setpgid setpriority
+setregid setresgid setresuid setreuid setrlimit setsid setsockopt setuid setxattr setxattrat shmat
+shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 splice stat statfs statmount statx symlink
+symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun
+timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill truncate umask
+uname unlink unlinkat utime utimensat utimes vfork vmsplice wait4 waitid write writev
+"""
+
+
+def profile() -> str:
+    """JSON for the engine's `seccomp=` option. Only the native 64-bit calls of each machine exist."""
+    return json.dumps(
+        {
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "archMap": [
+                {"architecture": name, "subArchitectures": []}
+                for name in ("SCMP_ARCH_X86_64", "SCMP_ARCH_AARCH64")
+            ],
+            "syscalls": [
+                _allow(*_ALLOWED.split()),
+                *(_allow("socket", "socketpair", value=family) for family in _FAMILIES),
+                *(_allow("personality", value=value) for value in _PERSONALITIES),
+                _allow("clone", value=_NEW_NAMESPACE, masked=0),
+                # Its flags are behind a pointer; the C libraries fall back to clone.
+                {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": _ENOSYS},
+            ],
+        }
+    )
+
+
+def _allow(*names: str, value: int | None = None, masked: int | None = None) -> dict[str, Any]:
+    """A rule for calls whose first argument is `value`, or is `masked` under the mask `value`."""
+    rule: dict[str, Any] = {"names": list(names), "action": "SCMP_ACT_ALLOW"}
+    if value is not None:
+        how = "SCMP_CMP_EQ" if masked is None else "SCMP_CMP_MASKED_EQ"
+        rule["args"] = [{"index": 0, "value": value, "valueTwo": masked or 0, "op": how}]
+    return rule
