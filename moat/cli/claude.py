@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime as dt
+import os
 import re
+import stat
 import sys
 import uuid
 from collections.abc import Sequence
@@ -45,7 +47,9 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
     runtime = choose(options.runtime or settings.runtime)
     setup = claude.setup(workspace=workspace, credential=credential, runtime=runtime)
     request = _with(setup, build(options, setup.argv, settings, workspace))
-    request = dataclasses.replace(request, grants=wanted, runtime=runtime, agent=claude.name)
+    request = dataclasses.replace(
+        request, grants=wanted, runtime=runtime, agent=claude.name, stdin=request.stdin and _piped()
+    )
     return start(request, detach=options.detach, home=home)
 
 
@@ -193,6 +197,12 @@ def _credentials(vault: Vault, grant: str, wanted: tuple[str, ...]) -> Credentia
 
 
 # --- the run --------------------------------------------------------------------------------------
+
+
+def _piped() -> bool:
+    """Whether somebody means to give us input. Claude Code waits three seconds for what never comes."""
+    mode = os.fstat(0).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode) or stat.S_ISSOCK(mode)
 
 
 def _with(setup: Setup, request: RunRequest) -> RunRequest:

@@ -16,9 +16,9 @@ from moat.runtime.agents import Setup
 from moat.runtime.agents.claude_binary import find_claude
 from moat.runtime.agents.claude_home import home_files
 from moat.runtime.agents.claude_sessions import SANDBOX_PROJECT, shared_directory
-from moat.runtime.sandbox import Mount
+from moat.runtime.sandbox import HOME, Mount
 
-BINARY = "/usr/local/bin/claude"  # in the sandbox
+BINARY = f"{HOME}/.local/bin/claude"  # in the sandbox: first on PATH, and where its own installer puts it
 _DEPENDENCIES = ("claude-code", "git")
 _ENVIRONMENT = {
     "DISABLE_AUTOUPDATER": "1",  # the binary is read-only and not the sandbox's to replace
