@@ -44,6 +44,8 @@ class Canary:
                         peer.sendall(b"HTTP/1.0 200 OK\r\n\r\ncanary")
                 else:
                     data, address = sock.recvfrom(2000)
+                    if address is None:  # shut down
+                        return
                     self.knocks.append(f"udp {sock.getsockname()[1]} from {address}: {data[:60]!r}")
                     sock.sendto(b"canary", address)
 

@@ -5,6 +5,7 @@ Everything goes through the installed `moat` command, as a user's agent would me
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -64,15 +65,17 @@ class World:
         if as_root:
             return self._probe_as_root(name, plan)
         flags = ["--grant", "anthropic"] if grant else []
+        place = self.workspace("ws")
+        (place / "plan.json").write_text(json.dumps(plan))
         done = self.command(
-            "run", str(self.workspace("ws")), "--runtime", runtime, *flags, "--",
-            "python3", f"/workspace/{name}.py", json.dumps(plan),
-        )  # fmt: skip
+            "run", str(place), "--runtime", runtime, *flags, "--", "python3", f"/workspace/{name}.py"
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
     def _probe_as_root(self, name: str, plan: object) -> dict[str, Any]:
         """The same as uid 0 of the container, beside a run that is alive."""
+        (self.workspace("ws") / "plan.json").write_text(json.dumps(plan))
         with self.running("docker") as run_id:
             found = subprocess.run(
                 ["docker", "ps", "-q", "--no-trunc", "--filter", f"label=moat.run={run_id}"],
@@ -84,7 +87,7 @@ class World:
             ]
             done = subprocess.run(
                 ["docker", "exec", "-u", "0:0", *environment, found[0],
-                 "python3", f"/workspace/{name}.py", json.dumps(plan)],
+                 "python3", f"/workspace/{name}.py"],
                 check=False, capture_output=True, text=True, timeout=90,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
@@ -122,7 +125,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, moat_bin: str) -> Iterator[W
             f'    "{OTHER}:443": "127.0.0.1:{stranger.port}"\n'
         )
         key = directory / "key"
-        key.write_bytes(os.urandom(32))
+        key.write_bytes(base64.b64encode(os.urandom(32)))
         key.chmod(0o600)
         place = World(
             moat=moat_bin,

@@ -39,8 +39,8 @@ def test_the_hunt_finds_what_is_there(world: World, runtime: str) -> None:
     """The control: the placeholder, which is inside on purpose, is found by the same hunt."""
     done = world.command(
         "run", str(world.workspace("ws")), "--runtime", runtime, "--grant", "anthropic", "--",
-        "sh", "-c", 'python3 /workspace/treasure.py "$(printf \'{"needles":{"p":"%s"},"since":%s}\' '
-        f'"$ANTHROPIC_API_KEY" {world.since})"',
+        "sh", "-c", 'printf \'{"needles":{"p":"%s"},"since":%s}\' "$ANTHROPIC_API_KEY" '
+        f"{world.since} > /tmp/plan; python3 /workspace/treasure.py /tmp/plan",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     places = json.loads(done.stdout)["places"]["p"]

