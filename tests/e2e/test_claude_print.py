@@ -1,0 +1,277 @@
+"""`moat claude -p` with the real Claude Code: answers, tools, credentials, conversations."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from moat.grants import Credential, CredentialInfo, CredentialKind, Secret
+from moat.paths import Home
+from moat.vault import open_vault
+from tests.e2e.claude_world import KINDS, RUNTIMES
+from tests.fakes.connect import connect_proxy
+
+pytestmark = pytest.mark.timeout(300)
+runtimes = pytest.mark.parametrize("runtime", RUNTIMES)
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+# Looks for a text in every environment, argument list and file of the sandbox, without holding it itself.
+# The search is proven by what it does find: the placeholder, by its first half.
+SEARCH = """\
+printf '%s%s\\n' '{first}' '{second}' | grep -rlsaF -f - --exclude-dir=proc --exclude-dir=sys \
+  /proc/[0-9]*/environ /proc/[0-9]*/cmdline /home /workspace /tmp /run /etc /var/tmp /dev/shm | sort -u
+"""
+
+
+def bash(command: str) -> str:
+    return "FAKE_TOOL Bash " + json.dumps({"command": command})
+
+
+# --- an answer ------------------------------------------------------------------------------------------
+
+
+@runtimes
+@kinds
+def test_the_answer_is_on_stdout_and_nothing_else(world, runtime):
+    done = world.claude("-p", "hello there", runtime=runtime)
+    assert (done.stdout, done.stderr, done.returncode) == ("You said: hello there (prompt 1)\n", "", 0)
+
+
+@runtimes
+@kinds
+def test_the_api_gets_the_credential_and_never_a_placeholder(world, runtime):
+    world.answer("-p", "hello", runtime=runtime)
+    assert world.fake.messages()
+    for request in world.fake.received:
+        assert request.status != 401, request.text
+        assert "placeholder" not in request.text, request.text
+    # Claude Code sent the placeholder: what reached the API can only be Moat's.
+    for request in world.fake.messages():
+        assert world.secret in request.text
+
+
+@runtimes
+@kinds
+def test_no_credential_is_inside(world, runtime):
+    half = len(world.secret) // 2
+    search = SEARCH.format(first=world.secret[:half], second=world.secret[half:])
+    assert world.answer("-p", bash(search + "echo searched"), runtime=runtime) == "The tool said: searched"
+    control = world.answer(
+        "-p", bash(SEARCH.format(first="placeholder-not-", second="a-real-")), runtime=runtime
+    )
+    found = "environ" if world.kind == "api-key" else "/home/agent/.claude/.credentials.json"
+    assert found in control, "the search itself finds nothing"
+
+
+@runtimes
+def test_prompts_of_every_kind_arrive(world, runtime):
+    prompt = "--help me; $(id) \"quoted\" 'single' ünï 日本\nsecond line"
+    assert world.answer(f"--prompt={prompt}", runtime=runtime) == f"You said: {prompt} (prompt 1)"
+
+
+@runtimes
+def test_piped_input_reaches_claude(world, runtime):
+    assert "from the pipe" in world.answer("-p", "look at this", runtime=runtime, input="from the pipe")
+
+
+@runtimes
+def test_the_exit_status_is_claudes_own(world, runtime):
+    if world.fake.api_key:
+        world.fake.api_key = "sk-ant-api03-another"
+    done = world.claude("-p", "hello", runtime=runtime)
+    assert done.returncode == 1
+    assert "does not know this credential" in done.stdout + done.stderr
+
+
+# --- tools --------------------------------------------------------------------------------------------
+
+
+@runtimes
+@pytest.mark.parametrize("owner", [0, 1234])
+def test_a_tool_writes_a_file_of_the_workspaces_owner(world, runtime, owner):
+    if os.getuid() != 0 and owner != os.getuid():
+        owner = os.getuid()
+    os.chown(world.workspace, owner, owner)
+    write = "FAKE_TOOL Write " + json.dumps({"file_path": "/workspace/made.txt", "content": "by claude\n"})
+    world.answer("-p", write, runtime=runtime)
+    made = world.workspace / "made.txt"
+    assert made.read_text() == "by claude\n"
+    assert made.stat().st_uid == owner
+
+
+@runtimes
+def test_tools_see_no_secret_and_no_root(world, runtime):
+    said = world.answer("-p", bash("id -u; env; cat ~/.claude.json ~/.claude/settings.json"), runtime=runtime)
+    assert world.secret not in said
+    assert not re.search(r"The tool said: 0\b", said)
+    assert "ANTHROPIC_API_KEY=sk-ant-api03-moat-" in said
+
+
+# --- without a credential -----------------------------------------------------------------------------
+
+
+def test_without_a_credential_both_ways_to_one_are_told(world):
+    assert world.moat("revoke", "anthropic").returncode == 0
+    done = world.claude("-p", "hello", runtime="embedded")
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert done.stderr == (
+        "moat: error: No Claude Code credentials found\n"
+        "moat: hint: install Claude Code and log in, then run `moat grant anthropic`\n"
+        'moat: hint: or use an API key: `export ANTHROPIC_API_KEY="sk-ant-..." && moat grant anthropic`\n'
+    )
+    assert world.runs() == []
+
+
+def test_all_missing_grants_are_told_at_once(world):
+    assert world.moat("revoke", "anthropic").returncode == 0
+    done = world.claude("-p", "hello", "-g", "github", runtime="embedded")
+    assert done.returncode == 3
+    assert "No Claude Code credentials found" in done.stderr
+    assert "missing grant: github" in done.stderr
+    assert "moat grant github" in done.stderr
+
+
+def test_an_expired_credential_is_told(world):
+    now = dt.datetime.now(dt.UTC)
+    info = CredentialInfo(
+        "anthropic", CredentialKind.OAUTH, ("api.anthropic.com",), now, expires_at=now - dt.timedelta(hours=1)
+    )
+    open_vault(Home(world.home / ".moat")).put(Credential(info, Secret("sk-ant-oat01-old")))
+    done = world.claude("-p", "hello", runtime="embedded")
+    assert done.returncode == 3
+    assert done.stderr == (
+        "moat: error: Credential expired: anthropic\nmoat: hint: run `moat grant anthropic`\n"
+    )
+
+
+# --- conversations --------------------------------------------------------------------------------------
+
+
+@runtimes
+def test_a_conversation_goes_on_in_a_new_sandbox(world, runtime):
+    world.answer("-p", "first", runtime=runtime)
+    (session,) = world.sessions()
+    assert world.answer("-c", "-p", "second", runtime=runtime) == "You said: second (prompt 2)"
+    done = world.moat("resume", "--runtime", runtime, "-p", "third")
+    assert done.stdout == "You said: third (prompt 3)\n", done.stderr
+    assert world.answer("--resume", session, "-p", "fourth", runtime=runtime) == "You said: fourth (prompt 4)"
+    assert world.sessions() == [session]
+    assert len({run["id"] for run in world.runs()}) == 4
+
+
+@runtimes
+def test_a_run_is_resumed_by_its_name_and_its_id_from_anywhere(world, runtime, tmp_path):
+    world.answer("-n", "feature-auth", "-p", "first", runtime=runtime)
+    (run,) = world.runs()
+    world.answer("-p", "another conversation", runtime=runtime)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for number, name in enumerate(("feature-auth", run["id"], run["id"][:9]), 2):
+        said = world.answer("--resume", name, "-p", "more", runtime=runtime, cwd=elsewhere)
+        assert said == f"You said: more (prompt {number})"
+
+
+@pytest.mark.embedded
+@pytest.mark.docker
+def test_conversations_cross_runtimes(world):
+    world.answer("-p", "first", runtime="embedded")
+    assert world.answer("-c", "-p", "second", runtime="docker") == "You said: second (prompt 2)"
+    assert world.answer("-c", "-p", "third", runtime="embedded") == "You said: third (prompt 3)"
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize("name", ["My Project_1.x", "ünï-日本-\U0001d4b3", "a" * 120 + "/" + "b" * 120])
+def test_claude_on_the_host_continues_what_was_begun_in_a_sandbox(world, claude_binary, name):
+    """The directory of conversations has the name that the real Claude Code gives it, long or odd."""
+    place = world.workspace / name
+    place.mkdir(parents=True)
+    world.answer("-p", "in the sandbox", runtime="embedded", cwd=place)
+    with connect_proxy((world.fake.host, world.fake.port)) as proxy:
+        done = subprocess.run(
+            [claude_binary, "-c", "-p", "on the host"],
+            cwd=place,
+            env={
+                "HOME": str(world.home),
+                "PATH": "/usr/bin:/bin",
+                "HTTPS_PROXY": proxy,
+                "NODE_EXTRA_CA_CERTS": str(world.fake.ca_file),
+                "ANTHROPIC_API_KEY": world.secret,
+                "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.stdout == "You said: on the host (prompt 2)\n", done.stderr
+    assert world.answer("-c", "-p", "inside again", runtime="embedded", cwd=place).endswith("(prompt 3)")
+
+
+@pytest.mark.parametrize(
+    ("argv", "error", "status"),
+    [
+        (("-c", "-p", "x"), "no conversation to continue in ", 3),
+        (("-r", "00000000-0000-4000-8000-000000000000", "-p", "x"), "no conversation 00000000-", 3),
+        (("-r", "nobody", "-p", "x"), "no run and no conversation 'nobody'", 2),
+        (("-c", "-r", "x", "-p", "x"), "--continue and --resume exclude each other", 2),
+        (("-p", ""), "the prompt is empty", 2),
+        (("-p", "x", "--", "y"), "-p and an initial prompt exclude each other", 2),
+        ((), "a session needs a terminal", 2),
+        (("nowhere", "-p", "x"), "nowhere is not a directory", 2),
+        (("-e", "1", "-p", "x"), "1", 2),
+    ],
+)
+def test_what_cannot_be_started_is_told_before_anything_is_made(world, argv, error, status):
+    done = world.claude(*argv, runtime="embedded")
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith("moat: error: ")
+    assert error in done.stderr
+    assert "moat: hint: " in done.stderr
+    assert world.runs() == []
+
+
+@pytest.mark.embedded
+def test_a_host_without_claude_is_told_how_to_get_it(world):
+    world.environment["PATH"] = os.pathsep.join(
+        part for part in world.environment["PATH"].split(os.pathsep) if not (Path(part) / "claude").exists()
+    )
+    done = world.claude("-p", "hello", runtime="embedded")
+    assert done.returncode == 3
+    assert "Claude Code is not installed on this machine" in done.stderr
+    assert "npm install -g @anthropic-ai/claude-code" in done.stderr
+
+
+# --- what agent.yaml and flags say ----------------------------------------------------------------------
+
+
+@runtimes
+def test_the_file_and_the_flags_reach_the_run(world, runtime):
+    (world.workspace / "data").mkdir()
+    (world.workspace / "data" / "note").write_text("mounted")
+    (world.workspace / "agent.yaml").write_text(
+        f"name: from-file\nruntime: {runtime}\nenv: {{COLOUR: blue, SIZE: 3}}\nmounts: [data:/data:ro]\n"
+        "grants: [anthropic]\nnetwork: {policy: strict}\n"
+    )
+    command = 'echo "$COLOUR $SIZE $EXTRA $(cat /data/note)"; touch /data/new 2>/dev/null || echo fenced'
+    done = world.moat("claude", "-e", "EXTRA=yes", "-e", "SIZE=4", "-p", bash(command))
+    assert done.stdout == "The tool said: blue 4 yes mounted\nfenced\n", done.stderr
+    (run,) = world.runs()
+    assert (run["name"], run["agent"], run["grants"], run["runtime"]) == (
+        *("from-file", "claude", ["anthropic"], runtime),
+    )
+
+
+@pytest.mark.embedded
+def test_the_directory_is_the_workspace(world):
+    other = world.workspace / "sub" / "project"
+    other.mkdir(parents=True)
+    world.answer("./sub/project", "-p", bash("pwd; echo x > here"), runtime="embedded")
+    assert (other / "here").exists()
