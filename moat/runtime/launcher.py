@@ -28,6 +28,7 @@ main(int(sys.argv[1]))
 """
 _NPROC_PER_NAMESPACE = (5, 14)  # before, RLIMIT_NPROC counted the user's processes outside as well
 _CAPTURED = (80, 443)
+_PYTHON_NEEDS = ("LD_LIBRARY_PATH",)  # an interpreter outside the system's directories may be linked so
 
 Listener = tuple[str, str, int, bool]  # kind, address, port, whether another listener shares the port
 
@@ -39,7 +40,7 @@ class Plan:
     parent: int  # the supervisor's pid
     control: int  # descriptor of the socket between attendant and supervisor
     command: list[str]
-    environment: dict[str, str]  # of bubblewrap itself, not of the command
+    environment: dict[str, str]  # of launcher, attendant and bubblewrap itself, not of the command
     drop_to: int | None  # run by root: the uid to become
     scratch: str  # run by root: covered by a private tmpfs that holds the staged mounts
     stage: list[dict[str, str | bool]]  # run by root: what to take, in the order of `scratch`/<index>
@@ -107,7 +108,8 @@ def launch(
                 stdout=stdio.child[1],
                 stderr=stdio.child[2],
                 pass_fds=(theirs.fileno(), *arguments.fds),
-                env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
+                env=plan.environment
+                | {name: os.environ[name] for name in _PYTHON_NEEDS if name in os.environ},
                 cwd="/",
                 start_new_session=True,  # ^C at the supervisor's terminal is not for the sandbox
             )

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-MARK = "MOAT_SANDBOX"  # in the environment of bubblewrap itself (not of the command): the run's id
+MARK = "MOAT_SANDBOX"  # in the environment of bubblewrap and the attendant, not of the command: the run's id
 
 
 def open_command(init: int) -> int | None:
@@ -24,7 +24,7 @@ def open_command(init: int) -> int | None:
 
 
 def kill_marked(run_id: str) -> None:
-    """Kill every process of bubblewrap's own that carries the mark of `run_id`, and so its sandbox."""
+    """Kill every process of ours that carries the mark of `run_id`, and with bubblewrap its sandbox."""
     mark = f"{MARK}={run_id}".encode()
     for pid in _pids():
         if pid != os.getpid() and _has_mark(pid, mark):

@@ -7,9 +7,10 @@ how tests look at the runtime as an unprivileged user (`run(..., who="user")`), 
 from __future__ import annotations
 
 import asyncio
-import base64
+import atexit
 import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -193,25 +194,69 @@ def _run_as_user(order: Order) -> Result:
 
 @contextlib.contextmanager
 def user_directory() -> Iterator[tuple[Path, list[str]]]:
-    """A place the unprivileged user owns, with what it needs of Moat, and the command of its python.
-
-    Copies, because the tree under test and its virtual environment may lie below /root.
-    """
+    """A place the unprivileged user owns, with `kit.py` and a workspace, and the command of its python."""
     directory = Path(tempfile.mkdtemp(prefix="mt-user-", dir="/tmp"))
     try:
-        for name in ("moat", "anyio", "idna", "typing_extensions", "sniffio"):
-            with contextlib.suppress(ModuleNotFoundError):
-                _copy_module(name, directory)
         shutil.copy(__file__, directory / "kit.py")
         (directory / "workspace").mkdir()
-        for path in (directory, *directory.rglob("*")):
+        for path in (directory, directory / "kit.py", directory / "workspace"):
             os.chown(path, USER_UID, USER_UID)
         directory.chmod(0o755)
-        environment = ["env", "-i", f"PYTHONPATH={directory}", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/"]
+        environment = [
+            "env",
+            "-i",
+            f"PYTHONPATH={_library()}",
+            "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME=/",
+        ]
         drop = ["setpriv", f"--reuid={USER_UID}", f"--regid={USER_UID}", "--clear-groups", "--inh-caps=-all"]
         yield directory, [*drop, *environment, SYSTEM_PYTHON]
     finally:
         shutil.rmtree(directory)
+
+
+@functools.cache
+def _library() -> Path:
+    """What the user needs of Moat: copies, because the tree and its environment may lie below /root."""
+    directory = Path(tempfile.mkdtemp(prefix="mt-library-", dir="/tmp"))
+    atexit.register(shutil.rmtree, directory)
+    directory.chmod(0o755)
+    for name in ("moat", "anyio", "idna", "typing_extensions", "sniffio"):
+        with contextlib.suppress(ModuleNotFoundError):
+            _copy_module(name, directory)
+    return directory
+
+
+@contextlib.contextmanager
+def held(
+    who: str, *, started: bool, argv: list[str]
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A supervisor of its own process that made a sandbox and waits to be killed; what it made."""
+    with user_directory() as (directory, of_user):
+        command = ["env", f"PYTHONPATH={_library()}", sys.executable] if who == "root" else of_user
+        order = Order(argv, workspace=str(directory / "workspace"))
+        arguments = [*command, str(directory / "kit.py"), "hold", "started" if started else "created"]
+        with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(dataclasses.asdict(order)))
+            process.stdin.close()
+            try:
+                yield process, json.loads(process.stdout.readline())
+            finally:
+                process.kill()
+
+
+async def hold(order: Order, *, started: bool) -> None:
+    made = await EmbeddedRuntime().create(
+        spec_of(order, Path(order.workspace), f"run_hold{os.getpid()}"), FakeEgress(), lambda _line: None
+    )
+    if started:
+        await made.start()
+        await made.read()
+    about = {"init": made._init_pid, "bwrap": made._process.pid, "run_id": made._run_id}
+    print(json.dumps(about), flush=True)
+    await asyncio.sleep(600)
 
 
 def _copy_module(name: str, directory: Path) -> None:
@@ -243,12 +288,10 @@ def wait_until(condition: Any, seconds: float) -> bool:
     return True
 
 
-def encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
 if __name__ == "__main__":
     fields = json.load(sys.stdin)
     if fields["tty"]:
         fields["tty"] = tuple(fields["tty"])
+    if sys.argv[1:2] == ["hold"]:
+        asyncio.run(hold(Order(**fields), started=sys.argv[2] == "started"))
     print(json.dumps(dataclasses.asdict(asyncio.run(execute(Order(**fields))))))
