@@ -132,23 +132,22 @@ def _store(world: Stage, holdings: Sequence[Holding]) -> None:
 
 async def play(world: Stage, holdings: Sequence[Holding], runtime: str) -> Report:
     """Run the probe in a sandbox and check every claim against what both sides saw."""
-    from moat.runtime.request import RunRequest
-    from moat.runtime.run import run_here
+    import moat.runtime
 
     ways = ways_out(world)
     _write_probe(world.workspace, holdings, ways)
     python, mounts = interpreter(runtime)
-    request = RunRequest(
-        argv=(*python, "/workspace/probe.py", "/workspace/plan.json"),
-        workspace=world.workspace,
-        name="demo",
-        grants=tuple(holding.grant for holding in holdings),
-        runtime=runtime,
-        mounts=mounts,
-    )
     report = Report(runtime)
     printed = {"stdout": b"", "stderr": b""}
-    async with run_here(request, home=world.home) as run:
+    async with moat.runtime.start(
+        [*python, "/workspace/probe.py", "/workspace/plan.json"],
+        workspace=world.workspace,
+        name="demo",
+        grants=[holding.grant for holding in holdings],
+        runtime=runtime,
+        mounts=mounts,
+        home=world.home,
+    ) as run:
         report.run_id = run.id
         async for output in run.output():
             printed[output.stream] += output.data

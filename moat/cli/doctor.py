@@ -151,22 +151,25 @@ async def _sandbox(name: str, home: Home, progress: Callable[[str], None]) -> Ro
     """A real run: the network of the sandbox, name resolution, the run's CA, the proxy, all at once."""
     import asyncio
 
+    import moat.runtime
     from moat.cli.demo import interpreter
     from moat.cli.stage import stage
-    from moat.runtime.request import RunRequest
-    from moat.runtime.run import run_here
 
     title = f"sandbox ({name})"
     python, mounts = interpreter(name)
     errors = b""
     try:
         with stage(home, [_HOST]) as world:
-            request = RunRequest(
-                argv=(*python, "-c", _FETCH, _HOST), workspace=world.workspace, runtime=name, mounts=mounts
-            )
             async with (
                 asyncio.timeout(_PATIENCE),
-                run_here(request, home=world.home, progress=progress) as run,
+                moat.runtime.start(
+                    [*python, "-c", _FETCH, _HOST],
+                    workspace=world.workspace,
+                    runtime=name,
+                    mounts=mounts,
+                    home=world.home,
+                    progress=progress,
+                ) as run,
             ):
                 async for output in run.output():
                     errors += output.data if output.stream == "stderr" else b""

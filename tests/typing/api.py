@@ -1,0 +1,82 @@
+"""Programs that use the public API, for the type checker: never run, checked by mypy in strict mode."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import assert_type
+
+import anyio
+
+import moat.proxy
+import moat.runtime
+from moat.grants import Credential, CredentialSource
+from moat.runtime import HostRules, LocalRun, Mount, NetworkConfig, Output, RunRecord, Size
+
+
+async def start_a_run() -> int:
+    network = NetworkConfig(policy="strict", rules=(HostRules("pypi.org", ("allow GET /simple/**",)),))
+    async with moat.runtime.start(
+        ["pytest", "-q"],
+        workspace="project",
+        grants=["github"],
+        env={"CI": "1"},
+        network=network,
+        mounts=[Mount(Path("/data"), "/data", read_only=True)],
+        tty=Size(80, 24),
+    ) as run:
+        assert_type(run, LocalRun)
+        assert_type(run.id, str)
+        async for chunk in run.output():
+            assert_type(chunk, Output)
+            sys.stdout.buffer.write(chunk.data)
+        await run.write(b"y\n")
+        await run.resize(Size(120, 40))
+        for exchange in run.exchanges():
+            assert_type(exchange, moat.runtime.ExchangeFinished)
+            print(exchange.status, exchange.denial.reason if exchange.denial else exchange.url)
+        assert_type(await run.wait(), int)
+        assert_type(await run.stop(), int | None)
+        return await run.wait()
+
+
+async def come_back(name: str) -> int:
+    records = moat.runtime.list_runs()
+    assert_type(records, list[RunRecord])
+    async with moat.runtime.attach(name) as run:
+        assert_type(run, moat.runtime.RemoteRun)
+        return await run.wait()
+
+
+class OneCredential:
+    """A `CredentialSource` of one's own, for a proxy without Moat's vault."""
+
+    def __init__(self, credential: Credential) -> None:
+        self._credential = credential
+
+    async def credential(self, name: str) -> Credential:
+        assert name == self._credential.info.name
+        return self._credential
+
+
+async def run_a_proxy(source: CredentialSource, hosts: Sequence[str]) -> None:
+    events: list[moat.proxy.ExchangeFinished] = []
+    upstream = moat.proxy.Upstream(moat.proxy.UpstreamOptions())
+    proxy = moat.proxy.Proxy(
+        policy=moat.proxy.Policy(mode="permissive"),
+        ca=moat.proxy.RunCA.generate("example"),
+        credentials=source,
+        upstream=upstream,
+        on_event=events.append,
+    )
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(proxy.serve, socket.create_server(("127.0.0.1", 0)))
+        assert_type(proxy.connections, int)
+        await proxy.aclose(grace=1.0)
+        tasks.cancel_scope.cancel()
+
+
+def sources(credential: Credential) -> CredentialSource:
+    return OneCredential(credential)
