@@ -6,17 +6,19 @@ privileges, the two system call filters, the limits) is there so that nobody ins
 
 from __future__ import annotations
 
+import contextlib
 import io
 import posixpath
 import tarfile
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moat.errors import StartError
-from moat.runtime import syscalls
+from moat.runtime import syscalls, trust
 from moat.runtime.sandbox import (
     CA_BUNDLE,
     HOME,
@@ -220,12 +222,20 @@ def programs() -> dict[str, bytes]:
 
 
 def java_truststore(bundle: bytes) -> bytes:
-    """The bundle as a PKCS #12 that Java reads as `cacerts`: no password, and marked as trusted."""
+    """The bundle as a PKCS #12 that Java reads as `cacerts`: no password, and marked as trusted.
+
+    What cryptography cannot read is left out: bundles of hosts hold some very old roots.
+    """
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import NoEncryption, pkcs12
 
-    certificates = x509.load_pem_x509_certificates(bundle)
-    named = [pkcs12.PKCS12Certificate(c, f"moat-{i}".encode()) for i, c in enumerate(certificates)]
+    named = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about those roots
+        for number, pem in enumerate(trust.certificates(bundle)):
+            with contextlib.suppress(ValueError):
+                certificate = x509.load_pem_x509_certificate(pem)
+                named.append(pkcs12.PKCS12Certificate(certificate, f"moat-{number}".encode()))
     return pkcs12.serialize_java_truststore(named, NoEncryption())
 
 

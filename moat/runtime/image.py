@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _REPOSITORY = "moat/run"
 _TAIL = 15  # lines of a failed step that are shown
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # the builder paints stderr red
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 
@@ -176,11 +177,12 @@ async def _build(
 
 
 def _show(line: str, tail: collections.deque[str], progress: Progress) -> None:
+    line = _COLOUR.sub("", line)
     if line.startswith("Step "):
         tail.clear()
         progress(line.partition(";")[0].replace(" : RUN : ", ": ").replace(" : ", ": "))
     elif line and not line.startswith((" ---> ", "Removing intermediate container")):
-        tail.append(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line))
+        tail.append(line)
 
 
 async def _lines(pieces: AsyncIterator[str]) -> AsyncIterator[str]:

@@ -15,7 +15,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -40,7 +40,7 @@ class Settings:
     """Where packages come from: the user's npm settings."""
 
     registry: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_host(cls) -> Settings:
