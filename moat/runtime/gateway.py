@@ -98,6 +98,6 @@ class Gateway:
 
     async def aclose(self) -> None:
         await self._proxy.aclose(_CLOSE_SECONDS)
-        self._upstream.close()
+        await self._upstream.aclose()
         self._trace.flush()
         self._writer.close()

@@ -18,14 +18,14 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from moat import config
-from moat.errors import MoatError, StartError
+from moat.errors import StartError
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
 from moat.runtime import granted, records
@@ -33,10 +33,12 @@ from moat.runtime.choice import choose, runtime
 from moat.runtime.gateway import Gateway, read_exchanges
 from moat.runtime.local import LocalViewer
 from moat.runtime.names import random_name
+from moat.runtime.outcome import NEVER_BEGAN, Outcome
 from moat.runtime.records import Ownership, RunRecord, State
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
 from moat.runtime.session import OutputLog, Session
+from moat.runtime.tasks import first_of, one_error
 from moat.runtime.variables import sandbox_environment
 from moat.runtime.viewers import ControlServer
 from moat.runtime.workspace import check_mounts, check_workspace
@@ -68,59 +70,25 @@ async def run_here(
     """
     run = LocalRun(request, home or Home.from_environment(), LocalViewer())
     async with hosted(run, handoff, progress):
+        await run.started()
         yield run
 
 
 @contextlib.asynccontextmanager
 async def hosted(run: LocalRun, handoff: bytes, progress: Progress) -> AsyncIterator[None]:
     """Bring `run` to life; end it, release everything and record the end on the way out."""
-    with run.ownership, _one_error():
+    with run.ownership, one_error():
         async with anyio.create_task_group() as tasks:
             try:
                 await run.begin(tasks, handoff, progress)
                 yield
                 await run.stop()
             except BaseException as error:
-                run.failed(error)
+                run.outcome.blame(error)
                 raise
             finally:
-                with anyio.CancelScope(shield=True):
-                    await run.finish()
+                await run.finish()
                 tasks.cancel_scope.cancel()
-
-
-@contextlib.contextmanager
-def _one_error() -> Iterator[None]:
-    """A task group reports groups; a caller wants the one thing that went wrong."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
-        known = [error for error in leaves if isinstance(error, MoatError)]
-        if known or len(leaves) == 1:
-            raise (known or leaves)[0] from None
-        raise
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
-async def _first_of(*waits: Callable[[], Awaitable[Any]], seconds: float) -> None:
-    """Returns when one of `waits` has, or when the time is over."""
-
-    async def one(wait: Callable[[], Awaitable[Any]]) -> None:
-        await wait()
-        tasks.cancel_scope.cancel()
-
-    with anyio.move_on_after(seconds):
-        async with anyio.create_task_group() as tasks:
-            for wait in waits:
-                tasks.start_soon(one, wait)
 
 
 class LocalRun:
@@ -140,7 +108,7 @@ class LocalRun:
         private_dir(home.runs)
         self.ownership = Ownership(home.run(run_id))
         self._directory = private_dir(runtime_dir() / run_id)
-        self.record = RunRecord(
+        record = RunRecord(
             id=run_id,
             name=name,
             workspace=str(workspace),
@@ -155,7 +123,7 @@ class LocalRun:
             socket=str(self._directory / "control.sock"),
             directory=str(self._directory),
         )
-        records.write(home, self.record)
+        self.outcome = Outcome(home, record)
         self._viewer = viewer
         self._server: ControlServer | None = None
         self._gateway: Gateway | None = None
@@ -165,11 +133,17 @@ class LocalRun:
         self._preparing = anyio.CancelScope()
         self._stop_asked = anyio.Event()
         self._grace = GRACE
+        self._started = anyio.Event()
         self._ended = anyio.Event()
-        self._failure = ""
+        self._finishing = anyio.Lock()
         self._resources: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
 
     # --- what a caller does with a run -----------------------------------------------------------
+
+    @property
+    def record(self) -> RunRecord:
+        """What is known of the run at this moment."""
+        return self.outcome.record
 
     @property
     def id(self) -> str:
@@ -191,11 +165,15 @@ class LocalRun:
             self._viewer.let_go()
         await self._ended.wait()
         if self.record.exit_code is None:
-            raise StartError("stopped before the command had started")
+            raise StartError(self.record.error)
         return self.record.exit_code
 
+    async def started(self) -> None:
+        """Returns when the command has started, or will never."""
+        await self._started.wait()
+
     async def ended(self) -> None:
-        """Returns when the command has ended and its output was handed over."""
+        """Returns when the run is over and its end is recorded."""
         await self._ended.wait()
 
     async def write(self, data: bytes) -> None:
@@ -261,12 +239,12 @@ class LocalRun:
         with self._preparing:
             self._sandbox = await self._prepare(handoff, progress, start)
         if self._sandbox is None:
-            raise StartError("stopped before the command had started")
+            raise StartError(NEVER_BEGAN)
         self._session = Session(
             self._sandbox,
             tty=self._request.tty,
             log=log,
-            on_log_error=lambda error: self._update(log_error=error),
+            on_log_error=lambda error: self.outcome.update(log_error=error),
         )
         if self._viewer:
             self._session.add(self._viewer)
@@ -325,26 +303,25 @@ class LocalRun:
         assert self._sandbox is not None
         assert self._session is not None
         if self._request.hold:
-            await _first_of(self._session.joined.wait, self._stop_asked.wait, seconds=_HOLD)
+            await first_of(self._session.joined.wait, self._stop_asked.wait, seconds=_HOLD)
         if not self._stop_asked.is_set():
             await self._sandbox.start()
-            self._update(state=State.RUNNING, started_at=time.time())
+            self.outcome.update(state=State.RUNNING, started_at=time.time())
+            self._started.set()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._session.pump)
                 tasks.start_soon(self._obey_stop)
                 code = await self._sandbox.wait()
                 await self._session.drained.wait()
                 tasks.cancel_scope.cancel()
-            self._update(state=State.STOPPING, exit_code=code)
-        if self._viewer:
-            self._viewer.end()
-        self._ended.set()
+            self.outcome.update(state=State.STOPPING, exit_code=code)
+        await self.finish()
 
     async def _obey_stop(self) -> None:
         """Ask the command to end, then make it."""
         await self._stop_asked.wait()
         assert self._sandbox is not None
-        self._update(state=State.STOPPING)
+        self.outcome.update(state=State.STOPPING)
         await self._sandbox.signal(signal.SIGTERM)
         patience = self._grace
         if self._request.tty and patience > _HANG_UP:
@@ -359,52 +336,30 @@ class LocalRun:
         try:
             await task()
         except Exception as error:
-            self._failure = self._failure or f"{what} failed: {str(error) or type(error).__name__}"
-            if isinstance(error, MoatError):
-                self._failure = str(error)
+            self.outcome.blame(error, what)
             raise
 
-    def failed(self, error: BaseException) -> None:
-        """The block was left by an exception."""
-        if self._failure or self._stop_asked.is_set():
-            return
-        if isinstance(error, MoatError):
-            self._failure = str(error)
-        elif isinstance(error, Exception):
-            self._failure = f"{type(error).__name__}: {error}"
-        else:
-            self._failure = "interrupted"
-
     async def finish(self) -> None:
-        """Release everything, newest first, and record the end. Nothing here may stop the rest."""
+        """Release everything, newest first, and record the end. Once; cancelling does not stop it."""
+        with anyio.CancelScope(shield=True):
+            async with self._finishing:
+                if not self._ended.is_set():
+                    await self._finish()
+
+    async def _finish(self) -> None:
+        if self._viewer:
+            self._viewer.end()
         for what, release in reversed(self._resources):
-            with anyio.move_on_after(_RELEASE, shield=True) as scope:
+            with anyio.move_on_after(_RELEASE) as scope:
                 try:
                     await release()
                 except Exception:  # the next resource must be released all the same
                     _log.exception("%s was not released", what)
             if scope.cancelled_caught:
                 _log.error("%s was not released in %d s", what, _RELEASE)
-        if self._viewer:
-            self._viewer.end()
-        self._conclude()
+        self.outcome.conclude(asked=self._stop_asked.is_set())
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._started.set()
+        self._ended.set()
         if self._server:
             await self._server.farewell()
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _conclude(self) -> None:
-        code, asked = self.record.exit_code, self._stop_asked.is_set()
-        error = "" if asked or code == 0 else f"exit status {code}"
-        if code is None:
-            error = self._failure or ("stopped before the command had started" if asked else "interrupted")
-        good = not error or (asked and code is None)
-        state = State.STOPPED if good else State.FAILED
-        self._update(state=state, ended_at=time.time(), error=error, pid=0, socket="", directory="")
-
-    def _update(self, **changes: Any) -> None:
-        """Change the record. A full disk must not end the run: the next change tries again."""
-        self.record = dataclasses.replace(self.record, **changes)
-        try:
-            records.write(self._home, self.record)
-        except OSError as error:
-            _log.error("run.json was not written: %s", error.strerror)

@@ -92,10 +92,13 @@ class ControlServer:
 
     async def farewell(self) -> None:
         """Tell everybody who waits how the run ended, and give them time to take it all."""
-        frame = control.pack_json(Frame.EXIT, self._run.record.to_json())
+        frame = self._last_words()
         async with anyio.create_task_group() as tasks:
             for writer, patience in self._waiting.items():
                 tasks.start_soon(_say, writer, frame, patience)
+
+    def _last_words(self) -> bytes:
+        return control.pack_json(Frame.EXIT, self._run.record.to_json())
 
     async def _accept(self, connection: socket.socket, clients: TaskGroup) -> None:
         connection.setblocking(False)
@@ -123,6 +126,9 @@ class ControlServer:
             raise BrokenFrameError(kind.name)
         hello = control.unpack_json(payload)
         writer.write(control.pack_json(Frame.WELCOME, self._run.record.to_json()))
+        if self._run.record.state.ended:
+            await _say(writer, self._last_words(), _LINGER)
+            return
         match hello.get("role"):
             case "view":
                 await self._view(reader, writer, hello)

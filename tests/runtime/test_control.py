@@ -10,7 +10,12 @@ from hypothesis import given, strategies as st
 from moat.runtime import control
 from moat.runtime.control import BrokenFrameError, Decoder, Frame
 
-FRAMES = [(Frame.STDOUT, b"hello"), (Frame.STDERR, b""), (Frame.EXIT, b'{"exit_code": 0}'), (Frame.INPUT, b"\0")]
+FRAMES = [
+    (Frame.STDOUT, b"hello"),
+    (Frame.STDERR, b""),
+    (Frame.EXIT, b'{"exit_code": 0}'),
+    (Frame.INPUT, b"\0"),
+]
 WIRE = b"".join(control.pack(kind, payload) for kind, payload in FRAMES)
 
 
@@ -29,7 +34,8 @@ def test_any_frames_in_any_pieces(frames: list[tuple[Frame, bytes]], step: int) 
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x00\x00\x00\x00\x00", b"\xff\x00\x00\x00\x01a", b"\x02\x7f\xff\xff\xff", b"GET / HTTP/1.1\r\n"]
+    "data",
+    [b"\x00\x00\x00\x00\x00", b"\xff\x00\x00\x00\x01a", b"\x02\x7f\xff\xff\xff", b"GET / HTTP/1.1\r\n"],
 )
 def test_nonsense_is_refused(data: bytes) -> None:
     with pytest.raises(BrokenFrameError):

@@ -24,7 +24,9 @@ def place(tmp_path: Path) -> Home:
     return Home(tmp_path / "moat")
 
 
-def make(place: Home, run_id: str, name: str = "a", state: State = State.STOPPED, at: float = 1.0) -> RunRecord:
+def make(
+    place: Home, run_id: str, name: str = "a", state: State = State.STOPPED, at: float = 1.0
+) -> RunRecord:
     record = RunRecord(
         id=run_id, name=name, workspace="/w", argv=("true",), created_at=at, state=state, pid=os.getpid()
     )

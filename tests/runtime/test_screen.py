@@ -17,7 +17,17 @@ def test_modes_at_every_split(at: int) -> None:
     modes.feed(FULL_SCREEN[at:] + b"text")
     assert modes.alternate
     left = modes.leave()
-    for undone in (b"?1049l", b"?25h", b"?1l", b"\x1b>", b"?2004l", b"?1000l", b"?1006l", b"\x1b[<1u", b"\x1b[>4m"):
+    for undone in (
+        b"?1049l",
+        b"?25h",
+        b"?1l",
+        b"\x1b>",
+        b"?2004l",
+        b"?1000l",
+        b"?1006l",
+        b"\x1b[<1u",
+        b"\x1b[>4m",
+    ):
         assert undone in left, undone
 
 

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from moat.runtime.local import LocalViewer
@@ -38,7 +39,7 @@ class Script:
     async def write(self, data: bytes) -> None:
         for byte in data:
             self.written.append(bytes([byte]))
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
 
     async def close_stdin(self) -> None:
         self.written.append(b"<eof>")
@@ -98,7 +99,9 @@ async def test_everybody_sees_everything_in_order(tmp_path: Path) -> None:
     sandbox.printed.put_nowait(Output("stderr", b"!"))
     sandbox.end()
     await session.pump()
-    assert first.seen == second.seen == [Output("stdout", b"a"), Output("stdout", b"b"), Output("stderr", b"!")]
+    assert (
+        first.seen == second.seen == [Output("stdout", b"a"), Output("stdout", b"b"), Output("stderr", b"!")]
+    )
     assert (tmp_path / "output.log").read_bytes() == b"ab!"
     assert (tmp_path / "output.log").stat().st_mode & 0o777 == 0o600
 

@@ -56,8 +56,20 @@ def test_every_bundle_variable_points_to_the_bundle() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["HTTP_PROXY", "https_proxy", "Https_Proxy", "NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy", "CURL_ALL_PROXY"]
-    + ["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "SSL_CERT_DIR", "MOAT_RUN_ID"],
+    [
+        "HTTP_PROXY",
+        "https_proxy",
+        "Https_Proxy",
+        "NO_PROXY",
+        "no_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+        "CURL_ALL_PROXY",
+        "SSL_CERT_FILE",
+        "NODE_EXTRA_CA_CERTS",
+        "SSL_CERT_DIR",
+        "MOAT_RUN_ID",
+    ],
 )
 def test_a_user_s_env_cannot_lead_around_the_proxy(name: str) -> None:
     user = {name: "elsewhere", "MINE": "1"}
@@ -69,6 +81,8 @@ def test_a_user_s_env_cannot_lead_around_the_proxy(name: str) -> None:
 
 
 def test_the_user_s_own_value_wins_over_a_placeholder() -> None:
-    env = sandbox_environment(run_id="r", tty=True, placeholders={"GH_TOKEN": "p"}, user={"GH_TOKEN": "u", "TERM": "dumb"})
+    env = sandbox_environment(
+        run_id="r", tty=True, placeholders={"GH_TOKEN": "p"}, user={"GH_TOKEN": "u", "TERM": "dumb"}
+    )
     assert env["GH_TOKEN"] == "u"
     assert env["TERM"] == "dumb"

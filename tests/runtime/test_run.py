@@ -1,0 +1,367 @@
+"""Runs in the caller's event loop, through the public API, in real sandboxes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+import moat.runtime
+from moat.errors import ConfigError, GrantError, StartError, UsageError
+from moat.paths import Home, runtime_dir
+from moat.runtime import HostRules, LocalRun, Mount, NetworkConfig, Size, State
+from moat.runtime.request import RunRequest
+from moat.runtime.run import hosted
+from tests.conftest import REPOSITORY
+
+pytestmark = [pytest.mark.anyio, pytest.mark.embedded]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    place = tmp_path / "ws"
+    place.mkdir()
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _embedded(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOAT_RUNTIME", "embedded")
+
+
+async def collect(run: LocalRun) -> tuple[bytes, bytes]:
+    found = {"stdout": b"", "stderr": b""}
+    async for chunk in run.output():
+        found[chunk.stream] += chunk.data
+    return found["stdout"], found["stderr"]
+
+
+async def test_output_status_and_record(workspace: Path) -> None:
+    async with moat.runtime.start(
+        ["sh", "-c", "echo out; echo err >&2; pwd > where; exit 3"], workspace=workspace, name="first"
+    ) as run:
+        assert await collect(run) == (b"out\n", b"err\n")
+        assert await run.wait() == 3
+    (record,) = moat.runtime.list_runs()
+    assert (record.name, record.state, record.exit_code) == ("first", State.FAILED, 3)
+    assert record.error == "exit status 3"
+    assert record.runtime == "embedded"
+    assert record.started_at
+    assert record.created_at <= record.started_at <= (record.ended_at or 0)
+    assert (workspace / "where").read_text() == "/workspace\n"
+    log = Home.from_environment().run(record.id) / "output.log"
+    assert sorted(log.read_bytes().splitlines()) == [b"err", b"out"]
+    assert not list(runtime_dir().iterdir()), "sockets and directories are gone"
+
+
+async def test_output_is_complete_and_in_order(workspace: Path) -> None:
+    async with moat.runtime.start(["seq", "300000"], workspace=workspace) as run:
+        out, _ = await collect(run)
+    assert out == b"".join(b"%d\n" % n for n in range(1, 300001))
+
+
+async def test_the_command_waits_for_who_does_not_read(workspace: Path) -> None:
+    script = "for i in $(seq 400); do head -c 65536 /dev/zero; echo $i > progress; done"
+    async with moat.runtime.start(["sh", "-c", script], workspace=workspace) as run:
+        progress = workspace / "progress"
+        with anyio.fail_after(10):
+            while not progress.exists():
+                await anyio.sleep(0.05)
+        await anyio.sleep(1)
+        reached = int(progress.read_text() or 0)
+        assert reached < 100, "about 1 MiB may wait in the program, and what pipes hold"
+        assert await run.wait() == 0, "who waits for the end does not want the output"
+        assert int(progress.read_text()) == 400
+
+
+async def test_stdin(workspace: Path) -> None:
+    async with moat.runtime.start(["cat"], workspace=workspace, stdin=True) as run:
+        await run.write(b"hello ")
+        await run.write(b"there")
+        await run.close_stdin()
+        assert await collect(run) == (b"hello there", b"")
+        assert await run.wait() == 0
+
+
+async def test_without_stdin_it_is_empty(workspace: Path) -> None:
+    async with moat.runtime.start(["cat"], workspace=workspace) as run:
+        with anyio.fail_after(10):
+            assert await run.wait() == 0
+
+
+async def test_a_terminal_has_its_size_from_the_start(workspace: Path) -> None:
+    script = "trap 'stty size; exit' WINCH; stty size; while :; do sleep 0.05; done"
+    async with moat.runtime.start(["bash", "-c", script], workspace=workspace, tty=Size(91, 33)) as run:
+        out = b""
+        async for chunk in run.output():
+            out += chunk.data
+            if out == b"33 91\r\n":
+                await run.resize(Size(120, 40))
+        assert out == b"33 91\r\n40 120\r\n"
+
+
+async def test_stop_asks_first(workspace: Path) -> None:
+    script = "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.05; done"
+    async with moat.runtime.start(["bash", "-c", script], workspace=workspace) as run:
+        out = b""
+        async for chunk in run.output():
+            out += chunk.data
+            if out == b"ready\n":
+                run.ask_to_stop()
+        assert out == b"ready\nbye\n"
+        assert await run.wait() == 5
+    record = moat.runtime.list_runs()[0]
+    assert (record.state, record.exit_code, record.error) == (State.STOPPED, 5, "")
+
+
+async def test_stop_kills_after_the_grace(workspace: Path) -> None:
+    script = "trap '' TERM INT HUP; echo ready; while :; do sleep 0.05; done"
+    async with moat.runtime.start(["bash", "-c", script], workspace=workspace) as run:
+        async for _ in run.output():
+            began = time.monotonic()
+            assert await run.stop(grace=0.5) == 137
+            assert 0.4 < time.monotonic() - began < 5
+            break
+
+
+async def test_leaving_the_block_ends_the_run(workspace: Path) -> None:
+    async with moat.runtime.start(["sleep", "1000"], workspace=workspace) as run:
+        run_id = run.id
+    record = moat.runtime.list_runs()[0]
+    assert (record.id, record.state, record.exit_code) == (run_id, State.STOPPED, 143)
+
+
+async def test_an_exception_in_the_block_ends_the_run_and_comes_out(workspace: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with moat.runtime.start(["sleep", "1000"], workspace=workspace):
+            1 / 0  # noqa: B018 - it raises
+    record = moat.runtime.list_runs()[0]
+    assert (record.state, record.error) == (State.FAILED, "ZeroDivisionError: division by zero")
+
+
+async def test_cancelling_ends_the_run(workspace: Path) -> None:
+    with anyio.move_on_after(1):
+        async with moat.runtime.start(["sleep", "1000"], workspace=workspace) as run:
+            await run.wait()
+    record = moat.runtime.list_runs()[0]
+    assert (record.state, record.error) == (State.FAILED, "interrupted")
+    assert not list(runtime_dir().iterdir())
+
+
+async def test_signals(workspace: Path) -> None:
+    async with moat.runtime.start(["sh", "-c", "echo ready; exec sleep 100"], workspace=workspace) as run:
+        async for _ in run.output():
+            await run.signal(2)
+        assert await run.wait() == 130
+
+
+async def test_two_runs_at_once(workspace: Path) -> None:
+    async def one(text: str) -> bytes:
+        async with moat.runtime.start(["echo", text], workspace=workspace) as run:
+            return (await collect(run))[0]
+
+    assert await asyncio.gather(one("a"), one("b")) == [b"a\n", b"b\n"]
+
+
+async def test_env_mounts_and_identity(workspace: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "file").write_text("shared")
+    async with moat.runtime.start(
+        ["sh", "-c", "echo $MINE $MOAT_RUN_ID $HTTPS_PROXY; cat /mnt/data/file; id -u"],
+        workspace=workspace,
+        env={"MINE": "1", "HTTPS_PROXY": "http://elsewhere"},
+        mounts=[Mount(data, "/mnt/data", read_only=True)],
+    ) as run:
+        out, err = await collect(run)
+        assert out.decode().split("\n")[0] == f"1 {run.id} http://127.0.0.1:3128", err
+        assert out.decode().split("\n")[1].startswith("shared")
+        assert b"\n0\n" not in out, "never uid 0"
+
+
+async def test_exchanges_are_recorded(workspace: Path) -> None:
+    """Refused ones: nothing outside is contacted."""
+    async with moat.runtime.start(
+        ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://169.254.169.254/x?y=1"],
+        workspace=workspace,
+    ) as run:
+        out, err = await collect(run)
+        assert out == b"403", err
+        (exchange,) = run.exchanges()
+        assert (exchange.method, exchange.status) == ("GET", 403)
+        assert exchange.denial
+        assert exchange.denial.code == "address"
+    assert run.exchanges() == [exchange], "also afterwards"
+
+
+async def test_a_strict_policy_opens_what_it_lists(workspace: Path) -> None:
+    network = NetworkConfig(policy="strict", rules=(HostRules("listed.test", ("allow GET /ok",)),))
+    script = (
+        "for u in listed.test/no other.test/; do curl -sS -o /dev/null -w '%{http_code} ' http://$u; done"
+    )
+    async with moat.runtime.start(["sh", "-c", script], workspace=workspace, network=network) as run:
+        out, _ = await collect(run)
+        assert out == b"403 403 "
+        reasons = [exchange.denial.rule for exchange in run.exchanges() if exchange.denial]
+    assert len(reasons) == 2
+
+
+async def test_missing_grants_are_listed_at_once(workspace: Path) -> None:
+    with pytest.raises(GrantError) as caught:
+        async with moat.runtime.start(
+            ["true"], workspace=workspace, grants=["claude", "github", "anthropic"]
+        ):
+            pytest.fail("it must not start")
+    assert str(caught.value) == "missing grant: anthropic\nmissing grant: github"
+    assert caught.value.hint == "run `moat grant anthropic`\nrun `moat grant github`"
+    record = moat.runtime.list_runs()[0]
+    assert record.state is State.FAILED
+    assert record.error.startswith("missing grant: anthropic")
+
+
+async def test_what_cannot_start_says_why_and_leaves_nothing(workspace: Path, home: Path) -> None:
+    state = home / ".moat"
+    state.mkdir(exist_ok=True)
+    refused = [
+        {"workspace": workspace / "none"},
+        {"workspace": home},
+        {"workspace": state},
+        {"workspace": Path("/")},
+        {"workspace": workspace, "name": "No Name"},
+        {"workspace": workspace, "runtime": "gvisor"},
+        {"workspace": workspace, "mounts": [Mount(state, "/mnt")]},
+        {"workspace": workspace, "mounts": [Mount(workspace / "none", "/mnt")]},
+        {"workspace": workspace, "mounts": [Mount(workspace, "/workspace")]},
+    ]
+    for options in refused:
+        with pytest.raises(UsageError):
+            async with moat.runtime.start(["true"], **options):  # type: ignore[arg-type] - a table of them
+                pytest.fail("it must not start")
+    with pytest.raises(UsageError):
+        moat.runtime.start("true")
+    assert moat.runtime.list_runs() == []
+
+
+async def test_a_bad_rule_is_a_configuration_error(workspace: Path) -> None:
+    network = NetworkConfig(rules=(HostRules("*.*.bad", ()),))
+    with pytest.raises(ConfigError, match="bad"):
+        async with moat.runtime.start(["true"], workspace=workspace, network=network):
+            pytest.fail("it must not start")
+
+
+async def test_a_command_that_is_not_there(workspace: Path) -> None:
+    async with moat.runtime.start(["no-such-command-here"], workspace=workspace) as run:
+        _, err = await collect(run)
+        assert await run.wait() == 127
+        assert b"no-such-command-here" in err
+
+
+async def test_attaching_to_a_run_of_another_process(workspace: Path) -> None:
+    script = (
+        "import asyncio, sys, moat.runtime\n"
+        "async def main():\n"
+        "    async with moat.runtime.start(['cat'], workspace=sys.argv[1], name='other', stdin=True) as run:\n"
+        "        print('ready', flush=True)\n"
+        "        print(await run.wait(), flush=True)\n"
+        "asyncio.run(main())\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", script, str(workspace)], stdout=subprocess.PIPE)
+    assert owner.stdout
+    try:
+        assert await anyio.to_thread.run_sync(owner.stdout.readline) == b"ready\n"
+        with anyio.fail_after(20):
+            async with moat.runtime.attach("other") as run:
+                await run.write(b"typed\n")
+                async for chunk in run.output():
+                    assert chunk.data == b"typed\n"
+                    break
+                assert run.exchanges() == []
+                await run.close_stdin()
+                assert await run.wait() == 0
+                assert run.record.state is State.STOPPED
+        assert await anyio.to_thread.run_sync(owner.stdout.readline) == b"0\n"
+    finally:
+        owner.kill()
+        owner.communicate()
+
+
+async def test_stopping_a_run_of_another_process(workspace: Path) -> None:
+    async with moat.runtime.start(["sleep", "1000"], workspace=workspace, name="mine") as run:
+        async with moat.runtime.attach("mine") as watcher:
+            assert await watcher.stop() == 143
+        assert await run.wait() == 143
+
+
+async def test_waiting_for_a_run_that_was_stopped_before_it_began(workspace: Path) -> None:
+    """As when SIGTERM reaches a supervisor while it builds an image."""
+    run = LocalRun(RunRequest(argv=("touch", "ran"), workspace=workspace), Home.from_environment(), None)
+    with pytest.raises(StartError, match="stopped before the command had started"):
+        async with hosted(run, b"", lambda _: run.ask_to_stop()):
+            pytest.fail("it must not be ready")
+    assert moat.runtime.list_runs()[0].state is State.STOPPED
+    assert not (workspace / "ran").exists()
+    assert not list(runtime_dir().iterdir())
+
+
+async def test_a_full_disk_closes_the_network_and_says_so(workspace: Path, home: Path) -> None:
+    """The trace cannot be written: the proxy answers 503, the agent goes on, the run is recorded."""
+    script = (
+        "sleep 0.5; curl -s -o /dev/null http://169.254.169.254/a; sleep 1;"
+        " curl -s -w '%{http_code}' -o answer http://169.254.169.254/b; cat answer"
+    )
+    async with moat.runtime.start(["sh", "-c", script], workspace=workspace) as run:
+        trace = Home.from_environment().run(run.id) / "network.jsonl"
+        trace.unlink()
+        assert run._gateway
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, run._gateway._writer._fd)
+        os.close(full)
+        out, _ = await collect(run)
+        assert out.startswith(b"503")
+        assert b"No space left" in out
+        assert await run.wait() == 0
+    assert moat.runtime.list_runs()[0].state is State.STOPPED
+
+
+def test_importing_the_api_is_free() -> None:
+    script = (
+        "import sys, moat.runtime; "
+        "print([m for m in ('asyncio', 'anyio', 'ssl', 'cryptography', 'aiohttp', 'ruamel', 'json') "
+        "if m in sys.modules]); moat.runtime.start; print('moat.runtime.run' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\nTrue\n"
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = moat.runtime.nothing
+    assert set(moat.runtime.__all__) == set(moat.runtime._HOMES)
+
+
+def test_the_example(workspace: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            REPOSITORY / "examples/run_in_sandbox.py",
+            "--runtime",
+            "embedded",
+            "--workspace",
+            workspace,
+            "--",
+            "sh",
+            "-c",
+            "echo hello; curl -s http://169.254.169.254/ -o /dev/null; exit 4",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 4, done.stderr
+    assert done.stdout == "hello\n"
+    assert "GET http://169.254.169.254/: " in done.stderr
