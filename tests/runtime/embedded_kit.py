@@ -229,12 +229,12 @@ def _library() -> Path:
 
 @contextlib.contextmanager
 def held(
-    who: str, *, started: bool, argv: list[str]
+    who: str, *, started: bool, argv: list[str], **options: Any
 ) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """A supervisor of its own process that made a sandbox and waits to be killed; what it made."""
     with user_directory() as (directory, of_user):
         command = ["env", f"PYTHONPATH={_library()}", sys.executable] if who == "root" else of_user
-        order = Order(argv, workspace=str(directory / "workspace"))
+        order = Order(argv, workspace=str(directory / "workspace"), **options)
         arguments = [*command, str(directory / "kit.py"), "hold", "started" if started else "created"]
         with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdin is not None
