@@ -8,11 +8,11 @@ anyio, which needs a current trio at run time.
 from __future__ import annotations
 
 import socket
-from typing import List
+from typing import List  # noqa: UP035 - as programs of that time were written
 
 import trio
 from trio_typing import Nursery, TaskStatus
-from typing_extensions import assert_type
+from typing_extensions import assert_type  # noqa: UP035 - as above
 
 import moat.proxy
 from moat.proxy import ExchangeFinished, Policy, Proxy, RunCA, Upstream, UpstreamOptions
