@@ -9,6 +9,7 @@ answers with JSON lines: who it is, what it is doing, then that it is ready, or 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -66,27 +67,22 @@ def start(
         "handoff": base64.b64encode(handoff).decode("ascii"),
     }
     # -P and cwd: nothing is ever imported from a workspace, which an agent can write.
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-P", "-c", _PROGRAM, str(Path(errors.__file__).parent.parent)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd="/",
         start_new_session=True,
-    )
-    assert process.stdin
-    assert process.stdout
-    assert process.stderr
-    with process.stdout as answers, process.stderr as complaints:
-        try:
-            with process.stdin as stdin:
-                stdin.write(json.dumps(message).encode())
-        except BrokenPipeError:
-            pass  # it died; what it had to say follows
-        handle = _follow(answers, request, progress)
-        process.wait()
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        with contextlib.suppress(BrokenPipeError), process.stdin:  # it died; what it had to say follows
+            process.stdin.write(json.dumps(message).encode())
+        handle = _follow(process.stdout, request, progress)
         if handle is None:
-            raise _died(complaints.read())
+            raise _died(process.stderr.read())
     return handle
 
 

@@ -115,11 +115,10 @@ class Session:
     def viewers(self) -> Sequence[Viewer]:
         return tuple(self._viewers)
 
-    def add(self, viewer: Viewer, *, replay: bool = True) -> None:
-        """From here on `viewer` sees everything; with `replay` what the ring remembers comes first."""
-        if replay:
-            for output in self._replay():
-                viewer.offer(output)
+    def add(self, viewer: Viewer) -> None:
+        """What the ring remembers comes first; from here on `viewer` sees everything."""
+        for output in self._replay():
+            viewer.offer(output)
         if self._log.error:
             viewer.notice(f"the log of this run has a hole: {self._log.error}")
         self._viewers.append(viewer)

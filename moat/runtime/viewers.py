@@ -142,17 +142,17 @@ class ControlServer:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hello: dict[str, Any]
     ) -> None:
         session = await self._run.session()
-        first = not session.joined.is_set()
         # Whoever started a plain run is its stdout: it may be as slow as it likes.
         patience = None if hello.get("lead") and not self._run.record.tty else _PATIENCE
         viewer = SocketViewer(writer, size=_size(hello.get("size")), patience=patience)
         self._waiting[writer] = patience
-        session.add(viewer, replay=not first)
+        begun = self._run.record.started_at is not None
+        session.add(viewer)
         try:
-            if viewer.size and first:
-                await session.resize(viewer, viewer.size)
-            elif not first:
+            if begun:
                 await session.redraw()
+            elif viewer.size:
+                await session.resize(viewer, viewer.size)
             await self._orders(reader, viewer, session)
         finally:
             with anyio.CancelScope(shield=True):

@@ -1,0 +1,298 @@
+"""A supervisor outlives whoever started it; whoever kills it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moat.errors import GrantError, StartError
+from moat.paths import Home, runtime_dir
+from moat.runtime import control, known, launch, records
+from moat.runtime.control import Connection, Frame
+from moat.runtime.records import RunRecord, State
+from moat.runtime.request import RunRequest
+from moat.runtime.sandbox import Mount
+
+pytestmark = pytest.mark.embedded
+
+
+@pytest.fixture
+def place(home: Path) -> Home:
+    return Home.from_environment()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    path = tmp_path / "ws"
+    path.mkdir()
+    return path
+
+
+def request(workspace: Path, *argv: str, **options: object) -> RunRequest:
+    fields = {"runtime": "embedded"} | options
+    return RunRequest(argv=argv, workspace=workspace, **fields)  # type: ignore[arg-type] - a table of them
+
+
+def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def record(place: Home, handle: launch.RunHandle) -> RunRecord:
+    found = records.read(place, handle.id)
+    assert found
+    return found
+
+
+def test_it_leaves_the_caller_and_keeps_no_terminal(place: Home, workspace: Path) -> None:
+    handle = launch.start(request(workspace, "sleep", "100"), home=place)
+    run = record(place, handle)
+    process = Path(f"/proc/{run.pid}")
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    parent, session, terminal = int(fields[1]), int(fields[3]), int(fields[4])
+    assert parent != os.getpid()
+    assert session == run.pid
+    assert terminal == 0
+    assert os.readlink(process / "cwd") == "/"
+    assert os.readlink(process / "fd/0") == os.readlink(process / "fd/1") == "/dev/null"
+    log = place.run(run.id) / "supervisor.log"
+    assert os.readlink(process / "fd/2") == str(log)
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+    soft = next(line for line in (process / "limits").read_text().splitlines() if "open files" in line)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    assert int(soft.split()[3]) == min(65536, hard)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    os.kill(run.pid, signal.SIGTERM)
+    until(lambda: not alive(run.pid))
+    assert record(place, handle).state is State.STOPPED
+
+
+def test_neither_request_nor_vault_key_is_in_argv_or_environment(place: Home, workspace: Path) -> None:
+    handle = launch.start(
+        request(workspace, "sleep", "100", env={"MARK": "in-the-request"}), home=place, handoff=b""
+    )
+    process = Path(f"/proc/{record(place, handle).pid}")
+    shown = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+    assert b"in-the-request" not in shown
+    assert b"in-the-request" not in (place.run(handle.id) / "supervisor.log").read_bytes()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_both_event_loops(place: Home, workspace: Path, loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOAT_LOOP", loop)
+    handle = launch.start(request(workspace, "sleep", "100"), home=place)
+    maps = Path(f"/proc/{record(place, handle).pid}/maps").read_text()
+    assert ("uvloop/loop" in maps) == (loop == "uvloop")
+
+
+def test_errors_before_the_start_come_back_as_they_are(place: Home, workspace: Path) -> None:
+    with pytest.raises(GrantError) as caught:
+        launch.start(request(workspace, "true", grants=("github",)), home=place)
+    assert str(caught.value) == "missing grant: github"
+    assert caught.value.hint == "run `moat grant github`"
+    run = known.all_runs(place)[0]
+    assert (run.state, run.error) == (State.FAILED, "missing grant: github")
+    assert not list(runtime_dir().iterdir())
+    place_of_socket = workspace / "some.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place_of_socket))
+    mounted = request(workspace, "true", mounts=(Mount(place_of_socket, "/mnt/s"),))
+    with pytest.raises(StartError, match="cannot mount"):
+        launch.start(mounted, home=place)
+
+
+def test_a_supervisor_that_cannot_even_begin_is_reported(
+    place: Home, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\necho 'no such interpreter' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    with pytest.raises(StartError, match="the supervisor of the run died: no such interpreter"):
+        launch.start(request(workspace, "true"), home=place)
+
+
+def test_with_hold_the_command_waits_for_the_first_viewer(place: Home, workspace: Path) -> None:
+    handle = launch.start(request(workspace, "sh", "-c", "touch ran; echo hi", hold=True), home=place)
+    time.sleep(0.5)
+    assert not (workspace / "ran").exists()
+    assert record(place, handle).state is State.STARTING
+    with Connection(handle.socket, "view", lead=True) as viewer:
+        frames = []
+        while frame := viewer.receive():
+            frames.append(frame)
+    assert frames[0] == (Frame.STDOUT, b"hi\n")
+    assert frames[-1][0] is Frame.EXIT
+    assert control.unpack_json(frames[-1][1])["exit_code"] == 0
+    assert record(place, handle).state is State.STOPPED, "recorded before anybody is told"
+
+
+def test_killing_the_caller_leaves_the_run(place: Home, workspace: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from moat.paths import Home;"
+        "from moat.runtime import launch; from moat.runtime.request import RunRequest;"
+        "h = launch.start(RunRequest(argv=('sh', '-c', 'sleep 1; echo still here'), workspace=Path(sys.argv[1]),"
+        " runtime='embedded')); print(h.id, flush=True); time.sleep(100)"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-c", script, str(workspace)], stdout=subprocess.PIPE, text=True
+    )
+    assert caller.stdout
+    run_id = caller.stdout.readline().strip()
+    caller.kill()
+    caller.communicate()
+    until(lambda: bool((found := records.read(place, run_id)) and found.state.ended))
+    found = records.read(place, run_id)
+    assert found
+    assert (found.state, found.exit_code) == (State.STOPPED, 0)
+    assert (place.run(run_id) / "output.log").read_bytes() == b"still here\n"
+
+
+def test_killing_the_supervisor_ends_the_sandbox_and_the_next_look_settles_it(
+    place: Home, workspace: Path
+) -> None:
+    script = "while :; do date +%N > beat; sleep 0.05; done"
+    handle = launch.start(request(workspace, "sh", "-c", script), home=place)
+    beat = workspace / "beat"
+    until(beat.exists)
+    run = record(place, handle)
+    os.kill(run.pid, signal.SIGKILL)
+    until(lambda: not alive(run.pid))
+    assert record(place, handle).state is State.RUNNING, "nobody has looked yet"
+    (found,) = known.all_runs(place)
+    assert (found.state, found.error) == (State.FAILED, "the supervisor was killed")
+    time.sleep(0.3)
+    last = beat.read_text()
+    time.sleep(0.3)
+    assert beat.read_text() == last, "nothing of the sandbox runs any more"
+    assert not list(runtime_dir().iterdir())
+    known.remove(place, found)
+    assert known.all_runs(place) == []
+
+
+def test_sigterm_stops_a_run_that_ignores_it_after_the_grace(place: Home, workspace: Path) -> None:
+    script = "trap '' TERM; touch ready; while :; do sleep 0.05; done"
+    handle = launch.start(request(workspace, "sh", "-c", script), home=place)
+    until((workspace / "ready").exists)
+    with Connection(handle.socket, "control") as run:
+        run.send(control.pack(Frame.STOP, struct.pack(">d", 0.3)))
+        frame = run.receive()
+    assert frame
+    assert frame[0] is Frame.EXIT
+    ended = control.unpack_json(frame[1])
+    assert (ended["state"], ended["exit_code"]) == ("stopped", 137)
+
+
+class TestControlSocket:
+    @pytest.fixture
+    def handle(self, place: Home, workspace: Path) -> launch.RunHandle:
+        return launch.start(request(workspace, "sh", "-c", "echo hi; cat; echo end", stdin=True), home=place)
+
+    def test_modes(self, handle: launch.RunHandle) -> None:
+        assert stat.S_IMODE(handle.socket.stat().st_mode) == 0o600
+        assert stat.S_IMODE(handle.socket.parent.stat().st_mode) == 0o700
+        assert len(os.fsencode(handle.socket)) < 100
+
+    def test_status(self, handle: launch.RunHandle) -> None:
+        with Connection(handle.socket, "control") as run:
+            assert run.record["id"] == handle.id
+            assert run.record["state"] == "running"
+
+    @pytest.mark.parametrize(
+        "nonsense",
+        [
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"\0" * 100,
+            control.pack(Frame.INPUT, b"x"),
+            control.pack(Frame.HELLO, b"[]"),
+            control.pack_json(Frame.HELLO, {"role": "owner"}),
+            control.hello("control") + control.pack(Frame.INPUT, b"x"),
+            control.hello("view") + control.pack(Frame.RESIZE, b"x"),
+            control.hello("view") + control.pack(Frame.SIGNAL, b""),
+            control.hello("input") + control.pack(Frame.SIGNAL, b"\x09"),
+        ],
+    )
+    def test_nonsense_harms_nobody_but_who_sends_it(
+        self, handle: launch.RunHandle, place: Home, nonsense: bytes
+    ) -> None:
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(10)
+            peer.connect(str(handle.socket))
+            peer.sendall(nonsense)
+            try:
+                while peer.recv(65536):
+                    pass
+            except ConnectionResetError:
+                pass  # what we sent was not read to its end
+        with Connection(handle.socket, "control") as run:
+            assert run.record["state"] == "running"
+
+    def test_two_viewers_and_input(self, handle: launch.RunHandle) -> None:
+        with Connection(handle.socket, "view") as first, Connection(handle.socket, "view") as second:
+            with Connection(handle.socket, "input") as stdin:
+                stdin.send(control.pack(Frame.INPUT, b"typed\n") + control.pack(Frame.CLOSE_STDIN))
+                for viewer in (first, second):
+                    seen = b""
+                    while (frame := viewer.receive()) and frame[0] is Frame.STDOUT:
+                        seen += frame[1]
+                    assert seen == b"hi\ntyped\nend\n"
+                    assert frame
+                    assert control.unpack_json(frame[1])["exit_code"] == 0
+
+    def test_a_stuck_viewer_does_not_hold_up_the_run(self, place: Home, workspace: Path) -> None:
+        script = "head -c 20000000 /dev/zero; touch done"
+        handle = launch.start(request(workspace, "sh", "-c", f"read x; {script}", stdin=True), home=place)
+        with Connection(handle.socket, "view"), Connection(handle.socket, "input") as stdin:
+            stdin.send(control.pack(Frame.INPUT, b"go\n"))
+            until((workspace / "done").exists, 20)
+        until(lambda: record(place, handle).state.ended)
+        assert (place.run(handle.id) / "output.log").stat().st_size == 20000000
+
+    def test_the_lead_of_a_plain_run_may_be_as_slow_as_it_likes(self, place: Home, workspace: Path) -> None:
+        script = "head -c 20000000 /dev/zero; touch done"
+        handle = launch.start(request(workspace, "sh", "-c", script, hold=True), home=place)
+        with Connection(handle.socket, "view", lead=True) as lead:
+            time.sleep(6)  # longer than anybody else's patience
+            assert not (workspace / "done").exists()
+            seen = 0
+            while (frame := lead.receive()) and frame[0] is Frame.STDOUT:
+                seen += len(frame[1])
+            assert seen == 20000000
+
+
+def test_a_log_that_cannot_grow_is_recorded_and_told_and_blocks_nothing(place: Home, workspace: Path) -> None:
+    """The limit on file size stands for a full disk: write() fails in the middle of the output."""
+    script = "head -c 100000 /dev/zero; echo; echo end"
+    handle = launch.start(request(workspace, "sh", "-c", script, hold=True), home=place)
+    resource.prlimit(record(place, handle).pid, resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+    with Connection(handle.socket, "view", lead=True) as viewer:
+        frames = list(iter(viewer.receive, None))
+    out = b"".join(data for kind, data in frames if kind is Frame.STDOUT)
+    assert out == b"\0" * 100000 + b"\nend\n", "the viewer misses nothing"
+    told = [data.decode() for kind, data in frames if kind is Frame.NOTICE]
+    assert told == ["the log of this run has a hole: output.log: File too large"]
+    found = record(place, handle)
+    assert (found.state, found.exit_code) == (State.STOPPED, 0)
+    assert found.log_error == "output.log: File too large"
