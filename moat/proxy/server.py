@@ -124,7 +124,6 @@ class Proxy:
                 await self._done.wait()
         for serving in tuple(self._serving):
             serving.cancel()
-        self._setup.upstream.close()
 
     # --- one listener ----------------------------------------------------------------------------
 
@@ -148,7 +147,8 @@ class Proxy:
             self._listening.discard(listening)
             self._serving.discard(serving)
             if not self._serving:
-                self._setup.upstream.close()
+                with anyio.CancelScope(shield=True):  # bounded: idle connections have nothing to flush
+                    await self._setup.upstream.aclose()
 
     async def _accept(self, listener: socket.socket, serve: Serve, connections: TaskGroup) -> None:
         """Accept for ever. With all slots taken nothing is accepted: clients wait in the backlog."""

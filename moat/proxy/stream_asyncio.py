@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from typing import cast
 
 import anyio
 
@@ -54,9 +55,8 @@ class AsyncioStream(Stream, asyncio.Protocol):
     # --- called by the loop ----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(BUFFER)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but its class
+        self._transport.set_write_buffer_limits(BUFFER)
 
     def data_received(self, data: bytes) -> None:
         self._inbox.append(data)

@@ -179,10 +179,14 @@ class Upstream:
         if not idle:
             del self._idle[key]
 
-    def close(self) -> None:
-        """Close every idle connection."""
-        while self._idle:
-            self._evict()
+    async def aclose(self) -> None:
+        """Close every idle connection, and wait until their sockets are released."""
+        idle = [connection for connections in self._idle.values() for connection in connections]
+        self._idle.clear()
+        self._idle_count = 0
+        async with anyio.create_task_group() as closing:
+            for connection in idle:
+                closing.start_soon(connection.stream.aclose)
 
     # --- dialling --------------------------------------------------------------------------------
 

@@ -1,0 +1,100 @@
+"""The proxy as the bench harness wants it: a TCP port with a token, an injected credential, network.jsonl.
+
+    python benchmarks/proxy.py --port 9080 --upstream-ca var/pki/upstream-ca.pem --ca-out /tmp/moat-ca.pem
+
+Name resolution is replaced by `connect_to` (the harness' names stand for loopback, which the address guard
+refuses); everything else is the product: policy, leak guard, injection, scrubbing, records on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import signal
+import socket
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import anyio
+
+from moat.grants import Credential, CredentialInfo, CredentialKind, InjectionRule, Secret
+from moat.journal import LineWriter
+from moat.proxy import Policy, Proxy, RunCA, Trace, Upstream, UpstreamOptions
+
+HOSTS = ("bench.test", "sse.bench.test", *(f"m{number}.bench.test" for number in range(24)))
+
+
+class OneCredential:
+    """A CredentialSource with the credential at hand, as a supervisor that has unlocked its vault."""
+
+    def __init__(self, secret: str) -> None:
+        info = CredentialInfo("bench", CredentialKind.TOKEN, ("bench.test",), dt.datetime.now(dt.UTC))
+        self._credential = Credential(info, Secret(secret))
+
+    async def credential(self, name: str) -> Credential:
+        assert name == "bench"
+        return self._credential
+
+
+async def stop_on_signal(proxy: Proxy) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            await proxy.aclose(1.0)
+
+
+async def main(options: argparse.Namespace) -> None:
+    ca = RunCA.generate("bench")
+    Path(options.ca_out).write_bytes(ca.certificate_pem)
+    rule = InjectionRule(
+        credential="bench",
+        hosts=("bench.test", "*.bench.test"),
+        header="authorization",
+        placeholder="placeholder-token",
+        ports=tuple(options.ports),
+    )
+    trace = Trace(LineWriter(Path(options.log)))
+    proxy = Proxy(
+        policy=Policy(),
+        ca=ca,
+        rules=(rule,) if not options.plain else (),
+        credentials=OneCredential("real-secret-token"),
+        upstream=Upstream(
+            UpstreamOptions(
+                ca_bundle=Path(options.upstream_ca),
+                connect_to={(host, port): ("127.0.0.1", port) for host in HOSTS for port in options.ports},
+            )
+        ),
+        on_event=trace.add,
+        token=options.token,
+        ready=trace.ready,
+    )
+    listener = socket.create_server(("127.0.0.1", options.port), backlog=1024)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(trace.run)
+        tasks.start_soon(stop_on_signal, proxy)
+        await proxy.serve(listener)
+        tasks.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=9080)
+    parser.add_argument("--ports", type=int, nargs="+", default=(18443, 18446), help="of the harness' origins")
+    parser.add_argument("--upstream-ca", required=True)
+    parser.add_argument("--ca-out", required=True)
+    parser.add_argument("--token", default="token")
+    parser.add_argument("--loop", choices=("asyncio", "uvloop", "trio"), default="uvloop")
+    parser.add_argument("--log", default=str(Path(tempfile.gettempdir()) / "moat-bench-network.jsonl"))
+    parser.add_argument("--plain", action="store_true", help="no injection: what scrubbing costs is the difference")
+    parser.add_argument("--profile", help="write a cProfile of the whole run here")
+    arguments = parser.parse_args()
+    backend = "trio" if arguments.loop == "trio" else "asyncio"
+    backend_options = {} if arguments.loop == "trio" else {"use_uvloop": arguments.loop == "uvloop"}
+    run = partial(anyio.run, main, arguments, backend=backend, backend_options=backend_options)
+    if arguments.profile:
+        import cProfile
+
+        cProfile.runctx("run()", {"run": run}, {}, arguments.profile)
+    else:
+        run()
