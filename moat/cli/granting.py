@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moat.cli.menu import Console, choose_key, passphrase_source
+from moat.cli.menu import AskPassphrase, Console, choose_key
 from moat.cli.output import emit_json, say
 from moat.config import UpstreamConfig, load_user
 from moat.errors import GrantError, UsageError
@@ -91,7 +91,7 @@ def begin(chosen: argparse.Namespace) -> Wizard:
             return choose_key(console, default_file)
         return _key_file(default_file)
 
-    vault = open_vault(home, passphrase=passphrase_source(), new_key=new_key)
+    vault = open_vault(home, passphrase=AskPassphrase.where_possible(), new_key=new_key)
     vault.prepare()
     return Wizard(console, vault, upstream, chosen.json, not chosen.no_validate)
 

@@ -62,7 +62,7 @@ class Console:
         """
         problem = ""
         for _ in range(_TRIES):
-            answer = "".join(self._ask(question, hidden=True).split())
+            answer = "".join(self._ask(question, hidden=True, pasted=True).split())
             problem = check(answer) if answer else "nothing was entered"
             if not problem:
                 return Secret(answer)
@@ -78,11 +78,11 @@ class Console:
             self.print("Please enter a passphrase.")
         raise UsageError("no passphrase was entered", hint="run the command again")
 
-    def _ask(self, question: str, *, hidden: bool = False) -> str:
+    def _ask(self, question: str, *, hidden: bool = False, pasted: bool = False) -> str:
         try:
             if os.environ.get("TERM", "dumb") in {"dumb", "unknown"}:
                 return self._plain(question, hidden=hidden)
-            return self._prompt(question, hidden=hidden)
+            return self._prompt(question, hidden=hidden, pasted=pasted)
         except (EOFError, KeyboardInterrupt):
             self.print()
             raise KeyboardInterrupt from None
@@ -97,7 +97,7 @@ class Console:
             raise EOFError
         return line
 
-    def _prompt(self, question: str, *, hidden: bool) -> str:
+    def _prompt(self, question: str, *, hidden: bool, pasted: bool) -> str:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import DummyHistory
         from prompt_toolkit.output.vt100 import Vt100_Output
@@ -106,24 +106,33 @@ class Console:
         # One line needs no cursor position report, and terminals that answer none cause a warning.
         output.enable_cpr = False
         session: PromptSession[str] = PromptSession(
-            question,
+            [("fg:ansidefault", question)],  # a colour, or the space at its end would be left out
             is_password=hidden,
             output=output,
             history=DummyHistory(),
-            key_bindings=_patient_enter() if hidden else None,
+            key_bindings=_patient_enter() if pasted else None,
             enable_suspend=False,
         )
         return session.prompt()
 
 
-def ask_passphrase() -> str:
-    """The passphrase of the sealed credentials, asked on stderr. For `open_vault(passphrase=…)`."""
-    return Console(json=True).passphrase("Passphrase of the sealed credentials: ")
+class AskPassphrase:
+    """Asks for the passphrase of the sealed credentials, on stderr. For `open_vault(passphrase=…)`."""
 
+    def __init__(self) -> None:
+        self._console = Console(json=True)
+        self._asked = False
 
-def passphrase_source() -> Callable[[], str] | None:
-    """`ask_passphrase` where there is a terminal; None elsewhere."""
-    return ask_passphrase if Console(json=True).terminal else None
+    @classmethod
+    def where_possible(cls) -> AskPassphrase | None:
+        """None without a terminal."""
+        return cls() if Console(json=True).terminal else None
+
+    def __call__(self) -> str:
+        if self._asked:
+            self._console.print("That is not the passphrase.")
+        self._asked = True
+        return self._console.passphrase("Passphrase of the sealed credentials: ")
 
 
 def choose_key(console: Console, default_file: Path) -> NewKey:
@@ -157,13 +166,12 @@ def _patient_enter() -> KeyBindings:
     @bindings.add("enter")
     def enter(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        buffer.insert_text("\n")
         seen = buffer.text
 
         async def settle() -> None:
             await asyncio.sleep(_SETTLE)
             if buffer.text == seen and not event.app.is_done:
-                event.app.exit(result=seen.removesuffix("\n"))
+                event.app.exit(result=seen)
 
         event.app.create_background_task(settle())
 

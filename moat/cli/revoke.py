@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from moat.cli.output import emit, emit_json
+from moat.errors import GrantError
 from moat.paths import Home
 from moat.vault import open_vault
 from moat.vault.index import describe
@@ -20,8 +21,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     vault = open_vault(Home.from_environment())
-    place = vault.location(options.name)
-    info = vault.delete(options.name)
+    try:
+        place = vault.location(options.name)
+        info = vault.delete(options.name)
+    except GrantError as error:
+        raise GrantError(str(error), hint="`moat grant list` shows what is stored") from None
     if options.json:
         emit_json(describe(info) | {"location": place})
     else:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,14 +154,17 @@ def create_key_file(path: Path) -> bytes:
     if not path.parent.exists():
         private_dir(path.parent)
     key = secrets.token_bytes(KEY_BYTES)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(base64.b64encode(key) + b"\n")
+            file.flush()
+            os.fsync(fd)
+        os.link(temporary, path)  # whole or not at all, and never over another one
     except FileExistsError:
         return read_key_file(path)
-    with os.fdopen(fd, "wb") as file:
-        file.write(base64.b64encode(key) + b"\n")
-        file.flush()
-        os.fsync(fd)
+    finally:
+        os.unlink(temporary)
     return key
 
 

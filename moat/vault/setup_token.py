@@ -31,10 +31,12 @@ _TOKEN = re.compile(rb"sk-ant-oat\d\d-[A-Za-z0-9_-]{8,}")
 _ESCAPE = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()][0-9A-Za-z]|[0-~])")
 _CONTROL_C = (b"\x03", b"\x1b[99;5u")  # the second one under the kitty keyboard protocol
 _NO_WRAP = b"\x1b[?7l"
-# What the command sets and would put back itself, were its last output shown: focus and mouse reports,
-# modifier keys, keyboard protocol, bracketed paste, wrapping, cursor.
-_PUT_BACK = b"\x1b[?1004l\x1b[>4m\x1b[<u\x1b[?2031l\x1b[?2004l\x1b[?1006l\x1b[?1003l\x1b[?1002l\x1b[?1000l"
-_PUT_BACK += b"\x1b[?7h\x1b[?25h\r\n"
+# What the command puts back itself at its end, when nothing is shown any more: reports of focus and mouse,
+# bracketed paste, wrapping, cursor; and what old terminals print as text, so only if it was ever set.
+_PUT_BACK = (
+    b"\x1b[?1004l\x1b[?2031l\x1b[?2004l\x1b[?1006l\x1b[?1003l\x1b[?1002l\x1b[?1000l\x1b[?7h\x1b[?25h\r\n"
+)
+_PUT_BACK_IF_SET = ((re.compile(rb"\x1b\[>\d*u"), b"\x1b[<u"), (re.compile(rb"\x1b\[>4;"), b"\x1b[>4m"))
 _GRACE = 5.0  # seconds to end after the last output, or after being told to
 _KEPT = 256 * 1024  # bytes of output that are searched for the token
 # Everything else stays out: keys of other vendors, and the variables that make claude skip the login.
@@ -99,6 +101,7 @@ def setup_token(
         relay = _Relay(ours.fileno(), stdin, stdout)
         with _ended(process), _raw(stdin, stdout):
             relay.run()
+            relay.put_back()
             if not relay.interrupted:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_GRACE)
@@ -130,6 +133,12 @@ class _Relay:
                 return
             if self._stdin in ready and not self._from_user():
                 return
+
+    def put_back(self) -> None:
+        """Undo what the command did to the user's terminal, as far as `_raw` does not."""
+        for was_set, undo in _PUT_BACK_IF_SET:
+            if was_set.search(self.output):
+                _write(self._stdout, undo)
 
     def _from_command(self) -> bool:
         try:
