@@ -29,6 +29,7 @@ AUTHORITY = re.compile(rb"(?:\[[^/?@\[\]]++\]|[^/?@\[\]:]++):[0-9]{1,5}+")
 
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
 _EXTENSION = rb";" + _TCHAR + rb"++(?:=(?:" + _TCHAR + rb"++|" + _QUOTED + rb"))?+"
+PLAIN_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8}+)\r\n")
 # BWS around `;` and `=` is legal and only seen in attacks; it is not accepted.
 CHUNK = re.compile(rb"([0-9A-Fa-f]++)((?:" + _EXTENSION + rb")*+)")
 

@@ -123,20 +123,11 @@ def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
     upgrade = b""
     if minor and framing is Framing.NONE and b"upgrade" in options:
         upgrade = _upgrade(special)
+    # A proxy must not keep an HTTP/1.0 client's connection (RFC 9112 §9.3).
+    keep_alive = minor == 1 and b"close" not in options
+    expects = _expects_continue(special, minor, framing)
     return RequestHead(
-        method,
-        target,
-        form,
-        minor,
-        headers,
-        host,
-        framing,
-        length,
-        # A proxy must not keep an HTTP/1.0 client's connection (RFC 9112 §9.3).
-        minor == 1 and b"close" not in options,
-        _expects_continue(special, minor, framing),
-        upgrade,
-        match.end(),
+        method, target, form, minor, headers, host, framing, length, keep_alive, expects, upgrade, match.end()
     )
 
 

@@ -104,9 +104,8 @@ class InjectionTable:
 
 
 def needed(rules: Sequence[CompiledRule], headers: Headers) -> tuple[str, ...]:
-    """Names of the credentials that `apply` will want: only these are fetched."""
-    used = [*_owners(rules, headers), *_substituted(rules, headers)]
-    return tuple(dict.fromkeys(rule.rule.credential for rule in used))
+    """Names of the credentials that `apply` will want for the same headers: only these are fetched."""
+    return _plan(rules, headers).credentials
 
 
 def apply(
@@ -117,27 +116,47 @@ def apply(
     If the client sent headers that rules own, those rules replace them; otherwise every rule with another
     header name adds its own. Placeholders in other headers are replaced where they stand. All questions
     are asked of the original headers, so no rule sees, or strips, what another one has injected.
-    Raises InjectionError when a secret does not fit in a header, KeyError when `needed` was not honoured.
+    Raises InjectionError when a secret does not fit in a header, or was not fetched: `needed` must be asked
+    about these same headers.
     """
-    owners = _owners(rules, headers)
-    inserted = {rule.rule.credential: rule for rule in [*owners, *_substituted(rules, headers)]}
-    secrets = {name: _secret(credentials[name], name) for name in inserted}
-    dropped = {rule.header for rule in owners}.union(*(rule.strip for rule in owners))
-    kept = [field for field in headers if field[0].lower() not in dropped]
-    fields, carriers, encoded = _substitute(kept, rules, secrets)
-    for rule in owners:
+    plan = _plan(rules, headers)
+    secrets = {name: _secret(credentials.get(name), name) for name in plan.credentials}
+    swaps = [(rule.placeholder, secrets[rule.rule.credential]) for rule in plan.substituted]
+    fields, carriers, encoded = _substitute(plan.kept, swaps)
+    for rule in plan.owners:
         fields = _merged(fields, rule.merge)
-    for rule in owners:
+    for rule in plan.owners:
         value = rule.value(secrets[rule.rule.credential])
         fields.append((rule.header, value))
         if rule.rule.scheme == "basic":
             encoded.append(value.removeprefix(b"Basic "))
     return InjectedHeaders(
         tuple(fields),
-        tuple(inserted),
+        plan.credentials,
         _to_scrub(secrets.values(), encoded),
-        frozenset(carriers) | {rule.header for rule in owners},
+        frozenset(carriers) | {rule.header for rule in plan.owners},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Which rules act on a request, decided on its original headers."""
+
+    owners: list[CompiledRule]  # set their own header
+    kept: list[tuple[bytes, bytes]]  # fields that no owner replaces or strips
+    substituted: list[CompiledRule]  # their placeholder stands in a kept field
+
+    @property
+    def credentials(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(rule.rule.credential for rule in [*self.owners, *self.substituted]))
+
+
+def _plan(rules: Sequence[CompiledRule], headers: Headers) -> _Plan:
+    owners = _owners(rules, headers)
+    dropped = {rule.header for rule in owners}.union(*(rule.strip for rule in owners))
+    kept = [field for field in headers if field[0].lower() not in dropped]
+    text = b"\n".join([_opened(value) for _, value in kept])
+    return _Plan(owners, kept, [rule for rule in rules if _holds(text, rule.placeholder)])
 
 
 def _owners(rules: Sequence[CompiledRule], headers: Headers) -> list[CompiledRule]:
@@ -145,10 +164,12 @@ def _owners(rules: Sequence[CompiledRule], headers: Headers) -> list[CompiledRul
 
     On a tie the rule whose placeholder the client sent wins, then the first.
     """
+    owned = {rule.header for rule in rules}
     sent: dict[bytes, bytes] = {}
     for name, value in headers:
         lower = name.lower()
-        sent[lower] = sent.get(lower, b"") + b"\n" + _opened(value)
+        if lower in owned:
+            sent[lower] = sent.get(lower, b"") + b"\n" + _opened(value)
     asked = [rule for rule in rules if rule.header in sent]
     chosen: dict[bytes, CompiledRule] = {}
     for rule in asked or rules:
@@ -159,23 +180,12 @@ def _owners(rules: Sequence[CompiledRule], headers: Headers) -> list[CompiledRul
     return list(chosen.values())
 
 
-def _substituted(rules: Sequence[CompiledRule], headers: Headers) -> list[CompiledRule]:
-    """The rules whose placeholder stands in a header that stays."""
-    owners = _owners(rules, headers)
-    dropped = {rule.header for rule in owners}.union(*(rule.strip for rule in owners))
-    text = b"\n".join(_opened(value) for name, value in headers if name.lower() not in dropped)
-    return [rule for rule in rules if _holds(text, rule.placeholder)]
-
-
 def _substitute(
-    fields: Iterable[tuple[bytes, bytes]], rules: Sequence[CompiledRule], secrets: Mapping[str, bytes]
+    fields: list[tuple[bytes, bytes]], swaps: Sequence[tuple[bytes, bytes]]
 ) -> tuple[list[tuple[bytes, bytes]], set[bytes], list[bytes]]:
     """Fields with secrets for placeholders, the names of those changed, and Basic forms made on the way."""
-    swaps = [
-        (rule.placeholder, secrets[rule.rule.credential])
-        for rule in rules
-        if rule.placeholder and rule.rule.credential in secrets
-    ]
+    if not swaps:
+        return fields, set(), []
     result: list[tuple[bytes, bytes]] = []
     changed: set[bytes] = set()
     encoded: list[bytes] = []
@@ -217,7 +227,9 @@ def _merged(
     return fields
 
 
-def _secret(credential: Credential, name: str) -> bytes:
+def _secret(credential: Credential | None, name: str) -> bytes:
+    if credential is None:
+        raise InjectionError(f"the credential of grant {name} was not fetched for this request")
     secret = credential.secret.reveal().encode()
     if not _FIELD_VALUE.fullmatch(secret):
         raise InjectionError(

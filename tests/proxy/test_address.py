@@ -160,6 +160,16 @@ def test_bad_authorities(text):
         assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("u@a.example:1", "user name"), ("[fe80::1%lo]:1", "zone id"), ("127.1:1", "four plain decimal"),
+     ("a:b:1", "in brackets"), ("a.example:0", "port"), ("é:1", "A-labels"), ("xn--a.example:1", "encodes no name")],
+)  # fmt: skip
+def test_refusals_name_their_reason(text, why):
+    with pytest.raises(AuthorityError, match=why):
+        parse_authority(text)
+
+
 def test_default_port():
     assert parse_authority("a.example", default_port=443) == Authority("a.example", 443)
     assert parse_authority("[::1]", default_port=443) == Authority("::1", 443)

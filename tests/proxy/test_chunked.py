@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 
 import pytest
 from hypothesis import given, strategies as st
@@ -101,7 +102,7 @@ def test_a_huge_chunk_streams():
 def test_limits_come_from_limits():
     small = dataclasses.replace(LIMITS, chunk_digits=2, fields=1)
     assert read([b"10\r\n" + b"x" * 16 + b"\r\n0\r\nA: b\r\n\r\n"], limits=small)[3]
-    for wire in (b"100\r\n", b"0\r\nA: b\r\nC: d\r\n\r\n"):
+    for wire in (b"100\r\n", b"100\r\n" + b"x" * 256 + b"\r\n", b"0\r\nA: b\r\nC: d\r\n\r\n"):
         with pytest.raises(MalformedError):
             read([wire], limits=small)
 
@@ -128,3 +129,18 @@ def test_any_bytes_are_read_alike_however_they_are_split(data, cut):
             return error.code
 
     assert seen([data]) == seen([data[:cut], data[cut:]]) == seen([bytes([byte]) for byte in data])
+
+
+def test_whole_chunks_are_taken_quickly():
+    """The path for plain, complete chunks against the one line by line, which an extension takes."""
+    plain = b"".join(encode_chunk(b"x" * 200) for _ in range(20)) + LAST_CHUNK
+    extended = plain.replace(b"c8\r\n", b"c8;x\r\n")
+    quick, slow = (min(_seconds_per_body(wire) for _ in range(20)) for wire in (plain, extended))
+    assert quick < slow * 0.75
+
+
+def _seconds_per_body(wire: bytes) -> float:
+    started = time.process_time()
+    for _ in range(50):
+        ChunkedReader(LIMITS, blame="client").feed(wire)
+    return time.process_time() - started

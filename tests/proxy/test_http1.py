@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 
+import h11
 import pytest
 
 from moat.proxy.http1 import (
@@ -382,19 +383,31 @@ def test_no_input_is_slow(data):
 
 
 def test_a_normal_head_costs_microseconds():
+    """About 12 µs to parse and 2 to render on a quiet 2026 machine; h11, the yardstick here, takes 10 times that."""
     data = (
         b"POST /v1/messages?beta=true HTTP/1.1\r\nHost: api.example\r\nUser-Agent: agent/2.1.330 (cli)\r\n"
         b"Accept: application/json\r\nContent-Type: application/json\r\nAuthorization: Bearer "
         + b"x" * 100
         + b"\r\nX-Beta: a,b,c\r\nConnection: keep-alive\r\nContent-Length: 1234\r\n\r\n"
     )
-    best = min(_seconds_per_head(data) for _ in range(20))
-    assert best < 60e-6  # about 15 on the machine that this was written on; slack for busy ones
+    ours = min(_seconds(lambda: _parse_and_render(data)) for _ in range(15))
+    theirs = min(_seconds(lambda: _parse_with_h11(data)) for _ in range(15))
+    assert ours < theirs / 3
 
 
-def _seconds_per_head(data: bytes) -> float:
+def _parse_and_render(data: bytes) -> None:
+    head = parse_request(data, LIMITS)
+    render_request(head.method, head.target, head.headers)
+
+
+def _parse_with_h11(data: bytes) -> None:
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(data)
+    connection.next_event()
+
+
+def _seconds(call) -> float:
     started = time.process_time()
-    for _ in range(200):
-        head = parse_request(data, LIMITS)
-        render_request(head.method, head.target, head.headers)
-    return (time.process_time() - started) / 200
+    for _ in range(50):
+        call()
+    return time.process_time() - started

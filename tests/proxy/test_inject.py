@@ -248,5 +248,5 @@ def test_only_needed_credentials_are_asked_for():
     assert needed(compiled, ()) == ("anthropic", "console")
     assert needed(compiled, ((b"X-API-KEY", b"x"),)) == ("console",)
     assert needed((), ((b"x-api-key", b"x"),)) == ()
-    with pytest.raises(KeyError):
+    with pytest.raises(InjectionError, match="was not fetched"):
         apply(compiled, (), {})

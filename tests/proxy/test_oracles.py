@@ -107,7 +107,7 @@ def by_h11(data: bytes, role=h11.SERVER, method=b"GET"):
     return connection, connection.next_event()
 
 
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(requests)
 @example(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 @example(b"\r\nPOST /a?b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\nX: \t y \xff \r\n\r\n")
@@ -134,7 +134,7 @@ def _h11_value(key, val):
     return val.lower() if key == b"transfer-encoding" else val
 
 
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(responses, st.sampled_from([b"GET", b"HEAD"]))
 @example(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"GET")
 def test_responses_that_we_accept_read_the_same_in_h11(data, method):

@@ -37,6 +37,7 @@ READINGS = [
     ("/a/%25252e%25252e/b", {"/b"}),
     ("/a%EF%BC%8Fb", {"/a/b"}),  # FULLWIDTH SOLIDUS
     ("/a/%EF%BC%8E%EF%BC%8E/b", {"/b"}),  # FULLWIDTH FULL STOP
+    ("/%E2%84%85%5cb", {"/\u2105/b", "/c/o/b"}),  # CARE OF: a slash only where letters are normalised
     ("/%c3%a9", {"/%C3%A9", "/é"}),
 ]
 
