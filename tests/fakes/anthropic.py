@@ -157,6 +157,8 @@ class FakeAnthropic:
                 pass
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ssl.SSLError):
             pass  # the client left, which clients may
+        except asyncio.CancelledError:
+            pass  # the server is closed; a cancelled handler would be logged as an error by asyncio
         finally:
             writer.close()
 
