@@ -15,6 +15,7 @@ _PLAIN = re.compile(r"/(?:[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9_~!$&'()*+,=:@.-]*
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNRESERVED = re.compile(r"%([0-9A-Fa-f]{2})")
 _MAX_DECODES = 3  # nothing honest is encoded even twice
+_MAX_SEGMENTS = 128  # honest paths have under 20; every reading is asked of every rule
 _SEGMENT = re.compile(r"[A-Za-z0-9._~!$&'()+,=:@-]+")
 
 
@@ -26,20 +27,26 @@ def readings(target: str) -> tuple[str, ...]:
     """Every path (without query, beginning with `/`) that a server may take a request target for.
 
     Almost always one. Raises AmbiguousPathError for broken or endless percent-encoding, bytes that are not
-    UTF-8 (overlong `/` and `.` among them), control characters, and targets that are no path.
+    UTF-8 (overlong `/` and `.` among them), control characters, targets that are no path, and paths so deep
+    that asking the rules about them would hold up the proxy.
     """
     path = target.partition("?")[0]
     if not path.startswith("/"):
         raise AmbiguousPathError("the target is not a path")
-    if _PLAIN.fullmatch(path):
-        return (path,)
+    found = (path,) if _PLAIN.fullmatch(path) else tuple(_all_readings(path))
+    if max(reading.count("/") for reading in found) > _MAX_SEGMENTS:
+        raise AmbiguousPathError(f"it has more than {_MAX_SEGMENTS} segments")
+    return found
+
+
+def _all_readings(path: str) -> dict[str, None]:
     found: dict[str, None] = {}
     for decoded in _decodings(path):
         wide = unicodedata.normalize("NFKC", decoded)
         for text in (decoded, decoded.replace("\\", "/"), wide.replace("\\", "/")):
             for kept in (text, re.sub(r";[^/]*", "", text)):
                 found.update(dict.fromkeys((kept, _resolve(kept))))
-    return tuple(found)
+    return found
 
 
 def _decodings(path: str) -> list[str]:
