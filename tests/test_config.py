@@ -173,6 +173,10 @@ runtime: podman
         ('command: ["", x]', "agent.yaml:1:10: command must begin with a program"),
         ("dependencies: [node@]", "agent.yaml:1:16: 'node@' is not a dependency, e.g. git or node@22"),
         ("dependencies: [3.10]", 'agent.yaml:1:16: an entry of dependencies must be a string; put it in quotes: "3.10"'),
+        (
+            "dependencies: [git, nod@22]",
+            "agent.yaml:1:21: unknown dependency 'nod'; there are claude-code, git, node, python; did you mean 'node'?",
+        ),
         ("base_image: -v", "agent.yaml:1:13: '-v' is not an image, e.g. debian:bookworm-slim"),
         ("network: {policy: open}", "agent.yaml:1:19: network.policy must be one of permissive, strict"),
         (
@@ -424,6 +428,13 @@ def test_what_config_accepts_the_proxy_understands(workspace):
     )
     for entry in load(write(workspace, text)).network.rules:
         assert len(parse_host_rule(entry.host, entry.rules).rules) == len(entry.rules)
+
+
+def test_what_config_accepts_images_can_be_made_with():
+    from moat.config.workspace import DEPENDENCIES
+    from moat.runtime.dockerfile import KNOWN
+
+    assert DEPENDENCIES == KNOWN
 
 
 # --- the user's own file --------------------------------------------------------------------------------

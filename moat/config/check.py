@@ -104,7 +104,7 @@ class Checker:
         if value in later:
             self.wrong(node, f"{what} {value!r} is not supported yet")
         else:
-            self.wrong(node, f"{what} must be one of {', '.join(allowed)}{_meant(value, allowed)}")
+            self.wrong(node, f"{what} must be one of {', '.join(allowed)}{meant(value, allowed)}")
         return None
 
     def integer(self, node: Node, what: str, low: int, high: int) -> int | None:
@@ -155,7 +155,7 @@ class Checker:
             if key in refused:
                 self.wrong(key_node, f"{key!r}: {refused[key]}")
             elif key not in known:
-                self.wrong(key_node, f"unknown key {key!r}{_meant(key, known)}")
+                self.wrong(key_node, f"unknown key {key!r}{meant(key, known)}")
             elif kind_of(value) == "null":
                 self.wrong(value, f"{key} has no value; remove the key or give it one")
             else:
@@ -191,6 +191,7 @@ def kind_of(node: Node) -> str:
     return str(node.tag).removeprefix(_TAG)
 
 
-def _meant(word: str, known: Collection[str]) -> str:
+def meant(word: str, known: Collection[str]) -> str:
+    """`; did you mean 'grants'?`, or nothing when no known word is near."""
     near = get_close_matches(word.lower(), known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from moat.config.check import Checker, Node, TooMuchError
+from moat.config.check import Checker, Node, TooMuchError, meant
 from moat.config.model import HostRules, MountConfig, NetworkConfig, RunConfig
 from moat.config.mounts import parse_mount
 from moat.config.network import parse_host, parse_rule
@@ -16,6 +16,7 @@ from moat.config.source import read_document
 from moat.errors import ConfigError, UsageError
 
 FILES = ("agent.yaml", "moat.yaml")
+DEPENDENCIES = ("claude-code", "git", "node", "python")  # what images can be made with
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_RULE = "a name: lower-case letters, digits and `-`, at most 63"
@@ -123,9 +124,14 @@ class _Workspace:
         )
 
     def _dependencies(self, node: Node) -> tuple[str, ...]:
-        return self._words(
-            node, "dependencies", "[node@22, git]", _DEPENDENCY, "a dependency, e.g. git or node@22"
-        )
+        rule = "a dependency, e.g. git or node@22"
+        found = self._words(node, "dependencies", "[node@22, git]", _DEPENDENCY, rule)
+        for item in node.value if node.id == "sequence" else ():
+            name = str(item.value).partition("@")[0]
+            if item.value in found and name not in DEPENDENCIES:
+                text = f"unknown dependency {name!r}; there are {', '.join(DEPENDENCIES)}"
+                self._check.wrong(item, text + meant(name, DEPENDENCIES))
+        return found
 
     def _words(
         self, node: Node, what: str, example: str, form: re.Pattern[str], rule: str
