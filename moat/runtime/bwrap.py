@@ -39,6 +39,7 @@ _ETC = (  # of the host; nothing that names the host, its users or its network
     "/etc/timezone",
 )
 _ETC_GLOBS = ("java-*", "perl")
+_MASKED = ("/proc/keys", "/proc/key-users")  # what the user's key rings hold, by name
 _BUNDLE_ALIASES = ("/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt")
 _RESERVED = ("/proc", "/dev", "/sys", "/usr", "/run/moat", *(f"/{name}" for name in _TOP))
 _RUN_SIZE = 64 << 20
@@ -170,6 +171,9 @@ def _system(result: Arguments) -> None:
             result.add("--ro-bind", path, path)
     # A sandbox of the real uid 0 could write /proc/sys whatever its capabilities: refuse it twice.
     result.add("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev")
+    for path in _MASKED:
+        if os.path.exists(path):
+            result.add("--ro-bind", os.devnull, path)
 
 
 def _etc(result: Arguments, tree: Tree) -> None:

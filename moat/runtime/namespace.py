@@ -36,8 +36,6 @@ from moat.runtime import idmap
 _NS_GET_USERNS = 0xB701
 _SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP = 1, 24
-_KEYCTL_JOIN_SESSION_KEYRING = 1
-_KEYCTL = {"x86_64": 250, "aarch64": 219}
 _LOW_PORTS = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 _BACKLOG = 256
 _LOOPBACK_DEADLINE = 5.0  # seconds; takes about one millisecond
@@ -132,9 +130,6 @@ def _drop(uid: int) -> None:
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
-    number = _KEYCTL.get(os.uname().machine)
-    if number is not None:  # else root's session keyring would be possessed by the agent
-        _libc.syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None)
 
 
 def _reset_signals() -> None:

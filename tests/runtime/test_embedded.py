@@ -8,12 +8,14 @@ import os
 import signal
 import socket
 import stat
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from moat.errors import StartError
+from moat.runtime import bwrap
 from moat.runtime.embedded import EmbeddedRuntime, EmbeddedSandbox
 from moat.runtime.sandbox import AGENT_UID, Size
 from tests.runtime.embedded_kit import (
@@ -491,6 +493,15 @@ print(json.dumps(len(ports)))
     assert run_python(code, who=who) == 2
 
 
+def test_no_further_user_namespace_even_without_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shown to fail without `--disable-userns`. The filter is taken out here: it would refuse first."""
+    allow_everything = struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)
+    monkeypatch.setattr(bwrap.seccomp, "program", lambda: allow_everything)
+    result = run("sh", "-c", "unshare -U true; echo $?; unshare --net true; echo $?")
+    assert result.stdout.split() == ["1", "1"]
+    assert "No space left on device" in result.stderr
+
+
 # Probe
 
 
@@ -515,6 +526,7 @@ def test_the_probe_fails_where_user_namespaces_are_refused(tmp_path: Path) -> No
     code = """
 import asyncio, ctypes, json, sys
 from moat.runtime import seccomp
+from moat.runtime import bwrap
 from moat.runtime.embedded import EmbeddedRuntime
 seccomp.install()
 probe = asyncio.run(EmbeddedRuntime().probe())
