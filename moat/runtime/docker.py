@@ -64,7 +64,7 @@ def examine() -> EngineInfo:
         version=str(info.get("ServerVersion", "")),
         api_version=answer.api_version or "1.41",
         remapped="name=userns" in security,
-        limits_memory=bool(info.get("MemoryLimit")) and bool(info.get("SwapLimit")),
+        limits_memory=bool(info.get("MemoryLimit")),
         limits_pids=bool(info.get("PidsLimit")),
     )
 
@@ -239,10 +239,13 @@ class DockerSandbox:
             self._streams.write_eof()
 
     async def resize(self, size: Size) -> None:
-        await self.engine.resize(self.container, size)
+        if self.container:
+            await self.engine.resize(self.container, size)
 
     async def signal(self, number: int) -> None:
         """On a terminal to the foreground process group, else to the command."""
+        if not self.container:
+            return
         if self.spec.tty and number != signal.SIGKILL:
             status = await self.engine.run_inside(
                 self.container, [*container.PYTHON, "--signal", str(number)]

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import IO, Any
 
 import aiodocker
+import aiohttp
 from aiodocker.exceptions import DockerStreamError
 from aiodocker.stream import Stream
 
@@ -41,7 +42,7 @@ def _translated() -> Iterator[None]:
         yield
     except aiodocker.DockerError as error:
         raise EngineError(error.message, status=error.status) from None
-    except (OSError, TimeoutError) as error:  # aiohttp's connection errors are OSErrors
+    except (OSError, TimeoutError, aiohttp.ClientError) as error:
         raise EngineError(f"the Docker engine went away: {error}") from None
 
 
@@ -80,10 +81,11 @@ class Engine:
         return None
 
     async def pull(self, reference: str) -> AsyncIterator[str]:
-        """Pull an image; yields the engine's status lines."""
+        """Pull an image; yields the engine's status lines, without those that only count bytes."""
         with _translated():
             async for message in self._docker.images.pull(reference, stream=True):
-                if text := str(message.get("status", "")):
+                text = str(message.get("status", ""))
+                if text and not message.get("progressDetail"):
                     yield f"{message['id']}: {text}" if message.get("id") else text
 
     async def build(
@@ -158,9 +160,12 @@ class Engine:
         """Run a short command in a running container, as its user; returns its exit status."""
         with _tolerating(404, 409), _translated():
             execution = await self._docker.containers.container(container).exec(command)
-            async with execution.start(detach=False) as stream:
-                while await stream.read_out() is not None:
+            streams = Attachment(execution.start(detach=False))
+            try:
+                while await streams.read() is not None:
                     pass
+            finally:
+                streams.close()
             return int((await execution.inspect())["ExitCode"] or 0)
         return 1
 
@@ -209,7 +214,7 @@ class Attachment:
         return response.connection.transport if response and response.connection else None
 
     def close(self) -> None:
-        """Drop the connection with whatever is on its way; aiodocker's own close() waits for that."""
+        """Drop the connection with whatever is on its way: closing it by aiodocker would wait for that."""
         transport = self._transport()
         if transport is not None:
             transport.abort()

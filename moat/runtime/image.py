@@ -97,8 +97,7 @@ async def _base(engine: Engine, reference: str, progress: Progress) -> str:
     progress(f"pulling {reference}")
     try:
         async for line in engine.pull(reference):
-            if not line.startswith(("Downloading", "Extracting")) and ": " in line:
-                progress(line)
+            progress(line)
         found = await engine.image_id(reference)
     except EngineError as error:
         raise StartError(

@@ -107,7 +107,7 @@ async def test_job_control_works_as_in_any_terminal() -> None:
         await asyncio.sleep(0.5)
         await made.write(b"\x1a")
         await read_until(made, b"Stopped")
-        await made.write(b"jobs; kill %1; wait; echo code $((40+2))\n")
+        await made.write(b"jobs; kill -KILL %1; wait; echo code $((40+2))\n")
         await read_until(made, b"code 42")
         await made.write(b"exit 5\n")
         assert (await finish(made)).status == 5
@@ -256,6 +256,39 @@ async def test_destroy_leaves_nothing_and_may_be_repeated() -> None:
             assert not (own / "egress").exists()
             await made.destroy()
         assert place.exists()
+
+
+async def test_who_reads_when_it_is_destroyed_meets_the_end() -> None:
+    async with sandbox("sleep", "30", tty=Size(80, 24)) as made:
+        reading = asyncio.create_task(made.read())
+        await asyncio.sleep(0.2)
+        await made.destroy()
+        assert await asyncio.wait_for(reading, 5) is None
+        await made.write(b"late")
+        await made.resize(Size(1, 1))
+        await made.close_stdin()
+        await made.signal(signal.SIGTERM)
+        assert await made.read() is None
+
+
+async def test_a_cancelled_create_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled between the container's creation and its files: the moment with the most to lose."""
+    made: list[str] = []
+
+    async def stuck(_engine: object, name: str, _archive: bytes) -> None:
+        made.append(name)
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr("moat.runtime.engine.Engine.put", stuck)
+    with short_directory() as directory:
+        creating = asyncio.create_task(run("true", workspace=workspace(directory, uid=0)))
+        while not made:
+            await asyncio.sleep(0.05)
+        creating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await creating
+    assert not [c for c in engine_socket.labelled("moat.run") if c["Id"] == made[0]]
+    assert str(directory) not in Path("/proc/self/mountinfo").read_text()
 
 
 async def test_reap_removes_what_a_killed_supervisor_left() -> None:

@@ -58,7 +58,8 @@ async def probe(plan: object, *, as_root: bool) -> dict[str, Any]:
     with short_directory() as directory:
         place = workspace(directory)
         (place / "probe.py").write_bytes(PROBE.read_bytes())
-        command = ["python3", "/workspace/probe.py", json.dumps(plan)]
+        (place / "plan.json").write_text(json.dumps(plan))
+        command = ["python3", "/workspace/probe.py", "/workspace/plan.json"]
         argv = ["sh", "-c", "echo ready; sleep 60"] if as_root else command
         async with sandbox(*argv, workspace=place) as made:
             if not as_root:

@@ -51,7 +51,15 @@ def base(request: pytest.FixtureRequest) -> Iterator[str]:
     """A base image of its own: the suite's base plus `request.param`."""
     name = "moat-test-base:latest"
     label = f"moat.test={secrets.token_hex(4)}"  # inherited by what is built on it
-    docker("build", "-q", "-t", name, "-", input=f"FROM moat-base:bookworm\nLABEL {label}\n{request.param}\n")
+    docker(
+        "build",
+        "-q",
+        "--force-rm",
+        "-t",
+        name,
+        "-",
+        input=f"FROM moat-base:bookworm\nLABEL {label}\n{request.param}\n",
+    )
     yield name
     made = docker("images", "-q", "--filter", f"label={label}").split()
     docker("rmi", "-f", *dict.fromkeys(made))
