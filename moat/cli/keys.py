@@ -2,7 +2,8 @@
 
 Terminals say ctrl-/ as the byte 0x1f, or as `CSI 47;5u` once the program has switched the kitty keyboard
 protocol on, with release and repeat events and more fields when it asked for them. A sequence may arrive
-in pieces; a lone ESC is never held back, since it is a key of its own.
+in pieces. A lone ESC is a key of its own and is passed on at once; when `[47;5u` follows after all, it is
+still recognised, and the program has seen one ESC too many.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class DetachKeys:
     def __init__(self) -> None:
         self._held = b""  # the beginning of a sequence
         self._prefix = b""  # ctrl-/ as it was typed, waiting for the next key
+        self._ghost = False  # the next byte to look at is an ESC that has been passed on already
 
     @property
     def holding(self) -> bool:
@@ -37,10 +39,13 @@ class DetachKeys:
 
     def flush(self) -> bytes:
         """What was held back turned out to be all."""
-        out, self._held, self._prefix = self._prefix + self._held, b"", b""
+        out = self._prefix + self._held[self._ghost :]
+        self._held, self._prefix, self._ghost = b"", b"", False
         return out
 
     def feed(self, data: bytes) -> tuple[bytes, Action | None]:
+        if self._ghost and not self._held:
+            data = b"\x1b" + data
         data, self._held = self._held + data, b""
         out = bytearray()
         at = 0
@@ -48,9 +53,16 @@ class DetachKeys:
             key, at = self._next(data, at)
             if key is None:
                 break
+            before = len(out)
             action = self._key(key, out)
+            if self._ghost:
+                self._ghost = False
+                del out[before : before + 1]
+                self._prefix = self._prefix.removeprefix(b"\x1b")
             if action:
                 return bytes(out), action
+        if data.endswith(b"\x1b") and out.endswith(b"\x1b"):
+            self._ghost = True
         return bytes(out), None
 
     def _next(self, data: bytes, at: int) -> tuple[bytes | None, int]:
@@ -59,6 +71,9 @@ class DetachKeys:
             return sequence.group(), sequence.end()
         if begun := _BEGUN.match(data, at):
             self._held = begun.group()
+            return None, len(data)
+        if self._prefix and data[at:] == b"\x1b":
+            self._held = b"\x1b"
             return None, len(data)
         if self._prefix or data[at : at + 1] == _LEGACY:
             return data[at : at + 1], at + 1

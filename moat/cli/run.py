@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moat import config
 from moat.cli.start import start, wanted_size, wanted_stdin
-from moat.config import HostRules, RunConfig, parse_mount
+from moat.config import HostRules, RunConfig, parse_host, parse_mount
 from moat.errors import UsageError
 from moat.runtime.choice import NAMES
 from moat.runtime.request import RunRequest
@@ -70,7 +70,7 @@ def build(
     if not argv:
         raise UsageError("no command", hint="moat run -- <command>, or `command:` in agent.yaml")
     tty = wanted_size(interactive=getattr(options, "interactive", False), detach=options.detach)
-    rules = (*file.network.rules, *(HostRules(host.lower()) for host in options.allow_host))
+    rules = (*file.network.rules, *(HostRules(parse_host(host)) for host in options.allow_host))
     flag_mounts = [parse_mount(text, workspace) for text in options.mount]
     return RunRequest(
         argv=argv,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 
 from moat.cli import terminal
 from moat.cli.output import Progress, emit, emit_json, say
@@ -24,6 +25,7 @@ def start(request: RunRequest, *, detach: bool = False, json: bool = False, home
     instead (`json`: as an object). Raises what `launch.start` raises.
     """
     place = home or Home.from_environment()
+    _fill_standard_streams()
     for name in protected(request.env):
         say(f"warning: env {name} is ignored: it would lead around Moat's proxy or certificates")
     handoff = _handoff(request.grants, place)
@@ -61,12 +63,30 @@ def wanted_size(*, interactive: bool, detach: bool) -> Size | None:
     Interactive needs a terminal on stdin (programs refuse `the input device is not a TTY`), except in the
     background, where somebody will attach later.
     """
-    return terminal.size() if interactive and (detach or os.isatty(0)) else None
+    return terminal.size() if interactive and (detach or _is_terminal(0)) else None
 
 
 def wanted_stdin(*, tty: bool, detach: bool) -> bool:
     """Stdin is forwarded when it is no terminal: `echo x | moat run -- cat`."""
-    return not tty and not detach and not os.isatty(0)
+    return not tty and not detach and not _is_terminal(0)
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def _fill_standard_streams() -> None:
+    """A stream that the caller has closed is nothing; no socket of ours may get its number."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - as above
 
 
 def _handoff(grants: tuple[str, ...], home: Home) -> bytes:
@@ -75,7 +95,7 @@ def _handoff(grants: tuple[str, ...], home: Home) -> bytes:
     from moat.runtime.granted import check, unique
     from moat.vault import open_vault
 
-    vault = open_vault(home, passphrase=_passphrase if os.isatty(0) else None)
+    vault = open_vault(home, passphrase=_passphrase if _is_terminal(0) else None)
     check(vault, grants)
     return vault.handoff(unique(grants))
 

@@ -22,7 +22,7 @@ from types import FrameType
 
 from moat.cli.keys import Action, DetachKeys
 from moat.cli.output import say
-from moat.errors import EXIT_START
+from moat.errors import EXIT_INTERRUPTED, EXIT_START
 from moat.runtime import control
 from moat.runtime.control import Connection, Frame
 from moat.runtime.launch import RunHandle
@@ -33,6 +33,7 @@ from moat.runtime.screen import Modes
 _PIECE = 65536
 _KEY_PAUSE = 0.05  # seconds after which the beginning of an escape sequence is taken for all of it
 _TWICE = 0.5  # seconds in which a second Ctrl-C means "stop" and not "detach"
+_STUBBORN = 2.0  # seconds after which a command that Ctrl-C did not end is worth a word
 _GRACE = 10.0
 _EXIT_PIPE = 128 + signal.SIGPIPE
 
@@ -116,6 +117,8 @@ class _Attachment:
             return EXIT_START
         if record.log_error:
             self._say(f"the log of this run has a hole: {record.log_error}")
+        if self._lead and self._interrupts > 1:
+            return EXIT_INTERRUPTED  # the status tells of our own signals
         if record.exit_code is not None:
             return record.exit_code
         if record.state is State.FAILED:
@@ -176,7 +179,7 @@ class _Attachment:
         handlers: dict[int, Callable[[], None]] = {signal.SIGTERM: _leave, signal.SIGHUP: _leave}
         if self._handle.tty:
             return handlers | {signal.SIGWINCH: self._resize, signal.SIGCONT: self._continue}
-        return handlers | {signal.SIGINT: self._interrupt, signal.SIGALRM: _leave}
+        return handlers | {signal.SIGINT: self._interrupt, signal.SIGALRM: self._waited}
 
     def _resize(self) -> None:
         if _is_terminal(1):
@@ -196,11 +199,18 @@ class _Attachment:
         self._interrupts += 1
         if self._lead and self._interrupts == 1:
             self._send(control.pack(Frame.SIGNAL, bytes([signal.SIGINT])))
+            signal.setitimer(signal.ITIMER_REAL, _STUBBORN)
         elif self._lead or self._interrupts == 2:
             signal.setitimer(signal.ITIMER_REAL, 0)
             self._stop()
         else:
             signal.setitimer(signal.ITIMER_REAL, _TWICE)
+
+    def _waited(self) -> None:
+        """The time after a first Ctrl-C is over."""
+        if not self._lead:
+            _leave()
+        self._say(f"{self._handle.name} has not ended yet; Ctrl-C again stops it")
 
     def _stop(self) -> None:
         self._send(control.pack(Frame.STOP, struct.pack(">d", _GRACE)))

@@ -1,0 +1,99 @@
+"""The detach key in every spelling, whole and in pieces, and never a byte lost otherwise."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, strategies as st
+
+from moat.cli.keys import Action, DetachKeys
+
+SPELLINGS = {
+    "legacy": b"\x1fd",
+    "kitty prefix, plain key": b"\x1b[47;5ud",
+    "kitty": b"\x1b[47;5u\x1b[100u",
+    "kitty with releases": b"\x1b[47;5:1u\x1b[47;5:3u\x1b[57442;1:3u\x1b[100;1:1u",
+    "kitty with alternates and text": b"\x1b[47::47;5u\x1b[100;1;100u",
+    "kitty with caps and num lock": b"\x1b[47;197u\x1b[100;193u",
+    "modifier goes down in between": b"\x1b[57442;5u\x1b[47;5u\x1b[57442;1:3u\x1b[57441;2u\x1b[100;1u",
+}
+
+
+def feed(data: bytes, step: int) -> tuple[bytes, Action | None]:
+    keys = DetachKeys()
+    out = b""
+    for at in range(0, len(data), step):
+        piece, action = keys.feed(data[at : at + step])
+        out += piece
+        if action:
+            return out, action
+    return out + keys.flush(), None
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("keys", SPELLINGS.values(), ids=SPELLINGS)
+def test_detach(keys: bytes, step: int) -> None:
+    out, action = feed(b"ls\r" + keys, step)
+    assert action is Action.DETACH
+    assert out.startswith(b"ls\r")
+    assert b"\x1f" not in out
+    assert b"[47" not in out
+    assert not out.endswith(b"d")
+
+
+def test_stop() -> None:
+    assert feed(b"\x1fk", 1) == (b"", Action.STOP)
+    assert feed(b"\x1b[47;5u\x1b[107u", 3) == (b"", Action.STOP)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"plain text d k /",
+        b"\x1b[A\x1b[1;5C\x1bOP\x1b",
+        b"\x1b",
+        b"\x1b\x1b[100u",
+        b"\x1b[47u",
+        b"\x1b[47;2u",
+        b"\x1b[97;5u",
+        b"\x1b[100u",
+        b"\x1b[200~pasted\x1b[201~",
+        b"\x1fx",
+        b"\x1b[47;5ux",
+        b"\x1b[47;5u\x1b[97u",
+        b"\x1f\x1b[A",
+        "naïve ✓".encode(),
+        b"\x1b[<0;10;10M",
+    ],
+)
+@pytest.mark.parametrize("step", [1, 2, 100])
+def test_everything_else_passes(data: bytes, step: int) -> None:
+    assert feed(data, step) == (data, None)
+
+
+def test_twice_sends_one() -> None:
+    assert feed(b"\x1f\x1fd", 1) == (b"\x1fd", None)
+
+
+def test_a_lone_escape_is_not_held_back() -> None:
+    keys = DetachKeys()
+    assert keys.feed(b"\x1b") == (b"\x1b", None)
+    assert not keys.holding
+
+
+def test_a_sequence_that_does_not_go_on_is_let_go() -> None:
+    keys = DetachKeys()
+    assert keys.feed(b"\x1b[47") == (b"", None)
+    assert keys.holding
+    assert keys.flush() == b"\x1b[47"
+    assert not keys.holding
+
+
+@given(
+    st.lists(st.sampled_from([b"a", b"d", b"\x1b", b"[", b"\x1b[A", b"1", b";", b"u", b"\xff", b"47"])),
+    st.integers(1, 9),
+)
+def test_without_the_prefix_nothing_changes(pieces: list[bytes], step: int) -> None:
+    data = b"".join(pieces)
+    out, action = feed(data, step)
+    if b"47;5" not in data:
+        assert (out, action) == (data, None)
