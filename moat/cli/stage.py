@@ -91,6 +91,8 @@ def stage(home: Home, hosts: Sequence[str]) -> Iterator[Stage]:
                 MOAT_PASSPHRASE=None,
                 MOAT_PASSPHRASE_FD=None,
                 MOAT_PROFILE=None,
+                HTTPS_PROXY=None,  # the origin is on this machine
+                https_proxy=None,
             )
         )
         yield Stage(inside, workspace, origin, canary)
