@@ -139,8 +139,10 @@ class Download:
     async def _send(self, wire: bytes) -> None:
         self.begun = True
         stream = self._client.stream
+        deadline = stream.deadline  # what an upload under way has set
         stream.deadline = monotonic() + self._client.limits.body_idle_timeout
         await stream.send(wire)
+        stream.deadline = deadline
 
     async def _switch(self, upstream: MessageReader, head: ResponseHead) -> None:
         """101: from here on the bytes are not HTTP. They are passed on, masked if a credential went up."""

@@ -296,6 +296,9 @@ class Exchange:
         host = self._site.authority.host
         if self._client.stream.broken or (self._upload is not None and self._upload.gone):
             self._drop(GONE)
+        elif self._download is not None and self._download.begun:
+            self._error = f"{host}: {error}"
+            await self._truncate()
         elif isinstance(error, StreamTimeoutError):
             await self._answer(failed(504, "timeout", f"{host} did not answer in time"))
         else:
@@ -321,23 +324,25 @@ class Exchange:
 
     def _record(self, started: float, duration: float) -> None:
         upload, download, answer = self._upload, self._download, self._answered
-        begun = download is not None and download.begun
-        own = answer if not begun else None
-        error = self._error or (download.traffic.error if download is not None else "")
+        status, headers = (answer.status, answer.headers) if answer is not None else (0, ())
+        up, down, error = 0, 0, self._error
+        if upload is not None:
+            up = upload.body.size
+        if download is not None:
+            up, down, error = up + download.traffic.up, download.size, error or download.traffic.error
+            if download.begun:
+                status, headers = download.status, download.headers
         self._setup.on_event(
             ExchangeFinished(
                 started=started,
                 duration=duration,
                 method=self._head.method.decode("latin-1"),
                 url=self._site.url(self._target),
-                status=own.status if own is not None else download.status if download is not None else 0,
+                status=status,
                 request_headers=shown(self._head.headers, self._hidden),
-                response_headers=shown(
-                    own.headers if own is not None else download.headers if download is not None else ()
-                ),
-                request_bytes=(upload.body.size if upload is not None else 0)
-                + (download.traffic.up if download is not None else 0),
-                response_bytes=download.size if download is not None else 0,
+                response_headers=shown(headers),
+                request_bytes=up,
+                response_bytes=down,
                 grants=self._grants,
                 denial=answer.denial if answer is not None else None,
                 error=error,
