@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from moat.vault import open_vault
 from moat.vault.index import Ref
 from moat.vault.oskeyring import CHUNK, KeyringStore
 from tests.vault.conftest import Make, traces
-from tests.vault.keyring_session import KeyringSession
+from tests.vault.keyring_session import LEAVES_CONNECTIONS, KeyringSession
 
 SECRET = "sk-ant-api03-KEYRINGSECRET"
 
@@ -111,9 +110,7 @@ def _locked(attempt: Callable[[], object]) -> None:
     assert "MOAT_KEYRING_BACKEND=file" in str(caught.value.hint)
 
 
-# The keyring library leaves its D-Bus connection to the garbage collector when the keyring is locked.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@LEAVES_CONNECTIONS
 def test_locked_keyring(gnome_keyring: KeyringSession, state: Home, make: Make) -> None:
     vault = open_vault(state)
     vault.put(make(secret=SECRET))
@@ -128,9 +125,9 @@ def test_locked_keyring(gnome_keyring: KeyringSession, state: Home, make: Make) 
         _locked(attempt)
     assert (state.credentials / "index.json").read_bytes() == index
     assert vault.list() == (make().info,)  # listing needs no keyring
-    gc.collect()
 
 
+@LEAVES_CONNECTIONS
 def test_a_silent_keyring_meets_the_deadline(gnome_keyring: KeyringSession) -> None:
     os.kill(gnome_keyring.daemon, signal.SIGSTOP)
     store = KeyringStore("default", deadline=1.0)

@@ -23,7 +23,7 @@ from moat.paths import Home
 from moat.vault import open_vault
 from moat.vault.index import read_index, timestamp
 from tests.vault.conftest import Make
-from tests.vault.keyring_session import KeyringSession
+from tests.vault.keyring_session import LEAVES_CONNECTIONS, KeyringSession
 
 SECRET = "sk-ant-api03-STORESECRET"
 
@@ -412,6 +412,7 @@ def test_many_requests_read_the_store_once(sealed: Home, make: Make, monkeypatch
     assert reads[0] != threading.get_ident()  # never in the loop's own thread
 
 
+@LEAVES_CONNECTIONS
 def test_the_loop_runs_on_while_a_keyring_is_silent(
     gnome_keyring: KeyringSession, state: Home, make: Make
 ) -> None:
