@@ -479,6 +479,25 @@ def test_no_process_shows_the_secret(moat_bin: str, tmp_path: Path) -> None:
         assert seen > 0
 
 
+@pytest.mark.usefixtures("vendors")
+def test_no_log_has_the_secret(
+    moat: Moat, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every library at its most talkative: keyring, D-Bus, asyncio and aiohttp in debug mode."""
+    monkeypatch.delenv("MOAT_KEYRING_BACKEND")
+    (tmp_path / "loud").mkdir()
+    (tmp_path / "loud/sitecustomize.py").write_text(
+        "import logging; logging.basicConfig(level=logging.NOTSET)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "loud"))
+    monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
+    with keyring_session(home, monkeypatch):
+        done = quiet(moat("grant", "anthropic", "--token-stdin", input=KEY))
+        assert done.returncode == 0
+        assert "DEBUG:" in done.stderr  # they did talk
+        assert stored()[0] == KEY
+
+
 def test_listing_imports_nothing_heavy(home: Path) -> None:
     code = (
         "import sys; from moat.cli import main; main(['grant', 'list'])\n"

@@ -163,11 +163,6 @@ CRASH = """
 """
 
 
-def _steps(action: str) -> int:
-    """How many times the process can die before `action` is through, each checked by the caller."""
-    return 12 if action == "put" else 8
-
-
 @pytest.mark.parametrize("store", ["file", "keyring"])
 def test_a_crash_while_replacing_leaves_the_old_or_the_new(
     store: str, request: pytest.FixtureRequest, make: Make, monkeypatch: pytest.MonkeyPatch
@@ -176,7 +171,7 @@ def test_a_crash_while_replacing_leaves_the_old_or_the_new(
     home: Home = request.getfixturevalue("sealed" if store == "file" else "state")
     session = request.getfixturevalue("gnome_keyring") if store == "keyring" else None
     seen = []
-    for step in range(1, _steps("put")):
+    for step in range(1, 12):
         open_vault(home).put(make(secret="old"))
         done = run(CRASH, str(step), "put")
         assert done.returncode == 99, f"step {step}: {done}"
@@ -273,6 +268,24 @@ def test_processes_that_grant_at_once_lose_nothing(store: str, request: pytest.F
     assert {vault.get(name).secret.reveal() for name in names} == {f"secret of {name}" for name in names}
     assert vault.get("anthropic").secret.reveal() in {"secret of a", "secret of b"}
     assert read_index(home.credentials / "index.json").pending == ()
+
+
+def test_a_read_that_meets_a_new_grant_looks_again(
+    sealed: Home, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index was read, then another process replaced the secret and removed the old one."""
+    from moat.vault.sealed import SealedFiles
+
+    open_vault(sealed).put(make(secret="old"))
+    read = SealedFiles.read
+
+    def overtaken(self: SealedFiles, *arguments: object) -> str:
+        monkeypatch.setattr(SealedFiles, "read", read)
+        open_vault(sealed).put(make(secret="new"))
+        return read(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SealedFiles, "read", overtaken)
+    assert open_vault(sealed).get("anthropic").secret.reveal() == "new"
 
 
 def test_two_first_grants_agree_on_one_key(state: Home, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
