@@ -38,15 +38,9 @@ def bash(command: str) -> str:
 
 @runtimes
 @kinds
-def test_the_answer_is_on_stdout_and_nothing_else(world, runtime):
+def test_the_answer_is_on_stdout_and_the_api_gets_the_credential_only(world, runtime):
     done = world.claude("-p", "hello there", runtime=runtime)
     assert (done.stdout, done.stderr, done.returncode) == ("You said: hello there (prompt 1)\n", "", 0)
-
-
-@runtimes
-@kinds
-def test_the_api_gets_the_credential_and_never_a_placeholder(world, runtime):
-    world.answer("-p", "hello", runtime=runtime)
     received = world.fake.received
     assert [r.path for r in received if r.status == 401] == []
     assert [r.path for r in received if re.search(r"sk-ant-(api03|oat01)-moat-", r.text)] == []
@@ -81,8 +75,7 @@ def test_piped_input_reaches_claude(world, runtime):
 
 @runtimes
 def test_the_exit_status_is_claudes_own(world, runtime):
-    if world.fake.api_key:
-        world.fake.api_key = "sk-ant-api03-another"
+    world.fake.api_key = "sk-ant-api03-another"
     done = world.claude("-p", "hello", runtime=runtime)
     assert done.returncode == 1
     assert "does not know this credential" in done.stdout + done.stderr
@@ -102,14 +95,6 @@ def test_a_tool_writes_a_file_of_the_workspaces_owner(world, runtime, owner):
     made = world.workspace / "made.txt"
     assert made.read_text() == "by claude\n"
     assert made.stat().st_uid == owner
-
-
-@runtimes
-def test_tools_see_no_secret_and_no_root(world, runtime):
-    said = world.answer("-p", bash("id -u; env; cat ~/.claude.json ~/.claude/settings.json"), runtime=runtime)
-    assert world.secret not in said
-    assert not re.search(r"The tool said: 0\b", said)
-    assert "ANTHROPIC_API_KEY=sk-ant-api03-moat-" in said
 
 
 # --- without a credential -----------------------------------------------------------------------------
@@ -211,7 +196,6 @@ def test_claude_on_the_host_continues_what_was_begun_in_a_sandbox(world, claude_
             check=False,
         )
     assert done.stdout == "You said: on the host (prompt 2)\n", done.stderr
-    assert world.answer("-c", "-p", "inside again", runtime="embedded", cwd=place).endswith("(prompt 3)")
 
 
 @pytest.mark.parametrize(
