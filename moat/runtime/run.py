@@ -306,6 +306,7 @@ class LocalRun:
             await first_of(self._session.joined.wait, self._stop_asked.wait, seconds=_HOLD)
         if not self._stop_asked.is_set():
             await self._sandbox.start()
+            self._session.begun.set()
             self.outcome.update(state=State.RUNNING, started_at=time.time())
             self._started.set()
             async with anyio.create_task_group() as tasks:

@@ -92,6 +92,7 @@ class Session:
         self._modes = Modes()
         self._writing = asyncio.Lock()
         self.joined = asyncio.Event()  # the first viewer is there
+        self.begun = asyncio.Event()  # the command was started: only now is there anybody to write to
         self.drained = asyncio.Event()  # the last output has been handed over
 
     async def pump(self) -> None:
@@ -144,10 +145,12 @@ class Session:
         await self._apply_size(force=True)
 
     async def write(self, data: bytes) -> None:
+        await self.begun.wait()
         async with self._writing:  # two people may type; their pieces must not be torn apart
             await self._sandbox.write(data)
 
     async def close_stdin(self) -> None:
+        await self.begun.wait()
         async with self._writing:
             await self._sandbox.close_stdin()
 

@@ -107,11 +107,14 @@ async def _supervise(message: dict[str, Any], starter: Starter) -> None:
     home = Home(Path(message["home"]))
     handoff = base64.b64decode(message["handoff"])
     ready = False
+    request = RunRequest.from_json(message["request"])
     try:
-        run = LocalRun(RunRequest.from_json(message["request"]), home, None)
+        run = LocalRun(request, home, None)
         _log_to(home.run(run.id) / "supervisor.log")
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, run.ask_to_stop)
         async with hosted(run, handoff, starter.progress):
+            if not request.hold:
+                await run.started()
             starter.say(ready={"id": run.id, "name": run.name, "socket": run.record.socket})
             starter.goodbye()
             ready = True

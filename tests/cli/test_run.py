@@ -166,7 +166,7 @@ def test_interrupting_the_preparation_leaves_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
-def test_a_run_outlives_its_command_line(
+def test_a_run_outlives_its_command_line(  # noqa: PLR0917 - fixtures
     begin: Begin, moat_bin: str, moat: Moat, workspace: Path, embedded: None, number: signal.Signals
 ) -> None:
     process = begin("--name", "long", "--", "sh", "-c", "echo ready; sleep 2; echo done > here")

@@ -196,6 +196,9 @@ async def test_what_two_people_type_is_not_torn_apart(tmp_path: Path) -> None:
         tasks.start_soon(session.write, b"aaaa")
         tasks.start_soon(session.write, b"bbbb")
         tasks.start_soon(session.close_stdin)
+        await anyio.sleep(0.05)
+        assert sandbox.written == [], "nothing can be written to a command that has not started"
+        session.begun.set()
     assert b"".join(sandbox.written) == b"aaaabbbb<eof>"
 
 
