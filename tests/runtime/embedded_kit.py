@@ -241,10 +241,12 @@ def held(
             assert process.stdout is not None
             process.stdin.write(json.dumps(dataclasses.asdict(order)))
             process.stdin.close()
+            about = json.loads(process.stdout.readline())
             try:
-                yield process, json.loads(process.stdout.readline())
+                yield process, about
             finally:
                 process.kill()
+                asyncio.run(EmbeddedRuntime().reap(about["run_id"]))
 
 
 async def hold(order: Order, *, started: bool) -> None:
@@ -254,7 +256,12 @@ async def hold(order: Order, *, started: bool) -> None:
     if started:
         await made.start()
         await made.read()
-    about = {"init": made._init_pid, "bwrap": made._process.pid, "run_id": made._run_id}
+    about = {
+        "init": made._init_pid,
+        "bwrap": made._process.pid,
+        "run_id": made._run_id,
+        "workspace": order.workspace,
+    }
     print(json.dumps(about), flush=True)
     await asyncio.sleep(600)
 

@@ -39,7 +39,11 @@ everybody = pytest.mark.parametrize("who", EVERYBODY)
 def sleeper() -> tuple[list[str], str]:
     """A command with children that left its session, and what all of their command lines contain."""
     number = f"98{time.monotonic_ns() % 10**9}"
-    return ["sh", "-c", f"sleep {number} & setsid sleep {number} & echo up; exec sleep {number}"], number
+    return [
+        "sh",
+        "-c",
+        f"sleep {number} & setsid sleep {number} & touch /workspace/ran; echo up; exec sleep {number}",
+    ], number
 
 
 def alive(text: str) -> list[str]:
@@ -68,15 +72,11 @@ def attendants(run_id: str) -> list[int]:
 def test_destroy_leaves_no_process_mount_descriptor_group_or_directory(tmp_path: Path) -> None:
     """Shown to fail without `_remove` (control group) and without closing the control socket (attendant)."""
     argv, number = sleeper()
-    place = "/sys/fs/cgroup"
 
     def world() -> tuple[object, ...]:
-        groups = [
-            path
-            for kind in ("memory", "pids")
-            for path in Path(place, kind, "moat").glob(f"*{tmp_path.name}")
-        ]
-        return Path("/proc/mounts").read_text(), groups, marked(f"run_{tmp_path.name}")
+        mounts = Path("/proc/mounts").read_text().splitlines()  # engines at work on this machine have theirs
+        ours = [line for line in mounts if line.startswith("moat ") or str(tmp_path) in line]
+        return ours, marked(f"run_{tmp_path.name}")
 
     async def once(*, started: bool, destroyed: int) -> None:
         egress = FakeEgress()
@@ -100,6 +100,7 @@ def test_destroy_leaves_no_process_mount_descriptor_group_or_directory(tmp_path:
         for started in (True, False):
             await once(started=started, destroyed=2)
             assert sorted(os.listdir("/proc/self/fd")) == descriptors
+            assert cgroup.find(f"run_{tmp_path.name}").directories == {}
         assert world() == before
 
     asyncio.run(main())
@@ -176,8 +177,8 @@ def test_a_start_that_is_cancelled_leaves_nothing(tmp_path: Path, delay: float) 
 def test_a_killed_supervisor_takes_the_sandbox_with_it(who: str, started: bool) -> None:
     """Shown to fail, for a run that has not started, without the attendant.
 
-    Bubblewrap's inner process asks for its death signal only after the release, and went on to run the
-    command when the gate gave end of file. With neither `--die-with-parent` nor the attendant it fails for every run.
+    Bubblewrap's inner process asks for its death signal only after the release. The command ran (`ran` was
+    made) with a gate that gives end of file when the supervisor dies. With neither `--die-with-parent` nor the attendant it fails for every run.
     """
     argv, number = sleeper()
     with held(who, started=started, argv=argv) as (process, about):
@@ -185,6 +186,7 @@ def test_a_killed_supervisor_takes_the_sandbox_with_it(who: str, started: bool) 
         assert len(alive(number)) >= (3 if started else 1)
         process.send_signal(signal.SIGKILL)
         assert wait_until(lambda: not marked(about["run_id"]) and not alive(number), 2)
+        assert Path(about["workspace"], "ran").exists() == started
 
 
 @everybody
@@ -214,10 +216,16 @@ def test_reap_removes_what_a_killed_supervisor_left(who: str) -> None:
     with held(who, started=True, argv=argv) as (process, about):
         process.send_signal(signal.SIGKILL)
         process.wait()
-    run_id = about["run_id"]
-    assert wait_until(lambda: not marked(run_id), 2)
-    left = cgroup.find(run_id).directories
-    assert bool(left) == bool(who == "root")  # this machine's groups are root's
+        run_id = about["run_id"]
+        assert wait_until(lambda: not marked(run_id), 2)
+        left = cgroup.find(run_id).directories
+        assert bool(left) == (who == "root")  # this machine's groups are root's
+        _reap_twice(run_id)
+        assert not any(path.exists() for path in left.values())
+
+
+def _reap_twice(run_id: str) -> None:
+    """With a process of the run that outlived it, and one of another run, which must not be touched."""
     stray = subprocess.Popen(["sleep", "600"], env={MARK: run_id, "PATH": "/usr/bin:/bin"})
     other = subprocess.Popen(["sleep", "600"], env={MARK: run_id + "x", "PATH": "/usr/bin:/bin"})
     try:
@@ -225,7 +233,6 @@ def test_reap_removes_what_a_killed_supervisor_left(who: str) -> None:
             asyncio.run(EmbeddedRuntime().reap(run_id))
         assert stray.wait(5) == -signal.SIGKILL
         assert other.poll() is None
-        assert not any(path.exists() for path in left.values())
     finally:
         for process in (stray, other):
             process.kill()
@@ -272,7 +279,7 @@ def test_the_number_of_processes_is_limited(who: str) -> None:
 
 def test_the_users_other_processes_do_not_count() -> None:
     """A desktop has thousands of threads. Shown to fail with the limit set before the user namespace is made."""
-    code = "import os, time\nfor _ in range(80):\n    if os.fork() == 0:\n        time.sleep(20)\n        os._exit(0)\n"
+    code = "import os, time\nfor _ in range(45):\n    if os.fork() == 0:\n        time.sleep(20)\n        os._exit(0)\n"
     with held(
         "user", started=True, argv=[SYSTEM_PYTHON, "-c", code + "print('up', flush=True)\ntime.sleep(60)"]
     ):
