@@ -35,12 +35,14 @@ def main(argv: Sequence[str]) -> int:
     path = home.run(record.id) / "output.log"
     if not path.exists():
         raise RunNotFoundError(f"{record.name} has printed nothing", hint="`moat list` shows its state")
-    show = _bytes if options.raw or not record.tty else Text().feed
-    for data in follow(
-        path, _last_lines(path, options.lines), alive_while(home, record, follow=options.follow)
-    ):
-        sys.stdout.buffer.write(show(data))
+    alive = alive_while(home, record, follow=options.follow)
+    text = None if options.raw or not record.tty else Text()
+    write = sys.stdout.buffer.write
+    for data in follow(path, _last_lines(path, options.lines), alive):
+        write(text.feed(data) if text else data)
         sys.stdout.buffer.flush()
+    if text:
+        write(text.end())
     return 0
 
 
@@ -51,10 +53,15 @@ class Text:
         self._rest = b""
 
     def feed(self, data: bytes) -> bytes:
+        """The complete lines so far, or most of a line that is very long."""
         data = self._rest + data
         at = max(data.rfind(b"\n"), len(data) - _PIECE)
         self._rest = data[at + 1 :] if at >= 0 else data
         return text_only(data[: at + 1])
+
+    def end(self) -> bytes:
+        """The last line, when nothing ended it."""
+        return text_only(self._rest)
 
 
 def follow(path: Path, start: int, alive: Callable[[], bool]) -> Iterator[bytes]:
@@ -68,10 +75,6 @@ def follow(path: Path, start: int, alive: Callable[[], bool]) -> Iterator[bytes]
                 yield data
             if going:
                 time.sleep(_POLL)
-
-
-def _bytes(data: bytes) -> bytes:
-    return data
 
 
 def alive_while(home: Home, record: RunRecord, *, follow: bool) -> Callable[[], bool]:

@@ -1,0 +1,150 @@
+"""`moat list`, `stop`, `destroy`, `clean`: what exists, and how it goes away."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pexpect
+import pytest
+
+Moat = Callable[..., subprocess.CompletedProcess[str]]
+pytestmark = pytest.mark.embedded
+
+
+@pytest.fixture(autouse=True)
+def _embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOAT_RUNTIME", "embedded")
+
+
+def rows(moat: Moat) -> dict[str, dict[str, object]]:
+    return {row["name"]: row for row in json.loads(moat("list", "--json").stdout)}
+
+
+def begin(moat: Moat, name: str, *argv: str) -> str:
+    done = moat("run", "-d", "--name", name, "--", *(argv or ("sleep", "100")))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_no_runs(moat: Moat) -> None:
+    done = moat("list")
+    assert (done.stdout, done.stderr, done.returncode) == ("NAME  RUN ID  STATE  AGE\n", "", 0)
+    assert json.loads(moat("list", "--json").stdout) == []
+
+
+def test_the_columns(moat: Moat) -> None:
+    run_id = begin(moat, "feature-auth")
+    moat("run", "--name", "broken", "--", "false")
+    header, first, second = moat("list").stdout.splitlines()
+    assert header.split() == ["NAME", "RUN", "ID", "STATE", "AGE"]
+    assert re.fullmatch(r"broken        run_[0-9a-f]{12}  failed   \d+s", first)
+    assert re.fullmatch(rf"feature-auth  {run_id}  running  \d+s", second)
+
+
+def test_json_tells_everything(moat: Moat, tmp_path: Path) -> None:
+    moat("run", "--name", "x", "--", "sh", "-c", "exit 4")
+    row = rows(moat)["x"]
+    assert row["state"] == "failed"
+    assert row["exit_code"] == 4
+    assert row["error"] == "exit status 4"
+    assert row["runtime"] == "embedded"
+    assert row["argv"] == ["sh", "-c", "exit 4"]
+    assert row["workspace"] == str(tmp_path / "workspace")
+
+
+def test_looking_changes_nothing(moat: Moat, home: Path) -> None:
+    run_id = begin(moat, "x")
+    directory = home / ".moat/runs" / run_id
+    before = {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in directory.iterdir()}
+    for argv in (("list",), ("logs",), ("trace", "--network")):
+        assert moat(*argv).returncode == 0
+    after = {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in directory.iterdir()}
+    assert before == after
+
+
+def test_a_killed_supervisor(moat: Moat, home: Path) -> None:
+    run_id = begin(moat, "x", "sh", "-c", "echo hello; sleep 100")
+    os.kill(int(str(rows(moat)["x"]["pid"])), signal.SIGKILL)
+    time.sleep(0.3)
+    assert rows(moat)["x"]["state"] == "failed"
+    assert rows(moat)["x"]["error"] == "the supervisor was killed"
+    assert moat("logs", "x").stdout == "hello\n"
+    assert moat("stop", "x").returncode == 3
+    assert moat("destroy", "x").stdout == f"{run_id}\n"
+    assert not (home / ".moat/runs" / run_id).exists()
+
+
+class TestStop:
+    def test_by_name_by_id_and_the_only_one(self, moat: Moat) -> None:
+        for name, word in (("a", "a"), ("b", "id"), ("c", "")):
+            run_id = begin(moat, name)
+            done = moat("stop", *([run_id if word == "id" else word] if word else []))
+            assert (done.stdout, done.returncode) == (f"{run_id}\n", 0), done.stderr
+            assert rows(moat)[name]["state"] == "stopped"
+
+    def test_ambiguity_is_an_error_that_lists(self, moat: Moat) -> None:
+        first, second = begin(moat, "a"), begin(moat, "b")
+        done = moat("stop")
+        assert done.returncode == 2
+        assert first in done.stderr
+        assert second in done.stderr
+        assert moat("stop", "--all").stdout.split() == [second, first]
+        assert moat("stop").returncode == 2
+        assert moat("stop", "--all").returncode == 0
+
+    def test_what_is_not_there_or_has_ended(self, moat: Moat) -> None:
+        assert moat("stop", "nothing").returncode == 2
+        moat("run", "--name", "over", "--", "true")
+        done = moat("stop", "over")
+        assert done.returncode == 3
+        assert "has already ended" in done.stderr
+
+    def test_a_supervisor_that_does_not_answer_is_killed(self, moat: Moat) -> None:
+        begin(moat, "frozen")
+        pid = int(str(rows(moat)["frozen"]["pid"]))
+        os.kill(pid, signal.SIGSTOP)
+        done = moat("stop", "frozen")
+        assert done.returncode == 0, done.stderr
+        assert "does not answer" in done.stderr
+        assert rows(moat)["frozen"]["state"] == "failed"
+
+
+class TestDestroy:
+    def test_ended_ones_only(self, moat: Moat, home: Path) -> None:
+        run_id = begin(moat, "x")
+        done = moat("destroy", "x")
+        assert done.returncode == 3
+        assert f"moat stop {run_id}" in done.stderr
+        moat("stop", "x")
+        assert moat("destroy", "x").stdout == f"{run_id}\n"
+        assert rows(moat) == {}
+
+
+class TestClean:
+    def test_stopped_and_failed_ones_go_and_living_ones_stay(self, moat: Moat) -> None:
+        moat("run", "--name", "good", "--", "true")
+        moat("run", "--name", "bad", "--", "false")
+        begin(moat, "alive")
+        done = moat("clean")
+        assert done.returncode == 2
+        assert "moat clean --yes" in done.stderr
+        assert len(rows(moat)) == 3
+        assert len(moat("clean", "--yes").stdout.split()) == 2
+        assert list(rows(moat)) == ["alive"]
+        assert moat("clean", "--yes").stderr == "moat: nothing to clean\n"
+
+    @pytest.mark.parametrize(("answer", "left"), [("y", 0), ("", 1), ("n", 1)])
+    def test_it_asks_on_a_terminal(self, moat: Moat, moat_bin: str, answer: str, left: int) -> None:
+        moat("run", "--", "true")
+        with pexpect.spawn(moat_bin, ["clean"], timeout=10, encoding="utf-8") as terminal:
+            terminal.expect_exact("Remove 1 ended runs with their logs? [y/N] ")
+            terminal.sendline(answer)
+            terminal.expect(pexpect.EOF)
+        assert len(rows(moat)) == left
