@@ -12,13 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 import os
 import signal
 import socket
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import anyio
 
@@ -100,21 +98,22 @@ class EmbeddedSandbox:
             raise StartError("bubblewrap does not answer", hint="run `moat doctor`") from None
         flags = socket.MSG_CMSG_CLOEXEC
         data, fds, _, _ = socket.recv_fds(self._control, 65536, _MAX_HOST_PORTS + 4, flags)
-        message: dict[str, Any] = json.loads(data) if data else {"step": "bwrap"}
-        if "pid" not in message:
-            raise await self._failure(message)
-        self.limits = message["limits"]
-        self._init_pid = message["pid"]
+        word, _, rest = (data or b"bwrap").decode(errors="replace").partition(" ")
+        if word != "made":
+            raise await self._failure(word, rest)
+        pid, _, held = rest.partition(" ")
+        self.limits = dict(part.split("=", 1) for part in held.split(",") if part)
+        self._init_pid = int(pid)
         with contextlib.suppress(ProcessLookupError):  # ended already; its output says why
             self._init = os.pidfd_open(self._init_pid)
         return fds
 
-    async def _failure(self, message: dict[str, str]) -> StartError:
-        if message["step"] == "bwrap":
-            with anyio.move_on_after(_END_DEADLINE):
-                await self.wait()
-            return bwrap.diagnose(self._stdio.read_available().decode(errors="replace"))
-        return StartError(message["error"], hint=_HINTS.get(message["step"]))
+    async def _failure(self, step: str, cause: str) -> StartError:
+        if step != "bwrap":
+            return StartError(cause, hint=_HINTS.get(step))
+        with anyio.move_on_after(_END_DEADLINE):
+            await self.wait()
+        return bwrap.diagnose(self._stdio.read_available().decode(errors="replace"))
 
     async def start(self) -> None:
         if self._release is not None:

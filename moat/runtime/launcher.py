@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import marshal
 import os
 import platform
 import re
@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import moat
 from moat.errors import StartError
@@ -20,9 +19,12 @@ from moat.runtime.procfs import MARK
 from moat.runtime.sandbox import HOST_ADDRESS, PROXY_PORT
 from moat.runtime.stdio import Stdio
 
+# The packages by their places only: their own `__init__` import what the launcher does not need.
 _BOOTSTRAP = """\
 import sys
-sys.path.append(sys.argv[2])
+for name, path in (("moat", sys.argv[2]), ("moat.runtime", sys.argv[2] + "/runtime")):
+    sys.modules[name] = type(sys)(name)
+    sys.modules[name].__path__ = [path]
 from moat.runtime.namespace import main
 main(int(sys.argv[1]))
 """
@@ -35,7 +37,7 @@ Listener = tuple[str, str, int, bool]  # kind, address, port, whether another li
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the launcher does; sent as JSON in a memfd."""
+    """What the launcher does; sent in a memfd."""
 
     parent: int  # the supervisor's pid
     control: int  # descriptor of the socket between attendant and supervisor
@@ -101,9 +103,9 @@ def launch(
                 *argv,
             ]
             plan = dataclasses.replace(plan, command=[*plan.command, *command], control=theirs.fileno())
-            content = arguments.data(json.dumps(dataclasses.asdict(plan)).encode())
+            content = arguments.data(marshal.dumps(dataclasses.asdict(plan)))
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, str(content), _package_root()],
+                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, str(content), moat.__path__[0]],
                 stdin=stdio.child[0],
                 stdout=stdio.child[1],
                 stderr=stdio.child[2],
@@ -149,7 +151,3 @@ def _session(*, terminal: bool) -> list[str]:
     if path is None:
         raise StartError("setsid is missing", hint="apt-get install util-linux")
     return [path, *(["-c"] if terminal else []), "--"]
-
-
-def _package_root() -> str:
-    return str(Path(moat.__path__[0]).parent)
