@@ -1,0 +1,205 @@
+"""Mounts, hosts and the user's own config.yaml: what is accepted, and what is refused with which reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moat.config import MountConfig, UpstreamConfig, UserConfig, load, load_user, parse_host, parse_mount
+from moat.errors import ConfigError, UsageError
+from moat.paths import Home
+
+PEM = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    path = tmp_path / "project"
+    path.mkdir()
+    return path
+
+
+def write(workspace: Path, text: str) -> Path:
+    (workspace / "agent.yaml").write_text(text)
+    return workspace
+
+
+# --- mounts -----------------------------------------------------------------------------------------
+
+
+def test_a_mount_is_read_relative_to_the_workspace(workspace, home):
+    (workspace / "data").mkdir()
+    (home / "shared").mkdir()
+    assert parse_mount("data:/data", workspace) == MountConfig(workspace / "data", "/data")
+    assert parse_mount("./data/:/data//x/:rw", workspace) == MountConfig(workspace / "data", "/data/x")
+    assert parse_mount("~/shared:/s:ro", workspace) == MountConfig(home / "shared", "/s", read_only=True)
+    assert parse_mount("..:/up:ro", workspace / "data").source == workspace
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(
+            "/",
+            "/tmp",
+            "/proc",
+            "/proc/1",
+            "/sys/fs",
+            "/dev/shm",
+            "/etc/ssl",
+            "/run/moat",
+            "/usr/bin",
+            "/lib",
+        ),
+        *(
+            "/workspace",
+            "/workspace/",
+            "/home/agent",
+            "/home",
+            "/home/agent/.claude",
+            "/home/agent/.claude.json",
+        ),
+        *("data", "../x", "/data/../etc", "//etc", "/da\x07ta"),
+    ],
+)
+def test_a_target_that_is_not_free_is_refused(workspace, target):
+    (workspace / "data").mkdir()
+    with pytest.raises(UsageError):
+        parse_mount(f"data:{target}", workspace)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "data", "data:", ":/data", "data:/data:rx", "data:/data:ro:x", "missing:/data"]
+)
+def test_a_mount_that_is_none_is_refused(workspace, text):
+    (workspace / "data").mkdir()
+    with pytest.raises(UsageError):
+        parse_mount(text, workspace)
+
+
+def test_sources_that_hold_credentials_or_engines_are_refused(workspace, home):
+    (home / ".ssh").mkdir()
+    (home / ".ssh" / "id").touch()
+    (home / ".moat" / "credentials").mkdir(parents=True)
+    (workspace / "innocent").symlink_to(home / ".ssh")
+    sources = [
+        *("~/.ssh", "~/.ssh/id", "~", "innocent", "~/.moat", "~/.moat/credentials", "/"),
+        *("/proc", "/sys/kernel", "/dev", "/run", "/var/run"),
+    ]
+    for source in sources:
+        with pytest.raises(UsageError):
+            parse_mount(f"{source}:/data", workspace)
+
+
+def test_two_mounts_with_one_target(workspace):
+    (workspace / "a").mkdir()
+    with pytest.raises(ConfigError) as caught:
+        load(write(workspace, "mounts: ['a:/data', 'a:/data/']"))
+    assert caught.value.problems == ("agent.yaml:1:21: two mounts have the target /data",)
+
+
+# --- hosts --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "a.test", "*.a.test", "a.test:8443", "127.0.0.1:80", "[::1]:443", "x_y.test"]
+)
+def test_hosts(text):
+    assert parse_host(text.upper()) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "*", "*.", "a.*.test", "a..test", "-a.test", "a.test:", "a.test:0", "a.test:65536", "a b", "ä.test", "u@a.test", "a/b"],
+)  # fmt: skip
+def test_no_hosts(text):
+    with pytest.raises(UsageError):
+        parse_host(text)
+
+
+def test_what_config_accepts_the_proxy_understands(workspace):
+    from moat.proxy.policy import parse_host_rule
+
+    rules = ["allow GET /", "deny * /a/*/b/**", "allow M-SEARCH /x.y~z/", "allow POST /a:b@c"]
+    text = (
+        "network: {rules: [a.test, '*.b.test:8443', {c.test: [" + ", ".join(f"'{r}'" for r in rules) + "]}]}"
+    )
+    for entry in load(write(workspace, text)).network.rules:
+        assert len(parse_host_rule(entry.host, entry.rules).rules) == len(entry.rules)
+
+
+def test_what_config_accepts_images_can_be_made_with():
+    from moat.config.workspace import DEPENDENCIES
+    from moat.runtime.dockerfile import KNOWN
+
+    assert DEPENDENCIES == KNOWN
+
+
+# --- the user's own file --------------------------------------------------------------------------------
+
+
+def user_file(home: Path, text: str, mode: int = 0o600) -> Home:
+    place = Home(home / ".moat")
+    place.root.mkdir(mode=0o700, exist_ok=True)
+    place.config_file.write_text(text)
+    place.config_file.chmod(mode)
+    return place
+
+
+def test_the_users_file_may_be_missing(home):
+    assert load_user(Home(home / ".moat")) == UserConfig()
+
+
+def test_every_key_of_the_users_file(home):
+    text = """\
+upstream:
+  ca_bundle: ca.pem
+  proxy: http://user:pass@proxy.test:3128
+  connect_to:
+    "API.anthropic.com:443": "127.0.0.1:8443"
+    "b.test:80": "[::1]:8080"
+"""
+    place = user_file(home, text)
+    (home / ".moat" / "ca.pem").write_text(PEM)
+    assert load_user(place) == UserConfig(
+        path=place.config_file,
+        upstream=UpstreamConfig(
+            ca_bundle=home / ".moat" / "ca.pem",
+            proxy="http://user:pass@proxy.test:3128",
+            connect_to={("api.anthropic.com", 443): ("127.0.0.1", 8443), ("b.test", 80): ("::1", 8080)},
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("upstraem: {}", "1:1: unknown key 'upstraem'; did you mean 'upstream'?"),
+        ("proxy: {port: 1}", "1:1: 'proxy': write upstream.proxy"),
+        ("upstream: {ca_bundle: missing.pem}", "1:23: missing.pem: No such file or directory"),
+        ("upstream: {ca_bundle: config.yaml}", "1:23: config.yaml holds no PEM certificate"),
+        (
+            "upstream: {proxy: 'socks5://a:1'}",
+            "1:19: upstream.proxy must be http://[user:password@]host:port",
+        ),
+        (
+            "upstream: {proxy: 'http://u:hunter2@a'}",
+            "1:19: upstream.proxy must be http://[user:password@]host:port",
+        ),
+        ("upstream: {connect_to: {a: 'b:1'}}", "1:25: 'a' is not host:port"),
+        ("upstream: {connect_to: {'a:1': b}}", "1:32: 'b' is not host:port"),
+        ("upstream: {connect_to: {'a:1': 'b:70000'}}", "1:32: 'b:70000' is not host:port"),
+    ],
+)
+def test_one_mistake_in_the_users_file(home, text, expected):
+    place = user_file(home, text)
+    with pytest.raises(ConfigError) as caught:
+        load_user(place)
+    assert caught.value.problems == (f"{place.config_file}:{expected}",)
+
+
+def test_a_users_file_that_others_can_write_is_refused(home):
+    place = user_file(home, "upstream: {}", 0o666)
+    with pytest.raises(ConfigError, match="others can write the file; run `chmod 600 "):
+        load_user(place)
