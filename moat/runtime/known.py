@@ -7,7 +7,6 @@ A run whose supervisor was killed is recorded as failed, and its runtime removes
 from __future__ import annotations
 
 import dataclasses
-import logging
 import shutil
 
 from moat.errors import RunNotFoundError
@@ -16,7 +15,6 @@ from moat.runtime import records
 from moat.runtime.records import RunRecord
 
 _REAP_SECONDS = 30.0
-_log = logging.getLogger(__name__)
 
 
 def all_runs(home: Home) -> list[RunRecord]:
@@ -62,7 +60,9 @@ def _settled(home: Home, record: RunRecord) -> RunRecord:
         try:
             _reap(record)
         except Exception as error:  # the engine may be down; `destroy` and `clean` try again and tell
-            _log.debug("leftovers of %s were not removed: %s", record.id, error)
+            import logging  # 13 ms, for nothing but this
+
+            logging.getLogger(__name__).debug("leftovers of %s were not removed: %s", record.id, error)
         else:
             record = dataclasses.replace(record, directory="")
             records.write(home, record)

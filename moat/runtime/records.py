@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -80,7 +79,7 @@ class RunRecord:
 
 
 def new_id() -> str:
-    return f"run_{secrets.token_hex(6)}"
+    return f"run_{os.urandom(6).hex()}"
 
 
 def check_name(name: str) -> str:
