@@ -78,15 +78,15 @@ async def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="a proxy for the bench harness")
     parser.add_argument("--port", type=int, default=9080)
-    parser.add_argument("--ports", type=int, nargs="+", default=(18443, 18446), help="of the harness' origins")
+    parser.add_argument("--ports", type=int, nargs="+", default=(18443, 18446), help="of the origins")
     parser.add_argument("--upstream-ca", required=True)
     parser.add_argument("--ca-out", required=True)
     parser.add_argument("--token", default="token")
     parser.add_argument("--loop", choices=("asyncio", "uvloop", "trio"), default="uvloop")
     parser.add_argument("--log", default=str(Path(tempfile.gettempdir()) / "moat-bench-network.jsonl"))
-    parser.add_argument("--plain", action="store_true", help="no injection: what scrubbing costs is the difference")
+    parser.add_argument("--plain", action="store_true", help="no injection, no scrubbing")
     parser.add_argument("--profile", help="write a cProfile of the whole run here")
     arguments = parser.parse_args()
     backend = "trio" if arguments.loop == "trio" else "asyncio"

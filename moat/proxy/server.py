@@ -68,6 +68,7 @@ class Proxy:
         self._serving: set[anyio.CancelScope] = set()
         self._tunnels: set[Tunnel] = set()
         self._done = anyio.Event()  # set when the last connection has ended
+        self._stopped = anyio.Event()  # set when the last listener has
 
     @property
     def connections(self) -> int:
@@ -124,6 +125,9 @@ class Proxy:
                 await self._done.wait()
         for serving in tuple(self._serving):
             serving.cancel()
+        if self._serving:
+            self._stopped = anyio.Event()
+            await self._stopped.wait()
 
     # --- one listener ----------------------------------------------------------------------------
 
@@ -149,6 +153,7 @@ class Proxy:
             if not self._serving:
                 with anyio.CancelScope(shield=True):  # bounded: idle connections have nothing to flush
                     await self._setup.upstream.aclose()
+                self._stopped.set()
 
     async def _accept(self, listener: socket.socket, serve: Serve, connections: TaskGroup) -> None:
         """Accept for ever. With all slots taken nothing is accepted: clients wait in the backlog."""

@@ -81,6 +81,8 @@ class TLSSession:
                 self.ended = True
         except ssl.SSLWantReadError:
             pass
+        except ssl.SSLZeroReturnError:
+            self.ended = True  # what `read` raises, instead of returning b"", once we have said goodbye
         except ssl.SSLError as error:
             raise TLSError(_reason(error)) from error
         return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -55,9 +55,7 @@ class Credentials:
         return Credential(info, Secret(self.secrets[name]))
 
 
-RULE = InjectionRule(
-    credential="demo", hosts=("api.test",), header="authorization", placeholder=PLACEHOLDER
-)
+RULE = InjectionRule(credential="demo", hosts=("api.test",), header="authorization", placeholder=PLACEHOLDER)
 
 
 class House:
@@ -79,7 +77,11 @@ class House:
 
     def connect(self) -> Wire:
         sock = socket.socket(self._family, socket.SOCK_STREAM)
-        sock.connect(self.address)
+        try:
+            sock.connect(self.address)
+        except OSError:
+            sock.close()
+            raise
         return Wire(sock)
 
     @property
@@ -95,7 +97,12 @@ class House:
         return wire
 
     def tunnel(
-        self, host: str = "api.test", port: int = 443, *, name: str | None = None, context: ssl.SSLContext | None = None
+        self,
+        host: str = "api.test",
+        port: int = 443,
+        *,
+        name: str | None = None,
+        context: ssl.SSLContext | None = None,
     ) -> Wire:
         """TLS through the proxy, verified against the run's CA."""
         return self.connected(f"{host}:{port}").tls(context or self.trust, name or host)
@@ -118,9 +125,9 @@ def house(
     *,
     origins: Mapping[tuple[str, int], Origin] | None = None,
     rules: Sequence[InjectionRule] = (RULE,),
-    policy: Policy = Policy(),
-    limits: Limits = Limits(),
-    options: UpstreamOptions = UpstreamOptions(),
+    policy: Policy | None = None,
+    limits: Limits | None = None,
+    options: UpstreamOptions | None = None,
     resolver: Any = None,
     token: str | None = None,
     ready: Callable[[], Denial | None] | None = None,
@@ -129,9 +136,8 @@ def house(
     """A proxy that reaches `origins` by name, on one event loop."""
     backend, backend_options = LOOPS[loop]
     connect_to = {name: origin.address for name, origin in (origins or {}).items()}
-    options = replace(
-        options, extra_roots=world().pem, connect_to={**connect_to, **options.connect_to}
-    )
+    policy, limits, options = policy or Policy(), limits or Limits(), options or UpstreamOptions()
+    options = replace(options, extra_roots=world().pem, connect_to={**connect_to, **options.connect_to})
     sock = listener or socket.create_server(("127.0.0.1", 0), backlog=512)
     with start_blocking_portal(backend, backend_options) as portal:
         ca = RunCA.generate("run_test")

@@ -120,7 +120,9 @@ class Wire:
         while len(self.buffer) < size:
             data = self.sock.recv(262144)
             if not data:
-                raise AssertionError(f"ended after {len(self.buffer)} of {size} bytes: {self.buffer[:200]!r}")
+                raise ConnectionError(
+                    f"ended after {len(self.buffer)} of {size} bytes: {self.buffer[:200]!r}"
+                )
             self.buffer += data
         data, self.buffer = self.buffer[:size], self.buffer[size:]
         return data

@@ -42,7 +42,12 @@ def test_injection_is_seen_by_the_origin_and_not_by_the_sandbox(make: HouseMaker
     with make(origins={API: origin}) as house, house.tunnel() as wire:
         for path in ("/one", "/gzip", "/three"):
             wire.send(
-                get(path, f"Authorization: Bearer {PLACEHOLDER}", "Accept-Encoding: gzip, br", "Range: bytes=0-5")
+                get(
+                    path,
+                    f"Authorization: Bearer {PLACEHOLDER}",
+                    "Accept-Encoding: gzip, br",
+                    "Range: bytes=0-5",
+                )
             )
             answer = wire.message()
             assert answer.status == 200
@@ -219,8 +224,8 @@ def test_upstream_that_does_not_read_makes_the_client_wait(make: HouseMaker) -> 
         wire.send(post(50_000_000))
         wire.sock.settimeout(1.0)
         sent = 0
-        with pytest.raises(TimeoutError):
-            while True:
+        with contextlib.suppress(TimeoutError):
+            while sent < 20_000_000:
                 sent += wire.sock.send(b"x" * 65536)
         assert sent < 20_000_000  # kernel buffers and ours; not the whole body
         go.set()
@@ -237,7 +242,9 @@ def test_chunk_framing_is_written_anew_and_extensions_stay_here(make: HouseMaker
     def script(wire: Wire) -> None:
         wire.message(head_only=True)
         seen.append(wire.until(b"0\r\n\r\n"))
-        wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX-T: 1\r\n\r\n")
+        wire.send(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nX-T: 1\r\n\r\n"
+        )
 
     with tls_origin(script) as origin, make(origins={API: origin}, rules=()) as house, house.tunnel() as wire:
         wire.send(
@@ -303,7 +310,9 @@ def test_pipelined_requests_are_answered_in_order(make: HouseMaker, origin: Orig
 
 
 @pytest.mark.parametrize("polite", [True, False])
-def test_a_body_that_ends_with_the_connection_ends_as_the_upstream_ended_it(make: HouseMaker, polite: bool) -> None:
+def test_a_body_that_ends_with_the_connection_ends_as_the_upstream_ended_it(
+    make: HouseMaker, polite: bool
+) -> None:
     """TLS without its goodbye may be a cut: the client has to see it as we did."""
 
     def script(wire: Wire) -> None:
@@ -533,7 +542,11 @@ def test_an_upgrade_becomes_an_opaque_relay(make: HouseMaker, injected: bool) ->
         wire.send(b"pong " + SECRET.encode())
 
     rules = (RULE,) if injected else ()
-    with tls_origin(script) as origin, make(origins={API: origin}, rules=rules) as house, house.tunnel() as wire:
+    with (
+        tls_origin(script) as origin,
+        make(origins={API: origin}, rules=rules) as house,
+        house.tunnel() as wire,
+    ):
         wire.send(get("/ws", *_UPGRADE, "Sec-WebSocket-Extensions: permessage-deflate"))
         assert wire.message(head_only=True).status == 101
         assert wire.exactly(5) == b"first"
@@ -570,7 +583,11 @@ def test_a_relay_in_which_nothing_moves_ends(make: HouseMaker) -> None:
         wire.rest()
 
     limits = replace(Limits(), tunnel_idle_timeout=0.5)
-    with Origin(script) as origin, make(origins={PLAIN: origin}, limits=limits) as house, house.connect() as wire:
+    with (
+        Origin(script) as origin,
+        make(origins={PLAIN: origin}, limits=limits) as house,
+        house.connect() as wire,
+    ):
         wire.send(get("http://api.test/ws", *_UPGRADE))
         assert wire.message(head_only=True).status == 101
         with contextlib.suppress(ConnectionResetError):
@@ -625,7 +642,11 @@ def test_an_http10_client_gets_no_chunks(make: HouseMaker) -> None:
 
 
 def test_plain_http_inside_a_tunnel_gets_no_credential(make: HouseMaker) -> None:
-    with Origin(echo) as origin, make(origins={API: origin}) as house, house.connected("api.test:443") as wire:
+    with (
+        Origin(echo) as origin,
+        make(origins={API: origin}) as house,
+        house.connected("api.test:443") as wire,
+    ):
         wire.send(get("/", host="api.test:443"))
         seen = wire.message().json()
         assert "authorization" not in dict(seen["headers"])
@@ -680,7 +701,9 @@ def test_session_tickets_that_arrive_while_idle_do_not_look_like_the_end(make: H
         assert origin.accepted == 1
 
 
-def test_the_pool_is_shared_by_connections_and_kept_apart_by_host_and_port(make: HouseMaker, origin: Origin) -> None:
+def test_the_pool_is_shared_by_connections_and_kept_apart_by_host_and_port(
+    make: HouseMaker, origin: Origin
+) -> None:
     with make(origins={API: origin, OTHER: origin, ("api.test", 8443): origin}) as house:
         for host, port in (API, API, OTHER, ("api.test", 8443)):
             with house.tunnel(host, port) as wire:
@@ -710,7 +733,11 @@ def test_a_body_that_stalls_is_cut(make: HouseMaker) -> None:
         wire.rest()
 
     limits = replace(Limits(), body_idle_timeout=0.5)
-    with tls_origin(script) as origin, make(origins={API: origin}, limits=limits) as house, house.tunnel() as wire:
+    with (
+        tls_origin(script) as origin,
+        make(origins={API: origin}, limits=limits) as house,
+        house.tunnel() as wire,
+    ):
         wire.send(get())
         assert wire.message(head_only=True).status == 200
         assert wire.rest() == b"abc"
@@ -732,7 +759,11 @@ def test_nothing_happens_when_it_could_not_be_recorded(make: HouseMaker, origin:
 
 def test_basic_injection_for_git(make: HouseMaker, origin: Origin) -> None:
     rule = InjectionRule(
-        credential="demo", hosts=("api.test",), header="authorization", scheme="basic", username="x-access-token"
+        credential="demo",
+        hosts=("api.test",),
+        header="authorization",
+        scheme="basic",
+        username="x-access-token",
     )
     with make(origins={API: origin}, rules=(rule,)) as house, house.tunnel() as wire:
         wire.send(get())

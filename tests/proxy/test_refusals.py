@@ -93,7 +93,11 @@ def test_a_denied_tunnel_may_carry_plain_http_or_nothing(make: HouseMaker) -> No
 
 
 def test_plain_http_to_a_denied_host(make: HouseMaker) -> None:
-    with Origin(nobody) as origin, make(origins={PLAIN: origin}, policy=STRICT) as house, house.connect() as wire:
+    with (
+        Origin(nobody) as origin,
+        make(origins={PLAIN: origin}, policy=STRICT) as house,
+        house.connect() as wire,
+    ):
         wire.send(b"GET http://api.test/ HTTP/1.1\r\nHost: api.test\r\n\r\n")
         assert wire.message().status == 403
 
@@ -124,7 +128,9 @@ def test_plain_http_to_a_denied_host(make: HouseMaker) -> None:
         ("[2002:7f00:1::]:443", {"address"}),
     ],
 )
-def test_addresses_that_are_not_public_are_refused(loop: str, make: HouseMaker, target: str, codes: set[str]) -> None:
+def test_addresses_that_are_not_public_are_refused(
+    loop: str, make: HouseMaker, target: str, codes: set[str]
+) -> None:
     with make(origins={}) as house, house.connected(target) as wire:
         wire.send(get(host=target))
         answer = wire.message()
@@ -211,14 +217,20 @@ def test_localhost_by_name(make: HouseMaker) -> None:
     ],
 )
 def test_a_host_header_that_is_not_the_tunnels_is_refused(make: HouseMaker, request_: bytes) -> None:
-    with Origin(nobody) as origin, make(origins={API: origin, OTHER: origin}) as house, house.tunnel() as wire:
+    with (
+        Origin(nobody) as origin,
+        make(origins={API: origin, OTHER: origin}) as house,
+        house.tunnel() as wire,
+    ):
         wire.send(request_)
         answer = wire.message()
         assert (answer.status, answer.get("x-moat-denied")) == (403, "authority")
         assert house.credentials.asked == []
 
 
-@pytest.mark.parametrize("request_", [get(host="API.test"), get(host="api.test:443"), get("https://api.test/x")])
+@pytest.mark.parametrize(
+    "request_", [get(host="API.test"), get(host="api.test:443"), get("https://api.test/x")]
+)
 def test_other_spellings_of_the_tunnels_host_pass(make: HouseMaker, origin: Origin, request_: bytes) -> None:
     with make(origins={API: origin}) as house, house.tunnel() as wire:
         wire.send(request_)
@@ -327,14 +339,17 @@ def test_a_head_of_a_megabyte_is_answered_although_it_is_still_being_sent(make: 
 
 def test_a_slow_head_is_cut_off(make: HouseMaker) -> None:
     limits = replace(Limits(), request_head_timeout=0.6)
-    with Origin(nobody) as origin, make(origins={API: origin}, limits=limits) as house, house.tunnel() as wire:
+    with (
+        Origin(nobody) as origin,
+        make(origins={API: origin}, limits=limits) as house,
+        house.tunnel() as wire,
+    ):
         start = time.monotonic()
-        with pytest.raises(OSError):
+        with contextlib.suppress(OSError):
             for byte in get("/" + "a" * 500):
                 wire.send(bytes([byte]))
                 time.sleep(0.05)
-            raise AssertionError("a head took as long as it liked")
-        assert 0.4 < time.monotonic() - start < 4
+        assert 0.4 < time.monotonic() - start < 4  # the whole head would take 25 s
 
 
 def test_bytes_that_are_not_http_are_answered(make: HouseMaker) -> None:
