@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import struct
 import sys
@@ -44,8 +43,14 @@ class _Left(BaseException):
 
 def size() -> Size:
     """Of the user's terminal; 80x24 when there is none."""
-    columns, rows = shutil.get_terminal_size()
-    return Size(max(1, columns), max(1, rows))
+    for fd in (1, 0, 2):
+        try:
+            columns, rows = os.get_terminal_size(fd)  # not COLUMNS and LINES, which go stale
+        except OSError:
+            continue
+        if columns and rows:
+            return Size(columns, rows)
+    return Size(80, 24)
 
 
 def attach(handle: RunHandle, *, lead: bool = False) -> int:
@@ -188,7 +193,7 @@ class _Attachment:
 
     def _continue(self) -> None:
         if _is_terminal(0):
-            tty.setraw(0)
+            tty.setraw(0, termios.TCSADRAIN)
         self._resize()
 
     def _interrupt(self) -> None:
@@ -244,7 +249,7 @@ def _signals(handlers: dict[int, Callable[[], None]]) -> Iterator[None]:
 def _raw(fd: int) -> Iterator[None]:
     """Raw mode: every key goes to the program in the sandbox."""
     before = termios.tcgetattr(fd)
-    tty.setraw(fd)
+    tty.setraw(fd, termios.TCSADRAIN)  # what was typed ahead is kept
     try:
         yield
     finally:

@@ -142,6 +142,5 @@ def _keep_drawing(match: re.Match[bytes]) -> bytes:
 def text_only(data: bytes) -> bytes:
     """Terminal output as plain text: no escape sequence, no control character but tab and newline."""
     text = _UNFINISHED.sub(b"", _SEQUENCE.sub(b"", data))
-    text = text
     text = re.sub(rb"\r*\n|\r", b"\n", text)
     return re.sub(rb"[\x00-\x08\x0b-\x1f\x7f]", b"", text)
