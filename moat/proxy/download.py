@@ -89,8 +89,7 @@ class Download:
                 return head
             self.interim = True
             if self._request.minor:
-                headers = scrub_headers(forward_response_headers(head), self._secrets)
-                await self._client.stream.send(self._render(head, headers))
+                await self._client.stream.send(self._render(head, forward_response_headers(head)))
         raise MalformedError("interim", "too many interim responses", 502, "upstream")
 
     def _start(self, head: ResponseHead, upload: Upload) -> bytes:
@@ -105,16 +104,18 @@ class Download:
         self.keep = self._request.keep_alive and upload.done and framing is not Framing.UNTIL_CLOSE
         self._writer = BodyWriter(chunked=framing is Framing.CHUNKED)
         headers = forward_response_headers(head, framing=framing, close=not self.keep)
-        if self._scrubber is not None:
+        if self._scrubber is not None and self._scrubber.decoded:
             headers = self._scrubber.headers(headers)
-        elif self._secrets:
-            headers = scrub_headers(headers, self._secrets)
-        self.headers = headers
         return self._render(head, headers)
 
     def _render(self, head: ResponseHead, headers: Headers) -> bytes:
-        reason = mask(head.reason, self._secrets) if self._secrets else head.reason
-        return render_response(head.status, reason, headers)
+        """The head on the wire, masked when a secret is anywhere in it."""
+        self.headers = headers
+        wire = render_response(head.status, head.reason, headers)
+        if any(secret in wire for secret in self._secrets):
+            self.headers = scrub_headers(headers, self._secrets)
+            wire = render_response(head.status, mask(head.reason, self._secrets), self.headers)
+        return wire
 
     async def _frame(self, wire: bytes, body: Body) -> bytes:
         """`wire` and what has come of the body, as it leaves here; what grows large is sent at once."""
@@ -147,8 +148,7 @@ class Download:
     async def _switch(self, upstream: MessageReader, head: ResponseHead) -> None:
         """101: from here on the bytes are not HTTP. They are passed on, masked if a credential went up."""
         client = self._client
-        self.headers = scrub_headers(forward_response_headers(head), self._secrets)
-        await self._send(self._render(head, self.headers))
+        await self._send(self._render(head, forward_response_headers(head)))
         client.stream.when_gone(None)
         for reader in (client, upstream):
             reader.stream.unread(reader.buffer)

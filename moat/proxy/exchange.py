@@ -41,7 +41,6 @@ from moat.proxy.upload import GONE, Upload
 from moat.proxy.upstream import AddressDeniedError, Connection, Upstream, UpstreamError
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
-_CREDENTIAL_SECONDS = 60.0  # the longest a credential source may take: a locked keyring may ask its owner
 _OPAQUE = frozenset({b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions"})
 
 
@@ -65,10 +64,15 @@ class Site:
 
     scheme: str  # `https`: inside TLS that we terminated; `http`
     authority: Authority
+    host: bytes  # the Host field that clients usually send: equal to it, nothing has to be parsed
     denial: Denial | None = None  # everything that is sent here is answered with this
 
+    @classmethod
+    def of(cls, scheme: str, authority: Authority, denial: Denial | None) -> Site:
+        return cls(scheme, authority, authority.host_header(scheme).encode(), denial)
+
     def url(self, target: bytes) -> str:
-        return f"{self.scheme}://{self.authority.host_header(self.scheme)}{target.decode('latin-1')}"
+        return f"{self.scheme}://{self.host.decode()}{target.decode('latin-1')}"
 
 
 class After(Enum):
@@ -162,17 +166,17 @@ class Exchange:
         if denial is None:
             host, port = site.authority.host, site.authority.port
             method, target = head.method.decode(), self._target.decode()
-            denial = (
-                setup.policy.exchange(host, port, site.scheme, method, target, headers=head.headers)
-                or setup.table.leaks(host, port, site.scheme, head.headers, head.target)
-                or setup.upstream.check(site.authority)
-            )
+            denial = setup.policy.exchange(
+                host, port, site.scheme, method, target, headers=head.headers
+            ) or setup.table.leaks(host, port, site.scheme, head.headers, head.target)
         if denial is not None:
             raise _RefusedError(denied(denial))
 
     def _authority_mismatch(self) -> Denial | None:
         """One authority: target, Host header and tunnel agree (invariant 4). Sets the origin-form target."""
         site, head = self._site, self._head
+        if head.form is Form.ORIGIN and head.host == site.host:
+            return None
         named = [head.host] if head.host else []
         if head.form is Form.ABSOLUTE:
             scheme, authority, self._target = split_absolute(head.target)
@@ -198,7 +202,7 @@ class Exchange:
         head, authority = self._head, self._site.authority
         headers = forward_request_headers(head)
         if not head.host:
-            headers = ((b"Host", authority.host_header(self._site.scheme).encode()), *headers)
+            headers = ((b"Host", self._site.host), *headers)
         rules = self._setup.table.for_host(authority.host, authority.port, self._site.scheme)
         if not rules:
             return headers
@@ -216,11 +220,7 @@ class Exchange:
         source = self._setup.credentials
         if source is None:
             raise MoatError(f"no credential source for grant {name}")
-        try:
-            with anyio.fail_after(_CREDENTIAL_SECONDS):
-                return await source.credential(name)
-        except TimeoutError:
-            raise MoatError(f"the credential store did not give {name} in time") from None
+        return await source.credential(name)  # keeps a deadline of its own: its owner may be asked to unlock
 
     # --- both directions -------------------------------------------------------------------------
 

@@ -121,13 +121,14 @@ class Stream(ABC):
 
         Raises StreamError. Cancelling loses nothing.
         """
-        while not (data := self._available()):
+        while True:
+            if (self._inbox or self._plain) and (data := self._available()):
+                return data
             if self.ended:
                 return b""
             if self._broken is not None:
                 raise self._broken
             await self._more()
-        return data
 
     def unread(self, data: bytes) -> None:
         """Put back what was received and belongs to a later reader."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import anyio
@@ -32,10 +33,16 @@ def shown(headers: Headers, names: frozenset[bytes] = frozenset()) -> tuple[tupl
     """Header fields as they are recorded. `names` (lower case) are redacted besides the usual ones."""
     fields = []
     for name, value in headers:
-        key = name.lower()
-        hidden = key in _SECRET_NAMES or key in names or key.startswith(b"proxy-")
-        fields.append((name.decode("latin-1"), REDACTED if hidden else value.decode("latin-1")))
+        key, text, hidden = _name(name)
+        fields.append((text, REDACTED if hidden or key in names else value.decode("latin-1")))
     return tuple(fields)
+
+
+@lru_cache(maxsize=512)  # names are few, and read for every header of every exchange
+def _name(name: bytes) -> tuple[bytes, str, bool]:
+    """Lower case, as text, and whether its values are hidden."""
+    key = name.lower()
+    return key, name.decode("latin-1"), key in _SECRET_NAMES or key.startswith(b"proxy-")
 
 
 def to_record(event: ExchangeFinished) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class Tunnel:
             return await self._refuse(
                 None, malformed(MalformedError("bad-authority", str(error), 400, "client"))
             )
-        site = Site("http", authority, self.setup.policy.authority(authority.host, authority.port))
+        site = Site.of("http", authority, self._judge(authority))
         return await Exchange(self.setup, self.client, site, head).run()
 
     # --- the proxy's own password ----------------------------------------------------------------
@@ -149,7 +149,7 @@ class Tunnel:
             scheme = "https"
             if not await self._terminate(authority, denial):
                 return
-        site = Site(scheme, authority, denial)
+        site = Site.of(scheme, authority, denial)
         while (head := await self._request(site)) is not None:
             if not await self._after(await Exchange(self.setup, self.client, site, head).run()):
                 return
