@@ -18,7 +18,7 @@ import pytest
 from moat.grants import CredentialKind
 from moat.paths import Home
 from moat.vault import open_vault
-from tests.vault.keyring_session import keyring_session
+from tests.vault.keyring_session import LEAVES_CONNECTIONS, keyring_session
 from tests.vault.vendor import Answer, Asked, Vendor, vendor
 
 KEY = "sk-ant-api03-REALAPIKEYSECRET"
@@ -400,6 +400,7 @@ def test_with_a_passphrase(moat: Moat, home: Path, monkeypatch: pytest.MonkeyPat
     assert "horse" not in done.stderr
 
 
+@LEAVES_CONNECTIONS
 def test_in_the_keyring(moat: Moat, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MOAT_KEYRING_BACKEND")
     with keyring_session(home, monkeypatch) as session:
@@ -479,6 +480,7 @@ def test_no_process_shows_the_secret(moat_bin: str, tmp_path: Path) -> None:
         assert seen > 0
 
 
+@LEAVES_CONNECTIONS
 @pytest.mark.usefixtures("vendors")
 def test_no_log_has_the_secret(
     moat: Moat, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
