@@ -10,6 +10,7 @@ import os
 import posixpath
 import re
 import shutil
+import stat
 import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -113,10 +114,14 @@ class Arguments:
 
 
 def find() -> Tool:
-    """The installed bubblewrap. Raises StartError when there is none or it is too old."""
+    """The installed bubblewrap. Raises StartError when there is none that can be used."""
     path = shutil.which("bwrap")
     if path is None:
         raise StartError("bubblewrap is not installed", hint=INSTALL_HINT)
+    if (
+        os.stat(path).st_mode & stat.S_ISUID
+    ):  # its namespaces are then root's: no listener can be made in them
+        raise StartError(f"{path} is set-uid root, which Moat cannot use", hint=f"chmod u-s {path}")
     output = subprocess.run(
         [path, "--version"], capture_output=True, text=True, timeout=10, check=False
     ).stdout

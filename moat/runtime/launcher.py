@@ -92,7 +92,7 @@ def launch(
     arguments.fds.append(held)
     with theirs:
         try:
-            words = arguments.data(b"".join(word.encode() + b"\0" for word in arguments.words))
+            words = arguments.data(b"".join(os.fsencode(word) + b"\0" for word in arguments.words))
             command = [
                 "--args",
                 str(words),

@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from moat.errors import StartError
 from moat.runtime import bwrap
@@ -397,6 +398,12 @@ def test_a_socket_is_never_mounted(tmp_path: Path) -> None:
             run("true", mounts=[(str(path), "/opt/docker.sock", False)])
 
 
+def test_a_path_that_is_no_utf8_is_mounted(tmp_path: Path) -> None:
+    place = Path(os.fsdecode(bytes(tmp_path) + b"/\xff \xe4"))
+    place.mkdir()
+    assert run("sh", "-c", "echo x > y; ls", workspace=str(place)).stdout == "y\n"
+
+
 @everybody
 def test_common_programs_work(who: str) -> None:
     """User names, git with an author, a virtual environment, compilers' temp files, ssh's user lookup."""
@@ -521,6 +528,23 @@ def test_the_probe_names_what_is_missing_and_how_to_get_it(monkeypatch: pytest.M
     assert probe.hint == "apt-get install bubblewrap"
 
 
+@pytest.mark.parametrize(
+    ("version", "mode", "reason"),
+    [("0.4.1", 0o755, "too old: bubblewrap 0.4.1"), ("0.8.0", 0o4755, "is set-uid root")],
+)
+def test_the_probe_refuses_a_bubblewrap_that_cannot_do_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, mode: int, reason: str
+) -> None:
+    program = tmp_path / "bwrap"
+    program.write_text(f"#!/bin/sh\necho bubblewrap {version}\n")
+    program.chmod(mode)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    probe = asyncio.run(EmbeddedRuntime().probe())
+    assert not probe.usable
+    assert reason in probe.reason
+    assert probe.hint
+
+
 def test_the_probe_fails_where_user_namespaces_are_refused(tmp_path: Path) -> None:
     """In a process whose filter refuses them, as a container's does."""
     code = """
@@ -544,6 +568,20 @@ def test_a_start_takes_a_fraction_of_a_second() -> None:
     """About 0.1 s on a quiet machine (benchmarks); the bound leaves room for a busy one."""
     seconds = sorted(run("echo").seconds for _ in range(5))
     assert seconds[2] < 1.0, seconds
+
+
+@pytest.mark.parametrize("tty", [None, (80, 24)])
+def test_it_works_on_uvloop(tty: tuple[int, int] | None) -> None:
+    async def main() -> tuple[bytes, int]:
+        async with sandbox("sh", "-c", "read line; echo got $line; exit 3", stdin="", tty=tty) as made:
+            await made.start()
+            await made.write(b"hello\n")
+            out, _ = await collect(made)
+            return out, await made.wait()
+
+    out, status = uvloop.run(main())
+    assert b"got hello" in out
+    assert status == 3
 
 
 def test_many_at_once_do_not_meet(tmp_path: Path) -> None:
