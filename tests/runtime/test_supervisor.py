@@ -296,3 +296,16 @@ def test_a_log_that_cannot_grow_is_recorded_and_told_and_blocks_nothing(place: H
     found = record(place, handle)
     assert (found.state, found.exit_code) == (State.STOPPED, 0)
     assert found.log_error == "output.log: File too large"
+
+
+@pytest.mark.docker
+def test_a_killed_supervisor_leaves_no_container(place: Home, workspace: Path) -> None:
+    handle = launch.start(request(workspace, "sleep", "100", runtime="docker"), home=place)
+    label = ["docker", "ps", "-aq", "--filter", f"label=moat.run={handle.id}"]
+    assert subprocess.run(label, capture_output=True, text=True, check=True).stdout.strip()
+    pid = record(place, handle).pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not alive(pid))
+    assert known.all_runs(place)[0].error == "the supervisor was killed"
+    assert not subprocess.run(label, capture_output=True, text=True, check=True).stdout.strip()
+    assert not list(runtime_dir().iterdir())
