@@ -80,6 +80,11 @@ class Engine:
             return dict(await self._docker.images.inspect(reference))
         return None
 
+    async def remove_image(self, identifier: str) -> None:
+        """Remove an image by id; one that is gone, or that something still uses, is left as it is."""
+        with _tolerating(404, 409), _translated():
+            await self._docker.images.delete(identifier)
+
     async def pull(self, reference: str) -> AsyncIterator[str]:
         """Pull an image; yields the engine's status lines, without those that only count bytes."""
         with _translated():

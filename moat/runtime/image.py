@@ -63,10 +63,12 @@ async def ensure(
     if not rebuild and (found := await engine.image(tag)):
         return _image(tag, found)
     async with _building(cache, tag, progress):
-        found = None if rebuild else await engine.image(tag)  # by another run meanwhile
-        if not found:
+        found = old = await engine.image(tag)  # by another run meanwhile
+        if rebuild or not found:
             await _build(engine, plan, tag, cache=cache, progress=progress, fresh=rebuild)
             found = await engine.image(tag)
+        if old and found and old["Id"] != found["Id"]:
+            await engine.remove_image(str(old["Id"]))
     if not found:
         raise StartError(f"the engine built {tag} and does not have it")
     return _image(tag, found)
