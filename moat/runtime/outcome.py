@@ -30,7 +30,8 @@ class Outcome:
         """Change the record. A full disk must not end the run: the next change tries again."""
         self.record = dataclasses.replace(self.record, **changes)
         try:
-            records.write(self._home, self.record)
+            if (self._home.run(self.record.id) / "lock").exists():  # else somebody has deleted the run
+                records.write(self._home, self.record)
         except OSError as error:
             _log.error("run.json was not written: %s", error.strerror)
 

@@ -47,6 +47,8 @@ from moat.vault import Vault, open_vault
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 _HANG_UP = 1.0  # seconds after which what ignores SIGTERM on a terminal (a shell) loses the terminal
 _HOLD = 10.0  # seconds to wait for the first viewer
+_LOOK = 2.0  # seconds between two looks at the run's own directory
+_DRAIN = 3.0  # seconds in which the viewers of a stopped run may take its last output
 _RELEASE = 20.0  # seconds for each resource to let go
 _log = logging.getLogger(__name__)
 
@@ -251,6 +253,7 @@ class LocalRun:
             self._viewer.size = self._request.tty
         self._session_made.set()
         start("command", self._command)
+        start("directory", self._end_when_forgotten)
 
     async def _prepare(
         self, handoff: bytes, progress: Progress, start: Callable[[str, Callable[[], Awaitable[Any]]], None]
@@ -313,10 +316,21 @@ class LocalRun:
                 tasks.start_soon(self._session.pump)
                 tasks.start_soon(self._obey_stop)
                 code = await self._sandbox.wait()
-                await self._session.drained.wait()
+                await first_of(self._session.drained.wait, self._given_up)
                 tasks.cancel_scope.cancel()
             self.outcome.update(state=State.STOPPING, exit_code=code)
         await self.finish()
+
+    async def _end_when_forgotten(self) -> None:
+        """Whoever deletes MOAT_HOME can no longer list, stop or read this run: it must not live on unseen."""
+        while (self._home.run(self.id) / "lock").exists():
+            await anyio.sleep(_LOOK)
+        self.ask_to_stop()
+
+    async def _given_up(self) -> None:
+        """A stopped run does not wait for ever for a pipe that nobody empties."""
+        await self._stop_asked.wait()
+        await anyio.sleep(_DRAIN)
 
     async def _obey_stop(self) -> None:
         """Ask the command to end, then make it."""

@@ -32,14 +32,14 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
         yield error
 
 
-async def first_of(*waits: Callable[[], Awaitable[Any]], seconds: float) -> None:
+async def first_of(*waits: Callable[[], Awaitable[Any]], seconds: float | None = None) -> None:
     """Returns when one of `waits` has, or when the time is over."""
 
     async def one(wait: Callable[[], Awaitable[Any]]) -> None:
         await wait()
         tasks.cancel_scope.cancel()
 
-    with anyio.move_on_after(seconds):
+    with anyio.move_on_after(seconds):  # None: no limit
         async with anyio.create_task_group() as tasks:
             for wait in waits:
                 tasks.start_soon(one, wait)

@@ -329,6 +329,29 @@ async def test_a_full_disk_closes_the_network_and_says_so(workspace: Path, home:
     assert moat.runtime.list_runs()[0].state is State.STOPPED
 
 
+async def test_a_part_that_breaks_ends_the_run(workspace: Path) -> None:
+    """The proxy crashed: the sandbox is gone before anything else, and the record names the part."""
+
+    async def crash() -> None:
+        raise RuntimeError("out of luck")
+
+    beat = workspace / "beat"
+    with pytest.raises(RuntimeError, match="out of luck"):  # noqa: PT012 - a block
+        async with moat.runtime.start(
+            ["sh", "-c", "while :; do date +%N > beat; sleep 0.02; done"], workspace=workspace
+        ) as run:
+            while not beat.exists():
+                await anyio.sleep(0.02)
+            assert run._gateway
+            run._gateway.egress._start("proxy", crash)
+            await run.wait()
+    record = moat.runtime.list_runs()[0]
+    assert (record.state, record.error) == (State.FAILED, "proxy failed: out of luck")
+    last = beat.read_text()
+    await anyio.sleep(0.2)
+    assert beat.read_text() == last
+
+
 def test_importing_the_api_is_free() -> None:
     script = (
         "import sys, moat.runtime; "

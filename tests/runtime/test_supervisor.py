@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -296,6 +297,28 @@ def test_a_log_that_cannot_grow_is_recorded_and_told_and_blocks_nothing(place: H
     found = record(place, handle)
     assert (found.state, found.exit_code) == (State.STOPPED, 0)
     assert found.log_error == "output.log: File too large"
+
+
+def test_stopping_a_run_whose_reader_does_not_read(place: Home, workspace: Path) -> None:
+    """`moat run -- yes | less`, and `moat stop` from another terminal."""
+    handle = launch.start(request(workspace, "yes", hold=True), home=place)
+    with Connection(handle.socket, "view", lead=True), Connection(handle.socket, "control") as run:
+        time.sleep(1)
+        run.send(control.pack(Frame.STOP, struct.pack(">d", 5.0)))
+        run.socket.settimeout(10)
+        frame = run.receive()
+        assert frame
+        assert frame[0] is Frame.EXIT
+        assert record(place, handle).state is State.STOPPED
+
+
+def test_a_run_that_was_deleted_while_it_ran_ends(place: Home, workspace: Path) -> None:
+    handle = launch.start(request(workspace, "sleep", "100"), home=place)
+    pid = record(place, handle).pid
+    shutil.rmtree(place.root)
+    until(lambda: not alive(pid))
+    assert not place.root.exists(), "nothing is written for a run that nobody wants to know of"
+    assert not list(runtime_dir().iterdir())
 
 
 @pytest.mark.docker
