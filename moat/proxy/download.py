@@ -37,7 +37,7 @@ class Download:
         self._writer = BodyWriter(chunked=False)
         self._head: ResponseHead | None = None
         self.begun = False  # bytes of the final response have left: nothing else can be answered
-        self.interim = False  # a 1xx came back
+        self.heard = False  # the upstream has answered something, be it a 1xx
         self.keep = False  # the client's connection can carry another request
         self.headers: Headers = ()  # as the client gets them
         self.traffic = Traffic()  # after a 101
@@ -85,9 +85,9 @@ class Download:
         """The head that counts; 1xx before it are passed on to clients that know them."""
         for _ in range(_INTERIM_RESPONSES):
             head = await upstream.response(self._request.method, self._request.upgrade)
+            self.heard = True
             if head.status >= 200 or head.status == 101:
                 return head
-            self.interim = True
             if self._request.minor:
                 await self._client.stream.send(self._render(head, forward_response_headers(head)))
         raise MalformedError("interim", "too many interim responses", 502, "upstream")
@@ -114,7 +114,7 @@ class Download:
         wire = render_response(head.status, head.reason, headers)
         if any(secret in wire for secret in self._secrets):
             self.headers = scrub_headers(headers, self._secrets)
-            wire = render_response(head.status, mask(head.reason, self._secrets), self.headers)
+            wire = mask(wire, self._secrets)  # a secret holds no line end, and a mask is as long
         return wire
 
     async def _frame(self, wire: bytes, body: Body) -> bytes:
@@ -134,7 +134,7 @@ class Download:
             if body.done:
                 wire += writer.piece(scrubber.finish())
         if body.done:
-            wire += writer.end(scrub_headers(body.trailers, self._secrets))
+            wire += writer.end(scrub_headers(body.trailers, self._secrets) if body.trailers else ())
         return wire
 
     async def _send(self, wire: bytes) -> None:

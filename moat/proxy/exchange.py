@@ -120,6 +120,9 @@ class Exchange:
         except anyio.get_cancelled_exc_class():
             self._drop("the proxy shut down")
             raise
+        except Exception:
+            self._drop("an error in moat")
+            raise
         finally:
             self._client.stream.when_gone(None)
             self._record(started, monotonic() - clock)
@@ -207,7 +210,7 @@ class Exchange:
         if not rules:
             return headers
         try:
-            credentials = {name: await self._credential(name) for name in inject.needed(rules, head.headers)}
+            credentials = {name: await self._credential(name) for name in inject.needed(rules, headers)}
             injected = inject.apply(rules, headers, credentials)
         except MoatError as error:
             raise _RefusedError(
@@ -235,7 +238,7 @@ class Exchange:
             connection.reused
             and self._head.method in _IDEMPOTENT
             and self._upload.whole
-            and not (self._upload.gone or self._download.interim or connection.reader.buffer)
+            and not (self._upload.gone or self._download.heard or connection.reader.buffer)
             and not isinstance(error, StreamTimeoutError)
         )
 
@@ -259,8 +262,10 @@ class Exchange:
             raise
         if reusable:
             self._setup.upstream.release(connection)
-        else:
+        elif upload.done:
             stream.close()
+        else:
+            stream.abort()  # half a request must not look like the end of a whole one
 
     @staticmethod
     async def _both_ways(connection: Connection, upload: Upload, download: Download) -> bool:

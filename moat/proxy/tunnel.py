@@ -126,6 +126,8 @@ class Tunnel:
         again = head.keep_alive and head.framing is Framing.NONE
         headers = CHALLENGE if again else (*CHALLENGE, (b"Connection", b"close"))
         await self.stream.send(render_response(407, b"Proxy Authentication Required", headers))
+        if not again:
+            await linger(self.stream)
         return again
 
     # --- inside ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import ssl
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from types import MappingProxyType
@@ -82,10 +83,12 @@ class Connection:
         return f"<Connection {self.key[1]}:{self.key[2]}{' reused' if self.reused else ''}>"
 
 
-async def resolve(host: str, port: int) -> Sequence[str]:
+async def resolve(host: str, port: int, *, threads: anyio.CapacityLimiter) -> Sequence[str]:
     """The addresses of a name, by the system's resolver, in its order. Raises OSError."""
     found = await anyio.to_thread.run_sync(
-        lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), abandon_on_cancel=True
+        lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
+        abandon_on_cancel=True,
+        limiter=threads,
     )
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
@@ -98,17 +101,17 @@ class Upstream:
         options: UpstreamOptions = UpstreamOptions(),
         *,
         limits: Limits = Limits(),  # noqa: B008 - frozen
-        resolver: Resolver = resolve,
+        resolver: Resolver | None = None,
     ) -> None:
-        """Raises ConfigError when `options.proxy` is not a usable URL."""
+        """`resolver` None: the system's. Raises ConfigError when `options.proxy` is not a usable URL."""
         self.watch = Watch()  # deadlines of all streams of the proxy
         self._options = options
         self._limits = limits
-        self._resolve = resolver
+        # Threads of its own: a name server that hangs must not hold up whoever else works in threads.
+        self._resolve = resolver or partial(resolve, threads=anyio.CapacityLimiter(_RESOLVERS))
         self._proxy = _parse_proxy(options.proxy) if options.proxy else None
         self._context: ssl.SSLContext | None = None
         self._context_lock = anyio.Lock()
-        self._lookups = anyio.CapacityLimiter(_RESOLVERS)
         self._idle: dict[tuple[str, str, int], list[Connection]] = {}
         self._idle_count = 0
 
@@ -237,8 +240,7 @@ class Upstream:
 
     async def _look_up(self, host: str, port: int) -> Sequence[str]:
         try:
-            async with self._lookups:
-                addresses = await self._resolve(host, port)
+            addresses = await self._resolve(host, port)
         except OSError as error:
             reason = error.strerror or str(error)
             raise UpstreamError("dns", f"{host} cannot be resolved: {reason.lower()}") from error

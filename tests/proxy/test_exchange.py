@@ -357,6 +357,42 @@ def test_an_upstream_that_dies_in_a_body_cuts_the_client_off(make: HouseMaker, f
         assert event.denial is None
 
 
+def test_an_exchange_that_was_half_answered_is_not_repeated(make: HouseMaker) -> None:
+    """A reused connection dies in the middle of a body: a second answer must not follow half of the first."""
+    requests: list[str] = []
+
+    def script(wire: Wire) -> None:
+        while True:
+            requests.append(wire.message().target)
+            if requests[-1] == "/cut":
+                wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc")
+                time.sleep(0.2)
+                return
+            wire.send(reply(200, b"whole"))
+
+    with tls_origin(script) as origin, make(origins={API: origin}) as house, house.tunnel() as wire:
+        wire.send(get("/first"))
+        assert wire.message().body == b"whole"
+        wire.send(get("/cut"))
+        assert wire.message(head_only=True).status == 200
+        assert wire.rest() == b"abc"
+    assert requests == ["/first", "/cut"]
+
+
+def test_a_plain_body_that_is_cut_ends_in_a_reset(make: HouseMaker) -> None:
+    def script(wire: Wire) -> None:
+        wire.message()
+        wire.send(b"HTTP/1.1 200 OK\r\n\r\nabc")
+        time.sleep(0.3)
+        wire.reset()
+
+    with Origin(script) as origin, make(origins={PLAIN: origin}) as house, house.connect() as wire:
+        wire.send(b"GET http://api.test/ HTTP/1.1\r\nHost: api.test\r\n\r\n")
+        assert wire.message(head_only=True).status == 200
+        with pytest.raises(ConnectionResetError):
+            wire.rest()
+
+
 def test_an_upstream_that_closes_without_an_answer_is_a_502(make: HouseMaker) -> None:
     with (
         tls_origin(lambda wire: wire.message() and None) as origin,
