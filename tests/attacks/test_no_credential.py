@@ -1,8 +1,9 @@
 """Invariant 1: no credential in the sandbox, in any form, wherever one looks; invariant 3: only to its host.
 
-How each was shown to fail: with the real secret as the placeholder (providers/anthropic.py) the treasure
-hunt finds it in environ and memory; with the scrubber returning its input the echo brings it back; with
-the host check of the injection table removed the stranger receives it.
+How each was shown to fail: with the secret itself as the placeholder (granted.py) the hunt finds it; with
+`_masked` returning its text (scrub.py) the echo brings it back; with `for_host` ignoring `bound_to`
+(inject.py), or without the comparison in `_authority_mismatch` (exchange.py), the stranger receives it or
+the exchange passes; with `leaks` returning None the placeholder travels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Invariant 2: no way out but the proxy; nor for root in the sandbox.
 
-How each was shown to fail: with `NetworkMode: none` replaced by `bridge` (docker.py) and with
-`--unshare-net` removed (bwrap.py) the canary is reached; without the seccomp filter an AF_VSOCK
-socket opens on this engine; with the engine's socket bound into the sandbox it is reached.
+How each was shown to fail: with `"NetworkMode": "bridge"` (container.py) the canary and the neighbour are
+reached, by the agent and by root; without the seccomp profile root opens an AF_VSOCK socket on an old
+engine. The embedded launcher refuses to start without a network namespace of its own; what its
+defences do one by one is in tests/runtime/test_embedded_attacks.py. (When you try such a mutation, take
+the metadata address and the name look-up out of the probe first: they would leave this machine.)
 """
 
 from __future__ import annotations
