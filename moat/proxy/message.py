@@ -21,6 +21,10 @@ from moat.proxy.http1 import (
 from moat.proxy.limits import Limits
 from moat.proxy.stream import Stream, StreamError
 
+# A head comes in one or two pieces. One that drips in must not be parsed anew for every byte: after this
+# many pieces, only when a line is complete.
+_PATIENCE = 16
+
 
 class MessageReader:
     """Takes the bytes of one stream apart into messages."""
@@ -41,8 +45,10 @@ class MessageReader:
         if not self.buffer:
             return None
         stream.deadline = monotonic() + limits.request_head_timeout
+        patience = _PATIENCE
         while (head := parse_request(self.buffer, limits)) is None:
-            await self._line()
+            await self._more(patience)
+            patience -= 1
         self._drop(head.size)
         return head
 
@@ -50,13 +56,15 @@ class MessageReader:
         """The next response head, 1xx included. Raises MalformedError, StreamError."""
         if not self.buffer:
             self.buffer = await self.stream.receive()
+        patience = _PATIENCE
         while (head := parse_response(self.buffer, method, self.limits, upgrade=upgrade)) is None:
-            await self._line()
+            await self._more(patience)
+            patience -= 1
         self._drop(head.size)
         return head
 
-    async def _line(self) -> None:
-        """Receive until a line is complete: a head that drips in is not parsed anew for every byte."""
+    async def _more(self, patience: int) -> None:
+        """Receive more of a head; once `patience` has run out, until a line is complete."""
         while True:
             data = await self.stream.receive()
             if not data:
@@ -64,7 +72,7 @@ class MessageReader:
                     "closed in the middle of a head" if self.buffer else "closed without an answer"
                 )
             self.buffer += data
-            if b"\n" in data or len(self.buffer) > self.limits.head:
+            if patience > 0 or b"\n" in data or len(self.buffer) > self.limits.head:
                 return
 
     def _drop(self, size: int) -> None:
