@@ -36,7 +36,7 @@ class Limits:
     chunk_extensions: int = 16 * KIB
     """The same, summed over a body: one byte of data must not cost hundreds of overhead without end."""
     trailers: int = 8 * KIB
-    """Trailer section of a chunked body; they are dropped anyway."""
+    """Trailer section of a chunked body: checksums and a gRPC status, never more than a few fields."""
 
     # Responses that are opened to be scrubbed.
 
@@ -47,12 +47,8 @@ class Limits:
 
     connections: int = 512
     """Connections of the sandbox at one time. npm and pip open under 64; each idle one costs ~35 KiB."""
-    upstream_per_host: int = 64
-    """Pooled and active connections to one upstream host: what a polite client would open at most."""
     upstream_idle: int = 64
     """Idle pooled connections of a run, over all hosts: file descriptors are finite."""
-    piece: int = 64 * KIB
-    """Bytes read from a socket at a time: large enough for bulk, small enough for fair sharing."""
 
     # Time.
 
