@@ -86,7 +86,7 @@ class _Attachment:
                         self._restore_screen()
             except _Left:
                 if self._handle.tty:
-                    _write(1, b"\r\n")
+                    _write(1, b"\r\n\x1b[J")  # what the program drew below is not the shell's
                 say(f"detached from {self._handle.name}; `moat attach {self._handle.name}` comes back")
                 return 0
             except BrokenPipeError:
