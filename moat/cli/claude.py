@@ -13,8 +13,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from moat import config
-from moat.cli.run import add_common, build
+from moat.cli.run import add_common, build, load_config
 from moat.cli.start import start
 from moat.errors import GrantError, RunNotFoundError, StartError, UsageError
 from moat.grants import CredentialInfo
@@ -41,7 +40,7 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
     options.interactive = options.prompt is None
     home = Home.from_environment()
     workspace, claude = _conversation(options, home, initial)
-    settings = config.load(workspace)
+    settings = load_config(options, home, workspace)
     wanted = granted.unique((claude.grant, *settings.grants, *options.grant))
     credential = _credentials(open_vault(home), claude.grant, wanted)
     runtime = choose(options.runtime or settings.runtime)

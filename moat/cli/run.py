@@ -11,6 +11,8 @@ from moat import config
 from moat.cli.start import start, wanted_size, wanted_stdin
 from moat.config import HostRules, RunConfig, parse_host, parse_mount
 from moat.errors import UsageError
+from moat.paths import Home
+from moat.runtime import tampering
 from moat.runtime.choice import NAMES
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Mount
@@ -22,9 +24,10 @@ def main(argv: Sequence[str]) -> int:
     workspace = Path(options.dir).expanduser().absolute()
     if not workspace.is_dir():
         raise UsageError(f"no directory {options.dir!r}", hint="the command comes after `--`: moat run -- ls")
-    return start(
-        build(options, command, config.load(workspace), workspace), detach=options.detach, json=options.json
-    )
+    home = Home.from_environment()
+    settings = load_config(options, home, workspace)
+    request = build(options, command, settings, workspace)
+    return start(request, detach=options.detach, json=options.json, home=home)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -59,7 +62,16 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--runtime", choices=NAMES, help="what makes the sandbox (default: docker when it runs)")
     add("--mount", action="append", default=[], metavar="SRC:DST[:ro|rw]", help="mount (repeatable)")
     add("--allow-host", action="append", default=[], metavar="HOST", help="allow a host (repeatable)")
+    add("--accept-config", action="store_true", help="use agent.yaml although a run may have changed it")
     add("--rebuild", action="store_true", help="build the image again")
+
+
+def load_config(options: argparse.Namespace, home: Home, workspace: Path) -> RunConfig:
+    """agent.yaml, unless an earlier run may have written it. Raises ConfigError, UsageError."""
+    settings = config.load(workspace)
+    if not options.accept_config:
+        tampering.check(home, workspace, settings)
+    return settings
 
 
 def build(
@@ -84,6 +96,7 @@ def build(
         tty=tty,
         stdin=wanted_stdin(tty=tty is not None, detach=options.detach),
         agent=file.agent,
+        config=tampering.digest(file),
         dependencies=file.dependencies,
         base_image=file.base_image,
         rebuild=options.rebuild,

@@ -54,6 +54,7 @@ class RunRecord:
     runtime: str = ""  # `docker`, `embedded`; empty until it was chosen
     grants: tuple[str, ...] = ()
     agent: str | None = None
+    config: str | None = None  # digest of agent.yaml (`tampering`); "": there was none; None: not asked
     tty: bool = False
     pid: int = 0  # of the owner
     socket: str = ""  # control socket; empty when there is none

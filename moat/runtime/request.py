@@ -36,6 +36,7 @@ class RunRequest:
     stdin: bool = False  # plain runs: somebody will send stdin
     hold: bool = False  # start the command only when the first viewer is there
     agent: str | None = None  # `claude`; a label in the record
+    config: str | None = None  # digest of the agent.yaml that this came from
     dependencies: tuple[str, ...] = ()
     base_image: str | None = None
     rebuild: bool = False

@@ -120,6 +120,7 @@ class LocalRun:
             runtime=chosen,
             grants=self._request.grants,
             agent=request.agent,
+            config=request.config,
             tty=request.tty is not None,
             pid=os.getpid(),
             socket=str(self._directory / "control.sock"),
