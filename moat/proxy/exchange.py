@@ -72,6 +72,9 @@ class Site:
         return cls(scheme, authority, authority.host_header(scheme).encode(), denial)
 
     def url(self, target: bytes) -> str:
+        """`target` as a URL; an absolute one that was refused before it was taken apart is one already."""
+        if not target.startswith((b"/", b"*")):
+            return target.decode("latin-1")
         return f"{self.scheme}://{self.host.decode()}{target.decode('latin-1')}"
 
 
