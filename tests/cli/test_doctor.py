@@ -99,8 +99,8 @@ def test_a_state_directory_that_cannot_be_written_fails(moat: Moat, home: Path) 
 
 
 @pytest.mark.embedded
-def test_a_sandbox_that_does_not_reach_the_proxy_fails(moat: Moat, tmp_path: Path) -> None:
-    """Not only that bubblewrap starts: what is tried is a request, end to end, by a broken interpreter."""
+def test_a_bubblewrap_that_starts_nothing_fails(moat: Moat, tmp_path: Path) -> None:
+    """It is there and can be executed; only starting a namespace with it shows that it is no use."""
     program = tmp_path / "bin"
     environment = without(program, "bwrap")
     wrapper = program / "bwrap"
