@@ -31,18 +31,24 @@ _SECRET_NAMES = frozenset(
 
 def shown(headers: Headers, names: frozenset[bytes] = frozenset()) -> tuple[tuple[str, str], ...]:
     """Header fields as they are recorded. `names` (lower case) are redacted besides the usual ones."""
-    fields = []
-    for name, value in headers:
-        key, text, hidden = _name(name)
-        fields.append((text, REDACTED if hidden or key in names else value.decode("latin-1")))
-    return tuple(fields)
+    return tuple(
+        [
+            (_text(name), REDACTED if _hidden(name, names) else value.decode("latin-1"))
+            for name, value in headers
+        ]
+    )
 
 
-@lru_cache(maxsize=512)  # names are few, and read for every header of every exchange
-def _name(name: bytes) -> tuple[bytes, str, bool]:
-    """Lower case, as text, and whether its values are hidden."""
+# Names are few, and read for every header of every exchange.
+@lru_cache(maxsize=512)
+def _text(name: bytes) -> str:
+    return name.decode("latin-1")
+
+
+@lru_cache(maxsize=512)
+def _hidden(name: bytes, names: frozenset[bytes]) -> bool:
     key = name.lower()
-    return key, name.decode("latin-1"), key in _SECRET_NAMES or key.startswith(b"proxy-")
+    return key in _SECRET_NAMES or key in names or key.startswith(b"proxy-")
 
 
 def to_record(event: ExchangeFinished) -> dict[str, Any]:
