@@ -144,7 +144,9 @@ class Exchange:
         except UnreadableBodyError as error:
             await self._answer(failed(502, "unreadable", str(error), error.hint or "", retry=False))
         except UpstreamError as error:
-            await self._answer(failed(error.status, error.code, error.reason, error.hint))
+            # A wrong certificate is still wrong in ten seconds; clients would try for minutes.
+            again = error.code != "certificate"
+            await self._answer(failed(error.status, error.code, error.reason, error.hint, retry=again))
         except StreamError as error:
             await self._broke(error)
 
@@ -213,8 +215,9 @@ class Exchange:
         if not rules:
             return headers
         try:
-            credentials = {name: await self._credential(name) for name in inject.needed(rules, headers)}
-            injected = inject.apply(rules, headers, credentials)
+            plan = inject.make_plan(rules, headers)
+            credentials = {name: await self._credential(name) for name in plan.credentials}
+            injected = inject.carry_out(plan, credentials)
         except MoatError as error:
             raise _RefusedError(
                 failed(502, "credential", str(error), error.hint or "", retry=False)

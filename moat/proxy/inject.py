@@ -1,6 +1,6 @@
 """Credentials onto requests: which rule, which header, which bytes. Pure; secrets come in as arguments.
 
-An exchange asks in this order: `leaks`, policy, `for_host`, `needed`, (fetch), `apply`.
+An exchange asks in this order: policy, `leaks`, `for_host`, `make_plan`, (fetch), `carry_out`.
 """
 
 from __future__ import annotations
@@ -105,21 +105,24 @@ class InjectionTable:
 
 def needed(rules: Sequence[CompiledRule], headers: Headers) -> tuple[str, ...]:
     """Names of the credentials that `apply` will want for the same headers: only these are fetched."""
-    return _plan(rules, headers).credentials
+    return make_plan(rules, headers).credentials
 
 
 def apply(
     rules: Sequence[CompiledRule], headers: Headers, credentials: Mapping[str, Credential]
 ) -> InjectedHeaders:
-    """Put credentials on a request's (already forwardable) headers.
+    """Put credentials on a request's (already forwardable) headers: a plan, carried out at once."""
+    return carry_out(make_plan(rules, headers), credentials)
+
+
+def carry_out(plan: Plan, credentials: Mapping[str, Credential]) -> InjectedHeaders:
+    """The headers of a plan, with the credentials that it names.
 
     If the client sent headers that rules own, those rules replace them; otherwise every rule with another
     header name adds its own. Placeholders in other headers are replaced where they stand. All questions
-    are asked of the original headers, so no rule sees, or strips, what another one has injected.
-    Raises InjectionError when a secret does not fit in a header, or was not fetched: `needed` must be asked
-    about these same headers.
+    were asked of the original headers, so no rule sees, or strips, what another one has injected.
+    Raises InjectionError when a secret does not fit in a header, or was not fetched.
     """
-    plan = _plan(rules, headers)
     secrets = {name: _secret(credentials.get(name), name) for name in plan.credentials}
     swaps = [(rule.placeholder, secrets[rule.rule.credential]) for rule in plan.substituted]
     fields, carriers, encoded = _substitute(plan.kept, swaps)
@@ -139,7 +142,7 @@ def apply(
 
 
 @dataclass(frozen=True, slots=True)
-class _Plan:
+class Plan:
     """Which rules act on a request, decided on its original headers."""
 
     owners: list[CompiledRule]  # set their own header
@@ -151,12 +154,13 @@ class _Plan:
         return tuple(dict.fromkeys(rule.rule.credential for rule in [*self.owners, *self.substituted]))
 
 
-def _plan(rules: Sequence[CompiledRule], headers: Headers) -> _Plan:
+def make_plan(rules: Sequence[CompiledRule], headers: Headers) -> Plan:
+    """Decide what is put where, and which credentials that takes, before any is fetched."""
     owners = _owners(rules, headers)
     dropped = {rule.header for rule in owners}.union(*(rule.strip for rule in owners))
     kept = [field for field in headers if field[0].lower() not in dropped]
     text = b"\n".join([_opened(value) for _, value in kept])
-    return _Plan(owners, kept, [rule for rule in rules if _holds(text, rule.placeholder)])
+    return Plan(owners, kept, [rule for rule in rules if _holds(text, rule.placeholder)])
 
 
 def _owners(rules: Sequence[CompiledRule], headers: Headers) -> list[CompiledRule]:

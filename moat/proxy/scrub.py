@@ -92,7 +92,12 @@ def mask(data: bytes, secrets: Sequence[bytes]) -> bytes:
 
 def scrub_headers(headers: Headers, secrets: Sequence[bytes]) -> Headers:
     """Header fields with every secret in names and values masked."""
-    return tuple((mask(name, secrets), mask(value, secrets)) for name, value in headers)
+    return tuple(
+        (mask(name, secrets), mask(value, secrets))
+        if any(secret in value or secret in name for secret in secrets)
+        else (name, value)
+        for name, value in headers
+    )
 
 
 def readable_encodings(headers: Headers) -> Headers:
