@@ -28,6 +28,12 @@ _PRIVATE = ("ANTHROPIC_", "CLAUDE_", "GITHUB_", "GH_", "OPENAI_", "MOAT_", "IS_S
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
+def pytest_configure() -> None:
+    # A shell that starts the suite in the background leaves SIGINT ignored, and every program that a test
+    # starts would inherit that: Ctrl-C would mean nothing.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def private_environment(home: Path, runtime: Path) -> dict[str, str]:
     """The environment of a test: the caller's without its secrets, everything personal below `home`."""
     kept = {
