@@ -15,8 +15,7 @@ import ssl
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Self
 
 from cryptography import x509
@@ -329,12 +328,6 @@ def client_context(ca_pem: bytes) -> ssl.SSLContext:
     context = ssl.create_default_context(cadata=ca_pem.decode())
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-@contextlib.contextmanager
-def environment_ca(path: Path, pem: bytes) -> Iterator[Path]:
-    path.write_bytes(pem)
-    yield path
 
 
 @functools.cache
