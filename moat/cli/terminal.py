@@ -134,6 +134,11 @@ class _Attachment:
         """Stdout was closed (`… | head`): the command has nobody left to write to, as after SIGPIPE."""
         if self._lead and not self._handle.tty:
             self._stop()
+            # Closed with output in it, the connection would break, and the order be lost with it.
+            with contextlib.suppress(OSError, _Left):
+                self._output.socket.settimeout(_GRACE)
+                while (frame := self._output.receive()) is not None and frame[0] is not Frame.EXIT:
+                    pass
         _silence_stdout()
         return _EXIT_PIPE
 

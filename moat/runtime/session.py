@@ -9,6 +9,7 @@ any other is dropped, so that nobody who merely watches can block an agent.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -47,10 +48,17 @@ class Viewer(Protocol):
         ...
 
 
-class OutputLog:
-    """`output.log`: the raw output as it came. A full disk costs log, never the agent's progress."""
+LOG_LIMIT = 1 << 30  # bytes: days of a busy agent, and 15 seconds of `yes`
 
-    def __init__(self, path: Path) -> None:
+
+class OutputLog:
+    """`output.log`: the raw output as it came. A full disk costs log, never the agent's progress.
+
+    Nor may a run that prints for ever cost the user's disk: the log ends at `limit` bytes.
+    """
+
+    def __init__(self, path: Path, *, limit: int = LOG_LIMIT) -> None:
+        self._room = limit
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._lost = 0  # bytes that could not be written since the last success
         self.error = ""  # the first failure of the run, for its record
@@ -70,6 +78,9 @@ class OutputLog:
         return False
 
     def _append(self, data: bytes) -> None:
+        if len(data) > self._room:
+            raise OSError(errno.EFBIG, "its limit is reached")
+        self._room -= len(data)
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]

@@ -276,3 +276,16 @@ class TestLocalViewer:
                 seen += len(output.data)
         assert seen == 64 * 65536
         assert viewer.patience is None
+
+
+def test_a_log_ends_at_its_limit(tmp_path: Path) -> None:
+    """A run that prints for ever must not fill the disk."""
+    log = OutputLog(tmp_path / "output.log", limit=10)
+    assert [log.write(b"12345"), log.write(b"67890"), log.write(b"x"), log.write(b"y")] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    assert log.error == "output.log: its limit is reached"
+    assert (tmp_path / "output.log").read_bytes() == b"1234567890"
