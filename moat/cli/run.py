@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"no directory {options.dir!r}", hint="the command comes after `--`: moat run -- ls")
     home = Home.from_environment()
     settings = load_config(options, home, workspace)
+    options.interactive = options.interactive or settings.interactive
     request = build(options, command, settings, workspace)
     return start(request, detach=options.detach, json=options.json, home=home)
 
@@ -100,6 +101,13 @@ def build(
         dependencies=file.dependencies,
         base_image=file.base_image,
         rebuild=options.rebuild,
+        container=file.container,
+        ports=file.ports,
+        mcp=file.mcp,
+        snapshots=file.snapshots,
+        hooks=file.hooks,
+        services=file.services,
+        volumes=file.volumes,
     )
 
 

@@ -8,7 +8,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from moat.config.claude import ClaudeConfig
+from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
+from moat.config.mcp import McpServer
+from moat.config.snapshots import SnapshotConfig
+
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
+_NO_PORTS: Mapping[str, int] = MappingProxyType({})
+_NO_SERVICES: Mapping[str, ServiceConfig] = MappingProxyType({})
 _NO_DETOURS: Mapping[tuple[str, int], tuple[str, int]] = MappingProxyType({})
 
 
@@ -49,6 +56,15 @@ class RunConfig:
     command: tuple[str, ...] = ()
     dependencies: tuple[str, ...] = ()
     base_image: str | None = None
+    interactive: bool = False  # `moat run` gives the command a terminal
+    ports: Mapping[str, int] = field(default_factory=lambda: _NO_PORTS)  # endpoint -> port in the sandbox
+    mcp: tuple[McpServer, ...] = ()
+    claude: ClaudeConfig = field(default_factory=ClaudeConfig)
+    snapshots: SnapshotConfig = field(default_factory=SnapshotConfig)
+    hooks: HooksConfig = field(default_factory=HooksConfig)
+    services: Mapping[str, ServiceConfig] = field(default_factory=lambda: _NO_SERVICES)
+    volumes: tuple[VolumeConfig, ...] = ()
+    container: ContainerConfig = field(default_factory=ContainerConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

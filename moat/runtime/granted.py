@@ -10,7 +10,7 @@ import datetime as dt
 import secrets
 import string
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moat.errors import GrantError
 from moat.grants import CredentialInfo, InjectionRule
@@ -30,6 +30,11 @@ class Granted:
 
 
 NOTHING = Granted((), {}, (), ())
+
+
+def with_more(given: Granted, *, rules: tuple[InjectionRule, ...], hosts: tuple[str, ...]) -> Granted:
+    """`given` with rules and open hosts that do not come from a provider's table."""
+    return replace(given, rules=(*given.rules, *rules), hosts=(*given.hosts, *hosts))
 
 
 def unique(names: Iterable[str]) -> tuple[str, ...]:

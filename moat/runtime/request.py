@@ -5,18 +5,27 @@ Nothing secret is in a request; the way to the vault travels next to it (`launch
 
 from __future__ import annotations
 
-import base64
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from moat.config import HostRules, NetworkConfig
+from moat.config import (
+    ContainerConfig,
+    HooksConfig,
+    McpServer,
+    NetworkConfig,
+    ServiceConfig,
+    SnapshotConfig,
+    VolumeConfig,
+)
+from moat.runtime import codec
 from moat.runtime.sandbox import HomeFile, Mount, Size
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
+_NO_PORTS: Mapping[str, int] = MappingProxyType({})
+_NO_SERVICES: Mapping[str, ServiceConfig] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,37 +49,21 @@ class RunRequest:
     dependencies: tuple[str, ...] = ()
     base_image: str | None = None
     rebuild: bool = False
-    memory: int = 0  # bytes; 0: the runtime's default
+    container: ContainerConfig = field(default_factory=ContainerConfig)
     pids: int = 1024
+    ports: Mapping[str, int] = field(default_factory=lambda: _NO_PORTS)  # endpoint -> port in the sandbox
+    mcp: tuple[McpServer, ...] = ()
+    # A caller of the API asks for snapshots; the command line takes the file's word, whose default is yes.
+    snapshots: SnapshotConfig = field(default_factory=lambda: SnapshotConfig(disabled=True))
+    hooks: HooksConfig = field(default_factory=HooksConfig)
+    services: Mapping[str, ServiceConfig] = field(default_factory=lambda: _NO_SERVICES)
+    volumes: tuple[VolumeConfig, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        value = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        value["workspace"] = str(self.workspace)
-        value["env"] = dict(self.env)
-        value["mounts"] = [[str(m.source), m.target, m.read_only] for m in self.mounts]
-        value["home_files"] = [
-            [f.path, base64.b64encode(f.data).decode("ascii"), f.mode] for f in self.home_files
-        ]
-        value["network"] = dataclasses.asdict(self.network)
-        value["tty"] = [self.tty.columns, self.tty.rows] if self.tty else None
-        return value
+        encoded: dict[str, Any] = codec.encode(self)
+        return encoded
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunRequest:
         """The inverse of `to_json`, for JSON that a Moat process wrote."""
-        fields = dict(value)
-        network = fields["network"]
-        fields["workspace"] = Path(fields["workspace"])
-        fields["mounts"] = tuple(Mount(Path(s), t, ro) for s, t, ro in fields["mounts"])
-        fields["home_files"] = tuple(
-            HomeFile(path, base64.b64decode(data), mode) for path, data, mode in fields["home_files"]
-        )
-        fields["network"] = NetworkConfig(
-            policy=network["policy"],
-            rules=tuple(HostRules(r["host"], tuple(r["rules"])) for r in network["rules"]),
-            host=tuple(network["host"]),
-        )
-        fields["tty"] = Size(*fields["tty"]) if fields["tty"] else None
-        for name in ("argv", "grants", "dependencies"):
-            fields[name] = tuple(fields[name])
-        return cls(**fields)
+        return codec.decode(cls, value)

@@ -26,6 +26,7 @@ from anyio.abc import TaskGroup
 
 from moat import config
 from moat.errors import StartError
+from moat.journal import Journal
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
 from moat.runtime import granted, records
@@ -34,6 +35,7 @@ from moat.runtime.gateway import Gateway, read_exchanges
 from moat.runtime.local import LocalViewer
 from moat.runtime.names import random_name
 from moat.runtime.outcome import NEVER_BEGAN, Outcome
+from moat.runtime.parts import Addition, Part, RunContext, parts_of, together
 from moat.runtime.records import Ownership, RunRecord, State
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
@@ -127,6 +129,8 @@ class LocalRun:
             directory=str(self._directory),
         )
         self.outcome = Outcome(home, record)
+        self.journal = Journal(home.run(run_id) / "journal.jsonl")
+        self._parts: list[Part] = []
         self._viewer = viewer
         self._server: ControlServer | None = None
         self._gateway: Gateway | None = None
@@ -239,6 +243,7 @@ class LocalRun:
         start("control socket", self._server.serve)
         log = OutputLog(self._home.run(self.id) / "output.log")
         self._resources.append(("log", log.aclose))
+        self.journal.record("run.created", id=self.id, runtime=self.record.runtime, grants=self.record.grants)
         with self._preparing:
             self._sandbox = await self._prepare(handoff, progress, start)
         if self._sandbox is None:
@@ -262,9 +267,14 @@ class LocalRun:
         request = self._request
         vault: Vault | None = open_vault(self._home, handoff=handoff or None) if request.grants else None
         given = granted.prepare(vault, request.grants) if vault else granted.NOTHING
+        extra = await self._ask_parts(vault, progress, start)
+        given = granted.with_more(given, rules=extra.rules, hosts=extra.hosts)
+        network = dataclasses.replace(
+            request.network, host=tuple(dict.fromkeys((*request.network.host, *extra.host_ports)))
+        )
         gateway = Gateway(
             run_id=self.id,
-            network=request.network,
+            network=network,
             upstream=config.load_user(self._home).upstream,
             granted=given,
             credentials=vault,
@@ -274,12 +284,40 @@ class LocalRun:
         self._gateway = gateway
         self._resources.append(("proxy", gateway.aclose))
         sandbox = await runtime(self.record.runtime).create(
-            self._spec(given, gateway.ca_bundle), gateway.egress, progress
+            self._spec(given, gateway.ca_bundle, extra), gateway.egress, progress
         )
         self._resources.append(("sandbox", sandbox.destroy))
+        for part in self._parts:
+            await part.made(sandbox)
         return sandbox
 
-    def _spec(self, given: granted.Granted, ca_bundle: bytes) -> SandboxSpec:
+    async def _ask_parts(
+        self,
+        vault: Vault | None,
+        progress: Progress,
+        start: Callable[[str, Callable[[], Awaitable[Any]]], None],
+    ) -> Addition:
+        """Let every part of the run prepare; what they add, as one."""
+        context = RunContext(
+            id=self.id,
+            name=self.name,
+            request=self._request,
+            runtime=self.record.runtime,
+            home=self._home,
+            directory=self._directory,
+            vault=vault,
+            journal=self.journal,
+            start=start,
+            progress=progress,
+        )
+        additions = []
+        for part in parts_of(self._request):
+            self._resources.append((part.name, part.aclose))
+            additions.append(await part.prepare(context))
+            self._parts.append(part)
+        return together(additions)
+
+    def _spec(self, given: granted.Granted, ca_bundle: bytes, extra: Addition) -> SandboxSpec:
         request = self._request
         return SandboxSpec(
             run_id=self.id,
@@ -289,17 +327,20 @@ class LocalRun:
             # Not where the control socket lies: the runtime may show this directory to the sandbox.
             directory=private_dir(self._directory / "sandbox"),
             env=sandbox_environment(
-                run_id=self.id, tty=request.tty is not None, placeholders=given.env, user=request.env
+                run_id=self.id,
+                tty=request.tty is not None,
+                placeholders={**given.env, **extra.env},
+                user=request.env,
             ),
-            mounts=request.mounts,
-            home_files=(*given.files, *request.home_files),
-            host_ports=request.network.host,
+            mounts=(*request.mounts, *extra.mounts),
+            home_files=(*given.files, *request.home_files, *extra.home_files),
+            host_ports=tuple(dict.fromkeys((*request.network.host, *extra.host_ports))),
             tty=request.tty,
             stdin=request.stdin,
             dependencies=request.dependencies,
             base_image=request.base_image,
             rebuild=request.rebuild,
-            memory=request.memory,
+            memory=request.container.memory,
             pids=request.pids,
         )
 
@@ -312,7 +353,10 @@ class LocalRun:
             await self._sandbox.start()
             self._session.begun.set()
             self.outcome.update(state=State.RUNNING, started_at=time.time())
+            self.journal.record("run.started")
             self._started.set()
+            for part in self._parts:
+                await part.started()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._session.pump)
                 tasks.start_soon(self._obey_stop)
@@ -320,6 +364,8 @@ class LocalRun:
                 await first_of(self._session.drained.wait, self._given_up)
                 tasks.cancel_scope.cancel()
             self.outcome.update(state=State.STOPPING, exit_code=code)
+            for part in self._parts:
+                await part.ended()
         await self.finish()
 
     async def _end_when_forgotten(self) -> None:
@@ -374,6 +420,9 @@ class LocalRun:
             if scope.cancelled_caught:
                 _log.error("%s was not released in %d s", what, _RELEASE)
         self.outcome.conclude(asked=self._stop_asked.is_set())
+        record = self.record
+        self.journal.record("run.ended", state=record.state, exit_code=record.exit_code, error=record.error)
+        self.journal.close()
         shutil.rmtree(self._directory, ignore_errors=True)
         self._started.set()
         self._ended.set()

@@ -1,0 +1,99 @@
+"""The features of a run, each a part with the same few moments in its life.
+
+    prepare   before there is a sandbox: what the part adds to it and to its proxy
+    made      the sandbox exists, its command has not started
+    started   the command runs
+    ended     the command has ended; the sandbox is still there
+    aclose    let go of everything; called whatever happened, newest part first
+
+A run asks the parts in order. What raises in `prepare` or `made` keeps the command from starting, with
+the error's own words; later moments must not raise for what does not concern the command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from moat.grants import InjectionRule
+from moat.journal import Journal
+from moat.paths import Home
+from moat.runtime.request import RunRequest
+from moat.runtime.sandbox import HomeFile, Mount, Progress, Sandbox
+from moat.vault import Vault
+
+_NO_ENV: Mapping[str, str] = MappingProxyType({})
+Start = Callable[[str, Callable[[], Awaitable[Any]]], None]  # (what it is, the task): owned by the run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """What a part may know of its run, and whom it may ask."""
+
+    id: str
+    name: str
+    request: RunRequest  # with its defaults filled in
+    runtime: str  # `docker`, `embedded`
+    home: Home
+    directory: Path  # short private directory (0700) for sockets; removed with the run
+    vault: Vault | None  # None: the run has no grants
+    journal: Journal
+    start: Start  # a task that lives as long as the run; its failure ends the run
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Addition:
+    """What one part adds to the sandbox and to the proxy of a run."""
+
+    env: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)  # the user's own `env` wins
+    mounts: tuple[Mount, ...] = ()
+    home_files: tuple[HomeFile, ...] = ()
+    rules: tuple[InjectionRule, ...] = ()
+    hosts: tuple[str, ...] = ()  # patterns that `network.policy: strict` opens
+    host_ports: tuple[int, ...] = ()  # ports of this machine that the run may reach as moat-host
+    tunnels: tuple[str, ...] = ()  # `host:port` that is passed on as bytes, without TLS of ours (ssh)
+
+
+class Part:
+    """A part that does nothing; a feature overrides the moments that it needs."""
+
+    name = "part"
+
+    async def prepare(self, run: RunContext) -> Addition:
+        del run
+        return Addition()
+
+    async def made(self, sandbox: Sandbox) -> None: ...
+
+    async def started(self) -> None: ...
+
+    async def ended(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+def parts_of(request: RunRequest) -> list[Part]:
+    """The parts that this run needs, in the order in which they are asked. Imports only those."""
+    del request
+    found: list[Part] = []
+    return found
+
+
+def together(additions: list[Addition]) -> Addition:
+    """All additions as one; of two values for a variable the later one counts."""
+    env: dict[str, str] = {}
+    for addition in additions:
+        env |= addition.env
+    return Addition(
+        env=env,
+        mounts=tuple(item for a in additions for item in a.mounts),
+        home_files=tuple(item for a in additions for item in a.home_files),
+        rules=tuple(item for a in additions for item in a.rules),
+        hosts=tuple(item for a in additions for item in a.hosts),
+        host_ports=tuple(item for a in additions for item in a.host_ports),
+        tunnels=tuple(item for a in additions for item in a.tunnels),
+    )
