@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from moat.config import ports
 from moat.config.check import Checker, Node, TooMuchError, meant
 from moat.config.model import HostRules, MountConfig, NetworkConfig, RunConfig
 from moat.config.mounts import parse_mount
@@ -28,13 +29,13 @@ _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _LATER = "not supported yet"
 _REFUSED = {
     "upstream": "belongs in ~/.moat/config.yaml; a workspace must not redirect the traffic of its own runs",
+    "endpoints": "belongs in ~/.moat/config.yaml; endpoints of a run are its `ports`",
     "proxy": "belongs in ~/.moat/config.yaml as upstream.proxy; a workspace must not redirect its traffic",
     "snapshots": f"{_LATER}; this version takes none",
     "claude": _LATER,
     "codex": _LATER,
     "gemini": _LATER,
     "mcp": _LATER,
-    "ports": _LATER,
     "hooks": _LATER,
     "services": _LATER,
     "secrets": _LATER,
@@ -112,6 +113,7 @@ class _Workspace:
             ),
             "command": self._command,
             "dependencies": self._dependencies,
+            "ports": lambda node: ports.read(self._check, node),
             "base_image": lambda node: self._check.matching(
                 node, "base_image", _IMAGE, "an image, e.g. debian:bookworm-slim"
             ),

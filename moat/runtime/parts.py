@@ -56,6 +56,7 @@ class Addition:
     hosts: tuple[str, ...] = ()  # patterns that `network.policy: strict` opens
     host_ports: tuple[int, ...] = ()  # ports of this machine that the run may reach as moat-host
     tunnels: tuple[str, ...] = ()  # `host:port` that is passed on as bytes, without TLS of ours (ssh)
+    endpoints: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)  # name -> URL, for the record
 
 
 class Part:
@@ -78,8 +79,11 @@ class Part:
 
 def parts_of(request: RunRequest) -> list[Part]:
     """The parts that this run needs, in the order in which they are asked. Imports only those."""
-    del request
     found: list[Part] = []
+    if request.ports:
+        from moat.runtime.endpoints.part import PortsPart
+
+        found.append(PortsPart())
     return found
 
 
@@ -96,4 +100,5 @@ def together(additions: list[Addition]) -> Addition:
         hosts=tuple(item for a in additions for item in a.hosts),
         host_ports=tuple(item for a in additions for item in a.host_ports),
         tunnels=tuple(item for a in additions for item in a.tunnels),
+        endpoints={name: url for a in additions for name, url in a.endpoints.items()},
     )

@@ -123,6 +123,7 @@ class LocalRun:
             grants=self._request.grants,
             agent=request.agent,
             config=request.config,
+            ports=dict(request.ports),
             tty=request.tty is not None,
             pid=os.getpid(),
             socket=str(self._directory / "control.sock"),
@@ -269,6 +270,8 @@ class LocalRun:
         given = granted.prepare(vault, request.grants) if vault else granted.NOTHING
         extra = await self._ask_parts(vault, progress, start)
         given = granted.with_more(given, rules=extra.rules, hosts=extra.hosts)
+        if extra.endpoints:
+            self.outcome.update(endpoints=dict(extra.endpoints))
         network = dataclasses.replace(
             request.network, host=tuple(dict.fromkeys((*request.network.host, *extra.host_ports)))
         )
@@ -335,6 +338,7 @@ class LocalRun:
             mounts=(*request.mounts, *extra.mounts),
             home_files=(*given.files, *request.home_files, *extra.home_files),
             host_ports=tuple(dict.fromkeys((*request.network.host, *extra.host_ports))),
+            ingress=bool(request.ports),
             tty=request.tty,
             stdin=request.stdin,
             dependencies=request.dependencies,
