@@ -21,7 +21,7 @@ from moat.runtime.records import RunRecord
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="moat open",
-        description="Open an endpoint of a run in the browser. Without a run: the only one that has endpoints, "
+        description="Open an endpoint of a run in the browser. Without a run: the only one that has any, "
         "or the page of all; without an endpoint: the only one, or the page of the run.",
     )
     parser.add_argument("run", nargs="?", help="name or id")

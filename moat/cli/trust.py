@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="moat trust",
         description="Let browsers and other programs of this machine trust the certificates of endpoints "
-        "(https://<endpoint>.<run>.localhost). The CA is this installation's own and good for localhost only.",
+        "(https://<endpoint>.<run>.localhost). The CA is this installation's own, for localhost only.",
     )
     parser.add_argument("action", choices=("install", "remove", "status"))
     parser.add_argument(

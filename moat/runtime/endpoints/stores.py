@@ -108,8 +108,8 @@ def _certutil() -> str:
 
 
 _BROWSERS = (
-    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "brave-browser", "microsoft-edge",
-    "vivaldi",
+    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "brave-browser",
+    "microsoft-edge", "vivaldi",
 )  # fmt: skip
 
 
