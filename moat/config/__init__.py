@@ -22,7 +22,7 @@ from moat.config.model import (
 )
 from moat.config.mounts import parse_mount
 from moat.config.network import parse_host
-from moat.config.ports import parse_port
+from moat.config.ports import check_port, parse_port
 from moat.config.snapshots import SnapshotConfig
 from moat.config.user import load_user
 from moat.config.workspace import load
@@ -44,6 +44,7 @@ __all__ = [
     "UpstreamConfig",
     "UserConfig",
     "VolumeConfig",
+    "check_port",
     "load",
     "load_user",
     "parse_host",

@@ -30,11 +30,20 @@ def read(check: Checker, node: Node) -> MappingProxyType[str, int]:
 def parse_port(text: str) -> tuple[str, int]:
     """`web=3000`, as the command line has it. Raises UsageError."""
     name, _, number = text.partition("=")
-    if not _NAME.fullmatch(name) or not re.fullmatch(r"[1-9][0-9]{0,4}", number) or int(number) > 65535:
-        raise UsageError(f"--port {text}: not NAME=PORT, e.g. web=3000", hint=f"a name is {_RULE}")
-    if int(number) in _OURS:
-        raise UsageError(f"--port {text}: {_taken(int(number))}")
+    if not re.fullmatch(r"[1-9][0-9]{0,4}", number):
+        raise UsageError(f"--port {text}: not NAME=PORT, e.g. web=3000")
+    check_port(name, int(number))
     return name, int(number)
+
+
+def check_port(name: str, port: int) -> None:
+    """Raises UsageError for what cannot be an endpoint."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"the endpoint {name!r} cannot be part of a host name", hint=f"a name is {_RULE}")
+    if not 1 <= port <= 65535:
+        raise UsageError(f"the endpoint {name}: {port} is not a port")
+    if port in _OURS:
+        raise UsageError(f"the endpoint {name}: {_taken(port)}")
 
 
 def _taken(port: int) -> str:

@@ -89,12 +89,13 @@ class Page:
 
     def _html(self) -> bytes:
         again = f'<meta http-equiv="refresh" content="{_RETRY_SECONDS}">' if self.retry else ""
+        text = f"{self.text} This page looks again by itself." if self.retry else self.text
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"{again}<title>{html.escape(self.title)} · Moat</title><style>{_STYLE}</style></head>"
             "<body><main>"
-            f'<h1>{html.escape(self.title)}</h1><p class="soft">{html.escape(self.text)}</p>'
+            f'<h1>{html.escape(self.title)}</h1><p class="soft">{html.escape(text)}</p>'
             f"{''.join(self.sections)}<footer>Moat serves this on loopback, for the programs of this machine "
             "only.</footer></main></body></html>\n"
         ).encode()
@@ -148,7 +149,7 @@ def down(route: Route, endpoint: str, reason: str, state: str) -> Page:
     port = route.endpoints[endpoint].port
     starting = state in {"created", "starting"}
     waiting = "Its command has not started yet." if starting else f"Its command is {state}."
-    text = f"Port {port} in the sandbox of {route.name}: {reason}. {waiting} This page looks again by itself."
+    text = f"Port {port} in the sandbox of {route.name}: {reason}. {waiting}"
     value = {"run": route.name, "endpoint": endpoint, "port": port, "reason": reason, "state": state}
     return Page(
         status=503 if starting else 502, title="The server does not answer", text=text, value=value,

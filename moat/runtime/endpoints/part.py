@@ -6,6 +6,7 @@ import logging
 
 import anyio
 
+from moat import config
 from moat.errors import MoatError
 from moat.paths import Home
 from moat.runtime.endpoints import names, routes, spawn
@@ -29,7 +30,9 @@ class PortsPart(Part):
         self._port = 0
 
     async def prepare(self, run: RunContext) -> Addition:
-        """Open the ingress and the route. Raises StartError for a name that is in use, or no gateway."""
+        """Open ingress and route. Raises UsageError, and StartError for a name in use or no gateway."""
+        for name, port in run.request.ports.items():
+            config.check_port(name, port)
         self._run = run
         self._ingress = Ingress(run.directory / "ports")
         ends = {name: self._ingress.open(name, port) for name, port in run.request.ports.items()}

@@ -41,6 +41,7 @@ from moat.runtime.endpoints.routes import Route, Routes
 
 _TLS_HANDSHAKE = b"\x16"  # first byte of every TLS connection: content type "handshake"
 _CONNECTIONS = 1024
+_LAST = frozenset({400, 421})  # whoever sends that is not asked for more
 _SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PEER_LEFT = frozenset({errno.ECONNABORTED, errno.EPROTO})
 _log = logging.getLogger(__name__)
@@ -212,7 +213,7 @@ class Connection:
 
     async def _answer(self, page: Page, head: RequestHead | None, *, whole: bool) -> bool:
         """Say it; True when another request may follow. `whole`: nothing of the request is still to come."""
-        keep = head is not None and head.keep_alive and whole
+        keep = head is not None and head.keep_alive and whole and page.status not in _LAST
         self._stream.deadline = monotonic() + LIMITS.close_timeout
         await self._stream.send(page.wire(head, close=not keep))
         if not keep:

@@ -150,6 +150,7 @@ class Anchors:
     directory: Path
     suffix: str
     update: tuple[str, ...]
+    forget: tuple[str, ...]  # the same after something was taken away
     system: bool = True
 
     @property
@@ -170,20 +171,22 @@ class Anchors:
         return [Step(copy, root=True), Step(self.update, root=True)]
 
     def remove(self, certificate: Certificate) -> list[Step]:
-        return [Step(("rm", str(self._file(certificate))), root=True), Step(self.update, root=True)]
+        return [Step(("rm", str(self._file(certificate))), root=True), Step(self.forget, root=True)]
 
 
 def linux_system() -> list[Store]:
     """The one of this distribution; none when it is unknown."""
+    debian = ("update-ca-certificates",)
     known = (
-        ("/usr/local/share/ca-certificates", ".crt", ("update-ca-certificates",)),  # Debian, Ubuntu, Alpine
-        ("/etc/pki/ca-trust/source/anchors", ".pem", ("update-ca-trust", "extract")),  # Fedora, RHEL
-        ("/etc/ca-certificates/trust-source/anchors", ".crt", ("trust", "extract-compat")),  # Arch
-        ("/usr/share/pki/trust/anchors", ".pem", ("update-ca-certificates",)),  # SUSE
+        # Debian's leaves a dangling link behind unless it starts afresh.
+        ("/usr/local/share/ca-certificates", ".crt", debian, (*debian, "--fresh")),
+        ("/etc/pki/ca-trust/source/anchors", ".pem", ("update-ca-trust", "extract"), None),  # Fedora, RHEL
+        ("/etc/ca-certificates/trust-source/anchors", ".crt", ("trust", "extract-compat"), None),  # Arch
+        ("/usr/share/pki/trust/anchors", ".pem", debian, None),  # SUSE
     )
-    for directory, suffix, update in known:
+    for directory, suffix, update, forget in known:
         if Path(directory).is_dir() and shutil.which(update[0], path="/usr/sbin:/sbin:/usr/bin:/bin"):
-            return [Anchors(Path(directory), suffix, update)]
+            return [Anchors(Path(directory), suffix, update, forget or update)]
     return []
 
 
