@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import signal
@@ -120,7 +121,7 @@ class Session:
         path.write_text(text)
 
     def _all(self, todo: list[Step], shell: Shell) -> None:
-        for step, following in zip(todo, [*todo[1:], None], strict=True):
+        for step, following in itertools.zip_longest(todo, todo[1:]):
             output, status = shell.run(self._place.here(step.command))
             printed = output.read_text(errors="replace").splitlines()
             refused = any(line.startswith("moat: error:") for line in step.shown)
