@@ -65,10 +65,11 @@ def test_it_survives_every_run_and_serves_the_others(place: Place) -> None:
     wait_until(lambda: place.ask("web.second.localhost").status == 200)
     assert [path.stem for path in routes.directory(place.home).iterdir()] == [third], "the dead one is gone"
     assert gateways(place) == [gateway]
-    events = [line for line in read_lines(place.home.run(first) / "journal.jsonl") if "endpoint" in line]
-    assert [(line["event"], line["endpoint"], line["port"]) for line in events[:1]] == [
-        ("endpoint.opened", "web", 3000)
-    ]
+    lines = read_lines(place.home.run(first) / "journal.jsonl")
+    events = [line for line in lines if line["event"].startswith("endpoint.")]
+    url = f"https://web.first.localhost:{place.port}"
+    assert events[0]["event"] == "endpoint.opened"
+    assert events[0]["data"] == {"endpoint": "web", "port": 3000, "url": url}
     assert [line["event"] for line in events].count("endpoint.closed") == 4
 
 
