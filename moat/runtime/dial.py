@@ -22,6 +22,7 @@ import anyio
 
 _SECONDS = 5.0  # to connect on a loopback interface; a full backlog takes longer
 _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+_CONTROL = "dial.sock"  # in the directory: where the forwarder connects at its start
 _ANSWER = 64  # bytes of the forwarder's word on an attempt
 
 
@@ -70,7 +71,9 @@ class NamespaceDialler:
                 await anyio.wait_readable(self._maker)
                 word, fds, _, _ = socket.recv_fds(self._maker, 16, 1, socket.MSG_CMSG_CLOEXEC)
         if fds:
-            return socket.socket(fileno=fds[0])
+            sock = socket.socket(fileno=fds[0])
+            sock.setblocking(False)
+            return sock
         raise _error(int(word) if word else errno.EPIPE)  # the end of the stream: the sandbox is gone
 
     def close(self) -> None:
@@ -84,7 +87,7 @@ class ForwarderDialler:
         """Listens from here on; the forwarder connects before the command starts."""
         self._directory = directory
         self._uid = uid
-        self._listener: socket.socket | None = _listen(directory / "dial.sock", uid)
+        self._listener: socket.socket | None = _listen(directory / _CONTROL, uid)
         self._control: socket.socket | None = None
         self._turn = anyio.Lock()
         self._count = 0
@@ -112,6 +115,7 @@ class ForwarderDialler:
                 self._control = await _accepted(self._listener)
                 self._listener.close()
                 self._listener = None
+                (self._directory / _CONTROL).unlink(missing_ok=True)
             # A line is far below what the socket takes; a forwarder that does not read loses its own way in.
             self._control.send(line)
 
@@ -158,7 +162,7 @@ async def _spoken(sock: socket.socket) -> socket.socket:
                 break
             word += piece
         if word != b"+\n":
-            _check(int(word) if word.strip().isdigit() else errno.ECONNRESET)
+            raise _error((int(word) if word.strip().isdigit() else 0) or errno.ECONNRESET)  # noqa: TRY301
     except BaseException:
         sock.close()
         raise

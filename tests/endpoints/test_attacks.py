@@ -87,53 +87,39 @@ def test_the_way_in_cannot_be_bent(world: Place, run: str, birds: tuple[Canary, 
     assert found["obey"] in {"TimeoutError", "ConnectionRefusedError", "BlockingIOError"}, found["obey"]
 
 
-def test_an_agent_that_takes_the_forwarders_place_gets_no_farther(
+def test_an_agent_that_ends_the_forwarder_only_loses_its_endpoints(
     world: Place, birds: tuple[Canary, Canary]
 ) -> None:
-    """It kills the forwarder and answers the run's orders itself: it can only speak for its own sandbox.
+    """It may not take the forwarder's place either: the run hears one connection, the one from before the start.
 
-    What it says is what the browser gets; descriptors that it sends along are not taken, and a stream that it
-    holds open does not stop the run (`moat stop` still answers).
+    What a forwarder that obeys the agent could send is in tests/runtime/test_dial.py.
     """
     opened, _ = birds
-    place = world.workspace("forger", "ports: {web: 3000}\ndependencies: [python]\n")
-    (place / "forge.py").write_text(
-        textwrap.dedent("""
-            import array, glob, os, signal, socket, time
-            for path in glob.glob("/proc/[0-9]*/cmdline"):
-                pid = int(path.split("/")[2])
-                if b"sandbox_init" in open(path, "rb").read() and pid not in (1, os.getpid()):
-                    os.kill(pid, signal.SIGKILL)
-            control = socket.socket(socket.AF_UNIX)
-            control.connect("/run/moat/egress/dial.sock")
-            print("waiting", flush=True)
-            while True:
-                port, name = control.recv(1000).decode().split()
-                back = socket.socket(socket.AF_UNIX)
-                back.connect("/run/moat/egress/" + name)
-                own = open("/etc/passwd", "rb")
-                fds = array.array("i", [own.fileno(), back.fileno()])
-                back.sendmsg([b"+\\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
-                back.setblocking(True)
-                asked = back.recv(4000)
-                body = b"forged for " + port.encode()
-                back.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
-        """)
-    )
-    run_id = world.start(
-        "forger", "docker", "python3", "/workspace/forge.py", config=(place / "agent.yaml").read_text()
-    )
+    script = textwrap.dedent("""
+        import glob, os, signal, socket, time
+        for path in glob.glob("/proc/[0-9]*/cmdline"):
+            pid = int(path.split("/")[2])
+            if b"sandbox_init" in open(path, "rb").read() and pid not in (1, os.getpid()):
+                os.kill(pid, signal.SIGKILL)
+        control = socket.socket(socket.AF_UNIX)
+        control.connect("/run/moat/egress/dial.sock")
+        print("waiting", flush=True)
+        try:
+            print("heard", control.recv(1000), flush=True)
+        except OSError as error:
+            print("refused", flush=True)
+        time.sleep(60)
+    """)
+    (world.workspace("forger") / "forge.py").write_text(script)
+    config = "ports: {web: 3000}\ndependencies: [python]\n"
+    run_id = world.start("forger", "docker", "python3", "/workspace/forge.py", config=config)
     log = world.home.run(run_id) / "output.log"
-    wait_until(lambda: b"waiting" in log.read_bytes() or world.record(run_id)["state"] == "failed")
-    # The forwarder's own connection comes first in the queue and is dead: the first attempt finds that out.
+    wait_until(lambda: b"waiting" in log.read_bytes())
     answers = [world.ask("web.forger.localhost") for _ in range(3)]
-    assert {answer.status for answer in answers} <= {200, 502}
-    for answer in answers:
-        if answer.status == 200:
-            assert answer.body == b"forged for 3000"
-    pid = world.record(run_id)["pid"]
-    inside = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-    assert "/etc/passwd" not in inside
+    assert {answer.status for answer in answers} == {502}
+    wait_until(
+        lambda: log.read_bytes().splitlines() in ([b"waiting", b"refused"], [b"waiting", b"heard b''"])
+    )
     assert world.command("stop", run_id, timeout=30).returncode == 0
     assert opened.knocks == []
 
@@ -149,7 +135,7 @@ def test_another_user_of_the_machine_cannot_use_a_runs_ingress(world: Place, run
     assert path.is_socket()
     code = "import socket,sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1]); print('reached')"
     paths = [path, *path.parent.parent.glob("sandbox/egress/*.sock")]
-    assert len(paths) == (1 if run == "alpha" else 3)
+    assert len(paths) == (1 if run == "alpha" else 2)  # a container has its proxy.sock
     for each in paths:
         done = subprocess.run(
             ["setpriv", "--reuid=48211", "--regid=48211", "--clear-groups", "/usr/bin/python3", "-c", code, each],
