@@ -29,6 +29,7 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         ),
         "secret.resolved": ("a credential was read from the vault", ("grant", "kind")),
         "secret.refused": ("the vault did not give it", ("grant", "error")),
+        "trace.closed": ("`network.jsonl` is complete, and has this hash", ("bytes", "sha256")),
         "grant.used": (
             "a credential goes out to a host; the first time before it does",
             ("grant", "host", "exchanges", "count"),
@@ -37,5 +38,7 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             "the proxy refused exchanges; method and path are those of the first",
             ("authority", "method", "path", "code", "rule", "reason", "exchanges", "count"),
         ),
+        "copy.failed": ("entries cannot be copied to a second place", ("to", "error")),
+        "copy.resumed": ("copying works again; so many entries are missing there", ("to", "missed")),
     }
 )

@@ -82,6 +82,7 @@ class Gateway:
         self._writer = LineWriter(trace)
         self._trace = Trace(self._writer)
         self._witness = Witness(journal)
+        self._journal = journal
         self._proxy = Proxy(
             policy=policy_of(network, granted.hosts),
             ca=self._ca,
@@ -107,6 +108,8 @@ class Gateway:
         self._trace.flush()
         self._witness.flush()
         self._writer.close()
+        size, digest = self._writer.written
+        self._journal.record("trace.closed", bytes=size, sha256=digest)
 
     def _record(self, event: ExchangeFinished) -> None:
         self._trace.add(event)

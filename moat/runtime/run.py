@@ -31,6 +31,7 @@ from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
 from moat.runtime import granted, records
 from moat.runtime.choice import choose, runtime
+from moat.runtime.copying import copies_of
 from moat.runtime.gateway import Gateway, read_exchanges
 from moat.runtime.local import LocalViewer
 from moat.runtime.names import random_name
@@ -147,8 +148,10 @@ class LocalRun:
 
     def _begin_journal(self) -> Journal:
         """A run without a journal does not begin: nothing of it remains."""
+        shown = [self._request.workspace, *(m.source for m in self._request.mounts if not m.read_only)]
         try:
-            return keeping.begin(self._home, self.id)
+            self._copies = copies_of(config.load_user(self._home).journal, shown)
+            return keeping.begin(self._home, self.id, self._copies)
         except (OSError, MoatError) as error:
             shutil.rmtree(self._directory, ignore_errors=True)
             records.remove(self._home, self.id)
@@ -455,7 +458,7 @@ class LocalRun:
         self.outcome.conclude(asked=self._stop_asked.is_set())
         record = self.record
         self.journal.record("run.ended", state=record.state, exit_code=record.exit_code, error=record.error)
-        keeping.end(self._home, self.id, self.journal)
+        await anyio.to_thread.run_sync(keeping.end, self._home, self.id, self.journal, self._copies)
         shutil.rmtree(self._directory, ignore_errors=True)
         self._started.set()
         self._ended.set()
