@@ -17,7 +17,11 @@ from moat.vault import Vault, open_vault
 from moat.vault.index import describe, timestamp
 from moat.vault.providers import ENTRIES, entry
 
-_WIZARDS = {"anthropic": "moat.cli.grant_anthropic", "github": "moat.cli.grant_github"}
+_WIZARDS = {
+    "anthropic": "moat.cli.grant_anthropic",
+    "github": "moat.cli.grant_github",
+    "ssh": "moat.cli.grant_ssh",
+}
 _USAGE = """\
 usage: moat grant <provider> [options]     store a credential that runs may use
        moat grant list [--json]            what is stored
@@ -71,7 +75,8 @@ def _show(argv: Sequence[str]) -> int:
         emit_json(known)
         return 0
     known |= {"hosts": ", ".join(known["hosts"]), "expired": "yes" if known["expired"] else "no"}
-    known |= {"expires_at": known["expires_at"] or "not known"} | known.pop("metadata")
+    known |= {"expires_at": known["expires_at"] or "not known", "store": known["store"] or "-"}
+    known |= {key: value.replace("\n", ", ") for key, value in known.pop("metadata").items()}
     width = max(map(len, known)) + 1
     for key, value in known.items():
         emit(f"{key.replace('_', ' ') + ':':<{width}} {value}")
@@ -110,7 +115,7 @@ def _row(vault: Vault, info: CredentialInfo) -> tuple[str, ...]:
     expires = "-" if info.expires_at is None else timestamp(info.expires_at)
     if info.expired(_now()):
         expires += " (expired)"
-    return info.name, info.kind.value, vault.store(info.name), timestamp(info.created_at), expires
+    return info.name, info.kind.value, vault.store(info.name) or "-", timestamp(info.created_at), expires
 
 
 def _now() -> dt.datetime:

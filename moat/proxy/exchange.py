@@ -7,10 +7,11 @@ the end of the exchange. The two directions are in `upload` and `download`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from time import monotonic, time
+from types import MappingProxyType
 
 import anyio
 
@@ -35,6 +36,7 @@ from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import Policy
 from moat.proxy.scrub import UnreadableBodyError
+from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, StreamTimeoutError
 from moat.proxy.trace import shown
 from moat.proxy.upload import GONE, Upload
@@ -56,6 +58,7 @@ class Setup:
     limits: Limits
     on_event: Callable[[ExchangeFinished], None]
     ready: Callable[[], Denial | None]
+    tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
