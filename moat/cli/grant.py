@@ -15,7 +15,7 @@ from moat.grants import CredentialInfo
 from moat.paths import Home
 from moat.vault import Vault, open_vault
 from moat.vault.index import describe, timestamp
-from moat.vault.providers import ENTRIES, entry
+from moat.vault.providers import ENTRIES, check_name, entry
 
 _WIZARDS = {
     "anthropic": "moat.cli.grant_anthropic",
@@ -42,8 +42,11 @@ def main(argv: Sequence[str]) -> int:
         return _ACTIONS[argv[0]](argv[1:])
     if argv[0].startswith("-"):
         raise UsageError(f"unknown option {argv[0]}", hint="`moat grant --help`")
-    wizard = importlib.import_module(_WIZARDS[entry(argv[0]).name])
-    status: int = wizard.main(argv[1:])
+    name, _, scope = argv[0].partition(":")  # `ssh:github.com` is short for `ssh --host github.com`
+    row = entry(name)
+    wizard = importlib.import_module(_WIZARDS[row.name])
+    scoped = [f"--{check_name(argv[0]) and row.scope}", scope] if scope else []
+    status: int = wizard.main([*scoped, *argv[1:]])
     return status
 
 

@@ -74,7 +74,7 @@ def _read(text: str, name: str) -> tuple[str, bytes | None]:
     """The marker of a line and its key, when the line is about `name`."""
     words = text.split()
     marker = words.pop(0) if words and words[0].startswith("@") else ""
-    if len(words) < 3 or words[0].startswith("#") or not _is_about(words[0], name.lower()):
+    if len(words) < 3 or words[0].startswith("#") or not _is_about(words[0], name):
         return marker, None
     try:
         key = base64.b64decode(words[2], validate=True)
@@ -88,7 +88,7 @@ def _read(text: str, name: str) -> tuple[str, bytes | None]:
 def _is_about(field: str, name: str) -> bool:
     if field.startswith("|1|"):
         return _is_hash_of(field, name)
-    found = False
+    name, found = name.lower(), False
     for pattern in field.lower().split(","):
         negated, plain = pattern.startswith("!"), pattern.removeprefix("!")
         # Only * and ? are special in known_hosts; brackets stand for themselves.

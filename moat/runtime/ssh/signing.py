@@ -6,13 +6,13 @@ A key file is read when a signature is wanted, and forgotten after it.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
-from anyio.abc import ByteReceiveStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from moat.errors import GrantError
@@ -30,9 +30,7 @@ from moat.runtime.ssh.messages import (
 from moat.sshwire import WireError
 from moat.vault.ssh import SshGrant
 
-if TYPE_CHECKING:
-    from anyio.abc import ByteStream
-
+T = TypeVar("T")
 _LIST_SECONDS = 5.0
 _SIGN_SECONDS = 120.0  # the user may have to confirm, or to touch a security key
 _MAX_ANSWER = 256 * 1024  # what OpenSSH's own agent allows
@@ -58,37 +56,29 @@ class UserAgent:
 
     async def identities(self) -> tuple[Identity, ...]:
         """The keys that it holds. Raises SigningError."""
-        return read_identities(await self._ask(answer(REQUEST_IDENTITIES), _LIST_SECONDS))
+        return await self._ask(answer(REQUEST_IDENTITIES), read_identities, _LIST_SECONDS)
 
     async def sign(self, request: SignRequest) -> bytes:
         """Raises SigningError."""
-        try:
-            return read_sign_response(await self._ask(sign_request(request), _SIGN_SECONDS))
-        except WireError as error:
-            raise SigningError(f"your SSH agent answered nonsense: {error}") from None
+        return await self._ask(sign_request(request), read_sign_response, _SIGN_SECONDS)
 
-    async def _ask(self, message: bytes, patience: float) -> bytes:
+    async def _ask(self, message: bytes, read: Callable[[bytes], T], patience: float) -> T:
         if not self.socket:
             raise SigningError("no SSH agent runs (SSH_AUTH_SOCK is not set)")
         try:
             with anyio.fail_after(patience):
                 async with await anyio.connect_unix(self.socket) as stream:
-                    reply = await self._converse(stream, message)
+                    await stream.send(message)
+                    reply = await read_message(BufferedByteReceiveStream(stream), _MAX_ANSWER)
+            if reply[0] == FAILURE:
+                raise SigningError("your SSH agent refused")
+            return read(reply)
         except TimeoutError:
             raise SigningError(f"your SSH agent did not answer within {patience:g} s") from None
         except (OSError, anyio.BrokenResourceError, anyio.EndOfStream, anyio.IncompleteRead) as error:
             raise SigningError(f"your SSH agent at {self.socket} does not answer: {_cause(error)}") from None
         except WireError as error:
             raise SigningError(f"your SSH agent answered nonsense: {error}") from None
-        if reply[0] == FAILURE:
-            raise SigningError("your SSH agent refused")
-        return reply
-
-    @staticmethod
-    async def _converse(stream: ByteStream, message: bytes) -> bytes:
-        await stream.send(message)
-        source: ByteReceiveStream = stream
-        return await read_message(BufferedByteReceiveStream(source), _MAX_ANSWER)
 
 
 def _cause(error: Exception) -> str:
