@@ -245,7 +245,7 @@ def test_a_host_that_has_become_unknown_stops_the_run(moat: Moat, dot_ssh: Path)
     ],
 )
 def test_what_cannot_be_granted(
-    argv: list[str], config: str, status: int, told: str, moat: Moat, dot_ssh: Path
+    argv: list[str], config: str, status: int, told: str, *, moat: Moat, dot_ssh: Path
 ) -> None:
     if config:
         (dot_ssh / "config").write_text(config)

@@ -31,8 +31,9 @@ show() { for name in "$@"; do sed "s/^/$name| /" /tmp/$name; done; }
 
 step listed ssh-add -L
 step login ssh $quick -T $user@github.com echo hello
+step greeting ssh $quick -T git@github.com
 step second ssh $quick -T $user@git.moat.test echo other
-step clone git clone -q $user@github.com:$repo /tmp/work
+step clone git clone -q git@github.com:octo/hello.git /tmp/work
 cd /tmp/work
 git -c user.name=a -c user.email=a@example.com commit -q --allow-empty -m "from $tag"
 step push git push -q origin HEAD:$tag
@@ -58,7 +59,7 @@ step replay python3 /workspace/eavesdrop.py replay /tmp/heard $(cut -d' ' -f2 /t
 step outside python3 /workspace/eavesdrop.py replay /workspace/outside $(cut -d' ' -f2 /tmp/rsa.pub)
 step not_ssh python3 /workspace/not_ssh.py
 step files sh -c 'cat ~/.ssh/*; find ~/.ssh -type f; ls -ln $SSH_AUTH_SOCK'
-show listed login second wrong_key wrong_host forwarded no_login replay outside not_ssh files
+show listed login greeting second wrong_key wrong_host forwarded no_login replay outside not_ssh files
 cat /tmp/work/README
 """
 
@@ -159,7 +160,7 @@ def seen(request: pytest.FixtureRequest, granted: SshWorld, outside: str) -> See
     known = granted.directory / "known_onward"  # read by the ssh that the first server runs: outside
     known.write_text(f"[127.0.0.1]:{other.port} {other.host_key}\n")
     onward = f"-F none -o UserKnownHostsFile={known} -p {other.port} {USER}@127.0.0.1"
-    header = f"user={USER} repo={granted.repository(GITHUB)} tag={request.param}; onward='{onward}'\n"
+    header = f"user={USER} tag={request.param}; onward='{onward}'\n"
     done = granted.run(request.param, *GRANTS, script=header + SCRIPT, timeout=240)
     assert done.returncode == 0, done.stderr + done.stdout
     status, output, rest = {}, {}, ""
@@ -177,6 +178,7 @@ def seen(request: pytest.FixtureRequest, granted: SshWorld, outside: str) -> See
 
 def test_ssh_and_git_work(seen: Seen, granted: SshWorld, request: pytest.FixtureRequest) -> None:
     assert (seen.status["login"], seen.output["login"]) == (0, "hello\n")
+    assert (seen.status["greeting"], seen.output["greeting"].split("!")[0]) == (1, "Hi octocat")
     assert (seen.status["second"], seen.output["second"]) == (0, "other\n")
     assert (seen.status["clone"], seen.status["push"]) == (0, 0)
     assert "from afar" in seen.rest

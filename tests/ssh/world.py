@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import shutil
@@ -20,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 GITHUB, OTHER, STRANGER = "github.com", "git.moat.test", "gitlab.com"
-USER = getpass.getuser()
+USER = "git"  # as at every host of repositories; see `_accounts`
+_SHELL = """\
+#!/bin/sh
+if [ $# -eq 0 ]; then
+    echo "Hi octocat! You've successfully authenticated, but GitHub does not provide shell access."
+    exit 1
+fi
+exec /bin/sh "$@"
+"""
 _CONFIG = """\
 Port {port}
 ListenAddress 127.0.0.1
@@ -80,7 +87,7 @@ class SshWorld:
         return run("ssh-keygen", "-lf", str(self.key(name))).split()[1]
 
     def repository(self, server: str) -> Path:
-        return self.servers[server].directory / "repo.git"
+        return self.servers[server].directory / "octo/hello.git"
 
     def command(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         environment = self.environment | options.pop("env", {})
@@ -145,12 +152,28 @@ def sshd(name: str, directory: Path, keys: list[Path], host_kind: str = "ed25519
     program = shutil.which("sshd", path="/usr/sbin:/usr/bin")
     assert program, "no sshd: run `bash .ci/test`"
     argv = [program, "-D", "-f", str(directory / "config"), "-E", str(directory / "log")]
-    with subprocess.Popen(argv, start_new_session=True) as server.process:
+    with subprocess.Popen(argv, env=_accounts(directory), start_new_session=True) as server.process:
         try:
             _wait_for(server)
             yield server
         finally:
             os.killpg(server.process.pid, signal.SIGKILL)
+
+
+def _accounts(directory: Path) -> dict[str, str]:
+    """An environment in which there is a user `git`, who is the caller, with a shell like GitHub's."""
+    shell = directory / "shell"
+    shell.write_text(_SHELL)
+    shell.chmod(0o755)
+    passwd = directory / "passwd"
+    who = f"{USER}:x:{os.getuid()}:{os.getgid()}::{directory}:{shell}\n"
+    passwd.write_text(who + Path("/etc/passwd").read_text())
+    return {
+        "PATH": os.environ["PATH"],
+        "LD_PRELOAD": "libnss_wrapper.so",
+        "NSS_WRAPPER_PASSWD": str(passwd),
+        "NSS_WRAPPER_GROUP": "/etc/group",
+    }
 
 
 def _wait_for(server: Server) -> None:
@@ -170,7 +193,7 @@ def _repository(directory: Path) -> None:
     (work / "README").write_text("from afar\n")
     run("git", *who, "-C", str(work), "add", ".", env=clean)
     run("git", *who, "-C", str(work), "commit", "-qm", "first", env=clean)
-    run("git", "clone", "-q", "--bare", str(work), str(directory / "repo.git"), env=clean)
+    run("git", "clone", "-q", "--bare", str(work), str(directory / "octo/hello.git"), env=clean)
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ class Entry:
     hosts: tuple[str, ...]  # that may get the credential
     opens: tuple[str, ...]  # host patterns that the grant opens under `network.policy: strict`
     summary: str
-    module: str
+    module: str  # empty: there is nothing that a proxy could inject
     scope: str = ""  # what stands behind the colon of its grants (`host`); empty: nothing may
 
 
@@ -85,7 +85,7 @@ ENTRIES = (
         (),
         (),
         "SSH to one host (git, ssh), signed for by your own agent",
-        "moat.vault.providers.ssh",
+        "",
         scope="host",
     ),
 )
