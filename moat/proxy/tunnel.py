@@ -192,6 +192,7 @@ class Tunnel:
         """Bytes to a port of this machine, or SSH. The server may speak first."""
         tunnel = self.setup.tunnels.get(authority)
         started, clock, traffic = time(), monotonic(), Traffic()
+        number = next(self.setup.numbers)
         status, denial = 0, None
         try:
             upstream = await self.setup.upstream.dial(authority)
@@ -226,6 +227,7 @@ class Tunnel:
                     response_bytes=traffic.down,
                     denial=denial,
                     error=traffic.error,
+                    id=number,
                 )
             )
 
@@ -296,6 +298,7 @@ class Tunnel:
                 response_bytes=0,
                 denial=denial,
                 error=error,
+                id=next(self.setup.numbers),
             )
         )
 

@@ -73,7 +73,8 @@ class Served:
         self._journal = journal
 
     def events(self, kind: str = "") -> list[dict[str, Any]]:
-        return [event for event in read_lines(self._journal) if event["event"].startswith(kind)]
+        lines = read_lines(self._journal)
+        return [{"event": line["event"], **line["data"]} for line in lines if line["event"].startswith(kind)]
 
     def connect(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
@@ -89,10 +90,9 @@ def served(
     host_key: bytes,
     *,
     revoked: Callable[[SshGrant], bool] = lambda _: False,
-    journal_file: str = "",
 ) -> Iterator[Served]:
     destinations = [Destination(grant, (host_key,), lambda _signature: True) for grant in grants]
-    path = Path(journal_file or directory / "journal.jsonl")
+    path = directory / "journal.jsonl"
     with start_blocking_portal("asyncio") as portal:
 
         async def begin() -> None:
@@ -105,7 +105,7 @@ def served(
                 journal.close()
 
         serving = portal.start_task_soon(begin)
-        while not (directory / "agent.sock").exists():
+        while not (directory / "agent.sock").exists() and not serving.done():
             portal.call(anyio.sleep, 0.01)
         try:
             yield Served(directory / "agent.sock", path)
@@ -185,8 +185,10 @@ def test_what_cannot_be_recorded_is_not_signed(
 ) -> None:
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     grant = grant_of(keys["ed25519"])
-    with served(short, [grant], host_key(server), journal_file="/dev/full") as agent:
+    with served(short, [grant], host_key(server)) as agent:
+        monkeypatch.setattr(Journal, "record", lambda *_, **__: False)
         assert login(server, agent.path, short).returncode == 255
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("what", ["gone", "silent key", "nonsense"])

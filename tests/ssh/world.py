@@ -120,7 +120,8 @@ class SshWorld:
         """The lines of the newest run's `journal.jsonl` or `network.jsonl`."""
         runs = Path(self.environment["MOAT_HOME"]) / "runs"
         newest = max(runs.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        return [json.loads(line) for line in (newest / file).read_text().splitlines() if line]
+        found = [json.loads(line) for line in (newest / file).read_text().splitlines() if line]
+        return [{"event": line["event"], **line["data"]} if "data" in line else line for line in found]
 
 
 def run(*argv: str, **options: Any) -> str:

@@ -150,9 +150,8 @@ class Connection:
         except signing.SigningError as error:
             return await self._refuse(RefusedError("signer", str(error)), key=key)
         host, user = approval.grant.host, approval.login.user[:100]
-        self._journal.record("ssh.sign", hosts=(host,), key=key, user=user)
-        if self._journal.failed:  # what is not recorded does not happen
-            return answer(FAILURE)
+        if not self._journal.record("ssh.sign", hosts=(host,), key=key, user=user):
+            return answer(FAILURE)  # what is not recorded does not happen
         return answer(SIGN_RESPONSE, string(signature))
 
     async def _approval(self, request: messages.SignRequest) -> Approval:
@@ -161,10 +160,9 @@ class Connection:
             raise RefusedError("revoked", f"the grant {approval.grant.name} is gone")
         return approval
 
-    async def _refuse(self, error: RefusedError, **more: str) -> bytes:
-        self._journal.record(
-            "ssh.refused", code=error.code, reason=str(error), hosts=self._rules.hosts, **more
-        )
+    async def _refuse(self, error: RefusedError, *, key: str = "") -> bytes:
+        hosts, reason = self._rules.hosts, str(error)
+        self._journal.record("ssh.refused", hosts=hosts, key=key, code=error.code, reason=reason)
         await anyio.sleep(_REFUSAL_SECONDS)
         return answer(FAILURE)
 
