@@ -16,7 +16,7 @@ from moat.config.source import read_document
 from moat.errors import ConfigError, UsageError
 
 FILES = ("agent.yaml", "moat.yaml")
-DEPENDENCIES = ("claude-code", "git", "node", "python")  # what images can be made with
+DEPENDENCIES = ("claude-code", "git", "node", "python", "ssh")  # what images can be made with
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_RULE = "a name: lower-case letters, digits and `-`, at most 63"
