@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from moat.config import endpoints
 from moat.config.check import Checker, Node, TooMuchError
+from moat.config.journal import JournalReader
 from moat.config.model import UpstreamConfig, UserConfig
 from moat.config.source import read_document
 from moat.paths import Home
@@ -37,6 +38,7 @@ def load_user(home: Home) -> UserConfig:
                 known: dict[str, Callable[[Node], object]] = {
                     "upstream": _Upstream(checker, path).read,
                     "endpoints": lambda node: endpoints.read(checker, node),
+                    "journal": JournalReader(checker, path.parent).read,
                 }
                 found = checker.fields(root, "the file", known, _REFUSED)
     except TooMuchError:

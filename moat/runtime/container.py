@@ -70,6 +70,8 @@ def configuration(
     for port in spec.host_ports:
         options += ["--host-port", str(port)]
     options += ["--ingress"] if spec.ingress else []
+    for port in spec.captured:
+        options += ["--capture", str(port)]
     who = {"HOME": HOME, "USER": _USER, "LOGNAME": _USER}
     return {
         "Image": image,

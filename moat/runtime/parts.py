@@ -21,6 +21,7 @@ from typing import Any
 from moat.grants import InjectionRule
 from moat.journal import Journal
 from moat.paths import Home
+from moat.proxy.ssh import SshTunnel
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import HomeFile, Mount, Progress, Sandbox
 from moat.vault import Vault
@@ -55,8 +56,9 @@ class Addition:
     rules: tuple[InjectionRule, ...] = ()
     hosts: tuple[str, ...] = ()  # patterns that `network.policy: strict` opens
     host_ports: tuple[int, ...] = ()  # ports of this machine that the run may reach as moat-host
-    tunnels: tuple[str, ...] = ()  # `host:port` that is passed on as bytes, without TLS of ours (ssh)
     endpoints: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)  # name -> URL, for the record
+    tunnels: tuple[SshTunnel, ...] = ()  # passed on as bytes, without TLS of ours; their ports are captured
+    dependencies: tuple[str, ...] = ()  # of the image (docker), besides the user's own
 
 
 class Part:
@@ -84,6 +86,10 @@ def parts_of(request: RunRequest) -> list[Part]:
         from moat.runtime.endpoints.part import PortsPart
 
         found.append(PortsPart())
+    if any(name.startswith("ssh:") for name in request.grants):
+        from moat.runtime.ssh.part import SshPart
+
+        found.append(SshPart())
     return found
 
 
@@ -101,4 +107,5 @@ def together(additions: list[Addition]) -> Addition:
         host_ports=tuple(item for a in additions for item in a.host_ports),
         tunnels=tuple(item for a in additions for item in a.tunnels),
         endpoints={name: url for a in additions for name, url in a.endpoints.items()},
+        dependencies=tuple(item for a in additions for item in a.dependencies),
     )

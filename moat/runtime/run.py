@@ -18,7 +18,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import anyio
@@ -29,8 +29,10 @@ from moat.errors import MoatError, StartError
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
+from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
 from moat.runtime.choice import choose, runtime
+from moat.runtime.copying import copies_of
 from moat.runtime.gateway import Gateway, read_exchanges
 from moat.runtime.local import LocalViewer
 from moat.runtime.names import random_name
@@ -53,6 +55,21 @@ _LOOK = 2.0  # seconds between two looks at the run's own directory
 _DRAIN = 3.0  # seconds in which the viewers of a stopped run may take its last output
 _RELEASE = 20.0  # seconds for each resource to let go
 _log = logging.getLogger(__name__)
+
+
+def _check_ports(ports: Iterable[int], captured: tuple[int, ...]) -> None:
+    """Behind a captured port is the run's proxy: a browser must not get there."""
+    for port in ports:
+        if port in captured:
+            raise UsageError(
+                f"an endpoint at port {port}, which leads out of the sandbox for an ssh grant",
+                hint="let the server listen on another port",
+            )
+
+
+def _captured(tunnels: tuple[SshTunnel, ...]) -> tuple[int, ...]:
+    """The ports of `tunnels` that are not captured anyway."""
+    return tuple(sorted({tunnel.authority.port for tunnel in tunnels} - {80, 443}))
 
 
 def _silent(_: str) -> None:
@@ -148,8 +165,10 @@ class LocalRun:
 
     def _begin_journal(self) -> Journal:
         """A run without a journal does not begin: nothing of it remains."""
+        shown = [self._request.workspace, *(m.source for m in self._request.mounts if not m.read_only)]
         try:
-            return keeping.begin(self._home, self.id)
+            self._copies = copies_of(config.load_user(self._home).journal, shown)
+            return keeping.begin(self._home, self.id, self._copies)
         except (OSError, MoatError) as error:
             shutil.rmtree(self._directory, ignore_errors=True)
             records.remove(self._home, self.id)
@@ -298,6 +317,7 @@ class LocalRun:
         given = granted.prepare(vault, request.grants) if vault else granted.NOTHING
         extra = await self._ask_parts(vault, progress, start)
         given = granted.with_more(given, rules=extra.rules, hosts=extra.hosts)
+        _check_ports(request.ports.values(), _captured(extra.tunnels))
         if extra.endpoints:
             self.outcome.update(endpoints=dict(extra.endpoints))
         network = dataclasses.replace(
@@ -312,6 +332,7 @@ class LocalRun:
             trace=self._home.run(self.id) / "network.jsonl",
             journal=self.journal,
             start=start,
+            tunnels=extra.tunnels,
         )
         self._gateway = gateway
         self._resources.append(("proxy", gateway.aclose))
@@ -369,9 +390,10 @@ class LocalRun:
             home_files=(*given.files, *request.home_files, *extra.home_files),
             host_ports=tuple(dict.fromkeys((*request.network.host, *extra.host_ports))),
             ingress=bool(request.ports),
+            captured=_captured(extra.tunnels),
             tty=request.tty,
             stdin=request.stdin,
-            dependencies=request.dependencies,
+            dependencies=tuple(dict.fromkeys((*request.dependencies, *extra.dependencies))),
             base_image=request.base_image,
             rebuild=request.rebuild,
             memory=request.container.memory,
@@ -459,7 +481,7 @@ class LocalRun:
         self.outcome.conclude(asked=self._stop_asked.is_set())
         record = self.record
         self.journal.record("run.ended", state=record.state, exit_code=record.exit_code, error=record.error)
-        keeping.end(self._home, self.id, self.journal)
+        await anyio.to_thread.run_sync(keeping.end, self._home, self.id, self.journal, self._copies)
         shutil.rmtree(self._directory, ignore_errors=True)
         self._started.set()
         self._ended.set()
