@@ -25,7 +25,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from moat import config
-from moat.errors import MoatError, StartError
+from moat.errors import MoatError, StartError, UsageError
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
