@@ -18,11 +18,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from moat.config import HooksConfig
+from moat.config.dependencies import service_named
 from moat.grants import InjectionRule
 from moat.journal import Journal
 from moat.paths import Home
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import HomeFile, Mount, Progress, Sandbox
+from moat.runtime.sandbox import HomeFile, Mount, Progress, Sandbox, ServiceSpec
 from moat.vault import Vault
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
@@ -55,6 +57,7 @@ class Addition:
     rules: tuple[InjectionRule, ...] = ()
     hosts: tuple[str, ...] = ()  # patterns that `network.policy: strict` opens
     host_ports: tuple[int, ...] = ()  # ports of this machine that the run may reach as moat-host
+    services: tuple[ServiceSpec, ...] = ()  # docker only
     tunnels: tuple[str, ...] = ()  # `host:port` that is passed on as bytes, without TLS of ours (ssh)
 
 
@@ -78,8 +81,19 @@ class Part:
 
 def parts_of(request: RunRequest) -> list[Part]:
     """The parts that this run needs, in the order in which they are asked. Imports only those."""
-    del request
     found: list[Part] = []
+    if request.volumes:
+        from moat.runtime.volumes import Volumes
+
+        found.append(Volumes())
+    if request.dependencies or request.base_image or request.hooks != HooksConfig():
+        from moat.runtime.deps.onhost import OnHost
+
+        found.append(OnHost())
+    if any(service_named(text) for text in request.dependencies):
+        from moat.runtime.services import Services
+
+        found.append(Services())
     return found
 
 
@@ -95,5 +109,6 @@ def together(additions: list[Addition]) -> Addition:
         rules=tuple(item for a in additions for item in a.rules),
         hosts=tuple(item for a in additions for item in a.hosts),
         host_ports=tuple(item for a in additions for item in a.host_ports),
+        services=tuple(item for a in additions for item in a.services),
         tunnels=tuple(item for a in additions for item in a.tunnels),
     )
