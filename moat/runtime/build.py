@@ -90,6 +90,8 @@ class _Log:
             self._begin(event.name)
 
     def text(self, text: str) -> None:
+        if self._rest and text.startswith(("Step ", *_NOISE)):
+            text = f"\n{text}"  # the builder's own words, after output that ended without a newline
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             self._line(_COLOUR.sub("", line).rstrip("\r"))
