@@ -152,7 +152,7 @@ ENTRIES = (
     _debian("build-essential", "C and C++ compilers with make", "", "cc", "g++", "make"),
     _debian("cmake", "builds C and C++ projects"),
     _debian("protoc", "the Protocol Buffers compiler", "protobuf-compiler"),
-    _debian("openssh-client", "ssh, scp, ssh-keygen", "", "ssh"),
+    _debian("ssh", "ssh, scp, ssh-keygen", "openssh-client"),
     _debian("sqlite3", "SQLite on the command line"),
     _debian("psql", "the client of PostgreSQL", "postgresql-client"),
     _debian("mysql-client", "the client of MySQL and MariaDB", "default-mysql-client", "mysql"),

@@ -33,6 +33,16 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             "a credential goes out to a host; the first time before it does",
             ("grant", "host", "exchanges", "count"),
         ),
+        "ssh.list": (
+            "the run's SSH agent was asked for its keys; `hosts`: those of the session",
+            ("hosts", "keys"),
+        ),
+        "ssh.bind": ("an SSH session with a granted host was announced", ("hosts", "host_key")),
+        "ssh.sign": ("a login by SSH was signed; `key` is a fingerprint", ("hosts", "key", "user")),
+        "ssh.refused": (
+            "the run's SSH agent did not do it; docs/troubleshooting.md lists the codes",
+            ("hosts", "key", "code", "reason"),
+        ),
         "network.denied": (
             "the proxy refused exchanges; method and path are those of the first",
             ("authority", "method", "path", "code", "rule", "reason", "exchanges", "count"),

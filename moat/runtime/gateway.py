@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from moat.config import NetworkConfig, UpstreamConfig
@@ -16,6 +16,7 @@ from moat.proxy.certs import RunCA
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.policy import HostRule, Policy, parse_host_rule
 from moat.proxy.server import Proxy
+from moat.proxy.ssh import SshTunnel
 from moat.proxy.trace import Trace, from_record
 from moat.proxy.upstream import Upstream, UpstreamOptions
 from moat.runtime import trust
@@ -75,6 +76,7 @@ class Gateway:
         trace: Path,
         journal: Journal,
         start: Start,
+        tunnels: Iterable[SshTunnel] = (),
     ) -> None:
         """Makes everything; listens nowhere yet. Raises ConfigError, OSError."""
         self._ca = RunCA.generate(run_id)
@@ -91,6 +93,7 @@ class Gateway:
             on_event=self._record,
             ready=self._ready,
             on_use=self._witness.on_use,
+            tunnels=tunnels,
         )
         self.egress = RunEgress(self._proxy, start)
         self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)

@@ -23,6 +23,7 @@ from moat.config.dependencies import service_named
 from moat.grants import InjectionRule
 from moat.journal import Journal
 from moat.paths import Home
+from moat.proxy.ssh import SshTunnel
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import HomeFile, Mount, Progress, Sandbox, ServiceSpec
 from moat.vault import Vault
@@ -58,7 +59,8 @@ class Addition:
     hosts: tuple[str, ...] = ()  # patterns that `network.policy: strict` opens
     host_ports: tuple[int, ...] = ()  # ports of this machine that the run may reach as moat-host
     services: tuple[ServiceSpec, ...] = ()  # docker only
-    tunnels: tuple[str, ...] = ()  # `host:port` that is passed on as bytes, without TLS of ours (ssh)
+    tunnels: tuple[SshTunnel, ...] = ()  # passed on as bytes, without TLS of ours; their ports are captured
+    dependencies: tuple[str, ...] = ()  # of the image (docker), besides the user's own
 
 
 class Part:
@@ -94,6 +96,10 @@ def parts_of(request: RunRequest) -> list[Part]:
         from moat.runtime.services import Services
 
         found.append(Services())
+    if any(name.startswith("ssh:") for name in request.grants):
+        from moat.runtime.ssh.part import SshPart
+
+        found.append(SshPart())
     return found
 
 
@@ -111,4 +117,5 @@ def together(additions: list[Addition]) -> Addition:
         host_ports=tuple(item for a in additions for item in a.host_ports),
         services=tuple(item for a in additions for item in a.services),
         tunnels=tuple(item for a in additions for item in a.tunnels),
+        dependencies=tuple(item for a in additions for item in a.dependencies),
     )

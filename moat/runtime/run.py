@@ -29,6 +29,7 @@ from moat.errors import MoatError, StartError
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
+from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
 from moat.runtime.choice import choose, runtime
 from moat.runtime.gateway import Gateway, read_exchanges
@@ -54,6 +55,11 @@ _LOOK = 2.0  # seconds between two looks at the run's own directory
 _DRAIN = 3.0  # seconds in which the viewers of a stopped run may take its last output
 _RELEASE = 20.0  # seconds for each resource to let go
 _log = logging.getLogger(__name__)
+
+
+def _captured(tunnels: tuple[SshTunnel, ...]) -> tuple[int, ...]:
+    """The ports of `tunnels` that are not captured anyway."""
+    return tuple(sorted({tunnel.authority.port for tunnel in tunnels} - {80, 443}))
 
 
 def _silent(_: str) -> None:
@@ -310,6 +316,7 @@ class LocalRun:
             trace=self._home.run(self.id) / "network.jsonl",
             journal=self.journal,
             start=start,
+            tunnels=extra.tunnels,
         )
         self._gateway = gateway
         self._resources.append(("proxy", gateway.aclose))
@@ -366,9 +373,10 @@ class LocalRun:
             mounts=(*request.mounts, *extra.mounts),
             home_files=(*given.files, *request.home_files, *extra.home_files),
             host_ports=tuple(dict.fromkeys((*request.network.host, *extra.host_ports))),
+            captured=_captured(extra.tunnels),
             tty=request.tty,
             stdin=request.stdin,
-            dependencies=request.dependencies,
+            dependencies=tuple(dict.fromkeys((*request.dependencies, *extra.dependencies))),
             base_image=request.base_image,
             hooks=request.hooks,
             rebuild=request.rebuild,

@@ -182,9 +182,7 @@ async def test_a_failed_step_shows_its_last_lines(
     )
     assert lines[1:] == ["  the base image is not of the Debian family"]
     with pytest.raises(StartError) as caught:
-        await ensure(
-            hooks=HooksConfig(post_build="echo one\nprintf 'two %s' \"$USER\" >&2\nexit 7\necho three")
-        )
+        await ensure(hooks=HooksConfig(post_build="echo one\nprintf 'two %s' \"$USER\"\nexit 7\necho three"))
     lines = str(caught.value).splitlines()
     assert lines[0] == "the sandbox image could not be built: hooks.post_build failed with status 7"
     assert sorted(lines[1:]) == ["  one", "  two agent"]
