@@ -17,7 +17,12 @@ from moat.vault import Vault, open_vault
 from moat.vault.index import describe, timestamp
 from moat.vault.providers import ENTRIES, entry
 
-_WIZARDS = {"anthropic": "moat.cli.grant_anthropic", "github": "moat.cli.grant_github"}
+_WIZARDS = {
+    "anthropic": "moat.cli.grant_anthropic",
+    "github": "moat.cli.grant_github",
+    "mcp": "moat.cli.grant_mcp",
+    "oauth": "moat.cli.grant_oauth",
+}
 _USAGE = """\
 usage: moat grant <provider> [options]     store a credential that runs may use
        moat grant list [--json]            what is stored
@@ -38,8 +43,9 @@ def main(argv: Sequence[str]) -> int:
         return _ACTIONS[argv[0]](argv[1:])
     if argv[0].startswith("-"):
         raise UsageError(f"unknown option {argv[0]}", hint="`moat grant --help`")
-    wizard = importlib.import_module(_WIZARDS[entry(argv[0]).name])
-    status: int = wizard.main(argv[1:])
+    name, _, scope = argv[0].partition(":")  # `mcp:linear` is `mcp linear`
+    wizard = importlib.import_module(_WIZARDS[entry(name).name])
+    status: int = wizard.main([scope, *argv[1:]] if scope else argv[1:])
     return status
 
 

@@ -7,9 +7,10 @@ Both raise ConfigError with every problem of the file at once, each as `file:lin
 `parse_mount` reads one `src:dst[:ro|rw]` and `parse_host` one host pattern, for the file and for flags.
 """
 
-from moat.config.claude import ClaudeConfig, LocalMcpServer, Marketplace
+from moat.config.claude import ClaudeConfig, Marketplace
 from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
-from moat.config.mcp import McpServer
+from moat.config.local_mcp import LocalMcpServer
+from moat.config.mcp import WELL_KNOWN, McpServer, check_url
 from moat.config.model import (
     HostRules,
     MountConfig,
@@ -25,6 +26,7 @@ from moat.config.user import load_user
 from moat.config.workspace import load
 
 __all__ = [
+    "WELL_KNOWN",
     "ClaudeConfig",
     "ContainerConfig",
     "HooksConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "UpstreamConfig",
     "UserConfig",
     "VolumeConfig",
+    "check_url",
     "load",
     "load_user",
     "parse_host",

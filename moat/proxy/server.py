@@ -21,6 +21,7 @@ from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.exchange import Setup
 from moat.proxy.inject import InjectionTable
 from moat.proxy.limits import Limits
+from moat.proxy.mcp import McpTable
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import Policy
 from moat.proxy.stream import StreamError, open_stream
@@ -55,13 +56,16 @@ class Proxy:
         limits: Limits = Limits(),  # noqa: B008 - frozen
         token: str | None = None,
         ready: Callable[[], Denial | None] = always_ready,
+        mcp: McpTable = McpTable(),  # noqa: B008 - empty and never changed
     ) -> None:
         """`on_event` must neither block nor raise. `ready` says why no exchange may start now.
 
         `token` is asked for on TCP listeners only; reaching a unix socket is permission enough. Raises
         ValueError for a rule with a bad host pattern.
         """
-        self._setup = Setup(policy, ca, InjectionTable(rules), credentials, upstream, limits, on_event, ready)
+        self._setup = Setup(
+            policy, ca, InjectionTable(rules), credentials, upstream, limits, on_event, ready, mcp
+        )
         self._token = token
         self._slots = anyio.Semaphore(limits.connections)
         self._listening: set[anyio.CancelScope] = set()

@@ -65,7 +65,7 @@ class Tunnel:
     async def captured(self, authority: Authority) -> None:
         """Serve a client that believes it has reached `authority` itself."""
         denial = self._judge(authority)
-        if denial is None and authority.host == HOST_NAME:
+        if denial is None and self._is_opaque(authority):
             await self._opaque(authority, b"")
         else:
             await self._inside(authority, denial)
@@ -77,11 +77,15 @@ class Tunnel:
             await self._refuse(None, malformed(MalformedError("bad-authority", str(error), 400, "client")))
             return
         denial = self._judge(authority)
-        if denial is None and authority.host == HOST_NAME:
+        if denial is None and self._is_opaque(authority):
             await self._opaque(authority, ESTABLISHED)
             return
         await self.stream.send(ESTABLISHED)
         await self._inside(authority, denial)
+
+    def _is_opaque(self, authority: Authority) -> bool:
+        """A port of this machine carries any protocol, unless an MCP server is known to be there."""
+        return authority.host == HOST_NAME and self.setup.mcp.at(HOST_NAME, authority.port) is None
 
     def _judge(self, authority: Authority) -> Denial | None:
         """What can be refused before a name is resolved. Names are checked when they are dialled."""

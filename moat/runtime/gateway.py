@@ -14,6 +14,7 @@ from moat.journal import LineWriter, read_lines
 from moat.paths import Home
 from moat.proxy.certs import RunCA
 from moat.proxy.events import ExchangeFinished
+from moat.proxy.mcp import McpTable
 from moat.proxy.policy import HostRule, Policy, parse_host_rule
 from moat.proxy.server import Proxy
 from moat.proxy.trace import Trace, from_record
@@ -73,6 +74,7 @@ class Gateway:
         credentials: CredentialSource | None,
         trace: Path,
         start: Start,
+        mcp: McpTable | None = None,
     ) -> None:
         """Makes everything; listens nowhere yet. Raises ConfigError, OSError."""
         self._ca = RunCA.generate(run_id)
@@ -87,6 +89,7 @@ class Gateway:
             upstream=self._upstream,
             on_event=self._trace.add,
             ready=self._trace.ready,
+            mcp=mcp or McpTable(),
         )
         self.egress = RunEgress(self._proxy, start)
         self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)

@@ -11,12 +11,14 @@ import secrets
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from shlex import quote
 
+from moat.config import McpServer
 from moat.errors import GrantError
 from moat.grants import CredentialInfo, InjectionRule
 from moat.runtime.sandbox import HomeFile
 from moat.vault import Vault
-from moat.vault.providers import canonical, entry, grant_hosts, provider
+from moat.vault.providers import canonical, check_name, command, grant_hosts, provider
 
 _TOKEN = string.ascii_letters + string.digits
 
@@ -42,34 +44,44 @@ def unique(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(canonical(name) for name in names))
 
 
-def check(vault: Vault, names: Iterable[str]) -> tuple[CredentialInfo, ...]:
-    """What is known of each credential. Raises one GrantError that lists every problem and its fix."""
+def check(
+    vault: Vault, names: Iterable[str], servers: Iterable[McpServer] = ()
+) -> tuple[CredentialInfo, ...]:
+    """What is known of each credential. Raises one GrantError that lists every problem and its fix.
+
+    `servers`: the MCP servers that some of them are for.
+    """
+    urls = {
+        server.grant: f"{command(server.grant)} --url {quote(server.url)}"
+        for server in servers
+        if server.grant
+    }
     found, problems, fixes = [], [], []
     for name in unique(names):
-        entry(name.partition(":")[0])
+        check_name(name)
         try:
             info = vault.info(name)
         except GrantError:
             problems.append(f"missing grant: {name}")
-            fixes.append(f"moat grant {name}")
+            fixes.append(urls.get(name, command(name)))
             continue
         if info.expired(dt.datetime.now(dt.UTC)):
             problems.append(f"credential expired: {name}")
-            fixes.append(f"moat grant {name}")
+            fixes.append(urls.get(name, command(name)))
         found.append(info)
     if problems:
         raise GrantError("\n".join(problems), hint="\n".join(f"run `{fix}`" for fix in fixes))
     return tuple(found)
 
 
-def prepare(vault: Vault, names: Iterable[str]) -> Granted:
+def prepare(vault: Vault, names: Iterable[str], servers: Iterable[McpServer] = ()) -> Granted:
     """Placeholders and rules of a run. The token in them is random, so that a leak tells its run."""
     token = "".join(secrets.choice(_TOKEN) for _ in range(16))
     rules: list[InjectionRule] = []
     env: dict[str, str] = {}
     files: list[HomeFile] = []
     hosts: list[str] = []
-    for info in check(vault, names):
+    for info in check(vault, names, servers):
         source = provider(info.name.partition(":")[0])
         placeholder = source.placeholder(info, token)
         rules += source.rules(info, placeholder)

@@ -21,6 +21,7 @@ from typing import Any
 from moat.grants import InjectionRule
 from moat.journal import Journal
 from moat.paths import Home
+from moat.proxy.mcp import McpTable
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import HomeFile, Mount, Progress, Sandbox
 from moat.vault import Vault
@@ -55,6 +56,7 @@ class Addition:
     rules: tuple[InjectionRule, ...] = ()
     hosts: tuple[str, ...] = ()  # patterns that `network.policy: strict` opens
     host_ports: tuple[int, ...] = ()  # ports of this machine that the run may reach as moat-host
+    mcp: McpTable | None = None  # of at most one part
     tunnels: tuple[str, ...] = ()  # `host:port` that is passed on as bytes, without TLS of ours (ssh)
 
 
@@ -78,8 +80,11 @@ class Part:
 
 def parts_of(request: RunRequest) -> list[Part]:
     """The parts that this run needs, in the order in which they are asked. Imports only those."""
-    del request
     found: list[Part] = []
+    if request.mcp:
+        from moat.runtime.mcp import McpPart
+
+        found.append(McpPart())
     return found
 
 
@@ -95,5 +100,6 @@ def together(additions: list[Addition]) -> Addition:
         rules=tuple(item for a in additions for item in a.rules),
         hosts=tuple(item for a in additions for item in a.hosts),
         host_ports=tuple(item for a in additions for item in a.host_ports),
+        mcp=next((a.mcp for a in additions if a.mcp is not None), None),
         tunnels=tuple(item for a in additions for item in a.tunnels),
     )

@@ -55,6 +55,11 @@ _RELEASE = 20.0  # seconds for each resource to let go
 _log = logging.getLogger(__name__)
 
 
+def _grants(request: RunRequest) -> tuple[str, ...]:
+    """What was asked for by name, and what the MCP servers of the run need."""
+    return (*request.grants, *(server.grant for server in request.mcp if server.grant))
+
+
 def _silent(_: str) -> None:
     """Nobody wants to know what is being done."""
 
@@ -105,7 +110,7 @@ class LocalRun:
         name = records.check_name(request.name) if request.name else random_name()
         run_id = records.new_id()
         self._request = dataclasses.replace(
-            request, workspace=workspace, grants=granted.unique(request.grants)
+            request, workspace=workspace, grants=granted.unique(_grants(request))
         )
         self._home = home
         private_dir(home.root)
@@ -266,7 +271,7 @@ class LocalRun:
     ) -> Sandbox:
         request = self._request
         vault: Vault | None = open_vault(self._home, handoff=handoff or None) if request.grants else None
-        given = granted.prepare(vault, request.grants) if vault else granted.NOTHING
+        given = granted.prepare(vault, request.grants, request.mcp) if vault else granted.NOTHING
         extra = await self._ask_parts(vault, progress, start)
         given = granted.with_more(given, rules=extra.rules, hosts=extra.hosts)
         network = dataclasses.replace(
@@ -280,6 +285,7 @@ class LocalRun:
             credentials=vault,
             trace=self._home.run(self.id) / "network.jsonl",
             start=start,
+            mcp=extra.mcp,
         )
         self._gateway = gateway
         self._resources.append(("proxy", gateway.aclose))
@@ -333,7 +339,10 @@ class LocalRun:
                 user=request.env,
             ),
             mounts=(*request.mounts, *extra.mounts),
-            home_files=(*given.files, *request.home_files, *extra.home_files),
+            # A part may have its own edition of a file.
+            home_files=tuple(
+                {f.path: f for f in (*given.files, *request.home_files, *extra.home_files)}.values()
+            ),
             host_ports=tuple(dict.fromkeys((*request.network.host, *extra.host_ports))),
             tty=request.tty,
             stdin=request.stdin,

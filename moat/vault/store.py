@@ -31,7 +31,7 @@ from moat.vault.index import (
 )
 from moat.vault.key import Asking, NewKey
 from moat.vault.oskeyring import KeyringStore, split
-from moat.vault.providers import canonical
+from moat.vault.providers import canonical, command
 from moat.vault.sealed import SealedFiles
 
 _PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -241,7 +241,7 @@ class Vault:
     def _row(self, index: Index, name: str) -> Row:
         row = index.rows.get(canonical(name))
         if row is None:
-            raise GrantError(f"no credential {canonical(name)!r}", hint=f"run `moat grant {canonical(name)}`")
+            raise GrantError(f"no credential {canonical(name)!r}", hint=f"run `{command(name)}`")
         return row
 
     def _choice(self, index: Index) -> StoreName:
@@ -291,4 +291,4 @@ class Vault:
 def expired(info: CredentialInfo) -> GrantError:
     """The error of a credential that is past its time."""
     when = timestamp(info.expires_at) if info.expires_at else "unknown"
-    return GrantError(f"credential expired: {info.name} (at {when})", hint=f"run `moat grant {info.name}`")
+    return GrantError(f"credential expired: {info.name} (at {when})", hint=f"run `{command(info.name)}`")
