@@ -26,6 +26,7 @@ from anyio.abc import TaskGroup
 
 from moat import config
 from moat.errors import StartError
+from moat.grants import CredentialSource
 from moat.journal import Journal
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
@@ -282,7 +283,7 @@ class LocalRun:
             network=network,
             upstream=config.load_user(self._home).upstream,
             granted=given,
-            credentials=vault,
+            credentials=self._credentials(vault),
             trace=self._home.run(self.id) / "network.jsonl",
             start=start,
             mcp=extra.mcp,
@@ -296,6 +297,17 @@ class LocalRun:
         for part in self._parts:
             await part.made(sandbox)
         return sandbox
+
+    def _credentials(self, vault: Vault | None) -> CredentialSource | None:
+        """Where the proxy gets credentials from."""
+        if not any(name.startswith("oauth:") for name in self._request.grants) or vault is None:
+            return vault
+        from moat.vault.oauth.source import RunCredentials
+
+        upstream = config.load_user(self._home).upstream
+        return RunCredentials(
+            vault, upstream, vault.directory, lambda event, name: self.journal.record(event, grant=name)
+        )
 
     async def _ask_parts(
         self,

@@ -98,6 +98,11 @@ class Vault:
         self._cache: dict[str, _Cached] = {}
         self._loading = threading.Lock()
 
+    @property
+    def directory(self) -> Path:
+        """Where the index lies, and the locks of those who change it."""
+        return self._directory
+
     def list(self) -> tuple[CredentialInfo, ...]:
         """Every credential, by name. Reads the index only."""
         rows = read_index(self._index_file).rows

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import sys
 import threading
 
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.e2e.claude_world import RUNTIMES
+from tests.e2e.claude_world import RUNTIMES, configure
 from tests.e2e.mcp_world import HOST, URL, McpWorld, mcp_world, tool
-from tests.fakes.mcp_server import mortal_server
+from tests.fakes.mcp_server import McpService, mortal_server
+from tests.fakes.oauth_server import AuthorizationServer, visit
 
 pytestmark = pytest.mark.timeout(300)
 runtimes = pytest.mark.parametrize("runtime", RUNTIMES)
@@ -192,3 +194,56 @@ def test_a_refused_credential_is_told_to_the_model_and_no_login_is_begun(granted
     assert f"moat grant mcp example --url {URL}" in body["hint"]
     granted.world.answer("-p", "hello", runtime="embedded")
     assert {s.path for s in granted.remote.received} == {"/mcp"}
+
+
+# --- a server that demands OAuth ----------------------------------------------------------------------------
+
+
+@runtimes
+def test_a_server_that_demands_oauth_gets_it_from_the_host_alone(servers, runtime):
+    """Before the grant no login is begun inside; after it the tool works, and the short-lived token is renewed."""
+    world, leaf = servers.world, servers.directory / "server.pem"
+    with AuthorizationServer(leaf, lifetime=2) as server:
+        options = {"token_verifier": server, "auth": server.settings()}
+        with McpService(certificate=leaf, options=options) as service:
+            detours = {
+                f"{HOST}:443": f"127.0.0.1:{service.port}",
+                "auth.example.test:443": f"127.0.0.1:{server.port}",
+            }
+            ca = servers.directory / "ca.pem"
+            configure(world.home, world.fake, roots=ca.read_bytes(), detours=detours)
+            servers.write(f"mcp:\n  - {{name: remote, url: {URL}}}\n")
+            said = world.answer("-p", tool("mcp__remote__add", a=1, b=2), runtime=runtime)
+            assert "the sum" not in said
+            assert {s.status for s in service.received} == {401}
+            assert {s.path for s in service.received} == {"/mcp"}
+            assert server.clients == {}
+
+            log_in(world, server, ca)
+            servers.write(f"mcp:\n  - {{name: remote, url: {URL}, auth: {{grant: 'oauth:example'}}}}\n")
+            command = "cat ~/.claude.json; env; cat /proc/[0-9]*/environ | tr '\\0' '\\n'"
+            held = world.answer("-p", "FAKE_TOOL Bash " + json.dumps({"command": command}), runtime=runtime)
+            assert "moat-placeholder-remote-not-a-real-token-" in held
+            assert "real-access" not in held
+            assert "real-refresh" not in held
+            assert "the sum is 7" in world.answer("-p", tool("mcp__remote__add", a=3, b=4), runtime=runtime)
+            assert servers.journal("oauth.renewed")
+            assert (server.renewals >= 2, server.reused) == (True, 0)
+
+            server.end_login()
+            said = world.answer("-p", tool("mcp__remote__add", a=3, b=4), runtime=runtime)
+            assert "the sum" not in said
+            assert len(servers.journal("oauth.lost")) == 1
+            trace = world.moat("trace", "--network").stdout
+            assert "the login oauth:example is no longer accepted by its server" in trace
+
+
+def log_in(world, server: AuthorizationServer, ca) -> None:
+    words = [world.moat_bin, "grant", "oauth", "example", "--url", URL, "--no-browser"]
+    with subprocess.Popen(words, env=world.environment, stdout=subprocess.PIPE, text=True) as process:
+        address = ""
+        while not address.startswith("  https://"):
+            address = process.stdout.readline()
+            assert address
+        assert visit(address.strip(), port=server.port, ca=ca)[0] == 200
+        assert process.wait(30) == 0
