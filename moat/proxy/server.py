@@ -41,6 +41,10 @@ def always_ready() -> Denial | None:
     return None
 
 
+def always_allowed(_exchange: int, _host: str, _grants: tuple[str, ...]) -> Denial | None:
+    return None
+
+
 class Proxy:
     """Serves any number of listeners for one run."""
 
@@ -56,15 +60,19 @@ class Proxy:
         limits: Limits = Limits(),  # noqa: B008 - frozen
         token: str | None = None,
         ready: Callable[[], Denial | None] = always_ready,
+        on_use: Callable[[int, str, tuple[str, ...]], Denial | None] = always_allowed,
         mcp: McpTable = McpTable(),  # noqa: B008 - empty and never changed
     ) -> None:
         """`on_event` must neither block nor raise. `ready` says why no exchange may start now.
+
+        `on_use` is told (number of the exchange, host:port, names) of credentials that are about to go
+        out, and may say why they must not.
 
         `token` is asked for on TCP listeners only; reaching a unix socket is permission enough. Raises
         ValueError for a rule with a bad host pattern.
         """
         self._setup = Setup(
-            policy, ca, InjectionTable(rules), credentials, upstream, limits, on_event, ready, mcp
+            policy, ca, InjectionTable(rules), credentials, upstream, limits, on_event, ready, on_use, mcp=mcp
         )
         self._token = token
         self._slots = anyio.Semaphore(limits.connections)

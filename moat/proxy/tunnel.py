@@ -186,6 +186,7 @@ class Tunnel:
     async def _opaque(self, authority: Authority, greeting: bytes) -> None:
         """Bytes to a port of this machine. The server may speak first."""
         started, clock, traffic = time(), monotonic(), Traffic()
+        number = next(self.setup.numbers)
         status, denial = 0, None
         try:
             upstream = await self.setup.upstream.dial(authority)
@@ -218,6 +219,7 @@ class Tunnel:
                     response_bytes=traffic.down,
                     denial=denial,
                     error=traffic.error,
+                    id=number,
                 )
             )
 
@@ -270,6 +272,7 @@ class Tunnel:
                 response_bytes=0,
                 denial=denial,
                 error=error,
+                id=next(self.setup.numbers),
             )
         )
 

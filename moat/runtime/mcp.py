@@ -43,8 +43,10 @@ class McpPart(Part):
                 headers[server.name] = {rule.header.title(): prefix + rule.placeholder}
 
         def told(call: ToolCall) -> None:
-            event = "mcp.refused" if call.refused else "mcp.call"
-            run.journal.record(event, server=call.server, tool=call.tool, rule=call.rule)
+            if call.refused:
+                run.journal.record("mcp.refused", server=call.server, tool=call.tool, rule=call.rule)
+            else:
+                run.journal.record("mcp.called", server=call.server, tool=call.tool, rule=call.rule)
 
         files: tuple[HomeFile, ...] = ()
         if run.request.agent == "claude":

@@ -35,10 +35,10 @@ class McpWorld:
         (self.world.workspace / "agent.yaml").write_text(head + text.replace("{local}", str(self.local.port)))
 
     def journal(self, event: str) -> list[dict[str, Any]]:
-        """Events of the newest run."""
+        """The data of such events of the newest run."""
         run = self.world.runs()[0]["id"]
         lines = (self.world.home / ".moat/runs" / run / "journal.jsonl").read_text().splitlines()
-        return [record for record in map(json.loads, lines) if record["event"] == event]
+        return [record["data"] for record in map(json.loads, lines) if record["event"] == event]
 
 
 @contextmanager

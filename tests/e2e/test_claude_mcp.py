@@ -77,7 +77,7 @@ def test_claude_calls_tools_of_all_three_kinds_of_server(granted, runtime):
     (seen,) = granted.remote.calls()
     assert (seen.headers["authorization"], seen.headers["host"]) == (f"Bearer {granted.secret}", HOST)
     assert [s.status for s in granted.remote.received if s.status == 401] == []
-    assert [(r["server"], r["tool"]) for r in granted.journal("mcp.call")] == [("remote", "add")]
+    assert [(r["server"], r["tool"]) for r in granted.journal("mcp.called")] == [("remote", "add")]
     said = world.answer("-p", tool("mcp__here__add", a=3, b=4), runtime=runtime)
     assert "the sum is 7" in said
     assert granted.local.calls()[0].headers["host"] == f"localhost:{granted.local.port}"
@@ -138,7 +138,7 @@ def test_audit_lets_everything_pass_and_tells(granted):
     said = granted.world.answer("-p", tool("mcp__here__remove", what="it"), runtime="embedded")
     assert "removed it" in said
     assert granted.local.removed == ["it"]
-    (told,) = granted.journal("mcp.call")
+    (told,) = granted.journal("mcp.called")
     assert (told["server"], told["tool"], told["rule"]) == (
         "here",
         "remove",
@@ -227,13 +227,13 @@ def test_a_server_that_demands_oauth_gets_it_from_the_host_alone(servers, runtim
             assert "real-access" not in held
             assert "real-refresh" not in held
             assert "the sum is 7" in world.answer("-p", tool("mcp__remote__add", a=3, b=4), runtime=runtime)
-            assert servers.journal("oauth.renewed")
+            assert {r["outcome"] for r in servers.journal("login.renewed")} == {"renewed"}
             assert (server.renewals >= 2, server.reused) == (True, 0)
 
             server.end_login()
             said = world.answer("-p", tool("mcp__remote__add", a=3, b=4), runtime=runtime)
             assert "the sum" not in said
-            assert len(servers.journal("oauth.lost")) == 1
+            assert [r["outcome"] for r in servers.journal("login.renewed")] == ["lost"]
             trace = world.moat("trace", "--network").stdout
             assert "the login oauth:example is no longer accepted by its server" in trace
 

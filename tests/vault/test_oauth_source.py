@@ -118,7 +118,7 @@ async def test_a_login_is_renewed_before_it_ends_and_stored_at_once(place):
     assert found.secret.reveal() != old.access
     now = place.stored()
     assert (now.access, now.refresh in place.server.refresh) == (found.secret.reveal(), True)
-    assert place.notices == [("oauth.renewed", NAME)]
+    assert place.notices == [("renewed", NAME)]
     assert (await place.source().credential(NAME)).secret == found.secret
     assert place.server.renewals == 1
 
@@ -174,7 +174,7 @@ async def test_what_cannot_be_stored_is_kept_and_stored_later(place, monkeypatch
     monkeypatch.setattr(Vault, "put", broken)
     monkeypatch.setattr(source_module, "_PAUSE", 0.0)
     first = await source.credential(NAME)
-    assert place.notices[0] == ("oauth.not-stored", NAME)
+    assert place.notices[0] == ("not stored", NAME)
     monkeypatch.setattr(Vault, "put", put)
     assert (await source.credential(NAME)).secret == first.secret
     assert place.stored().access == first.secret.reveal()
@@ -191,7 +191,7 @@ async def test_a_server_that_is_away_costs_nothing_until_the_end(place, monkeypa
     away = place.source()
     config.write_text(good)
     assert (await away.credential(NAME)).secret.reveal() == tokens.access
-    assert place.notices == [("oauth.not-renewed", NAME)]
+    assert place.notices == [("failed", NAME)]
     place.vault.put(
         replace(place.vault.get(NAME), secret=replace(tokens, obtained_at=time.time() - 4000).encode())
     )
@@ -209,7 +209,7 @@ async def test_a_login_that_was_taken_back_says_so_once_and_a_new_one_helps(plac
         with pytest.raises(GrantError, match="is no longer accepted by its server") as caught:
             await source.credential(NAME)
         assert caught.value.hint == f"run `moat grant oauth example --url {RESOURCE}` on the host"
-    assert place.notices == [("oauth.lost", NAME)]
+    assert place.notices == [("lost", NAME)]
     assert place.server.reused == 1
     fresh = place.grant(age=0)
     assert (await source.credential(NAME)).secret.reveal() == fresh.access

@@ -24,7 +24,7 @@ from moat.vault.oauth.web import Web
 from moat.vault.store import Vault
 
 _PAUSE = 15.0  # seconds between two attempts of which the first went wrong
-Notice = Callable[[str, str], None]  # (what happened, name of the grant)
+Notice = Callable[[str, str], None]  # (`renewed`, `lost`, `failed`, `not stored`; name of the grant)
 
 
 class RunCredentials:
@@ -92,15 +92,15 @@ class RunCredentials:
                 tokens = asyncio.run(renew(self._web, tokens))
             except LoginLostError:
                 self._lost[name] = tokens.refresh or ""
-                self._notice("oauth.lost", name)
+                self._notice("lost", name)
                 return tokens, found
             except MoatError:
                 self._not_before[name] = time.monotonic() + _PAUSE
-                self._notice("oauth.not-renewed", name)
+                self._notice("failed", name)
                 return tokens, found
             found = Credential(found.info, tokens.encode())
             self._store(name, found)
-            self._notice("oauth.renewed", name)
+            self._notice("renewed", name)
             return tokens, found
 
     def _store(self, name: str, found: Credential) -> None:
@@ -110,4 +110,4 @@ class RunCredentials:
         except (VaultError, OSError):
             self._unsaved[name] = found
             self._not_before[name] = time.monotonic() + _PAUSE
-            self._notice("oauth.not-stored", name)
+            self._notice("not stored", name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,27 +49,6 @@ class LineWriter:
     def close(self) -> None:
         self.flush()
         os.close(self._fd)
-
-
-class Journal:
-    """The security events of one run, in order. Only the owner of the run has one."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises OSError when the file cannot be opened."""
-        self._writer = LineWriter(path)
-
-    def record(self, event: str, **data: Any) -> None:
-        """Note an event (`run.started`, `ssh.sign`) and write it at once. No secret may be in `data`."""
-        self._writer.append({"at": time.time(), "event": event, **data})
-        self._writer.flush()
-
-    @property
-    def failed(self) -> OSError | None:
-        """Why the last event is not on the disk."""
-        return self._writer.failed
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
