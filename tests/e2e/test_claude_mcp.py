@@ -81,7 +81,10 @@ def test_claude_calls_tools_of_all_three_kinds_of_server(granted, runtime):
     said = world.answer("-p", tool("mcp__here__add", a=3, b=4), runtime=runtime)
     assert "the sum is 7" in said
     assert granted.local.calls()[0].headers["host"] == f"localhost:{granted.local.port}"
-    said = world.answer("-p", tool("mcp__inside__whoami"), runtime=runtime)
+    for _ in range(3):  # on a busy machine the server starts too late for the first prompt
+        said = world.answer("-p", tool("mcp__inside__whoami"), runtime=runtime)
+        if "No such tool" not in said:
+            break
     assert "in /tmp with blue" in said
     # What may not be called is not offered, and what Claude Code holds is a placeholder.
     shown = world.fake.messages()[-1].text

@@ -21,8 +21,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import ssl
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,29 +88,18 @@ class McpService:
     removed: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Self:
-        import uvicorn
+        from tests.fakes.asgi import served  # this file is also run alone, in sandboxes
 
         self.server = make_server("service", self.removed, **self.options)
         # The SDK refuses other Host fields than localhost, unless it is told that it is somewhere else.
         host = "127.0.0.1" if self.certificate is None else "0.0.0.0"
         app = self.server.streamable_http_app(json_response=self.json, host=host)
-        sock = socket.create_server(("127.0.0.1", self.port))
-        self.port = sock.getsockname()[1]
-        config = uvicorn.Config(
-            self._watched(app), log_level="critical", ws="none", timeout_graceful_shutdown=1
-        )
-        if self.certificate is not None:
-            config.load()
-            config.ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            config.ssl.load_cert_chain(self.certificate)
-        self._uvicorn = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._uvicorn.run, args=([sock],), daemon=True)
-        self._thread.start()
+        self._serving = served(self._watched(app), self.certificate, self.port)
+        self.port = self._serving.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._uvicorn.should_exit = True
-        self._thread.join(10)
+        self._serving.__exit__(None, None, None)
 
     def calls(self) -> list[Seen]:
         return [seen for seen in self.received if b'"tools/call"' in seen.body]

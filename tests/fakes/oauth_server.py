@@ -11,7 +11,6 @@ import http.client
 import secrets
 import socket
 import ssl
-import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,8 @@ from pydantic import AnyHttpUrl
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+
+from tests.fakes.asgi import served
 
 ISSUER = "https://auth.example.test"
 RESOURCE = "https://mcp.example.test/mcp"
@@ -144,8 +145,6 @@ class AuthorizationServer:
     # --- serving ---------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        import uvicorn
-
         options = ClientRegistrationOptions(enabled=True, valid_scopes=["tools"], default_scopes=["tools"])
         issuer = AnyHttpUrl(ISSUER)
 
@@ -158,20 +157,12 @@ class AuthorizationServer:
 
         routes = create_auth_routes(self, issuer, None, options, RevocationOptions())  # type: ignore[arg-type]
         app = Starlette(routes=[Route("/.well-known/oauth-authorization-server", metadata), *routes])
-        sock = socket.create_server(("127.0.0.1", self.port))
-        self.port = sock.getsockname()[1]
-        config = uvicorn.Config(app, log_level="critical", ws="none", timeout_graceful_shutdown=1)
-        config.load()
-        config.ssl = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        config.ssl.load_cert_chain(self.certificate)
-        self._uvicorn = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._uvicorn.run, args=([sock],), daemon=True)
-        self._thread.start()
+        self._serving = served(app, self.certificate, self.port)
+        self.port = self._serving.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._uvicorn.should_exit = True
-        self._thread.join(10)
+        self._serving.__exit__(None, None, None)
 
     def end_login(self) -> None:
         """As a user who takes the permission back."""
