@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from moat.config import ports
 from moat.config.check import Checker, Node, TooMuchError, meant
 from moat.config.claude import ClaudeConfig, ClaudeReader
 from moat.config.mcp import McpReader
@@ -18,7 +19,7 @@ from moat.config.source import read_document
 from moat.errors import ConfigError, UsageError
 
 FILES = ("agent.yaml", "moat.yaml")
-DEPENDENCIES = ("claude-code", "git", "node", "python")  # what images can be made with
+DEPENDENCIES = ("claude-code", "git", "node", "python", "ssh")  # what images can be made with
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_RULE = "a name: lower-case letters, digits and `-`, at most 63"
@@ -30,14 +31,16 @@ _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _LATER = "not supported yet"
 _REFUSED = {
     "upstream": "belongs in ~/.moat/config.yaml; a workspace must not redirect the traffic of its own runs",
+    "endpoints": "belongs in ~/.moat/config.yaml; endpoints of a run are its `ports`",
+    "journal": "belongs in ~/.moat/config.yaml; a workspace must not say what is recorded of its own runs",
     "proxy": "belongs in ~/.moat/config.yaml as upstream.proxy; a workspace must not redirect its traffic",
     "snapshots": f"{_LATER}; this version takes none",
     "codex": _LATER,
     "gemini": _LATER,
-    "ports": _LATER,
     "hooks": _LATER,
     "services": _LATER,
-    "secrets": _LATER,
+    "secrets": "they would be real secrets in the sandbox, where the agent can read them; a grant goes to "
+    "its hosts only and is never inside: see `moat grant providers`",
     "volumes": _LATER,
     "container": _LATER,
     "workspace": _LATER,
@@ -115,6 +118,7 @@ class _Workspace:
             "mcp": mcp.read,
             "claude": ClaudeReader(self._check).read,
             "dependencies": self._dependencies,
+            "ports": lambda node: ports.read(self._check, node),
             "base_image": lambda node: self._check.matching(
                 node, "base_image", _IMAGE, "an image, e.g. debian:bookworm-slim"
             ),

@@ -27,8 +27,11 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             "everything is released; how it ended",
             ("state", "exit_code", "error"),
         ),
+        "endpoint.opened": ("a port of the sandbox can be reached at `url`", ("endpoint", "port", "url")),
+        "endpoint.closed": ("it cannot any more", ("endpoint", "port")),
         "secret.resolved": ("a credential was read from the vault", ("grant", "kind")),
         "secret.refused": ("the vault did not give it", ("grant", "error")),
+        "trace.closed": ("`network.jsonl` is complete, and has this hash", ("bytes", "sha256")),
         "grant.used": (
             "a credential goes out to a host; the first time before it does",
             ("grant", "host", "exchanges", "count"),
@@ -42,9 +45,21 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             ("server", "tool", "rule"),
         ),
         "mcp.refused": ("a call of a tool was refused", ("server", "tool", "rule")),
+        "ssh.list": (
+            "the run's SSH agent was asked for its keys; `hosts`: those of the session",
+            ("hosts", "keys"),
+        ),
+        "ssh.bind": ("an SSH session with a granted host was announced", ("hosts", "host_key")),
+        "ssh.sign": ("a login by SSH was signed; `key` is a fingerprint", ("hosts", "key", "user")),
+        "ssh.refused": (
+            "the run's SSH agent did not do it; docs/troubleshooting.md lists the codes",
+            ("hosts", "key", "code", "reason"),
+        ),
         "network.denied": (
             "the proxy refused exchanges; method and path are those of the first",
             ("authority", "method", "path", "code", "rule", "reason", "exchanges", "count"),
         ),
+        "copy.failed": ("entries cannot be copied to a second place", ("to", "error")),
+        "copy.resumed": ("copying works again; so many entries are missing there", ("to", "missed")),
     }
 )

@@ -7,11 +7,12 @@ the end of the exchange. The two directions are in `upload` and `download`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
 from time import monotonic, time
+from types import MappingProxyType
 
 import anyio
 
@@ -38,6 +39,7 @@ from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
 from moat.proxy.policy import Policy
 from moat.proxy.scrub import UnreadableBodyError
+from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, StreamTimeoutError
 from moat.proxy.trace import shown
 from moat.proxy.upload import GONE, Judged, Upload
@@ -61,6 +63,7 @@ class Setup:
     ready: Callable[[], Denial | None]
     on_use: Callable[[int, str, tuple[str, ...]], Denial | None]
     numbers: Iterator[int] = field(default_factory=lambda: count(1))  # of exchanges
+    tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
     mcp: McpTable = McpTable()  # noqa: RUF009 - empty and never changed
 
 

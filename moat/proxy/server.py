@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -24,6 +24,7 @@ from moat.proxy.limits import Limits
 from moat.proxy.mcp import McpTable
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import Policy
+from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, open_stream
 from moat.proxy.tunnel import Tunnel
 from moat.proxy.upstream import Upstream
@@ -61,6 +62,7 @@ class Proxy:
         token: str | None = None,
         ready: Callable[[], Denial | None] = always_ready,
         on_use: Callable[[int, str, tuple[str, ...]], Denial | None] = always_allowed,
+        tunnels: Iterable[SshTunnel] = (),
         mcp: McpTable = McpTable(),  # noqa: B008 - empty and never changed
     ) -> None:
         """`on_event` must neither block nor raise. `ready` says why no exchange may start now.
@@ -69,10 +71,12 @@ class Proxy:
         out, and may say why they must not.
 
         `token` is asked for on TCP listeners only; reaching a unix socket is permission enough. Raises
-        ValueError for a rule with a bad host pattern.
+        ValueError for a rule with a bad host pattern. `tunnels` are open in every policy mode.
         """
+        opened = {tunnel.authority: tunnel for tunnel in tunnels}
+        table = InjectionTable(rules)
         self._setup = Setup(
-            policy, ca, InjectionTable(rules), credentials, upstream, limits, on_event, ready, on_use, mcp=mcp
+            policy, ca, table, credentials, upstream, limits, on_event, ready, on_use, tunnels=opened, mcp=mcp
         )
         self._token = token
         self._slots = anyio.Semaphore(limits.connections)

@@ -28,14 +28,15 @@ class Upload:
         headers: Headers,
         *,
         judged: Judged | None = None,
-        patience: float,
+        patience: float | None = None,
     ) -> None:
         """Takes what has arrived of the body; `judged` is what somebody has read of it already.
 
-        `patience`: seconds from the last of the request to the head of its answer. Raises MalformedError.
+        `patience`: seconds from the last of the request to the head of its answer; None: the usual limit.
+        Raises MalformedError.
         """
         self._client = client
-        self._patience = patience
+        self._patience = client.limits.response_head_timeout if patience is None else patience
         self._writer = BodyWriter(chunked=head.framing is Framing.CHUNKED)
         self.body, read = judged or (client.body(head, blame="client"), b"")
         start = render_request(head.method, target, headers) + self._writer.piece(read + self.body.take())

@@ -22,6 +22,7 @@ import anyio
 
 from moat.errors import StartError
 from moat.runtime import bwrap, cgroup, launcher, procfs
+from moat.runtime.dial import NamespaceDialler
 from moat.runtime.environment import complete
 from moat.runtime.sandbox import (
     AGENT_UID,
@@ -40,7 +41,7 @@ from moat.runtime.stdio import Stdio, open_pipes, open_terminal
 _SCRATCH = "/tmp"  # noqa: S108 - covered by a private tmpfs in the launcher's own mount namespace
 _START_DEADLINE = 20.0  # seconds; takes a tenth of one
 _END_DEADLINE = 5.0
-_MAX_HOST_PORTS = 200  # what one message with descriptors carries
+_MAX_PORTS = 200  # what one message with descriptors carries
 
 _HINTS = {
     "idmap": (
@@ -74,6 +75,7 @@ class EmbeddedSandbox:
         self._init: int | None = None  # pidfd of pid 1 of the sandbox
         self._init_pid = 0
         self._command: int | None = None  # pidfd of the command, pid 2
+        self._dialler: NamespaceDialler | None = None
         self._started = False
         self._ending = anyio.Lock()
         self._ended = False
@@ -89,7 +91,7 @@ class EmbeddedSandbox:
         if not self._exit.done():
             self._exit.set_result(status if status >= 0 else 128 - status)
 
-    async def made(self) -> list[int]:
+    async def made(self, *, ingress: bool) -> list[int]:
         """Wait for the attendant's word; the listeners' descriptors. Raises StartError."""
         try:
             with anyio.fail_after(_START_DEADLINE):
@@ -97,7 +99,7 @@ class EmbeddedSandbox:
         except TimeoutError:
             raise StartError("bubblewrap does not answer", hint="run `moat doctor`") from None
         flags = socket.MSG_CMSG_CLOEXEC
-        data, fds, _, _ = socket.recv_fds(self._control, 65536, _MAX_HOST_PORTS + 4, flags)
+        data, fds, _, _ = socket.recv_fds(self._control, 65536, _MAX_PORTS + 5, flags)
         word, _, rest = (data or b"bwrap").decode(errors="replace").partition(" ")
         if word != "made":
             raise await self._failure(word, rest)
@@ -106,6 +108,8 @@ class EmbeddedSandbox:
         self._init_pid = int(pid)
         with contextlib.suppress(ProcessLookupError):  # ended already; its output says why
             self._init = os.pidfd_open(self._init_pid)
+        if ingress:
+            self._dialler = NamespaceDialler(socket.socket(fileno=fds.pop()))
         return fds
 
     async def _failure(self, step: str, cause: str) -> StartError:
@@ -154,6 +158,11 @@ class EmbeddedSandbox:
                     await anyio.sleep(0.005)
         return self._command
 
+    async def dial(self, port: int) -> socket.socket:
+        if self._dialler is None:
+            raise ConnectionRefusedError("the sandbox was made without a way in")
+        return await self._dialler.dial(port)
+
     async def wait(self) -> int:
         return await asyncio.shield(self._exit)
 
@@ -181,6 +190,8 @@ class EmbeddedSandbox:
             if fd is not None:
                 os.close(fd)
         self._release = self._init = self._command = None
+        if self._dialler is not None:
+            self._dialler.close()
         self._control.close()
         self._stdio.close()
         await _remove(self._group)
@@ -219,12 +230,12 @@ class EmbeddedRuntime:
         tool = bwrap.find()
         binds = _binds(spec)
         bwrap.check_targets([bind.target for bind in binds[1:]], spec.home_files)
-        if len(spec.host_ports) > _MAX_HOST_PORTS:
-            raise StartError(f"more than {_MAX_HOST_PORTS} host ports")
+        if len(spec.host_ports) + len(spec.captured) > _MAX_PORTS:
+            raise StartError(f"more than {_MAX_PORTS} host ports")
         progress("starting the sandbox")
         sandbox = _launch(tool, spec, binds)
         try:
-            fds = await sandbox.made()
+            fds = await sandbox.made(ingress=spec.ingress)
             await egress.serve_sockets(_sockets(fds, spec.host_ports))
         except BaseException:
             await sandbox.destroy()
@@ -291,7 +302,8 @@ def _launch(tool: bwrap.Tool, spec: SandboxSpec, binds: list[bwrap.Bind]) -> Emb
         stage=stage,
         cgroups={name: str(path) for name, path in group.directories.items()},
         rlimits=launcher.rlimits(memory=memory, pids=spec.pids),
-        listeners=launcher.listeners(spec.host_ports),
+        listeners=launcher.listeners(spec.host_ports, spec.captured),
+        ingress=spec.ingress,
     )
     stdio = open_terminal(spec.tty, uid) if spec.tty else open_pipes(stdin=spec.stdin)
     try:
@@ -310,8 +322,10 @@ def _default_memory() -> int:
 
 def _sockets(fds: list[int], host_ports: tuple[int, ...]) -> EgressSockets:
     proxy, http, https, dns, *others = fds
-    pairs = tuple(zip(host_ports, others, strict=True))
-    return EgressSockets(proxy=proxy, http=http, https=https, dns=dns, host_ports=pairs)
+    count = len(host_ports)
+    pairs = tuple(zip(host_ports, others[:count], strict=True))
+    captured = tuple(others[count:])
+    return EgressSockets(proxy=proxy, http=http, https=https, dns=dns, host_ports=pairs, captured=captured)
 
 
 async def _hear(control: socket.socket) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from moat.config import NetworkConfig, UpstreamConfig
@@ -17,6 +17,7 @@ from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.mcp import McpTable
 from moat.proxy.policy import HostRule, Policy, parse_host_rule
 from moat.proxy.server import Proxy
+from moat.proxy.ssh import SshTunnel
 from moat.proxy.trace import Trace, from_record
 from moat.proxy.upstream import Upstream, UpstreamOptions
 from moat.runtime import trust
@@ -76,6 +77,7 @@ class Gateway:
         trace: Path,
         journal: Journal,
         start: Start,
+        tunnels: Iterable[SshTunnel] = (),
         mcp: McpTable | None = None,
     ) -> None:
         """Makes everything; listens nowhere yet. Raises ConfigError, OSError."""
@@ -84,6 +86,7 @@ class Gateway:
         self._writer = LineWriter(trace)
         self._trace = Trace(self._writer)
         self._witness = Witness(journal)
+        self._journal = journal
         self._proxy = Proxy(
             policy=policy_of(network, granted.hosts),
             ca=self._ca,
@@ -93,6 +96,7 @@ class Gateway:
             on_event=self._record,
             ready=self._ready,
             on_use=self._witness.on_use,
+            tunnels=tunnels,
             mcp=mcp or McpTable(),
         )
         self.egress = RunEgress(self._proxy, start)
@@ -110,6 +114,8 @@ class Gateway:
         self._trace.flush()
         self._witness.flush()
         self._writer.close()
+        size, digest = self._writer.written
+        self._journal.record("trace.closed", bytes=size, sha256=digest)
 
     def _record(self, event: ExchangeFinished) -> None:
         self._trace.add(event)

@@ -18,7 +18,7 @@ from moat.errors import GrantError
 from moat.grants import CredentialInfo, InjectionRule
 from moat.runtime.sandbox import HomeFile
 from moat.vault import Vault
-from moat.vault.providers import canonical, check_name, command, grant_hosts, provider
+from moat.vault.providers import canonical, check_name, command, entry, grant_hosts, provider
 
 _TOKEN = string.ascii_letters + string.digits
 
@@ -82,6 +82,8 @@ def prepare(vault: Vault, names: Iterable[str], servers: Iterable[McpServer] = (
     files: list[HomeFile] = []
     hosts: list[str] = []
     for info in check(vault, names, servers):
+        if not entry(info.name.partition(":")[0]).module:
+            continue
         source = provider(info.name.partition(":")[0])
         placeholder = source.placeholder(info, token)
         rules += source.rules(info, placeholder)

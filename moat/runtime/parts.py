@@ -22,6 +22,7 @@ from moat.grants import InjectionRule
 from moat.journal import Journal
 from moat.paths import Home
 from moat.proxy.mcp import McpTable
+from moat.proxy.ssh import SshTunnel
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import HomeFile, Mount, Progress, Sandbox
 from moat.vault import Vault
@@ -56,8 +57,10 @@ class Addition:
     rules: tuple[InjectionRule, ...] = ()
     hosts: tuple[str, ...] = ()  # patterns that `network.policy: strict` opens
     host_ports: tuple[int, ...] = ()  # ports of this machine that the run may reach as moat-host
+    endpoints: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)  # name -> URL, for the record
+    tunnels: tuple[SshTunnel, ...] = ()  # passed on as bytes, without TLS of ours; their ports are captured
+    dependencies: tuple[str, ...] = ()  # of the image (docker), besides the user's own
     mcp: McpTable | None = None  # of at most one part
-    tunnels: tuple[str, ...] = ()  # `host:port` that is passed on as bytes, without TLS of ours (ssh)
 
 
 class Part:
@@ -81,6 +84,14 @@ class Part:
 def parts_of(request: RunRequest) -> list[Part]:
     """The parts that this run needs, in the order in which they are asked. Imports only those."""
     found: list[Part] = []
+    if request.ports:
+        from moat.runtime.endpoints.part import PortsPart
+
+        found.append(PortsPart())
+    if any(name.startswith("ssh:") for name in request.grants):
+        from moat.runtime.ssh.part import SshPart
+
+        found.append(SshPart())
     if request.mcp:
         from moat.runtime.mcp import McpPart
 
@@ -102,4 +113,6 @@ def together(additions: list[Addition]) -> Addition:
         host_ports=tuple(item for a in additions for item in a.host_ports),
         mcp=next((a.mcp for a in additions if a.mcp is not None), None),
         tunnels=tuple(item for a in additions for item in a.tunnels),
+        endpoints={name: url for a in additions for name, url in a.endpoints.items()},
+        dependencies=tuple(item for a in additions for item in a.dependencies),
     )

@@ -18,20 +18,22 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from moat import config
-from moat.errors import MoatError, StartError
+from moat.errors import MoatError, StartError, UsageError
 from moat.grants import CredentialSource
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
+from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
 from moat.runtime.choice import choose, runtime
+from moat.runtime.copying import copies_of
 from moat.runtime.gateway import Gateway, read_exchanges
 from moat.runtime.local import LocalViewer
 from moat.runtime.names import random_name
@@ -59,6 +61,21 @@ _log = logging.getLogger(__name__)
 def _grants(request: RunRequest) -> tuple[str, ...]:
     """What was asked for by name, and what the MCP servers of the run need."""
     return (*request.grants, *(server.grant for server in request.mcp if server.grant))
+
+
+def _check_ports(ports: Iterable[int], captured: tuple[int, ...]) -> None:
+    """Behind a captured port is the run's proxy: a browser must not get there."""
+    for port in ports:
+        if port in captured:
+            raise UsageError(
+                f"an endpoint at port {port}, which leads out of the sandbox for an ssh grant",
+                hint="let the server listen on another port",
+            )
+
+
+def _captured(tunnels: tuple[SshTunnel, ...]) -> tuple[int, ...]:
+    """The ports of `tunnels` that are not captured anyway."""
+    return tuple(sorted({tunnel.authority.port for tunnel in tunnels} - {80, 443}))
 
 
 def _silent(_: str) -> None:
@@ -129,6 +146,7 @@ class LocalRun:
             grants=self._request.grants,
             agent=request.agent,
             config=request.config,
+            ports=dict(request.ports),
             tty=request.tty is not None,
             pid=os.getpid(),
             socket=str(self._directory / "control.sock"),
@@ -153,8 +171,10 @@ class LocalRun:
 
     def _begin_journal(self) -> Journal:
         """A run without a journal does not begin: nothing of it remains."""
+        shown = [self._request.workspace, *(m.source for m in self._request.mounts if not m.read_only)]
         try:
-            return keeping.begin(self._home, self.id)
+            self._copies = copies_of(config.load_user(self._home).journal, shown)
+            return keeping.begin(self._home, self.id, self._copies)
         except (OSError, MoatError) as error:
             shutil.rmtree(self._directory, ignore_errors=True)
             records.remove(self._home, self.id)
@@ -303,6 +323,9 @@ class LocalRun:
         given = granted.prepare(vault, request.grants, request.mcp) if vault else granted.NOTHING
         extra = await self._ask_parts(vault, progress, start)
         given = granted.with_more(given, rules=extra.rules, hosts=extra.hosts)
+        _check_ports(request.ports.values(), _captured(extra.tunnels))
+        if extra.endpoints:
+            self.outcome.update(endpoints=dict(extra.endpoints))
         network = dataclasses.replace(
             request.network, host=tuple(dict.fromkeys((*request.network.host, *extra.host_ports)))
         )
@@ -315,6 +338,7 @@ class LocalRun:
             trace=self._home.run(self.id) / "network.jsonl",
             journal=self.journal,
             start=start,
+            tunnels=extra.tunnels,
             mcp=extra.mcp,
         )
         self._gateway = gateway
@@ -388,9 +412,11 @@ class LocalRun:
                 {f.path: f for f in (*given.files, *request.home_files, *extra.home_files)}.values()
             ),
             host_ports=tuple(dict.fromkeys((*request.network.host, *extra.host_ports))),
+            ingress=bool(request.ports),
+            captured=_captured(extra.tunnels),
             tty=request.tty,
             stdin=request.stdin,
-            dependencies=request.dependencies,
+            dependencies=tuple(dict.fromkeys((*request.dependencies, *extra.dependencies))),
             base_image=request.base_image,
             rebuild=request.rebuild,
             memory=request.container.memory,
@@ -478,7 +504,7 @@ class LocalRun:
         self.outcome.conclude(asked=self._stop_asked.is_set())
         record = self.record
         self.journal.record("run.ended", state=record.state, exit_code=record.exit_code, error=record.error)
-        keeping.end(self._home, self.id, self.journal)
+        await anyio.to_thread.run_sync(keeping.end, self._home, self.id, self.journal, self._copies)
         shutil.rmtree(self._directory, ignore_errors=True)
         self._started.set()
         self._ended.set()

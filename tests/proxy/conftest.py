@@ -22,6 +22,7 @@ from moat.errors import GrantError
 from moat.grants import Credential, CredentialInfo, CredentialKind, InjectionRule, Secret
 from moat.proxy import Denial, ExchangeFinished, Limits, Policy, Proxy, RunCA, Upstream, UpstreamOptions
 from moat.proxy.mcp import McpTable
+from moat.proxy.ssh import SshTunnel
 from tests.proxy.peers import Origin, Script, Wire, client_context, echo, world
 
 LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -133,6 +134,7 @@ def house(
     token: str | None = None,
     ready: Callable[[], Denial | None] | None = None,
     listener: socket.socket | None = None,
+    tunnels: Sequence[SshTunnel] = (),
     mcp: McpTable | None = None,
 ) -> Iterator[House]:
     """A proxy that reaches `origins` by name, on one event loop."""
@@ -157,6 +159,7 @@ def house(
                 on_event=events.append,
                 limits=limits,
                 token=token,
+                tunnels=tunnels,
                 mcp=mcp or McpTable(),
                 **({"ready": ready} if ready else {}),
             )

@@ -52,8 +52,13 @@ class Entry:
     hosts: tuple[str, ...]  # that may get the credential
     opens: tuple[str, ...]  # host patterns that the grant opens under `network.policy: strict`
     summary: str
-    module: str
+    module: str  # empty: there is nothing that a proxy could inject
     scope: str = ""  # what stands behind the colon of its grants (`host`); empty: nothing may
+    positional: bool = False  # its scope is an argument of `moat grant`, not an option
+
+    def words(self, scope: str) -> tuple[str, ...]:
+        """How `moat grant` is told the scope: `--host github.com`, or the name alone."""
+        return (scope,) if self.positional else (f"--{self.scope}", scope)
 
 
 ENTRIES = (
@@ -80,13 +85,23 @@ ENTRIES = (
         "moat.vault.providers.github",
     ),
     Entry(
+        "ssh",
+        (),
+        (),
+        (),
+        "SSH to one host (git, ssh), signed for by your own agent",
+        "",
+        scope="host",
+    ),
+    Entry(
         "mcp",
         (),
         (),
         (),
         "A token or key of one MCP server",
-        "moat.vault.providers.mcp",
+        "",
         scope="name",
+        positional=True,
     ),
     Entry(
         "oauth",
@@ -94,8 +109,9 @@ ENTRIES = (
         (),
         (),
         "A login to one MCP server, in the browser",
-        "moat.vault.providers.mcp",
+        "",
         scope="name",
+        positional=True,
     ),
 )
 
@@ -137,9 +153,11 @@ def check_name(name: str) -> str:
 
 
 def command(name: str) -> str:
-    """The command that makes a grant: `moat grant github`, `moat grant mcp linear`."""
+    """The command that makes a grant: `moat grant github`, `moat grant ssh --host github.com`."""
     grant = Grant.parse(canonical(name))
-    return f"moat grant {grant.name} {grant.scope}" if grant.scope else f"moat grant {grant}"
+    if grant.scope and (row := entry(grant.name)).scope:
+        return " ".join(["moat grant", grant.name, *row.words(grant.scope)])
+    return f"moat grant {grant}"
 
 
 def provider(name: str) -> Provider:
