@@ -18,7 +18,7 @@ from tests.docs.blocks import blocks, steps
 
 DOCUMENTS = sorted([*REPOSITORY.glob("docs/*.md"), REPOSITORY / "README.md"])
 _GROUPS = {"deps", "system", "volumes"}  # whose first word is an action with flags of its own
-_ACTIONS = {"list", "show", "providers", "anthropic", "github", "ssh"}  # of `moat grant`
+_ACTIONS = {"list", "show", "providers", "anthropic", "github", "mcp", "oauth", "ssh"}  # of `moat grant`
 
 
 def commands() -> list[tuple[str, list[str]]]:
