@@ -52,6 +52,12 @@ class Home:
     def endpoints(self) -> Path:
         return self.root / "endpoints"
 
+    @property
+    def worktrees(self) -> Path:
+        """`MOAT_WORKTREE_BASE` moves it: checkouts are large, and may belong on another disk."""
+        moved = os.environ.get("MOAT_WORKTREE_BASE")
+        return Path(moved).expanduser().absolute() if moved else self.root / "worktrees"
+
     def run(self, run_id: str) -> Path:
         return self.runs / run_id
 

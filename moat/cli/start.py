@@ -7,10 +7,10 @@ import os
 import sys
 
 from moat.cli import terminal
-from moat.cli.output import Progress, emit, emit_json, say
+from moat.cli.output import Progress, emit, emit_json, git_warning, say
 from moat.errors import StartError
 from moat.paths import Home
-from moat.runtime import launch
+from moat.runtime import known, launch
 from moat.runtime.launch import RunHandle
 from moat.runtime.records import read
 from moat.runtime.request import RunRequest
@@ -28,6 +28,7 @@ def start(request: RunRequest, *, detach: bool = False, json: bool = False, home
     _fill_standard_streams()
     for name in protected(request.env):
         say(f"warning: env {name} is ignored: it would lead around Moat's proxy or certificates")
+    _tell_of_git(request, place)
     handoff = _handoff(request, place)
     request = dataclasses.replace(request, hold=not detach)
     progress = Progress()
@@ -54,6 +55,16 @@ def _tell_endpoints(handle: RunHandle, home: Home) -> None:
     record = read(home, handle.id)
     for name, url in (record.endpoints if record else {}).items():
         say(f"  {name}: {url}")
+
+
+def _tell_of_git(request: RunRequest, home: Home) -> None:
+    """What the last run here left for git on this machine to obey."""
+    from moat.runtime.git.guard import left_by
+
+    left = left_by(home, request.workspace, known.all_runs(home))
+    if left:
+        for line in git_warning(*left):
+            say(line)
 
 
 def _stay(handle: RunHandle, home: Home) -> int:

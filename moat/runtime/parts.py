@@ -47,6 +47,7 @@ class RunContext:
     journal: Journal
     start: Start  # a task that lives as long as the run; its failure ends the run
     progress: Progress
+    update: Callable[..., None]  # changes fields of the run's record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,9 @@ class Part:
 
 def parts_of(request: RunRequest) -> list[Part]:
     """The parts that this run needs, in the order in which they are asked. Imports only those."""
-    found: list[Part] = []
+    from moat.runtime.git.guard import GitGuard
+
+    found: list[Part] = [GitGuard()]
     if request.ports:
         from moat.runtime.endpoints.part import PortsPart
 

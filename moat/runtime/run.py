@@ -148,6 +148,7 @@ class LocalRun:
             agent=request.agent,
             config=request.config,
             ports=dict(request.ports),
+            worktree=request.worktree,
             tty=request.tty is not None,
             pid=os.getpid(),
             socket=str(self._directory / "control.sock"),
@@ -384,6 +385,7 @@ class LocalRun:
             journal=self.journal,
             start=start,
             progress=progress,
+            update=self.outcome.update,
         )
         additions = []
         for part in parts_of(self._request):
