@@ -30,6 +30,7 @@ from moat.grants import CredentialSource
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
+from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
 from moat.runtime.choice import choose, runtime
@@ -334,7 +335,7 @@ class LocalRun:
             network=network,
             upstream=config.load_user(self._home).upstream,
             granted=given,
-            credentials=self._credentials(vault),
+            credentials=self._credentials(vault, extra.mcp),
             trace=self._home.run(self.id) / "network.jsonl",
             journal=self.journal,
             start=start,
@@ -352,7 +353,7 @@ class LocalRun:
         self.journal.record("sandbox.made", runtime=self.record.runtime)
         return sandbox
 
-    def _credentials(self, vault: Vault | None) -> CredentialSource | None:
+    def _credentials(self, vault: Vault | None, mcp: McpTable | None) -> CredentialSource | None:
         """Where the proxy gets credentials from."""
         if not any(name.startswith("oauth:") for name in self._request.grants) or vault is None:
             return vault
@@ -363,7 +364,10 @@ class LocalRun:
         def told(outcome: str, grant: str) -> None:
             self.journal.record("login.renewed", grant=grant, outcome=outcome)
 
-        return RunCredentials(vault, upstream, vault.directory, told)
+        source = RunCredentials(vault, upstream, vault.directory, told)
+        if mcp is not None:
+            mcp.on_rejected = source.rejected
+        return source
 
     async def _ask_parts(
         self,
