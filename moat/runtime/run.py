@@ -36,6 +36,7 @@ from moat.runtime import granted, records
 from moat.runtime.choice import choose, runtime
 from moat.runtime.copying import copies_of
 from moat.runtime.gateway import Gateway, read_exchanges
+from moat.runtime.hooks import with_pre_run
 from moat.runtime.local import LocalViewer
 from moat.runtime.names import random_name
 from moat.runtime.outcome import NEVER_BEGAN, Outcome
@@ -399,7 +400,7 @@ class LocalRun:
         request = self._request
         return SandboxSpec(
             run_id=self.id,
-            argv=request.argv,
+            argv=with_pre_run(request.argv, request.hooks.pre_run),
             workspace=request.workspace,
             ca_bundle=ca_bundle,
             # Not where the control socket lies: the runtime may show this directory to the sandbox.
@@ -422,8 +423,11 @@ class LocalRun:
             stdin=request.stdin,
             dependencies=tuple(dict.fromkeys((*request.dependencies, *extra.dependencies))),
             base_image=request.base_image,
+            hooks=request.hooks,
             rebuild=request.rebuild,
+            services=extra.services,
             memory=request.container.memory,
+            cpus=request.container.cpus,
             pids=request.pids,
         )
 
