@@ -230,6 +230,19 @@ async def test_a_token_that_its_server_does_not_take_is_renewed_once(place):
     assert (place.server.renewals, place.server.reused) == (1, 0)
 
 
+async def test_a_run_that_was_handed_the_key_of_the_vault_can_store_what_it_renewed(place, monkeypatch):
+    monkeypatch.delenv("MOAT_KEY_FILE")
+    monkeypatch.setenv("MOAT_PASSPHRASE", "correct horse")
+    place.grant(age=3600)
+    handoff = place.vault.handoff([NAME])
+    monkeypatch.delenv("MOAT_PASSPHRASE")
+    vault = open_vault(place.home, handoff=handoff)
+    source = RunCredentials(vault, load_user(place.home).upstream, vault.directory, lambda *_: None)
+    found = await source.credential(NAME)
+    monkeypatch.setenv("MOAT_PASSPHRASE", "correct horse")
+    assert place.stored().access == found.secret.reveal()
+
+
 async def test_a_damaged_login_is_told(place):
     tokens = place.grant(age=0)
     found = place.vault.get(NAME)
