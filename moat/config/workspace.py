@@ -8,9 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from moat.config import image
+from moat.config import image, ports
 from moat.config.check import Checker, Node, TooMuchError
+from moat.config.claude import ClaudeConfig, ClaudeReader
 from moat.config.dependencies import parse
+from moat.config.mcp import McpReader
 from moat.config.model import HostRules, MountConfig, NetworkConfig, RunConfig
 from moat.config.mounts import parse_mount, refused_target
 from moat.config.network import parse_host, parse_rule
@@ -28,14 +30,14 @@ _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _LATER = "not supported yet"
 _REFUSED = {
     "upstream": "belongs in ~/.moat/config.yaml; a workspace must not redirect the traffic of its own runs",
+    "endpoints": "belongs in ~/.moat/config.yaml; endpoints of a run are its `ports`",
+    "journal": "belongs in ~/.moat/config.yaml; a workspace must not say what is recorded of its own runs",
     "proxy": "belongs in ~/.moat/config.yaml as upstream.proxy; a workspace must not redirect its traffic",
     "snapshots": f"{_LATER}; this version takes none",
-    "claude": _LATER,
     "codex": "Moat has no sessions of it; run it as a command, with `dependencies: [codex-cli]`",
     "gemini": "Moat has no sessions of it; run it as a command, with `dependencies: [gemini-cli]`",
-    "mcp": _LATER,
-    "ports": _LATER,
-    "secrets": "a secret must not be in the sandbox; store it with `moat grant` and name it in `grants`",
+    "secrets": "they would be real secrets in the sandbox, where the agent can read them; a grant goes to "
+    "its hosts only and is never inside: see `moat grant providers`",
     "workspace": "the workspace is always mounted; snapshots bring back what a run has changed",
     "sandbox": "there is no run without a sandbox; `runtime` says what makes it",
     "tracing": "`moat trace` shows what a run asked of the network; nothing traces its processes",
@@ -94,6 +96,7 @@ class _Workspace:
         self._workspace = workspace
 
     def read(self, root: Node) -> dict[str, Any]:
+        mcp = McpReader(self._check)
         known: dict[str, Callable[[Node], object]] = {
             "name": lambda node: self._check.matching(node, "name", _LABEL, _LABEL_RULE),
             "agent": lambda node: self._check.matching(node, "agent", _LABEL, _LABEL_RULE),
@@ -105,7 +108,10 @@ class _Workspace:
                 node, "runtime", ("docker", "embedded"), later=("podman", "apple")
             ),
             "command": self._command,
+            "mcp": mcp.read,
+            "claude": ClaudeReader(self._check).read,
             "dependencies": self._dependencies,
+            "ports": lambda node: ports.read(self._check, node),
             "interactive": lambda node: self._check.boolean(node, "interactive"),
             "version": self._version,
             "hooks": lambda node: image.read_hooks(self._check, node),
@@ -118,6 +124,10 @@ class _Workspace:
         }
         found = self._check.fields(root, "the file", known, _REFUSED)
         image.check_together(self._check, root, found)
+        claude = found.get("claude")
+        for name in claude.mcp if isinstance(claude, ClaudeConfig) else ():
+            if name in mcp.names:
+                self._check.wrong(mcp.names[name], f"{name!r} is an MCP server of claude.mcp as well")
         return found
 
     def _grants(self, node: Node) -> tuple[str, ...]:
