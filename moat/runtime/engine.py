@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import tarfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -95,7 +95,7 @@ class Engine:
 
     async def build(
         self, context: IO[bytes], *, tag: str, arguments: Mapping[str, str], fresh: bool, buildkit: bool
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Build a tar of a context; yields the engine's messages: `stream`, `error`, BuildKit's `aux`.
 
         aiodocker's own call knows the classic builder only.
@@ -117,7 +117,7 @@ class Engine:
             timeout=aiohttp.ClientTimeout(total=None),
         )
         with _translated():
-            async with request as response:
+            async with request as response, response:  # aiodocker's own context does not let go of it
                 async for line in _json_lines(response.content):
                     yield line
 
