@@ -150,8 +150,17 @@ def test_another_project_of_the_same_name_does_not_get_the_volumes(home: Path, t
     assert volumes._claimed(place, "app", mine) == volumes._claimed(place, "app", mine)
     with pytest.raises(StartError, match=f"the volumes of app belong to {mine}"):
         volumes._claimed(place, "app", other)
-    # A link that only the agent's side claims is none.
-    (other / ".git").write_text(f"gitdir: {mine}/.git/worktrees/x\n")
+    git = ["git", "-C", str(mine), "-c", "user.name=a", "-c", "user.email=b"]
+    tree = tmp_path / "tree"
+    for words in (
+        ["init", "-q"],
+        ["commit", "-q", "--allow-empty", "-m", "x"],
+        ["worktree", "add", "-q", str(tree)],
+    ):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    assert volumes._claimed(place, "app", tree) == volumes._claimed(place, "app", mine)
+    # An agent of the other project can write its own end of such a link; the repository does not know it.
+    (other / ".git").write_text((tree / ".git").read_text())
     with pytest.raises(StartError):
         volumes._claimed(place, "app", other)
 
