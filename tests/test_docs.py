@@ -17,7 +17,8 @@ from tests.conftest import REPOSITORY
 from tests.docs.blocks import blocks, steps
 
 DOCUMENTS = sorted([*REPOSITORY.glob("docs/*.md"), REPOSITORY / "README.md"])
-_ACTIONS = {"list", "show", "providers", "anthropic", "github", "ssh"}  # of `moat grant`
+_GROUPS = {"deps", "system", "volumes"}  # whose first word is an action with flags of its own
+_ACTIONS = {"list", "show", "providers", "anthropic", "github", "mcp", "oauth", "ssh"}  # of `moat grant`
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -47,7 +48,8 @@ def test_there_are_commands_to_check() -> None:
 def test_a_shown_command_exists_with_its_flags(document: str, words: list[str]) -> None:
     words = words[: words.index("--")] if "--" in words else words
     assert words[0] in COMMANDS, f"{document}: moat {words[0]}"
-    of = words[:2] if words[0] == "grant" and words[1] in _ACTIONS else words[:1]
+    has_action = words[0] in _GROUPS or (words[0] == "grant" and words[1] in _ACTIONS)
+    of = words[:2] if has_action else words[:1]
     text = help_of(of)
     for word in words:
         if word in {"|", ">", "<", ";", "#"}:
@@ -66,12 +68,14 @@ def test_the_configuration_examples_are_accepted(tmp_path: Path) -> None:
             text = block.text
             place = tmp_path / f"{path.stem}-{number}"
             place.mkdir()
-            if text.startswith("upstream:"):
+            if text.startswith(("upstream:", "journal:")):
                 place.chmod(0o700)
                 bundle = str(_bundle(tmp_path))
                 (place / "config.yaml").write_text(text.replace("~/company-ca.pem", bundle))
                 (place / "config.yaml").chmod(0o600)
-                assert load_user(Home(place)).upstream.connect_to or "connect_to" not in text
+                user = load_user(Home(place))
+                assert user.upstream.connect_to or "connect_to" not in text
+                assert user.journal.copy_to or "copy_to" not in text
             else:
                 (place / "agent.yaml").write_text(text)
                 assert load(place).path is not None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moat.cli.logs import alive_while, follow
+from moat.cli.logs import follow
 from moat.cli.output import clock, emit, emit_json, safe
-from moat.errors import RunNotFoundError, UsageError
-from moat.journal import keeping, parse_line, verify
-from moat.journal.key import installation_key, is_public_key
+from moat.errors import MoatError, RunNotFoundError, UsageError
+from moat.journal import bundle, keeping, parse_line, verify
+from moat.journal.key import installation_key, is_public_key, public_key
 from moat.paths import Home
 from moat.runtime import known, records
 from moat.runtime.records import RunRecord
@@ -29,6 +31,8 @@ exit status of a verification: 0 proven, 1 somebody changed it, 2 usage, 3 it ca
 def main(argv: Sequence[str]) -> int:
     if argv[:1] == ["key"]:
         return _key(argv[1:])
+    if argv[:1] == ["verify"]:
+        return _verify_file(argv[1:])
     parser = argparse.ArgumentParser(
         prog="moat audit",
         description=_DESCRIPTION,
@@ -40,14 +44,23 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="entries as they are kept; verdicts as JSON")
     parser.add_argument("--verify", action="store_true", help="check that nobody changed the journal")
     parser.add_argument("--all", action="store_true", help="with --verify: every journal, also missing ones")
-    parser.add_argument("--key", action="append", default=[], help="a public key to trust besides ours")
+    parser.add_argument("--export", metavar="FILE", help="write all that a verification needs; `-`: stdout")
+    _add_key(parser)
     options = parser.parse_args(argv)
     home = Home.from_environment()
     _check(options)
     if options.all:
         return _verify_all(home, options)
     record = known.find(home, options.run)
+    if options.export:
+        return _export(home, record, options.export)
     return _verify(home, record, options) if options.verify else _show(home, record, options)
+
+
+def _add_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--key", action="append", default=[], help="a public key to trust, as `moat audit key` prints it"
+    )
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -55,6 +68,12 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--all goes with --verify and no run", hint="moat audit --verify --all")
     if options.verify and options.follow:
         raise UsageError("--verify checks once; it does not follow")
+    if options.export and (options.verify or options.follow or options.json or options.all):
+        raise UsageError("--export goes with no other option", hint="moat audit <run> --export FILE")
+    _check_keys(options)
+
+
+def _check_keys(options: argparse.Namespace) -> None:
     for key in options.key:
         if not is_public_key(key):
             raise UsageError(f"{key!r} is not a public key", hint="`moat audit key` prints one")
@@ -68,6 +87,41 @@ def _key(argv: Sequence[str]) -> int:
     parser.parse_args(argv)
     emit(installation_key(Home.from_environment()).public)
     return 0
+
+
+def _export(home: Home, record: RunRecord, target: str) -> int:
+    data = bundle.export(home, record.id, alive=records.owned(home.run(record.id)))
+    if target == "-":
+        sys.stdout.buffer.write(data)
+        return 0
+    try:
+        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise UsageError(f"{target} exists already", hint="an export never overwrites") from None
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+    return 0
+
+
+def _verify_file(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="moat audit verify",
+        description="Check a file that `moat audit --export` wrote. Nothing of Moat has to be set up here.",
+    )
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--json", action="store_true", help="the verdict as JSON")
+    _add_key(parser)
+    options = parser.parse_args(argv)
+    _check_keys(options)
+    ours = public_key(Home.from_environment())
+    try:
+        data = options.file.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{options.file}: {error.strerror}") from None
+    report = bundle.judge(data, options.key)
+    if not options.key and report.key == ours:
+        report = bundle.judge(data, [ours])
+    return _tell(report, "", as_json=options.json)
 
 
 # --- showing ---------------------------------------------------------------------------------------
@@ -89,7 +143,9 @@ def _show(home: Home, record: RunRecord, options: argparse.Namespace) -> int:
 
 def _lines(path: Path, home: Home, record: RunRecord, *, following: bool) -> Iterator[bytes]:
     rest = b""
-    for piece in follow(path, 0, alive_while(home, record, follow=following)):
+    directory = home.run(record.id)
+    # Until its owner has let go: the seal comes after the record says that the run has ended.
+    for piece in follow(path, 0, lambda: following and records.owned(directory)):
         *lines, rest = (rest + piece).split(b"\n")
         yield from lines
 
@@ -118,10 +174,17 @@ def _shown(value: object) -> str:
 def _verify(home: Home, record: RunRecord, options: argparse.Namespace) -> int:
     alive = records.owned(home.run(record.id))
     report = verify.run(home, record.id, alive=alive, trusted=options.key)
-    if options.json:
+    if report.status == verify.OK and report.state == "unsealed":
+        with contextlib.suppress(OSError, MoatError):  # it is a favour to the next verification
+            keeping.close_abandoned(home, record.id)
+    return _tell(report, record.name, as_json=options.json)
+
+
+def _tell(report: verify.Report, name: str, *, as_json: bool) -> int:
+    if as_json:
         emit_json(report.to_json())
     else:
-        emit("\n".join(verdict(report, record.name)))
+        emit("\n".join(verdict(report, name)))
     return report.status
 
 
@@ -168,4 +231,4 @@ def _proven(report: verify.Report) -> Iterator[str]:
         yield "not proven: anything about what comes after these entries"
     else:
         yield "not proven: that the last moment before the end was recorded"
-    yield "not proven: that nobody with this user's rights, and so with its key, wrote another one"
+    yield "not proven: that nobody who can read the private key wrote another one in its place"

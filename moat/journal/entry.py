@@ -4,7 +4,7 @@
 
 Members in this order, without blanks; inside `data` keys are sorted. `prev` is the SHA-256 of the whole
 line before (without its line feed), `sig` the Ed25519 signature over everything before `,"sig"`. Nobody
-ever has to serialise an entry again in order to check it. Nothing here reads a file or a clock.
+ever has to serialise an entry again in order to check it. Nothing here reads a clock.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 FIRST = ""  # `prev` of the first entry
@@ -120,6 +121,19 @@ def parse(line: bytes) -> Entry:
         raise NotAnEntryError("a member is of the wrong kind")
     at, run, event, prev = texts
     return Entry(seq, at, run, event, data, prev, signature, line)
+
+
+def entries(path: Path) -> Iterator[Entry]:
+    """The entries of a file, unverified; lines that are none are skipped. Missing file: none."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in data.split(b"\n")[:-1]:
+        try:
+            yield parse(line)
+        except NotAnEntryError:
+            continue
 
 
 def digest(line: bytes) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,6 +96,8 @@ def _read(path: Path) -> str:
 
 def _make(path: Path) -> None:
     """Written whole beside it, then linked into place: link(2) refuses when somebody was quicker."""
+    import tempfile  # 8 ms, once in the life of an installation
+
     private_dir(path.parent)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".key.")
     try:

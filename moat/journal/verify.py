@@ -20,6 +20,7 @@ from moat.paths import Home
 
 OK, TAMPERED, UNSURE = 0, 1, 3
 JOURNAL = "journal.jsonl"
+TRACE = "network.jsonl"
 SEAL = "journal.sealed"
 
 
@@ -33,6 +34,7 @@ class Material:
     ledger: Sequence[bytes]  # the lines about this run
     alive: bool  # somebody still writes it
     boot: str  # of the machine, when this was read
+    trace: bytes | None = None  # `network.jsonl`; None: it is not here, as in a bundle
 
 
 @dataclass
@@ -73,9 +75,15 @@ def run(home: Home, run_id: str, *, alive: bool, trusted: Collection[str] = ()) 
     # Older things first: each was written after the ones that are read later.
     lines = ledger.lines(home)
     directory = home.run(run_id)
-    head = _read(directory / HEAD)
+    head = read(directory / HEAD)
     material = Material(
-        run_id, _read(directory / JOURNAL), head, ledger.about(lines, run_id), alive, heads.boot_id()
+        run=run_id,
+        journal=read(directory / JOURNAL),
+        head=head,
+        ledger=ledger.about(lines, run_id),
+        alive=alive,
+        boot=heads.boot_id(),
+        trace=read(directory / TRACE) or b"",
     )
     keys = {*trusted, *([ours] if ours else ())}
     report = judge(material, keys)
@@ -117,6 +125,7 @@ def judge(material: Material, keys: Collection[str]) -> Report:
     report.state = _state(material, entries, lines)
     if not problem:
         _judge_end(report, entries, torn)
+    _judge_trace(report, material, entries)
     _judge_head(report, material, lines, report.key)
     _judge_ledger(report, material, lines)
     return report
@@ -198,6 +207,14 @@ def _judge_end(report: Report, entries: list[Entry], torn: bytes) -> None:
             report.notes.append("the last line is half: its writer ended while it wrote; it is not counted")
 
 
+def _judge_trace(report: Report, material: Material, entries: list[Entry]) -> None:
+    for found in entries:
+        if found.event != "trace.closed" or material.trace is None:
+            continue
+        if found.data.get("sha256") != entry.digest(material.trace):
+            report.problems.append(f"{TRACE} was changed")
+
+
 def _judge_head(report: Report, material: Material, lines: list[bytes], key: str) -> None:
     head = heads.parse(material.head) if material.head is not None else None
     if head is None:
@@ -240,7 +257,7 @@ def _judge_ledger(report: Report, material: Material, lines: list[bytes]) -> Non
         report.problems.append(f"the ledger closed it with {known.entries} entries and another end")
 
 
-def _read(path: Any) -> bytes | None:
+def read(path: Any) -> bytes | None:
     try:
         return bytes(path.read_bytes())
     except FileNotFoundError:

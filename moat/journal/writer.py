@@ -11,11 +11,11 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from moat.journal import entry
+from moat.journal.copies import Copies
 from moat.journal.head import Head, HeadFile, boot_id
 from moat.journal.key import Signer
 
@@ -32,16 +32,15 @@ class Journal:
         *,
         run: str = "",
         signer: Signer | None = None,
-        heard: Callable[[list[bytes]], None] = lambda _: None,
+        copies: Copies | None = None,
     ) -> None:
         """Begin a journal at `path` and its head beside it. Raises OSError, also when there is one already.
 
-        signer: None: a key that nobody keeps, for tests. heard: told of lines once they are written; must
-        neither block nor raise.
+        signer: None: a key that nobody keeps, for tests. copies: get every line once it is written.
         """
         self._signer = signer or Signer.ephemeral()
         self._run = run
-        self._heard = heard
+        self._copies = copies or Copies()
         self._lock = threading.RLock()
         self._pending: list[bytes] = []
         self._lost = 0
@@ -53,12 +52,20 @@ class Journal:
         self._syncing = threading.Lock()
         self._closed = False
         self._boot = boot_id()
-        self.failed: OSError | None = None
+        self._failed: OSError | None = None
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o600)
         self._head = HeadFile(path.with_name(HEAD))
         self.record("journal.opened", format=1, key=self._signer.public)
         self._raise_if_failed()
+
+    @property
+    def failed(self) -> OSError | None:
+        """Why the newest entries are not where they have to be: nothing may happen that would need one."""
+        if self._failed is not None:
+            return self._failed
+        missing = self._copies.failed
+        return None if missing is None else copy_error(*missing)
 
     @property
     def last(self) -> tuple[int, str]:
@@ -79,7 +86,7 @@ class Journal:
     def retry(self) -> None:
         """Write what could not be written, when there is something."""
         with self._lock:
-            if self.failed and not self._closed:
+            if self._failed and not self._closed:
                 self._write()
 
     def sync(self) -> None:
@@ -94,7 +101,7 @@ class Journal:
                     self._synced = seq
                     self._commit()
             except OSError as error:
-                self.failed = error
+                self._failed = error
 
     def seal(self) -> bool:
         """Record the end, sync and close. False: the end is not on the disk, the journal stays unsealed."""
@@ -105,9 +112,9 @@ class Journal:
         try:
             self._head.sync()
         except OSError as error:
-            self.failed = error
+            self._failed = error
         self.close()
-        return self.failed is None
+        return self._failed is None
 
     def close(self) -> None:
         """Stop without the seal, as a crash would."""
@@ -118,9 +125,9 @@ class Journal:
                 self._head.close()
 
     def _raise_if_failed(self) -> None:
-        if self.failed:
+        if self._failed:
             self.close()
-            raise self.failed
+            raise self._failed
 
     # --- writing ---------------------------------------------------------------------------------
 
@@ -157,11 +164,11 @@ class Journal:
                 written, self._pending = self._pending, []
                 self._written = self._seq, self._prev
             self._commit()
-            self.failed = None
+            self._failed = None
         except OSError as error:
-            self.failed = error
+            self._failed = error
         if written:
-            self._heard(written)
+            self._copies.put(written)
 
     def _write_all(self, data: bytes) -> None:
         view = memoryview(data)
@@ -182,3 +189,9 @@ class Journal:
     def _commit(self) -> None:
         seq, line_hash = self._written
         self._head.write(Head(self._run, seq, line_hash, self._synced, self._boot), self._signer)
+
+
+def copy_error(place: str, error: OSError) -> OSError:
+    """The error of a journal whose copy fails."""
+    reason = error.strerror or str(error)
+    return OSError(error.errno or errno.EIO, f"its copy to {place} fails: {reason}")

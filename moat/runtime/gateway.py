@@ -14,6 +14,7 @@ from moat.journal import Journal, LineWriter, read_lines
 from moat.paths import Home
 from moat.proxy.certs import RunCA
 from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.mcp import McpTable
 from moat.proxy.policy import HostRule, Policy, parse_host_rule
 from moat.proxy.server import Proxy
 from moat.proxy.ssh import SshTunnel
@@ -77,6 +78,7 @@ class Gateway:
         journal: Journal,
         start: Start,
         tunnels: Iterable[SshTunnel] = (),
+        mcp: McpTable | None = None,
     ) -> None:
         """Makes everything; listens nowhere yet. Raises ConfigError, OSError."""
         self._ca = RunCA.generate(run_id)
@@ -84,6 +86,7 @@ class Gateway:
         self._writer = LineWriter(trace)
         self._trace = Trace(self._writer)
         self._witness = Witness(journal)
+        self._journal = journal
         self._proxy = Proxy(
             policy=policy_of(network, granted.hosts),
             ca=self._ca,
@@ -94,6 +97,7 @@ class Gateway:
             ready=self._ready,
             on_use=self._witness.on_use,
             tunnels=tunnels,
+            mcp=mcp or McpTable(),
         )
         self.egress = RunEgress(self._proxy, start)
         self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)
@@ -110,6 +114,8 @@ class Gateway:
         self._trace.flush()
         self._witness.flush()
         self._writer.close()
+        size, digest = self._writer.written
+        self._journal.record("trace.closed", bytes=size, sha256=digest)
 
     def _record(self, event: ExchangeFinished) -> None:
         self._trace.add(event)

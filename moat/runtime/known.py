@@ -11,7 +11,6 @@ import dataclasses
 import shutil
 
 from moat.errors import MoatError, RunNotFoundError
-from moat.journal import keeping
 from moat.paths import Home
 from moat.runtime import records
 from moat.runtime.records import RunRecord
@@ -50,6 +49,8 @@ def remove(home: Home, record: RunRecord) -> None:
     The ledger of journals keeps that it was removed on purpose. Raises StartError when its runtime cannot
     clear up now.
     """
+    from moat.journal import keeping  # listing does without
+
     if record.directory:
         _reap(record)
     keeping.forget(home, record.id)
@@ -61,6 +62,8 @@ def _settled(home: Home, record: RunRecord) -> RunRecord:
         return record
     record, by_us = records.settle(home, record)
     if by_us:
+        from moat.journal import keeping  # listing does without
+
         with contextlib.suppress(OSError, MoatError):  # a full disk: `moat audit` tells what there is
             keeping.close_abandoned(home, record.id)
         try:

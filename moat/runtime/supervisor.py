@@ -12,22 +12,18 @@ import base64
 import json
 import logging
 import os
-import resource
 import signal
 import sys
-from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import anyio
-
 from moat.errors import MoatError
 from moat.paths import Home
+from moat.runtime.loop import raise_limits, run_loop
 from moat.runtime.request import RunRequest
 from moat.runtime.run import LocalRun, hosted
 
-_FILES = 65536  # a build in a sandbox opens hundreds of connections at once; 1024 has stalled it
 _log = logging.getLogger("moat.supervisor")
 
 
@@ -65,9 +61,9 @@ def main() -> None:
     starter = Starter(os.dup(1))
     starter.say(pid=os.getpid())
     _let_go_of_the_terminal()
-    _raise_limits()
+    raise_limits()
     try:
-        _run_loop(_supervise(message, starter))
+        run_loop(_supervise(message, starter))
     except MoatError as error:
         _log.info("ended: %s", error)
     except BaseException:
@@ -80,28 +76,6 @@ def _let_go_of_the_terminal() -> None:
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
-
-
-def _raise_limits() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _run_loop(main: Coroutine[Any, Any, None]) -> None:
-    options: dict[str, Any] = {}
-    if os.environ.get("MOAT_LOOP") != "asyncio":
-        try:
-            import uvloop
-        except ImportError:
-            pass  # the loop of the standard library does it too
-        else:
-            options["loop_factory"] = uvloop.new_event_loop
-
-    async def supervise() -> None:
-        await main
-
-    anyio.run(supervise, backend_options=options)
 
 
 async def _supervise(message: dict[str, Any], starter: Starter) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import moat.runtime as moat_runtime
 from moat.cli.audit import describe
 from moat.paths import Home
 
@@ -51,7 +52,7 @@ def test_a_verdict_and_its_exit_status(moat: Moat) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "proven" in done.stdout
     assert "nothing is missing at the end" in done.stdout
-    assert "not proven: that nobody with this user's rights" in done.stdout
+    assert "not proven: that nobody who can read the private key" in done.stdout
     assert key in done.stdout
     report = json.loads(moat("audit", "--verify", "--json").stdout)
     assert (report["verdict"], report["state"], report["key"]) == ("proven", "sealed", key)
@@ -149,3 +150,65 @@ def test_values_are_told_apart() -> None:
         {"at": "x", "event": "a.b", "data": {"a": "", "b": None, "c": [1, "x"], "d": 'x "y', "e": "\x1b["}}
     )
     assert line == '[--:--:--] a.b                c=[1,"x"]  d="x \\"y"  e=\\x1b['
+
+
+def test_a_bundle_on_another_machine(moat: Moat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which has a Moat of its own, or none: only the key that it is given counts."""
+    moat("run", "--name", "first", "--", "true")
+    key = moat("audit", "key").stdout.strip()
+    path = tmp_path / "bundle.json"
+    assert moat("audit", "first", "--export", str(path)).returncode == 0
+    again = moat("audit", "first", "--export", str(path))
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
+    assert moat("audit", "first", "--export", "-").stdout == path.read_text()
+    assert moat("audit", "verify", str(path)).returncode == 0, "here the key is ours"
+    monkeypatch.setenv("MOAT_HOME", str(tmp_path / "elsewhere"))
+    assert moat("audit", "verify", str(path)).returncode == 3
+    assert not (tmp_path / "elsewhere").exists(), "verifying leaves nothing"
+    other = moat("audit", "key").stdout.strip()
+    assert moat("audit", "verify", str(path)).returncode == 3
+    done = moat("audit", "verify", str(path), "--key", key)
+    assert (done.returncode, "proven" in done.stdout) == (0, True)
+    assert moat("audit", "verify", str(path), "--key", other).returncode == 1
+    path.write_text(path.read_text().replace("run.started", "run.starved"))
+    done = moat("audit", "verify", str(path), "--key", key, "--json")
+    assert (done.returncode, json.loads(done.stdout)["verdict"]) == (1, "tampered")
+    for missing in ("no-such-file", str(tmp_path)):
+        assert moat("audit", "verify", missing, "--key", key).returncode == 2
+
+
+def test_copies_of_a_run(moat: Moat, home: Path, tmp_path: Path) -> None:
+    """As configured by the user; a required place that cannot be written keeps the run from starting."""
+    config = home / ".moat/config.yaml"
+    config.parent.mkdir(mode=0o700, exist_ok=True)
+    config.write_text(
+        "journal: {copy_to: [{file: ~/copy.jsonl, required: true}, {command: [tee, /nowhere/x]}]}\n"
+    )
+    config.chmod(0o600)
+    done = moat("run", "--", "true")
+    assert done.returncode == 0, done.stderr
+    assert (home / "copy.jsonl").read_bytes() == place(newest(moat)).read_bytes()
+    config.write_text("journal: {copy_to: [{file: /proc/nowhere, required: true}]}\n")
+    done = moat("run", "--", "touch", "ran")
+    assert done.returncode == 3
+    assert "moat: error: the journal cannot be written: its copy to file: /proc/nowhere fails" in done.stderr
+    assert "moat: hint: it is required in journal.copy_to" in done.stderr
+    assert not (tmp_path / "workspace/ran").exists()
+    assert len(json.loads(moat("list", "--json").stdout)) == 1, "nothing remains of it"
+    config.write_text(f"journal: {{copy_to: [{{file: {tmp_path}/workspace/copy}}]}}\n")
+    done = moat("run", "--", "true")
+    assert (done.returncode, "the sandbox could change" in done.stderr) == (3, True)
+
+
+def test_the_trace_is_under_the_seal_and_programs_can_read(moat: Moat) -> None:
+    moat("run", "--name", "first", "--", "curl", "-s", "http://169.254.169.254/a")
+    entries = moat_runtime.read_journal("first")
+    assert [e.seq for e in entries] == list(range(1, len(entries) + 1))
+    assert entries[-1].event == "journal.sealed"
+    report = moat_runtime.verify_journal("first")
+    assert (report.status, report.state, report.entries) == (0, "sealed", len(entries))
+    trace = place(newest(moat)).with_name("network.jsonl")
+    trace.write_bytes(trace.read_bytes().replace(b"/a", b"/b"))
+    assert moat_runtime.verify_journal("first").problems == ["network.jsonl was changed"]
+    trace.unlink()
+    assert moat_runtime.verify_journal("first").status == 1
