@@ -109,7 +109,10 @@ def replay(file, other_key):
         "another key": [bind, sign_message(other_key, other, struct.pack(">I", 4))],
         "something else": [bind, sign_message(key, b"SSHSIG" + string(b"git") * 5, flags)],
         "the session, but no login": [bind, sign_message(key, no_login, flags)],
-        "a login of another kind": [bind, sign_message(key, data.replace(b"connection", b"confection"), flags)],
+        "a login of another kind": [
+            bind,
+            sign_message(key, data.replace(b"connection", b"confection"), flags),
+        ],
         "another session": [bind, sign_message(key, foreign, flags)],
         "forwarded": [bind_message(host_key, session, signature, b"\1"), bind, sign],
         "bad signature": [bind_message(host_key, session, spoiled, b"\0"), sign],
