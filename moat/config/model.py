@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from moat.config.claude import ClaudeConfig
+from moat.config.endpoints import EndpointsConfig
 from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
 from moat.config.journal import JournalConfig
 from moat.config.mcp import McpServer
@@ -67,6 +68,11 @@ class RunConfig:
     volumes: tuple[VolumeConfig, ...] = ()
     container: ContainerConfig = field(default_factory=ContainerConfig)
 
+    @property
+    def needed_grants(self) -> tuple[str, ...]:
+        """What the file asks for by name, and what its MCP servers need."""
+        return tuple(dict.fromkeys((*self.grants, *(s.grant for s in self.mcp if s.grant))))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamConfig:
@@ -84,4 +90,5 @@ class UserConfig:
 
     path: Path | None = None
     upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
+    endpoints: EndpointsConfig = field(default_factory=EndpointsConfig)
     journal: JournalConfig = field(default_factory=JournalConfig)

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,9 @@ from moat.paths import Home, private_dir, write_private
 from moat.runtime import container, engine_socket
 from moat.runtime.binds import Binds, identity_of
 from moat.runtime.container import LABEL, Accounts, Identity
+from moat.runtime.dial import ForwarderDialler
 from moat.runtime.engine_socket import EngineUnreachableError
+from moat.runtime.pod import Pod
 from moat.runtime.sandbox import Egress, Output, Probe, Progress, SandboxSpec, Size
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ class EngineInfo:
     remapped: bool  # container uids are not the host's: every container asks for the host's
     limits_memory: bool
     limits_pids: bool
+    limits_cpus: bool
+    cpus: int  # it refuses a limit above this
 
 
 def examine() -> EngineInfo:
@@ -66,6 +71,8 @@ def examine() -> EngineInfo:
         remapped="name=userns" in security,
         limits_memory=bool(info.get("MemoryLimit")),
         limits_pids=bool(info.get("PidsLimit")),
+        limits_cpus=bool(info.get("CpuCfsQuota")),
+        cpus=int(info.get("NCPU") or os.cpu_count() or 1),
     )
 
 
@@ -124,19 +131,31 @@ class DockerRuntime:
         self, sandbox: DockerSandbox, info: EngineInfo, egress: Egress, progress: Progress
     ) -> DockerSandbox:
         from moat.runtime import image as images
+        from moat.runtime.deps.resolve import machine
+        from moat.runtime.dockerfile import plan
 
         spec, engine = sandbox.spec, sandbox.engine
         identity = identity_of(spec.workspace)
         directory = egress_directory(spec, identity)
         await egress.serve_unix(directory / _SOCKET, identity.uid)
+        if spec.ingress:
+            sandbox.dialler = ForwarderDialler(directory, identity.uid)
         image = await images.ensure(
             engine,
-            spec.dependencies,
-            spec.base_image,
+            plan(
+                spec.dependencies,
+                spec.base_image,
+                machine=machine(),
+                hooks=spec.hooks,
+                identity=identity,
+            ),
             cache=self._cache,
             progress=progress,
             rebuild=spec.rebuild,
         )
+        if spec.services:
+            sandbox.pod = Pod(engine, spec, limits_memory=info.limits_memory, userns_host=info.remapped)
+            await sandbox.pod.make(image.id, progress)
         binds = sandbox.binds.make(spec, identity, directory)
         config = container.configuration(
             spec,
@@ -144,6 +163,8 @@ class DockerRuntime:
             identity=identity,
             binds=binds,
             memory=(spec.memory or default_memory()) if info.limits_memory else 0,
+            cpus=min(spec.cpus, info.cpus) if info.limits_cpus else 0.0,
+            network=sandbox.pod.network if sandbox.pod else None,
             userns_host=info.remapped,
         )
         sandbox.container = await engine.create(f"moat-{spec.run_id}", config)
@@ -206,6 +227,8 @@ class DockerSandbox:
         self.spec = spec
         self.binds = binds
         self.container = ""  # empty: not created, or destroyed
+        self.dialler: ForwarderDialler | None = None
+        self.pod: Pod | None = None  # what a run with services has besides
         self._streams: Attachment | None = None
         self._status: int | None = None
 
@@ -254,6 +277,11 @@ class DockerSandbox:
                 return
         await self.engine.kill(self.container, number)
 
+    async def dial(self, port: int) -> socket.socket:
+        if self.dialler is None:
+            raise ConnectionRefusedError("the sandbox was made without a way in")
+        return await self.dialler.dial(port)
+
     async def wait(self) -> int:
         from moat.runtime.engine import EngineError
 
@@ -271,9 +299,14 @@ class DockerSandbox:
             with contextlib.suppress(EngineError):
                 await self.engine.remove(self.container)
             self.container = ""
+        if self.pod:
+            with contextlib.suppress(EngineError):
+                await self.pod.destroy()
         if self._streams:
             self._streams.close()
             self._streams = None
+        if self.dialler:
+            self.dialler.close()
         await self.engine.close()
         self.binds.remove()
         shutil.rmtree(self.spec.directory / "egress", ignore_errors=True)

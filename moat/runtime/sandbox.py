@@ -9,11 +9,14 @@ through them reaches the `Egress` of the run, and nothing else does.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Protocol
+
+from moat.config import HooksConfig
 
 HOME = "/home/agent"
 WORKSPACE = "/workspace"
@@ -43,6 +46,19 @@ class HomeFile:
     mode: int = 0o600
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSpec:
+    """A server in a container beside the sandbox, in the same network namespace."""
+
+    name: str  # also a host name in the sandbox
+    image: str
+    env: Mapping[str, str]
+    ready: tuple[str, ...]  # a command in its container that ends with 0 once it is ready
+    command: tuple[str, ...] = ()  # in place of the image's own
+    files: tuple[tuple[str, bytes], ...] = ()  # (absolute path, content), readable by all
+    wait: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     columns: int
@@ -60,13 +76,17 @@ class SandboxSpec:
     mounts: tuple[Mount, ...] = ()  # besides the workspace
     home_files: tuple[HomeFile, ...] = ()
     host_ports: tuple[int, ...] = ()  # `network.host`: reachable as moat-host:<port>
+    ingress: bool = False  # `dial` will be used: the run has endpoints
     captured: tuple[int, ...] = ()  # ports that are captured besides 80 and 443
     tty: Size | None = None  # None: plain pipes, stdout and stderr apart
     stdin: bool = False  # plain runs: forward stdin (else /dev/null)
     dependencies: tuple[str, ...] = ()  # docker: `node@22`, `claude-code`…
     base_image: str | None = None  # docker only
+    hooks: HooksConfig = field(default_factory=HooksConfig)  # docker only: those of the image
     rebuild: bool = False
+    services: tuple[ServiceSpec, ...] = ()  # docker only
     memory: int = 0  # bytes; 0: the runtime's default
+    cpus: float = 0.0  # 0: all
     pids: int = 1024
 
 
@@ -121,6 +141,14 @@ class Sandbox(Protocol):
 
     async def signal(self, number: int) -> None:
         """Send a signal to the command (its foreground process group on a terminal)."""
+        ...
+
+    async def dial(self, port: int) -> socket.socket:
+        """A stream to the server that listens on `port` of the sandbox's loopback; the caller owns it.
+
+        Non-blocking; its file description is never one that the sandbox holds as well. Raises OSError
+        (ConnectionRefusedError when nothing listens, TimeoutError). Only with `SandboxSpec.ingress`.
+        """
         ...
 
     async def wait(self) -> int:
