@@ -35,9 +35,7 @@ def main() -> None:
         run = "run_000000000001"
         home.run(run).mkdir(mode=0o700)
         journal = keeping.begin(home, run)
-        cpu(
-            "record an entry", count, lambda: [journal.record("run.started") for _ in range(count)]
-        )
+        cpu("record an entry", count, lambda: [journal.record("run.started") for _ in range(count)])
         witness = Witness(journal)
         witness.on_use(0, "api.example.com:443", ("github",))
 
