@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from moat.config import snapshots
 from moat.config.check import Checker, Node, TooMuchError, meant
 from moat.config.model import HostRules, MountConfig, NetworkConfig, RunConfig
 from moat.config.mounts import parse_mount
@@ -29,7 +30,6 @@ _LATER = "not supported yet"
 _REFUSED = {
     "upstream": "belongs in ~/.moat/config.yaml; a workspace must not redirect the traffic of its own runs",
     "proxy": "belongs in ~/.moat/config.yaml as upstream.proxy; a workspace must not redirect its traffic",
-    "snapshots": f"{_LATER}; this version takes none",
     "claude": _LATER,
     "codex": _LATER,
     "gemini": _LATER,
@@ -111,6 +111,7 @@ class _Workspace:
                 node, "runtime", ("docker", "embedded"), later=("podman", "apple")
             ),
             "command": self._command,
+            "snapshots": lambda node: snapshots.read(self._check, node),
             "dependencies": self._dependencies,
             "base_image": lambda node: self._check.matching(
                 node, "base_image", _IMAGE, "an image, e.g. debian:bookworm-slim"
