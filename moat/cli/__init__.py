@@ -17,6 +17,8 @@ COMMANDS = {
     "attach": ("moat.cli.attach", "re-attach to a running run"),
     "logs": ("moat.cli.logs", "print what a run printed"),
     "trace": ("moat.cli.trace", "show the requests that a run made"),
+    "snapshot": ("moat.cli.snapshot", "keep, compare and restore snapshots of a workspace"),
+    "review": ("moat.cli.review", "show what a run changed, and take back single files"),
     "stop": ("moat.cli.stop", "stop a run"),
     "destroy": ("moat.cli.destroy", "remove a stopped run and its record"),
     "clean": ("moat.cli.clean", "remove every run that has ended"),

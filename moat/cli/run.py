@@ -64,6 +64,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--mount", action="append", default=[], metavar="SRC:DST[:ro|rw]", help="mount (repeatable)")
     add("--allow-host", action="append", default=[], metavar="HOST", help="allow a host (repeatable)")
     add("--accept-config", action="store_true", help="use agent.yaml although a run may have changed it")
+    add("--no-snapshots", action="store_true", help="keep no snapshots of the workspace for this run")
     add("--rebuild", action="store_true", help="build the image again")
 
 
@@ -104,7 +105,7 @@ def build(
         container=file.container,
         ports=file.ports,
         mcp=file.mcp,
-        snapshots=file.snapshots,
+        snapshots=replace(file.snapshots, disabled=file.snapshots.disabled or options.no_snapshots),
         hooks=file.hooks,
         services=file.services,
         volumes=file.volumes,

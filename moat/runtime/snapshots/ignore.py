@@ -93,17 +93,18 @@ class _Scope:
 class Rules:
     """What is left out, as seen from one directory; `enter` gives the rules of one below it."""
 
+    own: _Scope = _Scope(0, ())  # of the configuration: it counts before every file of the workspace
     scopes: tuple[_Scope, ...] = ()
     gitignore: bool = False  # obey the .gitignore files of the workspace
 
     @classmethod
     def of(cls, patterns: tuple[str, ...], *, gitignore: bool) -> Rules:
         found = tuple(p for p in map(parse, patterns) if p is not None)
-        return cls((_Scope(0, found),) if found else (), gitignore)
+        return cls(_Scope(0, found), gitignore=gitignore)
 
     @property
     def empty(self) -> bool:
-        return not self.scopes and not self.gitignore
+        return not self.own.patterns and not self.gitignore
 
     def enter(self, directory: int, names: list[str]) -> Rules:
         """The rules inside the open `directory`, whose path has the components `names`."""
@@ -112,14 +113,11 @@ class Rules:
         patterns = tuple(p for p in map(parse, _lines(directory)) if p is not None)[:_PATTERNS]
         if not patterns:
             return self
-        # The configuration's own patterns stay last: they count before every file of the workspace.
-        own = tuple(s for s in self.scopes if s.depth == 0 and not names)
-        others = tuple(s for s in self.scopes if s not in own)
-        return Rules((*others, _Scope(len(names), patterns), *own), gitignore=True)
+        return Rules(self.own, (*self.scopes, _Scope(len(names), patterns)), gitignore=True)
 
     def skip(self, names: list[str], *, directory: bool) -> bool:
         """Whether the thing at `names` is left out. What is below a left out directory is never asked."""
-        for scope in reversed(self.scopes):
+        for scope in (self.own, *reversed(self.scopes)):
             inside = names[scope.depth :]
             for pattern in reversed(scope.patterns):
                 if pattern.matches(inside, directory=directory):

@@ -21,6 +21,7 @@ from moat.runtime import codec
 from moat.runtime.parts import Addition, Part, RunContext
 from moat.runtime.sandbox import Progress, Sandbox
 from moat.runtime.snapshots.errors import SnapshotError
+from moat.runtime.snapshots.githead import head
 from moat.runtime.snapshots.restore import read_pending
 from moat.runtime.snapshots.store import Kind, Snapshot, Store, open_store
 from moat.runtime.snapshots.take import Wish, take
@@ -41,6 +42,7 @@ class Snapshots(Part):
         self._store: Store | None = None
         self._sandbox: Sandbox | None = None
         self._watcher: Process | None = None
+        self._head = ""  # commit before the run
 
     async def prepare(self, run: RunContext) -> Addition:
         """Take the pre-run snapshot. Raises SnapshotError: without it the command must not start."""
@@ -51,6 +53,7 @@ class Snapshots(Part):
                 f"a restore of {store.workspace} was cut off and is not complete",
                 hint="`moat snapshot restore --continue` completes it; --no-snapshots starts all the same",
             )
+        self._head = head(Path(store.workspace))
         if run.request.snapshots.pre_run:
             given_up = threading.Event()
             try:
@@ -117,6 +120,7 @@ class Snapshots(Part):
             run=self._run.id,
             config=self._run.request.snapshots,
             first_pid=first_pid,
+            head=self._head,
             recover=recover,
         )
 

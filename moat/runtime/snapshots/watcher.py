@@ -44,6 +44,7 @@ class Plan:
     run: str
     config: SnapshotConfig
     first_pid: int  # of the sandbox; 0: nobody looks for builds
+    head: str = ""  # commit before the run
     recover: bool = False  # complete a restore instead, and end
 
 
@@ -53,7 +54,7 @@ class Watcher:
         self._say = say
         self._clock = clock
         self._store = Store(plan.root, plan.workspace)
-        self._head = head(Path(plan.workspace))
+        self._head = plan.head
         self._moved_to = self._head
         self._builds = Builds(plan.first_pid)
         self._idle = Idle(plan.config.idle_seconds, lambda: fingerprint(plan.workspace, plan.config), clock)
