@@ -167,7 +167,7 @@ runtime: podman
         ("dependencies: [3.10]", 'agent.yaml:1:16: an entry of dependencies must be a string; put it in quotes: "3.10"'),
         (
             "dependencies: [git, nod@22]",
-            "agent.yaml:1:21: unknown dependency 'nod'; there are claude-code, git, node, python; did you mean 'node'?",
+            "agent.yaml:1:21: unknown dependency 'nod'; there are claude-code, git, node, python, ssh; did you mean 'node'?",
         ),
         ("base_image: -v", "agent.yaml:1:13: '-v' is not an image, e.g. debian:bookworm-slim"),
         ("network: {policy: open}", "agent.yaml:1:19: network.policy must be one of permissive, strict"),
@@ -207,7 +207,6 @@ runtime: podman
             "agent.yaml:1:28: no rules for a.test; write the host alone to allow all of it",
         ),
         ("network: {allow: [a.test]}", "agent.yaml:1:11: 'allow': write network.rules instead, e.g. rules: [api.example.com]"),
-        ("snapshots: {triggers: {disable_pre_run: false}}", "agent.yaml:1:1: 'snapshots': not supported yet; this version takes none"),
         ("claude: {plugins: {}}", "agent.yaml:1:1: 'claude': not supported yet"),
         ("mcp: []", "agent.yaml:1:1: 'mcp': not supported yet"),
         ("[a, b]", "agent.yaml:1:1: the file must be a mapping, not a list"),

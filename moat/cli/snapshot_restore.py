@@ -167,7 +167,7 @@ def bring_back(
         "id": target.id,
         "safety": done.safety.id if done.safety else None,
         "paths": [safe(path) for path in paths],
-        "changed": done.changed,
+        "written": done.changed,
         "removed": done.removed,
         "left": len(done.left),
     }

@@ -10,6 +10,7 @@ from typing import Literal
 
 from moat.config.claude import ClaudeConfig
 from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
+from moat.config.journal import JournalConfig
 from moat.config.mcp import McpServer
 from moat.config.snapshots import SnapshotConfig
 
@@ -83,3 +84,4 @@ class UserConfig:
 
     path: Path | None = None
     upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
+    journal: JournalConfig = field(default_factory=JournalConfig)

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from moat.config.check import Checker, Node, TooMuchError
+from moat.config.journal import JournalReader
 from moat.config.model import UpstreamConfig, UserConfig
 from moat.config.source import read_document
 from moat.paths import Home
@@ -33,9 +34,11 @@ def load_user(home: Home) -> UserConfig:
         if _trusted(path, checker):
             root = read_document(path, checker)
             if root is not None:
-                found = checker.fields(
-                    root, "the file", {"upstream": _Upstream(checker, path).read}, _REFUSED
-                )
+                known: dict[str, Callable[[Node], object]] = {
+                    "upstream": _Upstream(checker, path).read,
+                    "journal": JournalReader(checker, path.parent).read,
+                }
+                found = checker.fields(root, "the file", known, _REFUSED)
     except TooMuchError:
         pass
     checker.finish()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moat.errors import MoatError
-from moat.journal import Journal
+from moat.journal import LineWriter
 from moat.paths import Home
 from moat.runtime import control, known
 from moat.runtime.control import Connection, Frame
@@ -51,7 +52,7 @@ def held(runs: list[RunRecord]) -> Iterator[None]:
 
 
 def note(store: Store, runs: list[RunRecord], event: str, data: dict[str, Any]) -> None:
-    """Journal an event in each of the living runs, and in the store itself when there is none."""
+    """Journal an event in each living run; with none in the store, since a sealed journal stays as it is."""
     told = False
     for record in runs:
         with (
@@ -61,11 +62,9 @@ def note(store: Store, runs: list[RunRecord], event: str, data: dict[str, Any]) 
             run.send(control.pack_json(Frame.NOTE, {"event": event, "data": data}))
             told |= _answer(run, Frame.NOTED) is None
     if not told:
-        journal = Journal(store.root / "journal.jsonl")
-        try:
-            journal.record(event, **data)
-        finally:
-            journal.close()
+        log = LineWriter(store.root / "log.jsonl")
+        log.append({"at": time.time(), "event": event, **data})
+        log.close()
 
 
 def _answer(run: Connection, wanted: Frame) -> str | None:

@@ -141,7 +141,7 @@ class Snapshots(Part):
         await self._hear(watcher)
         if self._watcher is not None and self._run is not None:
             _log.error("the snapshot watcher ended")
-            self._run.journal.record("snapshot.failed", error="the process that takes them ended")
+            self._run.journal.record("snapshot.failed", kind="any", error="the process that takes them ended")
 
     async def _hear(self, process: Process) -> None:
         assert process.stdout is not None

@@ -28,7 +28,7 @@ FILES = ["a", "ab/a", "ab/b", "x.o", "a*", "b/x.o", "b/ab/a", "b/ab/b", "c/b/a/x
 @given(top=st.lists(LINES, max_size=4), below=st.lists(LINES, max_size=2))
 def test_gitignore_means_what_git_means(tmp_path_factory, top, below) -> None:
     store, workspace = store_for(tmp_path_factory.mktemp("git"))
-    write(workspace, {name: "" for name in FILES})
+    write(workspace, dict.fromkeys(FILES, ""))
     write(workspace, {".gitignore": "\n".join(top) + "\n", "b/.gitignore": "\n".join(below) + "\n"})
     environment = {"PATH": os.environ["PATH"], "HOME": str(workspace), "GIT_CONFIG_NOSYSTEM": "1"}
     git = ["git", "-C", workspace]
