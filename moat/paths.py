@@ -48,6 +48,10 @@ class Home:
     def cache(self) -> Path:
         return self.root / "cache"
 
+    @property
+    def endpoints(self) -> Path:
+        return self.root / "endpoints"
+
     def run(self, run_id: str) -> Path:
         return self.runs / run_id
 

@@ -37,6 +37,8 @@ def start(request: RunRequest, *, detach: bool = False, json: bool = False, home
     finally:
         progress.clear()
     if not detach:
+        if _is_terminal(2):
+            _tell_endpoints(handle, place)
         kept = request.snapshots
         return _stay(handle, place, compare=kept.pre_run and not kept.disabled)
     if json:
@@ -44,9 +46,16 @@ def start(request: RunRequest, *, detach: bool = False, json: bool = False, home
     else:
         emit(handle.id)
         say(f"{handle.name} runs in the background")
+        _tell_endpoints(handle, place)
         for verb in ("attach", "logs -f", "stop"):
             say(f"  moat {verb} {handle.name}")
     return 0
+
+
+def _tell_endpoints(handle: RunHandle, home: Home) -> None:
+    record = read(home, handle.id)
+    for name, url in (record.endpoints if record else {}).items():
+        say(f"  {name}: {url}")
 
 
 def _stay(handle: RunHandle, home: Home, *, compare: bool) -> int:

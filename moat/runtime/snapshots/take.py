@@ -78,9 +78,9 @@ def take(store: Store, wish: Wish, *, tell: Tell = _silent, unless: str | None =
     unless: a tree; when the workspace is still that one, nothing is recorded and None returned.
     Raises SnapshotError; then the store is as it was.
     """
-    store.sweep()
     root = open_root(store.workspace)
     try:
+        store.sweep()
         with Writer(store.objects) as writer, contextlib.closing(store.tree_writer()) as tree:
             taking = _Taking(store, writer, tell)
             for row in taking.rows(root, wish.rules()):
