@@ -15,6 +15,7 @@ from pathlib import Path
 
 from moat.cli.run import add_common, build, load_config
 from moat.cli.start import start
+from moat.config import McpServer
 from moat.errors import GrantError, RunNotFoundError, StartError, UsageError
 from moat.grants import CredentialInfo
 from moat.paths import Home
@@ -41,10 +42,12 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
     home = Home.from_environment()
     workspace, claude = _conversation(options, home, initial)
     settings = load_config(options, home, workspace)
-    wanted = granted.unique((claude.grant, *settings.grants, *options.grant))
-    credential = _credentials(open_vault(home), claude.grant, wanted)
+    wanted = granted.unique((claude.grant, *settings.needed_grants, *options.grant))
+    credential = _credentials(open_vault(home), claude.grant, wanted, settings.mcp)
     runtime = choose(options.runtime or settings.runtime)
-    setup = claude.setup(workspace=workspace, credential=credential, runtime=runtime)
+    setup = claude.setup(
+        workspace=workspace, credential=credential, runtime=runtime, servers=settings.claude.mcp
+    )
     request = _with(setup, build(options, setup.argv, settings, workspace))
     request = dataclasses.replace(
         request, grants=wanted, runtime=runtime, agent=claude.name, stdin=request.stdin and _piped()
@@ -172,7 +175,9 @@ def _of_run(home: Home, text: str, directory: str | None) -> tuple[Path, str]:
 # --- credentials ----------------------------------------------------------------------------------
 
 
-def _credentials(vault: Vault, grant: str, wanted: tuple[str, ...]) -> CredentialInfo:
+def _credentials(
+    vault: Vault, grant: str, wanted: tuple[str, ...], servers: tuple[McpServer, ...]
+) -> CredentialInfo:
     """What is known of Claude Code's credential. Raises one GrantError for all that is missing."""
     problems: list[str] = []
     hints: list[str] = []
@@ -186,7 +191,7 @@ def _credentials(vault: Vault, grant: str, wanted: tuple[str, ...]) -> Credentia
         problems.append("No Claude Code credentials found")
         hints.append(_NO_CREDENTIAL)
     try:
-        granted.check(vault, (name for name in wanted if name != grant))
+        granted.check(vault, (name for name in wanted if name != grant), servers)
     except GrantError as error:
         problems.append(str(error))
         hints.append(error.hint or "")

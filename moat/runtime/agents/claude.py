@@ -10,7 +10,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+from moat.config import LocalMcpServer
 from moat.grants import CredentialInfo
 from moat.runtime.agents import Setup
 from moat.runtime.agents.claude_binary import find_claude
@@ -19,6 +21,7 @@ from moat.runtime.agents.claude_sessions import SANDBOX_PROJECT, shared_director
 from moat.runtime.sandbox import HOME, Mount
 
 BINARY = f"{HOME}/.local/bin/claude"  # in the sandbox: first on PATH, and where its own installer puts it
+_NO_SERVERS: Mapping[str, LocalMcpServer] = MappingProxyType({})
 _DEPENDENCIES = ("claude-code", "git")
 _ENVIRONMENT = {
     "DISABLE_AUTOUPDATER": "1",  # the binary is read-only and not the sandbox's to replace
@@ -83,9 +86,13 @@ class Claude:
         workspace: Path,
         credential: CredentialInfo,
         runtime: str,
+        servers: Mapping[str, LocalMcpServer] = _NO_SERVERS,
         environ: Mapping[str, str] = os.environ,
     ) -> Setup:
-        """Raises StartError when the embedded runtime has no Claude Code to show to the sandbox."""
+        """`servers`: those of MCP that it starts itself.
+
+        Raises StartError when the embedded runtime has no Claude Code to show to the sandbox.
+        """
         home = self.home or Path.home()
         mounts = [Mount(shared_directory(home, workspace), SANDBOX_PROJECT)]
         if runtime == "embedded":
@@ -94,7 +101,7 @@ class Claude:
         return Setup(
             argv=self.argv(),
             env=_ENVIRONMENT | chosen,
-            home_files=home_files(home, credential, ask=self.ask),
+            home_files=home_files(home, credential, ask=self.ask, servers=servers),
             mounts=tuple(mounts),
             dependencies=() if runtime == "embedded" else _DEPENDENCIES,
         )

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moat.config import LocalMcpServer
 from moat.grants import CredentialInfo, CredentialKind
 from moat.runtime.sandbox import WORKSPACE, HomeFile
 from moat.vault.providers import provider
@@ -41,10 +43,12 @@ _SECRET_VALUE = re.compile(
 )
 
 
-def home_files(home: Path, credential: CredentialInfo, *, ask: bool) -> tuple[HomeFile, ...]:
+def home_files(
+    home: Path, credential: CredentialInfo, *, ask: bool, servers: Mapping[str, LocalMcpServer]
+) -> tuple[HomeFile, ...]:
     """`~/.claude.json` and `~/.claude/settings.json`. The credential's own files are its provider's."""
     return (
-        HomeFile(".claude.json", _json(state(home, credential))),
+        HomeFile(".claude.json", _json(state(home, credential) | _mcp_servers(servers))),
         HomeFile(".claude/settings.json", _json(settings(home, ask=ask))),
     )
 
@@ -72,6 +76,20 @@ def state(home: Path, credential: CredentialInfo) -> dict[str, Any]:
     if not subscription:
         found["customApiKeyResponses"] = {"approved": [approved_key(credential)], "rejected": []}
     return found
+
+
+def _mcp_servers(servers: Mapping[str, LocalMcpServer]) -> dict[str, Any]:
+    """The user-scope servers of MCP; those behind the proxy are added when their placeholders are made."""
+    if not servers:
+        return {}
+    return {"mcpServers": {name: _mcp_server(server) for name, server in servers.items()}}
+
+
+def _mcp_server(server: LocalMcpServer) -> dict[str, Any]:
+    argv = [server.command, *server.args]
+    if server.cwd:  # Claude Code 2.1.330 knows `cwd` and does not go there
+        argv = ["/bin/sh", "-c", 'cd -- "$0" && exec "$@"', server.cwd, *argv]
+    return {"type": "stdio", "command": argv[0], "args": argv[1:], "env": dict(server.env)}
 
 
 def approved_key(credential: CredentialInfo) -> str:
