@@ -65,6 +65,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--port", action="append", default=[], metavar="NAME=PORT", help="endpoint (repeatable): web=3000")
     add("--allow-host", action="append", default=[], metavar="HOST", help="allow a host (repeatable)")
     add("--accept-config", action="store_true", help="use agent.yaml although a run may have changed it")
+    add("--no-snapshots", action="store_true", help="keep no snapshots of the workspace for this run")
     add("--rebuild", action="store_true", help="build the image again")
 
 
@@ -105,7 +106,7 @@ def build(
         container=file.container,
         ports={**file.ports, **dict(map(parse_port, options.port))},
         mcp=file.mcp,
-        snapshots=file.snapshots,
+        snapshots=replace(file.snapshots, disabled=file.snapshots.disabled or options.no_snapshots),
         hooks=file.hooks,
         services=file.services,
         volumes=file.volumes,

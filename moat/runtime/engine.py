@@ -168,6 +168,23 @@ class Engine:
         with _tolerating(404, 409), _translated():
             await self._docker.containers.container(container).kill(signal=str(number))
 
+    async def pid(self, container: str) -> int:
+        """The host's number of a container's first process; 0: it does not run."""
+        with _tolerating(404), _translated():
+            details = await self._docker.containers.container(container).show()
+            return int(details["State"]["Pid"] or 0)
+        return 0
+
+    async def pause(self, container: str) -> None:
+        """Freeze every process of a running container; one that is frozen already is fine."""
+        with _tolerating(409), _translated():
+            await self._docker.containers.container(container).pause()
+
+    async def unpause(self, container: str) -> None:
+        """Let a container go on; one that is not frozen, or gone, is fine."""
+        with _tolerating(404, 409, 500), _translated():
+            await self._docker.containers.container(container).unpause()
+
     async def run_inside(self, container: str, command: list[str]) -> int:
         """Run a short command in a running container, as its user; returns its exit status."""
         with _tolerating(404, 409), _translated():
