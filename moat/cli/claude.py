@@ -13,6 +13,9 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from moat import config
+from moat.cli import claude_plugins
+from moat.cli.output import say
 from moat.cli.run import add_common, build, load_config
 from moat.cli.start import start
 from moat.errors import GrantError, RunNotFoundError, StartError, UsageError
@@ -22,7 +25,9 @@ from moat.runtime import granted, records
 from moat.runtime.agents import Setup
 from moat.runtime.agents.claude import Claude
 from moat.runtime.agents.claude_sessions import session_of_run, sessions
+from moat.runtime.agents.claude_settings import Carried, carried
 from moat.runtime.choice import choose
+from moat.runtime.plugins.declared import SKIP_HOST
 from moat.runtime.request import RunRequest
 from moat.vault import Vault, open_vault
 
@@ -34,6 +39,8 @@ _NO_CREDENTIAL = (
 
 
 def main(argv: Sequence[str], *, command: str = "claude") -> int:
+    if command == "claude" and argv[:1] == ["plugins"]:
+        return claude_plugins.main(argv[1:])
     words, initial = _split(argv)
     options = _parser(command).parse_args(words)
     _check(options, initial)
@@ -41,10 +48,17 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
     home = Home.from_environment()
     workspace, claude = _conversation(options, home, initial)
     settings = load_config(options, home, workspace)
+    claude = _keeping_logs(claude, settings.claude.sync_logs)
     wanted = granted.unique((claude.grant, *settings.grants, *options.grant))
     credential = _credentials(open_vault(home), claude.grant, wanted)
     runtime = choose(options.runtime or settings.runtime)
-    setup = claude.setup(workspace=workspace, credential=credential, runtime=runtime)
+    setup = claude.setup(
+        workspace=workspace,
+        credential=credential,
+        runtime=runtime,
+        carried=_settings(home),
+        plugins=claude_plugins.prepare(home, workspace, settings, wanted, options),
+    )
     request = _with(setup, build(options, setup.argv, settings, workspace))
     request = dataclasses.replace(
         request, grants=wanted, runtime=runtime, agent=claude.name, stdin=request.stdin and _piped()
@@ -167,6 +181,28 @@ def _of_run(home: Home, text: str, directory: str | None) -> tuple[Path, str]:
             f"run {run.id} left no conversation", hint="`moat resume` goes on with the newest one"
         )
     return workspace, session
+
+
+def _keeping_logs(claude: Claude, sync: bool | None) -> Claude:  # noqa: FBT001 - a key of agent.yaml
+    """Without `claude.sync_logs` nothing of a conversation is kept, and so none can be continued."""
+    if sync is not False:
+        return claude
+    if claude.proceed or claude.resume:
+        raise UsageError(
+            "claude.sync_logs is false in this workspace: conversations are not kept and cannot be continued",
+            hint="remove it from agent.yaml, or start a new one with `moat claude`",
+        )
+    return dataclasses.replace(claude, sync_logs=False)
+
+
+def _settings(home: Home) -> Carried:
+    """What of the user's settings goes along; what cannot is told."""
+    skip = os.environ.get(SKIP_HOST) in {"1", "true"}
+    hooks = config.load_user(home).claude.host_hooks
+    found = carried(Path.home(), home.root / "claude" / "settings.json", host_hooks=hooks, skip_host=skip)
+    for text in found.left_out:
+        say(f"warning: {text}")
+    return found
 
 
 # --- credentials ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ Both raise ConfigError with every problem of the file at once, each as `file:lin
 `parse_mount` reads one `src:dst[:ro|rw]` and `parse_host` one host pattern, for the file and for flags.
 """
 
-from moat.config.claude import ClaudeConfig, LocalMcpServer, Marketplace
+from moat.config.claude import ClaudeConfig, LocalMcpServer
 from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
 from moat.config.mcp import McpServer
 from moat.config.model import (
@@ -20,6 +20,7 @@ from moat.config.model import (
 )
 from moat.config.mounts import parse_mount
 from moat.config.network import parse_host
+from moat.config.plugins import Marketplace
 from moat.config.snapshots import SnapshotConfig
 from moat.config.user import load_user
 from moat.config.workspace import load

@@ -117,6 +117,12 @@ class Checker:
             return None
         return value
 
+    def boolean(self, node: Node, what: str) -> bool | None:
+        if node.id != "scalar" or kind_of(node) != "bool":
+            self._expected(node, f"{what} must be true or false")
+            return None
+        return str(node.value).lower() == "true"
+
     def items(self, node: Node, what: str, example: str) -> Iterator[Node]:
         """The nodes of a list; `example` shows how one is written."""
         if node.id != "sequence":

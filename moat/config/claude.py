@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
+from moat.config.check import Checker, Node
+from moat.config.plugins import Marketplace, PluginsReader
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Marketplace:
-    source: str  # `github`, `git`, `directory`
-    location: str  # `owner/repo`, URL, or path
-    ref: str | None = None  # branch, tag or commit; None: the default branch
+REFUSED = {
+    "mcp": "not supported yet",
+    "base_url": "not supported yet",
+    "hooks": "hooks of this machine are the user's to share: claude.host_hooks in ~/.moat/config.yaml",
+    "host_hooks": "belongs in ~/.moat/config.yaml; a workspace must not ask for the user's hooks",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,3 +34,20 @@ class ClaudeConfig:
     plugins: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))  # `name@marketplace`
     marketplaces: Mapping[str, Marketplace] = field(default_factory=lambda: MappingProxyType({}))
     mcp: Mapping[str, LocalMcpServer] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class ClaudeReader:
+    """Reads the section; one method for each kind of value."""
+
+    def __init__(self, check: Checker) -> None:
+        self._check = check
+
+    def read(self, node: Node) -> ClaudeConfig:
+        plugins = PluginsReader(self._check)
+        known: dict[str, Callable[[Node], object]] = {
+            "plugins": plugins.plugins,
+            "marketplaces": plugins.marketplaces,
+            "sync_logs": lambda value: self._check.boolean(value, "claude.sync_logs"),
+        }
+        found: dict[str, Any] = self._check.fields(node, "claude", known, REFUSED)
+        return ClaudeConfig(**found)

@@ -78,8 +78,14 @@ class UpstreamConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UserClaudeConfig:
+    host_hooks: bool = False  # hooks of ~/.claude/settings.json run in sandboxes too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UserConfig:
     """`~/.moat/config.yaml`; the defaults stand for no file."""
 
     path: Path | None = None
     upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
+    claude: UserClaudeConfig = field(default_factory=UserClaudeConfig)

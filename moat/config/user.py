@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from moat.config.check import Checker, Node, TooMuchError
-from moat.config.model import UpstreamConfig, UserConfig
+from moat.config.model import UpstreamConfig, UserClaudeConfig, UserConfig
 from moat.config.source import read_document
 from moat.paths import Home
 
@@ -33,13 +33,21 @@ def load_user(home: Home) -> UserConfig:
         if _trusted(path, checker):
             root = read_document(path, checker)
             if root is not None:
-                found = checker.fields(
-                    root, "the file", {"upstream": _Upstream(checker, path).read}, _REFUSED
-                )
+                known: dict[str, Callable[[Node], object]] = {
+                    "upstream": _Upstream(checker, path).read,
+                    "claude": lambda node: _claude(checker, node),
+                }
+                found = checker.fields(root, "the file", known, _REFUSED)
     except TooMuchError:
         pass
     checker.finish()
     return UserConfig(path=path, **found)
+
+
+def _claude(checker: Checker, node: Node) -> UserClaudeConfig:
+    known = {"host_hooks": lambda value: checker.boolean(value, "claude.host_hooks")}
+    found: dict[str, Any] = checker.fields(node, "claude", known, {})
+    return UserClaudeConfig(**found)
 
 
 def _trusted(path: Path, checker: Checker) -> bool:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from moat.config.check import Checker, Node, TooMuchError, meant
+from moat.config.claude import ClaudeReader
 from moat.config.model import HostRules, MountConfig, NetworkConfig, RunConfig
 from moat.config.mounts import parse_mount
 from moat.config.network import parse_host, parse_rule
@@ -30,7 +31,6 @@ _REFUSED = {
     "upstream": "belongs in ~/.moat/config.yaml; a workspace must not redirect the traffic of its own runs",
     "proxy": "belongs in ~/.moat/config.yaml as upstream.proxy; a workspace must not redirect its traffic",
     "snapshots": f"{_LATER}; this version takes none",
-    "claude": _LATER,
     "codex": _LATER,
     "gemini": _LATER,
     "mcp": _LATER,
@@ -111,6 +111,7 @@ class _Workspace:
                 node, "runtime", ("docker", "embedded"), later=("podman", "apple")
             ),
             "command": self._command,
+            "claude": ClaudeReader(self._check).read,
             "dependencies": self._dependencies,
             "base_image": lambda node: self._check.matching(
                 node, "base_image", _IMAGE, "an image, e.g. debian:bookworm-slim"

@@ -78,8 +78,11 @@ class Part:
 
 def parts_of(request: RunRequest) -> list[Part]:
     """The parts that this run needs, in the order in which they are asked. Imports only those."""
-    del request
     found: list[Part] = []
+    if request.agent == "claude":
+        from moat.runtime.agents.claude_note import NotePart
+
+        found.append(NotePart())
     return found
 
 
