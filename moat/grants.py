@@ -69,6 +69,7 @@ class CredentialKind(StrEnum):
     OAUTH = "oauth"  # a bearer token of a subscription; may expire
     API_KEY = "api-key"
     TOKEN = "token"  # noqa: S105 - a kind of credential, not one
+    SSH_KEY = "ssh-key"  # which key may be used; the key itself is not stored
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,10 @@ class Home:
         return self.root / "runs"
 
     @property
+    def journal(self) -> Path:
+        return self.root / "journal"
+
+    @property
     def cache(self) -> Path:
         return self.root / "cache"
 

@@ -167,7 +167,7 @@ runtime: podman
         ("dependencies: [3.10]", 'agent.yaml:1:16: an entry of dependencies must be a string; put it in quotes: "3.10"'),
         (
             "dependencies: [git, nod@22]",
-            "agent.yaml:1:21: unknown dependency 'nod'; there are claude-code, git, node, python; did you mean 'node'?",
+            "agent.yaml:1:21: unknown dependency 'nod'; there are claude-code, git, node, python, ssh; did you mean 'node'?",
         ),
         ("base_image: -v", "agent.yaml:1:13: '-v' is not an image, e.g. debian:bookworm-slim"),
         ("network: {policy: open}", "agent.yaml:1:19: network.policy must be one of permissive, strict"),

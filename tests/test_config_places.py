@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from moat.config import MountConfig, UpstreamConfig, UserConfig, load, load_user, parse_host, parse_mount
+from moat.config.journal import CopyTo
 from moat.errors import ConfigError, UsageError
 from moat.paths import Home
 
@@ -187,6 +188,41 @@ upstream:
             "upstream: {proxy: 'http://u:hunter2@a'}",
             "1:19: upstream.proxy must be http://[user:password@]host:port",
         ),
+        (
+            "journal: {copy_to: {file: x}}",
+            "1:20: journal.copy_to must be a list, e.g. [{file: ~/moat-journal.jsonl}], not a mapping",
+        ),
+        (
+            "journal: {copy_to: [x]}",
+            "1:21: an entry of journal.copy_to is a mapping, e.g. {file: ~/moat-journal.jsonl}",
+        ),
+        ("journal: {copy_to: [{fil: x}]}", "1:22: unknown key 'fil'; did you mean 'file'?"),
+        (
+            "journal: {copy_to: [{required: true}]}",
+            "1:21: an entry of journal.copy_to needs exactly one of file, syslog, command",
+        ),
+        (
+            "journal: {copy_to: [{file: a, syslog: local}]}",
+            "1:21: an entry of journal.copy_to needs exactly one of file, syslog, command",
+        ),
+        (
+            "journal: {copy_to: [{file: a, required: yes}]}",
+            "1:41: required must be true or false, not a string",
+        ),
+        (
+            "journal: {copy_to: [{syslog: loghost}]}",
+            "1:30: 'loghost' is not `local`, `udp://host:port` or `tcp://host:port`",
+        ),
+        (
+            "journal: {copy_to: [{syslog: 'udp://h:1', required: true}]}",
+            "1:21: UDP does not say whether anything arrived: it cannot be required",
+        ),
+        ("journal: {copy_to: [{command: []}]}", "1:31: command has no word"),
+        (
+            "journal: {copy_to: [{command: logger}]}",
+            "1:31: command must be a list, e.g. [/usr/bin/ssh, loghost, cat >> moat.jsonl], not a string",
+        ),
+        ("journal: {copy: []}", "1:11: unknown key 'copy'; did you mean 'copy_to'?"),
         ("upstream: {connect_to: {a: 'b:1'}}", "1:25: 'a' is not host:port"),
         ("upstream: {connect_to: {'a:1': b}}", "1:32: 'b' is not host:port"),
         ("upstream: {connect_to: {'a:1': 'b:70000'}}", "1:32: 'b:70000' is not host:port"),
@@ -203,3 +239,29 @@ def test_a_users_file_that_others_can_write_is_refused(home):
     place = user_file(home, "upstream: {}", 0o666)
     with pytest.raises(ConfigError, match="others can write the file; run `chmod 600 "):
         load_user(place)
+
+
+def test_second_places_of_the_journal(home):
+    text = (
+        "journal:\n  copy_to:\n  - {file: ~/a.jsonl, required: true}\n  - file: b.jsonl\n"
+        "  - syslog: tcp://[::1]:601\n  - command: [logger, -n, 5]\n    required: false\n"
+    )
+    config = load_user(user_file(home, text))
+    assert config.journal.copy_to == (
+        CopyTo(file=home / "a.jsonl", required=True),
+        CopyTo(file=home / ".moat/b.jsonl"),
+        CopyTo(syslog="tcp://[::1]:601"),
+        CopyTo(command=("logger", "-n", "5")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("journal: {copy_to: []}", "a workspace must not say what is recorded"),
+        ("secrets: {A: op://x}", "real secrets in the sandbox"),
+    ],
+)
+def test_what_a_workspace_must_not_say(workspace, text, told):
+    with pytest.raises(ConfigError, match=told):
+        load(write(workspace, text))

@@ -14,23 +14,19 @@ from moat.cli import COMMANDS, main
 from moat.config import load, load_user
 from moat.paths import Home
 from tests.conftest import REPOSITORY
+from tests.docs.blocks import blocks, steps
 
 DOCUMENTS = sorted([*REPOSITORY.glob("docs/*.md"), REPOSITORY / "README.md"])
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-_ACTIONS = {"list", "show", "providers", "anthropic", "github"}  # of `moat grant`
-
-
-def blocks(path: Path, language: str) -> list[str]:
-    return [text for kind, text in _BLOCK.findall(path.read_text()) if kind == language]
+_ACTIONS = {"list", "show", "providers", "anthropic", "github", "ssh"}  # of `moat grant`
 
 
 def commands() -> list[tuple[str, list[str]]]:
     """(document, words after `moat`) of every `$ moat …` line."""
     found = []
     for path in DOCUMENTS:
-        for block in blocks(path, "console"):
-            for line in block.splitlines():
-                shown = re.match(r"\$ (?:.*(?:&&|\|) )?moat (.*)", line)
+        for block in blocks(path):
+            for step in steps(block) if block.language == "console" else ():
+                shown = re.match(r"(?:.*(?:&&|\|) )?moat (.*)", step.command, re.DOTALL)
                 if shown:
                     found.append((path.name, shlex.split(shown[1], comments=True)))
     return found
@@ -64,15 +60,20 @@ def test_the_configuration_examples_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "shared-data").mkdir()
     count = 0
     for path in DOCUMENTS:
-        for number, text in enumerate(blocks(path, "yaml")):
+        for number, block in enumerate(blocks(path)):
+            if block.language != "yaml" or block.file not in {None, "agent.yaml"}:
+                continue
+            text = block.text
             place = tmp_path / f"{path.stem}-{number}"
             place.mkdir()
-            if text.startswith("upstream:"):
+            if text.startswith(("upstream:", "journal:")):
                 place.chmod(0o700)
                 bundle = str(_bundle(tmp_path))
                 (place / "config.yaml").write_text(text.replace("~/company-ca.pem", bundle))
                 (place / "config.yaml").chmod(0o600)
-                assert load_user(Home(place)).upstream.connect_to or "connect_to" not in text
+                user = load_user(Home(place))
+                assert user.upstream.connect_to or "connect_to" not in text
+                assert user.journal.copy_to or "copy_to" not in text
             else:
                 (place / "agent.yaml").write_text(text)
                 assert load(place).path is not None

@@ -17,6 +17,7 @@ COMMANDS = {
     "attach": ("moat.cli.attach", "re-attach to a running run"),
     "logs": ("moat.cli.logs", "print what a run printed"),
     "trace": ("moat.cli.trace", "show the requests that a run made"),
+    "audit": ("moat.cli.audit", "show what a run was allowed and refused; prove it is unchanged"),
     "stop": ("moat.cli.stop", "stop a run"),
     "destroy": ("moat.cli.destroy", "remove a stopped run and its record"),
     "clean": ("moat.cli.clean", "remove every run that has ended"),

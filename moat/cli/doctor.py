@@ -200,7 +200,7 @@ def _keyring(home: Home) -> Row:
     from moat.vault.oskeyring import KeyringStore
 
     index = read_index(home.credentials / "index.json")
-    stores = {row.ref.store for row in index.rows.values()}
+    stores = {row.ref.store for row in index.rows.values() if row.ref}
     choice = os.environ.get("MOAT_KEYRING_BACKEND") or index.store
     if choice == "file" and "keyring" not in stores:
         return Row("keyring", "ok", f"not used: sealed files in {home.credentials} were chosen")

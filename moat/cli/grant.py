@@ -15,9 +15,13 @@ from moat.grants import CredentialInfo
 from moat.paths import Home
 from moat.vault import Vault, open_vault
 from moat.vault.index import describe, timestamp
-from moat.vault.providers import ENTRIES, entry
+from moat.vault.providers import ENTRIES, check_name, entry
 
-_WIZARDS = {"anthropic": "moat.cli.grant_anthropic", "github": "moat.cli.grant_github"}
+_WIZARDS = {
+    "anthropic": "moat.cli.grant_anthropic",
+    "github": "moat.cli.grant_github",
+    "ssh": "moat.cli.grant_ssh",
+}
 _USAGE = """\
 usage: moat grant <provider> [options]     store a credential that runs may use
        moat grant list [--json]            what is stored
@@ -38,8 +42,11 @@ def main(argv: Sequence[str]) -> int:
         return _ACTIONS[argv[0]](argv[1:])
     if argv[0].startswith("-"):
         raise UsageError(f"unknown option {argv[0]}", hint="`moat grant --help`")
-    wizard = importlib.import_module(_WIZARDS[entry(argv[0]).name])
-    status: int = wizard.main(argv[1:])
+    name, _, scope = argv[0].partition(":")  # `ssh:github.com` is short for `ssh --host github.com`
+    row = entry(name)
+    wizard = importlib.import_module(_WIZARDS[row.name])
+    scoped = [f"--{check_name(argv[0]) and row.scope}", scope] if scope else []
+    status: int = wizard.main([*scoped, *argv[1:]])
     return status
 
 
@@ -71,7 +78,8 @@ def _show(argv: Sequence[str]) -> int:
         emit_json(known)
         return 0
     known |= {"hosts": ", ".join(known["hosts"]), "expired": "yes" if known["expired"] else "no"}
-    known |= {"expires_at": known["expires_at"] or "not known"} | known.pop("metadata")
+    known |= {"expires_at": known["expires_at"] or "not known", "store": known["store"] or "-"}
+    known |= {key: value.replace("\n", ", ") for key, value in known.pop("metadata").items()}
     width = max(map(len, known)) + 1
     for key, value in known.items():
         emit(f"{key.replace('_', ' ') + ':':<{width}} {value}")
@@ -110,7 +118,7 @@ def _row(vault: Vault, info: CredentialInfo) -> tuple[str, ...]:
     expires = "-" if info.expires_at is None else timestamp(info.expires_at)
     if info.expired(_now()):
         expires += " (expired)"
-    return info.name, info.kind.value, vault.store(info.name), timestamp(info.created_at), expires
+    return info.name, info.kind.value, vault.store(info.name) or "-", timestamp(info.created_at), expires
 
 
 def _now() -> dt.datetime:

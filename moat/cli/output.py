@@ -68,6 +68,21 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
+def clock(stamp: str) -> str:
+    """Local time of day of an ISO stamp in UTC."""
+    import datetime as dt  # for the two commands that show times
+
+    try:
+        return dt.datetime.fromisoformat(stamp).astimezone().strftime("%H:%M:%S")
+    except ValueError:
+        return "--:--:--"
+
+
+def safe(text: str) -> str:
+    """What a sandbox sent must not draw on the reader's terminal."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
 class Progress:
     """What Moat is doing right now: one line on a terminal that the next one replaces."""
 

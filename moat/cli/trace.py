@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moat.cli.logs import alive_while, follow
-from moat.cli.output import emit
+from moat.cli.output import clock, emit, safe
 from moat.journal import parse_line
 from moat.paths import Home
 from moat.runtime import known
@@ -43,21 +42,23 @@ def describe(exchange: Mapping[str, Any], *, verbose: bool = False) -> Iterator[
     """`[15:04:05] GET https://host/path 200 (12 ms)` and, when verbose, everything else."""
     get = exchange.get
     status = get("status") or "ERR"
-    yield _safe(
-        f"[{_clock(str(get('ts', '')))}] {get('method')} {get('url')} {status} ({_ms(get('duration_ms'))})"
+    yield safe(
+        f"[{clock(str(get('ts', '')))}] {get('method')} {get('url')} {status} ({_ms(get('duration_ms'))})"
     )
     denial, error = get("denial"), get("error")
     if isinstance(denial, dict):
-        yield _safe(f"    denied: {denial.get('reason')} ({denial.get('rule')})")
+        yield safe(f"    denied: {denial.get('reason')} ({denial.get('rule')})")
     if error:
-        yield _safe(f"    error: {error}")
+        yield safe(f"    error: {error}")
     if not verbose:
         return
+    if get("id"):
+        yield f"    exchange {get('id')}"
     if get("grants"):
-        yield _safe(f"    credentials: {', '.join(get('grants', ()))}")
+        yield safe(f"    credentials: {', '.join(get('grants', ()))}")
     for arrow, name in ((">", "request_headers"), ("<", "response_headers")):
         for field, value in get(name) or ():
-            yield _safe(f"    {arrow} {field}: {value}")
+            yield safe(f"    {arrow} {field}: {value}")
     yield f"    {get('request_bytes')} bytes up, {get('response_bytes')} bytes down"
 
 
@@ -71,20 +72,5 @@ def _exchanges(pieces: Iterator[bytes]) -> Iterator[dict[str, Any]]:
                 yield record
 
 
-def _clock(stamp: str) -> str:
-    """Local time of day of an ISO stamp in UTC."""
-    import datetime as dt
-
-    try:
-        return dt.datetime.fromisoformat(stamp).astimezone().strftime("%H:%M:%S")
-    except ValueError:
-        return time.strftime("--:--:--")
-
-
 def _ms(value: object) -> str:
     return f"{value:.0f} ms" if isinstance(value, int | float) else "? ms"
-
-
-def _safe(text: str) -> str:
-    """What the sandbox sent must not draw on the reader's terminal."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

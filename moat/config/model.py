@@ -10,6 +10,7 @@ from typing import Literal
 
 from moat.config.claude import ClaudeConfig
 from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
+from moat.config.journal import JournalConfig
 from moat.config.mcp import McpServer
 from moat.config.snapshots import SnapshotConfig
 
@@ -88,4 +89,5 @@ class UserConfig:
 
     path: Path | None = None
     upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
+    journal: JournalConfig = field(default_factory=JournalConfig)
     claude: UserClaudeConfig = field(default_factory=UserClaudeConfig)

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from moat.config.check import Checker, Node, TooMuchError
+from moat.config.journal import JournalReader
 from moat.config.model import UpstreamConfig, UserClaudeConfig, UserConfig
 from moat.config.source import read_document
 from moat.paths import Home
@@ -35,6 +36,7 @@ def load_user(home: Home) -> UserConfig:
             if root is not None:
                 known: dict[str, Callable[[Node], object]] = {
                     "upstream": _Upstream(checker, path).read,
+                    "journal": JournalReader(checker, path.parent).read,
                     "claude": lambda node: _claude(checker, node),
                 }
                 found = checker.fields(root, "the file", known, _REFUSED)

@@ -17,7 +17,7 @@ from moat.config.source import read_document
 from moat.errors import ConfigError, UsageError
 
 FILES = ("agent.yaml", "moat.yaml")
-DEPENDENCIES = ("claude-code", "git", "node", "python")  # what images can be made with
+DEPENDENCIES = ("claude-code", "git", "node", "python", "ssh")  # what images can be made with
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_RULE = "a name: lower-case letters, digits and `-`, at most 63"
@@ -29,6 +29,7 @@ _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _LATER = "not supported yet"
 _REFUSED = {
     "upstream": "belongs in ~/.moat/config.yaml; a workspace must not redirect the traffic of its own runs",
+    "journal": "belongs in ~/.moat/config.yaml; a workspace must not say what is recorded of its own runs",
     "proxy": "belongs in ~/.moat/config.yaml as upstream.proxy; a workspace must not redirect its traffic",
     "snapshots": f"{_LATER}; this version takes none",
     "codex": _LATER,
@@ -37,7 +38,8 @@ _REFUSED = {
     "ports": _LATER,
     "hooks": _LATER,
     "services": _LATER,
-    "secrets": _LATER,
+    "secrets": "they would be real secrets in the sandbox, where the agent can read them; a grant goes to "
+    "its hosts only and is never inside: see `moat grant providers`",
     "volumes": _LATER,
     "container": _LATER,
     "workspace": _LATER,

@@ -31,3 +31,4 @@ class ExchangeFinished:
     grants: tuple[str, ...] = ()  # credentials that were injected
     denial: Denial | None = None
     error: str = ""  # `upstream closed early`, `client went away`…
+    id: int = 0  # number of the exchange in its run, in the order in which they began

@@ -7,10 +7,12 @@ the end of the exchange. The two directions are in `upload` and `download`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
+from itertools import count
 from time import monotonic, time
+from types import MappingProxyType
 
 import anyio
 
@@ -35,6 +37,7 @@ from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import Policy
 from moat.proxy.scrub import UnreadableBodyError
+from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, StreamTimeoutError
 from moat.proxy.trace import shown
 from moat.proxy.upload import GONE, Upload
@@ -56,6 +59,9 @@ class Setup:
     limits: Limits
     on_event: Callable[[ExchangeFinished], None]
     ready: Callable[[], Denial | None]
+    on_use: Callable[[int, str, tuple[str, ...]], Denial | None]
+    numbers: Iterator[int] = field(default_factory=lambda: count(1))  # of exchanges
+    tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,7 @@ class Exchange:
         self._client = client
         self._site = site
         self._head = head
+        self._number = next(setup.numbers)
         self._target = head.target  # origin-form once judged
         self._secrets: tuple[bytes, ...] = ()  # what must not come back
         self._hidden: frozenset[bytes] = frozenset()  # header names that carried a credential
@@ -222,6 +229,11 @@ class Exchange:
             raise _RefusedError(
                 failed(502, "credential", str(error), error.hint or "", retry=False)
             ) from error
+        if injected.grants:
+            # The last moment before a credential can leave: what cannot be recorded does not happen.
+            refusal = self._setup.on_use(self._number, str(authority), injected.grants)
+            if refusal is not None:
+                raise _RefusedError(denied(refusal))
         self._secrets, self._grants, self._hidden = injected.secrets, injected.grants, injected.names
         return _inspectable(injected.headers) if self._secrets else injected.headers
 
@@ -357,6 +369,7 @@ class Exchange:
                 grants=self._grants,
                 denial=answer.denial if answer is not None else None,
                 error=error,
+                id=self._number,
             )
         )
 

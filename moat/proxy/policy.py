@@ -217,6 +217,18 @@ def _host_port_denial(port: int) -> Denial:
     )
 
 
+def ssh_denial(host: str, port: int) -> Denial:
+    """SSH passes to granted hosts alone: policy cannot see into it, and no rule for web pages means it."""
+    where = host if port == 22 else f"{host} port {port}"
+    return Denial(
+        code="policy",
+        reason=f"this run has no SSH grant for {where}",
+        rule="ssh grants",
+        hint=f"{_BY_DESIGN}to allow it, the user runs `moat grant ssh --host {host}` and starts a new run "
+        f"with `--grant ssh:{host}`",
+    )
+
+
 def _rule_denial(what: str, rule: str) -> Denial:
     return Denial(
         code="policy",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from time import monotonic
+from typing import Protocol
 
 import anyio
 
@@ -20,8 +21,21 @@ class Traffic:
     error: str = ""
 
 
+class Watch(Protocol):
+    """Sees the bytes of a relay before they are passed on. Raises StreamError for what must not pass."""
+
+    def up(self, data: bytes) -> None: ...
+    def down(self, data: bytes) -> None: ...
+
+
 async def relay(
-    client: Stream, upstream: Stream, traffic: Traffic, *, idle: float, scrubber: Scrubber | None = None
+    client: Stream,
+    upstream: Stream,
+    traffic: Traffic,
+    *,
+    idle: float,
+    scrubber: Scrubber | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Pass bytes on until both sides have finished, one breaks, or nothing moves for `idle` seconds.
 
@@ -33,6 +47,8 @@ async def relay(
         try:
             while data := await source.receive():
                 client.deadline = upstream.deadline = monotonic() + idle
+                if watch is not None:
+                    (watch.down if down else watch.up)(data)
                 if down:
                     traffic.down += len(data)
                     data = scrubber.feed(data) if scrubber is not None else data

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
@@ -23,6 +23,7 @@ from moat.proxy.inject import InjectionTable
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import Policy
+from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, open_stream
 from moat.proxy.tunnel import Tunnel
 from moat.proxy.upstream import Upstream
@@ -37,6 +38,10 @@ Serve = Callable[[Tunnel, socket.socket], Awaitable[None]]
 
 
 def always_ready() -> Denial | None:
+    return None
+
+
+def always_allowed(_exchange: int, _host: str, _grants: tuple[str, ...]) -> Denial | None:
     return None
 
 
@@ -55,13 +60,22 @@ class Proxy:
         limits: Limits = Limits(),  # noqa: B008 - frozen
         token: str | None = None,
         ready: Callable[[], Denial | None] = always_ready,
+        on_use: Callable[[int, str, tuple[str, ...]], Denial | None] = always_allowed,
+        tunnels: Iterable[SshTunnel] = (),
     ) -> None:
         """`on_event` must neither block nor raise. `ready` says why no exchange may start now.
 
+        `on_use` is told (number of the exchange, host:port, names) of credentials that are about to go
+        out, and may say why they must not.
+
         `token` is asked for on TCP listeners only; reaching a unix socket is permission enough. Raises
-        ValueError for a rule with a bad host pattern.
+        ValueError for a rule with a bad host pattern. `tunnels` are open in every policy mode.
         """
-        self._setup = Setup(policy, ca, InjectionTable(rules), credentials, upstream, limits, on_event, ready)
+        opened = {tunnel.authority: tunnel for tunnel in tunnels}
+        table = InjectionTable(rules)
+        self._setup = Setup(
+            policy, ca, table, credentials, upstream, limits, on_event, ready, on_use, tunnels=opened
+        )
         self._token = token
         self._slots = anyio.Semaphore(limits.connections)
         self._listening: set[anyio.CancelScope] = set()

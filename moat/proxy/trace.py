@@ -55,6 +55,7 @@ def to_record(event: ExchangeFinished) -> dict[str, Any]:
     """The JSON object of an event. Empty fields are left out; header lists keep order and repetition."""
     started = dt.datetime.fromtimestamp(event.started, dt.UTC)
     record: dict[str, Any] = {
+        "id": event.id,
         "ts": started.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "method": event.method,
         "url": event.url,
@@ -91,6 +92,7 @@ def from_record(record: Mapping[str, Any]) -> ExchangeFinished:
             grants=tuple(record.get("grants", ())),
             denial=Denial(**denial) if denial else None,
             error=record.get("error", ""),
+            id=record.get("id", 0),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a record of an exchange: {error}") from error

@@ -3,7 +3,8 @@
   explicit    a proxy request: CONNECT opens a tunnel, an absolute-form target is an exchange by itself
   captured    no CONNECT was needed: the address that the client dialled says where it meant to go
   inside      after either: TLS or plain HTTP, told by the first byte; then exchange after exchange
-  opaque      a port of this machine that the run's config opens: bytes, no HTTP, no credential
+  opaque      a port of this machine that the run's config opens: bytes, no HTTP, no credential;
+              or SSH to a host that is granted for it, the same way
 
 A refused CONNECT is accepted all the same, and the refusal is said inside, where clients read it.
 """
@@ -23,8 +24,9 @@ from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.exchange import After, Exchange, Setup, Site
 from moat.proxy.http1 import Form, Framing, MalformedError, RequestHead, render_response, split_absolute
 from moat.proxy.message import MessageReader
-from moat.proxy.policy import HOST_NAME
+from moat.proxy.policy import HOST_NAME, ssh_denial
 from moat.proxy.relay import Traffic, relay
+from moat.proxy.ssh import IDENTIFICATION, SshWatch, refusal
 from moat.proxy.stream import Stream, StreamError
 from moat.proxy.tls import TLSError
 from moat.proxy.upstream import AddressDeniedError, UpstreamError
@@ -65,7 +67,7 @@ class Tunnel:
     async def captured(self, authority: Authority) -> None:
         """Serve a client that believes it has reached `authority` itself."""
         denial = self._judge(authority)
-        if denial is None and authority.host == HOST_NAME:
+        if denial is None and self._is_opaque(authority):
             await self._opaque(authority, b"")
         else:
             await self._inside(authority, denial)
@@ -77,7 +79,7 @@ class Tunnel:
             await self._refuse(None, malformed(MalformedError("bad-authority", str(error), 400, "client")))
             return
         denial = self._judge(authority)
-        if denial is None and authority.host == HOST_NAME:
+        if denial is None and self._is_opaque(authority):
             await self._opaque(authority, ESTABLISHED)
             return
         await self.stream.send(ESTABLISHED)
@@ -86,11 +88,15 @@ class Tunnel:
     def _judge(self, authority: Authority) -> Denial | None:
         """What can be refused before a name is resolved. Names are checked when they are dialled."""
         setup = self.setup
+        granted = authority in setup.tunnels  # for SSH alone: never asked about by an exchange
         return (
             setup.ready()
-            or setup.policy.authority(authority.host, authority.port)
+            or (None if granted else setup.policy.authority(authority.host, authority.port))
             or setup.upstream.check(authority)
         )
+
+    def _is_opaque(self, authority: Authority) -> bool:
+        return authority.host == HOST_NAME or authority in self.setup.tunnels
 
     async def _absolute(self, head: RequestHead) -> After:
         """An exchange on its own: `GET http://host/path`, always without a credential."""
@@ -146,6 +152,9 @@ class Tunnel:
                     self._record("CONNECT", str(authority), 0, denial=denial)
             if not self.client.buffer:
                 return
+        if self.client.buffer.startswith(IDENTIFICATION):
+            await self._refuse_ssh(authority, denial)
+            return
         scheme = "http"
         if self.client.buffer.startswith(_TLS_HANDSHAKE):
             scheme = "https"
@@ -180,8 +189,10 @@ class Tunnel:
         return True
 
     async def _opaque(self, authority: Authority, greeting: bytes) -> None:
-        """Bytes to a port of this machine. The server may speak first."""
+        """Bytes to a port of this machine, or SSH. The server may speak first."""
+        tunnel = self.setup.tunnels.get(authority)
         started, clock, traffic = time(), monotonic(), Traffic()
+        number = next(self.setup.numbers)
         status, denial = 0, None
         try:
             upstream = await self.setup.upstream.dial(authority)
@@ -190,16 +201,18 @@ class Tunnel:
                 status = 200
                 self.stream.unread(self.client.buffer)
                 self.client.buffer = b""
-                await relay(self.stream, upstream, traffic, idle=self.setup.limits.tunnel_idle_timeout)
+                idle = self.setup.limits.tunnel_idle_timeout
+                watch = SshWatch(tunnel) if tunnel else None
+                await relay(self.stream, upstream, traffic, idle=idle, watch=watch)
             finally:
                 upstream.close()
         except AddressDeniedError as error:
             denial = error.denial
+            await self._apologise(greeting, denial.reason, ssh=tunnel is not None)
         except (UpstreamError, StreamError) as error:
             traffic.error = str(error)
-            if not status and greeting:
-                with suppress(StreamError):
-                    await self.stream.send(render_response(502, b"Bad Gateway", ((b"Content-Length", b"0"),)))
+            if not status:
+                await self._apologise(greeting, traffic.error, ssh=tunnel is not None)
         finally:
             self.setup.on_event(
                 ExchangeFinished(
@@ -214,8 +227,27 @@ class Tunnel:
                     response_bytes=traffic.down,
                     denial=denial,
                     error=traffic.error,
+                    id=number,
                 )
             )
+
+    async def _apologise(self, greeting: bytes, reason: str, *, ssh: bool) -> None:
+        """Say why there is no connection, where clients show it; bytes without a protocol have no words."""
+        with suppress(StreamError):
+            if ssh:
+                await self.stream.send(greeting + refusal(f"moat could not connect: {reason}"))
+                await linger(self.stream)
+            elif greeting:
+                await self.stream.send(render_response(502, b"Bad Gateway", ((b"Content-Length", b"0"),)))
+
+    async def _refuse_ssh(self, authority: Authority, denial: Denial | None) -> None:
+        """SSH to a host that is not granted for it, whatever the policy says of the host's web pages."""
+        if authority.host != HOST_NAME and (denial is None or denial.code == "policy"):
+            denial = ssh_denial(authority.host, authority.port)
+        assert denial is not None  # an open port of this machine is opaque
+        self._record("CONNECT", str(authority), 0, denial=denial)
+        await self.stream.send(refusal(f"moat refused this connection: {denial.reason}; {denial.hint}"))
+        await linger(self.stream)
 
     # --- requests that are none, and the end ----------------------------------------------------
 
@@ -266,6 +298,7 @@ class Tunnel:
                 response_bytes=0,
                 denial=denial,
                 error=error,
+                id=next(self.setup.numbers),
             )
         )
 

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moat.config import HostRules, NetworkConfig
+    from moat.journal.entry import Entry
+    from moat.journal.verify import Report
     from moat.proxy.events import Denial, ExchangeFinished
-    from moat.runtime.api import list_runs, start
+    from moat.runtime.api import list_runs, read_journal, start, verify_journal
     from moat.runtime.records import RunRecord, State
     from moat.runtime.remote import RemoteRun, attach
     from moat.runtime.run import LocalRun
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Denial": "moat.proxy.events",
+    "Entry": "moat.journal.entry",
     "ExchangeFinished": "moat.proxy.events",
     "HostRules": "moat.config",
     "LocalRun": "moat.runtime.run",
@@ -31,16 +34,20 @@ _HOMES = {
     "NetworkConfig": "moat.config",
     "Output": "moat.runtime.sandbox",
     "RemoteRun": "moat.runtime.remote",
+    "Report": "moat.journal.verify",
     "RunRecord": "moat.runtime.records",
     "Size": "moat.runtime.sandbox",
     "State": "moat.runtime.records",
     "attach": "moat.runtime.remote",
     "list_runs": "moat.runtime.api",
+    "read_journal": "moat.runtime.api",
     "start": "moat.runtime.api",
+    "verify_journal": "moat.runtime.api",
 }
 
 __all__ = [
     "Denial",
+    "Entry",
     "ExchangeFinished",
     "HostRules",
     "LocalRun",
@@ -48,12 +55,15 @@ __all__ = [
     "NetworkConfig",
     "Output",
     "RemoteRun",
+    "Report",
     "RunRecord",
     "Size",
     "State",
     "attach",
     "list_runs",
+    "read_journal",
     "start",
+    "verify_journal",
 ]
 
 

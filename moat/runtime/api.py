@@ -9,8 +9,11 @@ from pathlib import Path
 
 from moat.config import NetworkConfig
 from moat.errors import UsageError
+from moat.journal import keeping, verify
+from moat.journal.entry import Entry, entries
+from moat.journal.verify import Report
 from moat.paths import Home
-from moat.runtime import known
+from moat.runtime import known, records
 from moat.runtime.records import RunRecord
 from moat.runtime.request import RunRequest
 from moat.runtime.run import LocalRun, run_here
@@ -80,3 +83,23 @@ def start(
 def list_runs(*, home: Home | None = None) -> list[RunRecord]:
     """Every run that has not been removed, newest first, whoever started it."""
     return known.all_runs(home or Home.from_environment())
+
+
+def read_journal(run: str, *, home: Home | None = None) -> list[Entry]:
+    """The entries of a run's journal, oldest first; `run` is a name or an id. Nothing is verified.
+
+    Raises RunNotFoundError. A run that goes on has more every moment; a half line at the end is left out.
+    """
+    home = home or Home.from_environment()
+    record = known.find(home, run)
+    return list(entries(home.run(record.id) / keeping.FILE))
+
+
+def verify_journal(run: str, *, trusted: Iterable[str] = (), home: Home | None = None) -> Report:
+    """Judge the journal of a run, as `moat audit --verify` does; `status` is 0 when it is proven.
+
+    trusted: public keys besides this installation's own. Raises RunNotFoundError.
+    """
+    home = home or Home.from_environment()
+    record = known.find(home, run)
+    return verify.run(home, record.id, alive=records.owned(home.run(record.id)), trusted=tuple(trusted))

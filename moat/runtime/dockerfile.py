@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from moat.errors import StartError
 
 DEFAULT_BASE = "debian:bookworm-slim"
-KNOWN = ("claude-code", "git", "node", "python")
+KNOWN = ("claude-code", "git", "node", "python", "ssh")
 # The version that Moat's own suite runs: what Claude Code asks at its first start differs between versions.
 CLAUDE_CODE = "2.1.330"
 NODE = "22"
@@ -66,6 +66,8 @@ def plan(dependencies: Sequence[str], base_image: str | None) -> Plan:
         debian += _python_packages(wanted["python"], base_image)
     if "git" in wanted:
         debian.append("git")
+    if "ssh" in wanted:
+        debian.append("openssh-client")
     return Plan(
         base=base,
         debian=tuple(dict.fromkeys(debian)),
@@ -85,8 +87,8 @@ def _dependency(text: str) -> tuple[str, str]:
         raise StartError(f"dependencies: {name!r} is not known", hint=f"{guess}known are {', '.join(KNOWN)}")
     if at and not _VERSION.fullmatch(version):
         raise StartError(f"dependencies: {text!r} has no valid version")
-    if version and name == "git":
-        raise StartError("dependencies: git has no versions to choose from", hint="write just `git`")
+    if version and name in {"git", "ssh"}:
+        raise StartError(f"dependencies: {name} has no versions to choose from", hint=f"write just `{name}`")
     if version and name == "python" and not re.fullmatch(r"3\.\d+(\.\d+)?", version):
         raise StartError(f"dependencies: {text!r} is not a Python version", hint="write `python@3.11`")
     return name, version

@@ -47,7 +47,7 @@ class RunEgress:
     async def serve_sockets(self, sockets: EgressSockets) -> None:
         explicit = _listener(sockets.proxy)
         self._start("proxy", lambda: self._proxy.serve(explicit))
-        for fd in (sockets.http, sockets.https):
+        for fd in (sockets.http, sockets.https, *sockets.captured):
             self._capture(_listener(fd))
         for port, fd in sockets.host_ports:
             self._host_port(_listener(fd), port)

@@ -40,7 +40,7 @@ from moat.runtime.stdio import Stdio, open_pipes, open_terminal
 _SCRATCH = "/tmp"  # noqa: S108 - covered by a private tmpfs in the launcher's own mount namespace
 _START_DEADLINE = 20.0  # seconds; takes a tenth of one
 _END_DEADLINE = 5.0
-_MAX_HOST_PORTS = 200  # what one message with descriptors carries
+_MAX_PORTS = 200  # what one message with descriptors carries
 
 _HINTS = {
     "idmap": (
@@ -97,7 +97,7 @@ class EmbeddedSandbox:
         except TimeoutError:
             raise StartError("bubblewrap does not answer", hint="run `moat doctor`") from None
         flags = socket.MSG_CMSG_CLOEXEC
-        data, fds, _, _ = socket.recv_fds(self._control, 65536, _MAX_HOST_PORTS + 4, flags)
+        data, fds, _, _ = socket.recv_fds(self._control, 65536, _MAX_PORTS + 4, flags)
         word, _, rest = (data or b"bwrap").decode(errors="replace").partition(" ")
         if word != "made":
             raise await self._failure(word, rest)
@@ -219,8 +219,8 @@ class EmbeddedRuntime:
         tool = bwrap.find()
         binds = _binds(spec)
         bwrap.check_targets([bind.target for bind in binds[1:]], spec.home_files)
-        if len(spec.host_ports) > _MAX_HOST_PORTS:
-            raise StartError(f"more than {_MAX_HOST_PORTS} host ports")
+        if len(spec.host_ports) + len(spec.captured) > _MAX_PORTS:
+            raise StartError(f"more than {_MAX_PORTS} host ports")
         progress("starting the sandbox")
         sandbox = _launch(tool, spec, binds)
         try:
@@ -291,7 +291,7 @@ def _launch(tool: bwrap.Tool, spec: SandboxSpec, binds: list[bwrap.Bind]) -> Emb
         stage=stage,
         cgroups={name: str(path) for name, path in group.directories.items()},
         rlimits=launcher.rlimits(memory=memory, pids=spec.pids),
-        listeners=launcher.listeners(spec.host_ports),
+        listeners=launcher.listeners(spec.host_ports, spec.captured),
     )
     stdio = open_terminal(spec.tty, uid) if spec.tty else open_pipes(stdin=spec.stdin)
     try:
@@ -310,8 +310,10 @@ def _default_memory() -> int:
 
 def _sockets(fds: list[int], host_ports: tuple[int, ...]) -> EgressSockets:
     proxy, http, https, dns, *others = fds
-    pairs = tuple(zip(host_ports, others, strict=True))
-    return EgressSockets(proxy=proxy, http=http, https=https, dns=dns, host_ports=pairs)
+    count = len(host_ports)
+    pairs = tuple(zip(host_ports, others[:count], strict=True))
+    captured = tuple(others[count:])
+    return EgressSockets(proxy=proxy, http=http, https=https, dns=dns, host_ports=pairs, captured=captured)
 
 
 async def _hear(control: socket.socket) -> bool:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from moat.config import NetworkConfig, UpstreamConfig
 from moat.errors import ConfigError
 from moat.grants import CredentialSource
-from moat.journal import LineWriter, read_lines
+from moat.journal import Journal, LineWriter, read_lines
 from moat.paths import Home
 from moat.proxy.certs import RunCA
-from moat.proxy.events import ExchangeFinished
+from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.policy import HostRule, Policy, parse_host_rule
 from moat.proxy.server import Proxy
+from moat.proxy.ssh import SshTunnel
 from moat.proxy.trace import Trace, from_record
 from moat.proxy.upstream import Upstream, UpstreamOptions
 from moat.runtime import trust
 from moat.runtime.egress import RunEgress, Start
 from moat.runtime.granted import Granted
+from moat.runtime.witness import Witness, WitnessedSource
 
 _CLOSE_SECONDS = 2.0  # for exchanges that are under way when the sandbox is gone
 
@@ -72,25 +74,32 @@ class Gateway:
         granted: Granted,
         credentials: CredentialSource | None,
         trace: Path,
+        journal: Journal,
         start: Start,
+        tunnels: Iterable[SshTunnel] = (),
     ) -> None:
         """Makes everything; listens nowhere yet. Raises ConfigError, OSError."""
         self._ca = RunCA.generate(run_id)
         self._upstream = Upstream(upstream_options(upstream, network.host))
         self._writer = LineWriter(trace)
         self._trace = Trace(self._writer)
+        self._witness = Witness(journal)
+        self._journal = journal
         self._proxy = Proxy(
             policy=policy_of(network, granted.hosts),
             ca=self._ca,
             rules=granted.rules,
-            credentials=credentials,
+            credentials=credentials and WitnessedSource(credentials, journal),
             upstream=self._upstream,
-            on_event=self._trace.add,
-            ready=self._trace.ready,
+            on_event=self._record,
+            ready=self._ready,
+            on_use=self._witness.on_use,
+            tunnels=tunnels,
         )
         self.egress = RunEgress(self._proxy, start)
         self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)
         start("trace", self._trace.run)
+        start("journal", self._witness.run)
 
     def flush(self) -> None:
         """Write the exchanges that are still in memory."""
@@ -100,4 +109,14 @@ class Gateway:
         await self._proxy.aclose(_CLOSE_SECONDS)
         await self._upstream.aclose()
         self._trace.flush()
+        self._witness.flush()
         self._writer.close()
+        size, digest = self._writer.written
+        self._journal.record("trace.closed", bytes=size, sha256=digest)
+
+    def _record(self, event: ExchangeFinished) -> None:
+        self._trace.add(event)
+        self._witness.add(event)
+
+    def _ready(self) -> Denial | None:
+        return self._trace.ready() or self._witness.ready()

@@ -16,7 +16,7 @@ from moat.errors import GrantError
 from moat.grants import CredentialInfo, InjectionRule
 from moat.runtime.sandbox import HomeFile
 from moat.vault import Vault
-from moat.vault.providers import canonical, entry, grant_hosts, provider
+from moat.vault.providers import canonical, check_name, command, entry, grant_hosts, provider
 
 _TOKEN = string.ascii_letters + string.digits
 
@@ -46,16 +46,16 @@ def check(vault: Vault, names: Iterable[str]) -> tuple[CredentialInfo, ...]:
     """What is known of each credential. Raises one GrantError that lists every problem and its fix."""
     found, problems, fixes = [], [], []
     for name in unique(names):
-        entry(name.partition(":")[0])
+        check_name(name)
         try:
             info = vault.info(name)
         except GrantError:
             problems.append(f"missing grant: {name}")
-            fixes.append(f"moat grant {name}")
+            fixes.append(command(name))
             continue
         if info.expired(dt.datetime.now(dt.UTC)):
             problems.append(f"credential expired: {name}")
-            fixes.append(f"moat grant {name}")
+            fixes.append(command(name))
         found.append(info)
     if problems:
         raise GrantError("\n".join(problems), hint="\n".join(f"run `{fix}`" for fix in fixes))
@@ -70,6 +70,8 @@ def prepare(vault: Vault, names: Iterable[str]) -> Granted:
     files: list[HomeFile] = []
     hosts: list[str] = []
     for info in check(vault, names):
+        if not entry(info.name.partition(":")[0]).module:
+            continue
         source = provider(info.name.partition(":")[0])
         placeholder = source.placeholder(info, token)
         rules += source.rules(info, placeholder)

@@ -6,10 +6,11 @@ A run whose supervisor was killed is recorded as failed, and its runtime removes
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 
-from moat.errors import RunNotFoundError
+from moat.errors import MoatError, RunNotFoundError
 from moat.paths import Home
 from moat.runtime import records
 from moat.runtime.records import RunRecord
@@ -45,10 +46,14 @@ def one_alive(home: Home) -> RunRecord:
 def remove(home: Home, record: RunRecord) -> None:
     """Forget a run that has ended: its record, logs and whatever a crash left of it.
 
-    Raises StartError when its runtime cannot clear up now.
+    The ledger of journals keeps that it was removed on purpose. Raises StartError when its runtime cannot
+    clear up now.
     """
+    from moat.journal import keeping  # listing does without
+
     if record.directory:
         _reap(record)
+    keeping.forget(home, record.id)
     records.remove(home, record.id)
 
 
@@ -57,6 +62,10 @@ def _settled(home: Home, record: RunRecord) -> RunRecord:
         return record
     record, by_us = records.settle(home, record)
     if by_us:
+        from moat.journal import keeping  # listing does without
+
+        with contextlib.suppress(OSError, MoatError):  # a full disk: `moat audit` tells what there is
+            keeping.close_abandoned(home, record.id)
         try:
             _reap(record)
         except Exception as error:  # the engine may be down; `destroy` and `clean` try again and tell

@@ -60,13 +60,15 @@ class Launch:
     release: int
 
 
-def listeners(host_ports: tuple[int, ...]) -> list[Listener]:
+def listeners(host_ports: tuple[int, ...], captured: tuple[int, ...] = ()) -> list[Listener]:
     """In the order in which their descriptors come back: see `embedded._sockets`."""
     loopback, everywhere = "127.0.0.1", "0.0.0.0"  # noqa: S104 - of the sandbox's own network namespace
     result: list[Listener] = [("tcp", loopback, PROXY_PORT, False)]
     result += [("tcp", everywhere, port, port in host_ports) for port in _CAPTURED]
     result.append(("udp", loopback, 53, False))
-    result += [("tcp", HOST_ADDRESS, port, port in _CAPTURED) for port in host_ports]
+    shared = {*_CAPTURED, *captured}
+    result += [("tcp", HOST_ADDRESS, port, port in shared) for port in host_ports]
+    result += [("tcp", everywhere, port, port in host_ports) for port in captured]
     return result
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from moat.grants import InjectionRule
 from moat.journal import Journal
 from moat.paths import Home
+from moat.proxy.ssh import SshTunnel
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import HomeFile, Mount, Progress, Sandbox
 from moat.vault import Vault
@@ -55,7 +56,8 @@ class Addition:
     rules: tuple[InjectionRule, ...] = ()
     hosts: tuple[str, ...] = ()  # patterns that `network.policy: strict` opens
     host_ports: tuple[int, ...] = ()  # ports of this machine that the run may reach as moat-host
-    tunnels: tuple[str, ...] = ()  # `host:port` that is passed on as bytes, without TLS of ours (ssh)
+    tunnels: tuple[SshTunnel, ...] = ()  # passed on as bytes, without TLS of ours; their ports are captured
+    dependencies: tuple[str, ...] = ()  # of the image (docker), besides the user's own
 
 
 class Part:
@@ -79,6 +81,10 @@ class Part:
 def parts_of(request: RunRequest) -> list[Part]:
     """The parts that this run needs, in the order in which they are asked. Imports only those."""
     found: list[Part] = []
+    if any(name.startswith("ssh:") for name in request.grants):
+        from moat.runtime.ssh.part import SshPart
+
+        found.append(SshPart())
     if request.agent == "claude":
         from moat.runtime.agents.claude_note import NotePart
 
@@ -99,4 +105,5 @@ def together(additions: list[Addition]) -> Addition:
         hosts=tuple(item for a in additions for item in a.hosts),
         host_ports=tuple(item for a in additions for item in a.host_ports),
         tunnels=tuple(item for a in additions for item in a.tunnels),
+        dependencies=tuple(item for a in additions for item in a.dependencies),
     )

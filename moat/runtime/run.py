@@ -25,12 +25,14 @@ import anyio
 from anyio.abc import TaskGroup
 
 from moat import config
-from moat.errors import StartError
-from moat.journal import Journal
+from moat.errors import MoatError, StartError
+from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
+from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
 from moat.runtime.choice import choose, runtime
+from moat.runtime.copying import copies_of
 from moat.runtime.gateway import Gateway, read_exchanges
 from moat.runtime.local import LocalViewer
 from moat.runtime.names import random_name
@@ -53,6 +55,11 @@ _LOOK = 2.0  # seconds between two looks at the run's own directory
 _DRAIN = 3.0  # seconds in which the viewers of a stopped run may take its last output
 _RELEASE = 20.0  # seconds for each resource to let go
 _log = logging.getLogger(__name__)
+
+
+def _captured(tunnels: tuple[SshTunnel, ...]) -> tuple[int, ...]:
+    """The ports of `tunnels` that are not captured anyway."""
+    return tuple(sorted({tunnel.authority.port for tunnel in tunnels} - {80, 443}))
 
 
 def _silent(_: str) -> None:
@@ -129,7 +136,7 @@ class LocalRun:
             directory=str(self._directory),
         )
         self.outcome = Outcome(home, record)
-        self.journal = Journal(home.run(run_id) / "journal.jsonl")
+        self.journal = self._begin_journal()
         self._parts: list[Part] = []
         self._viewer = viewer
         self._server: ControlServer | None = None
@@ -144,6 +151,23 @@ class LocalRun:
         self._ended = anyio.Event()
         self._finishing = anyio.Lock()
         self._resources: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
+
+    def _begin_journal(self) -> Journal:
+        """A run without a journal does not begin: nothing of it remains."""
+        shown = [self._request.workspace, *(m.source for m in self._request.mounts if not m.read_only)]
+        try:
+            self._copies = copies_of(config.load_user(self._home).journal, shown)
+            return keeping.begin(self._home, self.id, self._copies)
+        except (OSError, MoatError) as error:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            records.remove(self._home, self.id)
+            self.ownership.release()
+            if isinstance(error, MoatError):
+                raise
+            raise StartError(
+                f"the journal cannot be written: {error.strerror or error}",
+                hint="free space where Moat keeps its runs (`moat clean` removes ended ones)",
+            ) from error
 
     # --- what a caller does with a run -----------------------------------------------------------
 
@@ -224,8 +248,12 @@ class LocalRun:
         assert self._session is not None
         return self._session
 
-    def ask_to_stop(self, grace: float = GRACE) -> None:
-        """Begin to stop; returns at once. Before the command has started nothing of it will run."""
+    def ask_to_stop(self, grace: float = GRACE, *, by: str = "the program that hosts the run") -> None:
+        """Begin to stop; returns at once. Before the command has started nothing of it will run.
+
+        by: who wants it, for the journal.
+        """
+        self.journal.record("run.stop_asked", by=by)
         self._grace = grace
         self._stop_asked.set()
         if self._session is None:
@@ -243,7 +271,16 @@ class LocalRun:
         start("control socket", self._server.serve)
         log = OutputLog(self._home.run(self.id) / "output.log")
         self._resources.append(("log", log.aclose))
-        self.journal.record("run.created", id=self.id, runtime=self.record.runtime, grants=self.record.grants)
+        self.journal.record(
+            "run.created",
+            name=self.name,
+            runtime=self.record.runtime,
+            workspace=self.record.workspace,
+            agent=self.record.agent,
+            grants=self.record.grants,
+            policy=self._request.network.policy,
+            host_ports=self._request.network.host,
+        )
         with self._preparing:
             self._sandbox = await self._prepare(handoff, progress, start)
         if self._sandbox is None:
@@ -279,7 +316,9 @@ class LocalRun:
             granted=given,
             credentials=vault,
             trace=self._home.run(self.id) / "network.jsonl",
+            journal=self.journal,
             start=start,
+            tunnels=extra.tunnels,
         )
         self._gateway = gateway
         self._resources.append(("proxy", gateway.aclose))
@@ -289,6 +328,7 @@ class LocalRun:
         self._resources.append(("sandbox", sandbox.destroy))
         for part in self._parts:
             await part.made(sandbox)
+        self.journal.record("sandbox.made", runtime=self.record.runtime)
         return sandbox
 
     async def _ask_parts(
@@ -335,9 +375,10 @@ class LocalRun:
             mounts=(*request.mounts, *extra.mounts),
             home_files=(*given.files, *request.home_files, *extra.home_files),
             host_ports=tuple(dict.fromkeys((*request.network.host, *extra.host_ports))),
+            captured=_captured(extra.tunnels),
             tty=request.tty,
             stdin=request.stdin,
-            dependencies=request.dependencies,
+            dependencies=tuple(dict.fromkeys((*request.dependencies, *extra.dependencies))),
             base_image=request.base_image,
             rebuild=request.rebuild,
             memory=request.container.memory,
@@ -364,6 +405,7 @@ class LocalRun:
                 await first_of(self._session.drained.wait, self._given_up)
                 tasks.cancel_scope.cancel()
             self.outcome.update(state=State.STOPPING, exit_code=code)
+            self.journal.record("run.command_ended", exit_code=code)
             for part in self._parts:
                 await part.ended()
         await self.finish()
@@ -372,7 +414,7 @@ class LocalRun:
         """Whoever deletes MOAT_HOME can no longer list, stop or read this run: it must not live on unseen."""
         while (self._home.run(self.id) / "lock").exists():
             await anyio.sleep(_LOOK)
-        self.ask_to_stop()
+        self.ask_to_stop(by="the run's record was deleted")
 
     async def _given_up(self) -> None:
         """A stopped run does not wait for ever for a pipe that nobody empties."""
@@ -415,14 +457,16 @@ class LocalRun:
             with anyio.move_on_after(_RELEASE) as scope:
                 try:
                     await release()
-                except Exception:  # the next resource must be released all the same
+                except Exception as error:  # the next resource must be released all the same
                     _log.exception("%s was not released", what)
+                    self.journal.record("run.not_released", what=what, error=str(error))
             if scope.cancelled_caught:
                 _log.error("%s was not released in %d s", what, _RELEASE)
+                self.journal.record("run.not_released", what=what, error="it took too long")
         self.outcome.conclude(asked=self._stop_asked.is_set())
         record = self.record
         self.journal.record("run.ended", state=record.state, exit_code=record.exit_code, error=record.error)
-        self.journal.close()
+        await anyio.to_thread.run_sync(keeping.end, self._home, self.id, self.journal, self._copies)
         shutil.rmtree(self._directory, ignore_errors=True)
         self._started.set()
         self._ended.set()

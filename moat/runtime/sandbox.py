@@ -3,8 +3,8 @@
 A runtime (`docker`, `embedded`) turns a `SandboxSpec` into a `Sandbox`. The contract inside every
 sandbox is the same: user `agent` with HOME `/home/agent`, the workspace at `/workspace`, an explicit
 proxy at `127.0.0.1:3128`, a DNS stub at `127.0.0.1:53` that gives every name a synthetic 127.64/10
-address, ports 80 and 443 captured, and no other network. What comes in through them reaches the
-`Egress` of the run, and nothing else does.
+address, ports 80 and 443 captured (and what else the run asks for), and no other network. What comes in
+through them reaches the `Egress` of the run, and nothing else does.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class SandboxSpec:
     mounts: tuple[Mount, ...] = ()  # besides the workspace
     home_files: tuple[HomeFile, ...] = ()
     host_ports: tuple[int, ...] = ()  # `network.host`: reachable as moat-host:<port>
+    captured: tuple[int, ...] = ()  # ports that are captured besides 80 and 443
     tty: Size | None = None  # None: plain pipes, stdout and stderr apart
     stdin: bool = False  # plain runs: forward stdin (else /dev/null)
     dependencies: tuple[str, ...] = ()  # docker: `node@22`, `claude-code`…
@@ -96,6 +97,7 @@ class EgressSockets:
     https: int  # 0.0.0.0:443, listening: captured
     dns: int  # 127.0.0.1:53, UDP
     host_ports: tuple[tuple[int, int], ...] = ()  # (port, listening fd on HOST_ADDRESS:port)
+    captured: tuple[int, ...] = ()  # 0.0.0.0, listening, one for each of `SandboxSpec.captured`
 
 
 class Sandbox(Protocol):

@@ -1,6 +1,6 @@
 """The first command of a container: makes the only network that there is, then becomes the agent's command.
 
-    python3 -I sandbox_init.py [--size COLUMNSxROWS] [--host-port PORT]... -- command [argument]...
+    python3 -I sandbox_init.py [--size COLUMNSxROWS] [--host-port PORT]... [--capture PORT]... -- command...
     python3 -I sandbox_init.py --signal NUMBER
 
 Standard library only, Python 3.7 and later, with no import of Moat: it runs in the container next to
@@ -46,11 +46,11 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C before the command runs: end, without a traceback
     if arguments[:1] == ["--signal"]:
         return send_signal(int(arguments[1]))
-    size, ports, command = parse(arguments)
+    size, ports, captured, command = parse(arguments)
     try:
         if size:
             set_size(size)
-        listeners = bind(ports)
+        listeners = bind(ports, captured)
         seccomp.install()  # inherited by the forwarder and by the command
         start_forwarder(listeners)
     except (OSError, seccomp.UnsupportedMachineError) as error:
@@ -63,9 +63,9 @@ def say(text: str) -> None:
     os.write(2, f"moat: {text}\n".encode(errors="replace"))
 
 
-def parse(arguments: list[str]) -> tuple[tuple[int, int] | None, list[int], list[str]]:
-    """The window size, the host's ports, and the command."""
-    size, ports = None, []
+def parse(arguments: list[str]) -> tuple[tuple[int, int] | None, list[int], list[int], list[str]]:
+    """The window size, the host's ports, further ports to capture, and the command."""
+    size, ports, captured = None, [], []
     rest = iter(arguments)
     for word in rest:
         if word == "--":
@@ -76,7 +76,9 @@ def parse(arguments: list[str]) -> tuple[tuple[int, int] | None, list[int], list
             size = (int(columns), int(rows))
         elif word == "--host-port":
             ports.append(int(value))
-    return size, ports, list(rest)
+        elif word == "--capture":
+            captured.append(int(value))
+    return size, ports, captured, list(rest)
 
 
 def set_size(size: tuple[int, int]) -> None:
@@ -89,12 +91,13 @@ def set_size(size: tuple[int, int]) -> None:
     fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
-def bind(ports: list[int]) -> list[Listener]:
+def bind(ports: list[int], captured: list[int]) -> list[Listener]:
     """Every listener of the sandbox. No capability is needed: the namespace has no privileged ports."""
     dns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     dns.bind(DNS)
     found = [Listener("dns", dns), Listener("proxy", listen(PROXY))]
-    found += [Listener("captured", listen(address)) for address in CAPTURED]
+    everywhere = [*CAPTURED, *((CAPTURED[0][0], port) for port in captured)]
+    found += [Listener("captured", listen(address)) for address in everywhere]
     return found + [Listener("host", listen((HOST_ADDRESS, port))) for port in ports]
 
 

@@ -16,6 +16,7 @@ import resource
 import signal
 import sys
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ async def _supervise(message: dict[str, Any], starter: Starter) -> None:
     try:
         run = LocalRun(request, home, None)
         _log_to(home.run(run.id) / "supervisor.log")
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, run.ask_to_stop)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, partial(run.ask_to_stop, by="SIGTERM"))
         async with hosted(run, handoff, starter.progress):
             if not request.hold:
                 await run.started()

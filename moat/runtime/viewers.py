@@ -38,7 +38,7 @@ class Controlled(Protocol):
         """Waits until there is a sandbox to talk to."""
         ...
 
-    def ask_to_stop(self, grace: float) -> None: ...
+    def ask_to_stop(self, grace: float, *, by: str) -> None: ...
 
     async def signal(self, number: int) -> None: ...
 
@@ -168,7 +168,7 @@ class ControlServer:
             elif kind is Frame.SIGNAL and len(payload) == 1:
                 await self._run.signal(payload[0])
             elif kind is Frame.STOP and len(payload) == 8:
-                self._run.ask_to_stop(*struct.unpack(">d", payload))
+                self._run.ask_to_stop(*struct.unpack(">d", payload), by="the control socket")
             else:
                 raise BrokenFrameError(kind.name)
 

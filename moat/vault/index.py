@@ -35,7 +35,7 @@ class Ref:
 @dataclass(frozen=True, slots=True)
 class Row:
     info: CredentialInfo
-    ref: Ref
+    ref: Ref | None  # None: there is no secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,8 @@ def _encode(index: Index) -> dict[str, Any]:
             "path": sealing.path,
         },
         "credentials": [
-            {**describe(row.info), "ref": _encode_ref(row.ref)} for _, row in sorted(index.rows.items())
+            {**describe(row.info), "ref": row.ref and _encode_ref(row.ref)}
+            for _, row in sorted(index.rows.items())
         ],
         "pending": [{"name": name, "ref": _encode_ref(ref)} for name, ref in index.pending],
     }
@@ -153,7 +154,10 @@ def _encode_ref(ref: Ref) -> dict[str, Any]:
 
 
 def _decode(data: Mapping[str, Any]) -> Index:
-    rows = [Row(restore(item), _decode_ref(item["ref"])) for item in data["credentials"]]
+    rows = [
+        Row(restore(item), None if item["ref"] is None else _decode_ref(item["ref"]))
+        for item in data["credentials"]
+    ]
     sealing = data["sealing"]
     return Index(
         rows=MappingProxyType({row.info.name: row for row in rows}),

@@ -31,7 +31,7 @@ from moat.vault.index import (
 )
 from moat.vault.key import Asking, NewKey
 from moat.vault.oskeyring import KeyringStore, split
-from moat.vault.providers import canonical
+from moat.vault.providers import canonical, command
 from moat.vault.sealed import SealedFiles
 
 _PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -107,13 +107,16 @@ class Vault:
         """What may be shown of a credential, by name or alias. Reads the index only. Raises GrantError."""
         return self._row(read_index(self._index_file), name).info
 
-    def store(self, name: str) -> StoreName:
-        """Which kind of store holds the secret. Reads the index only. Raises GrantError."""
-        return self._row(read_index(self._index_file), name).ref.store
+    def store(self, name: str) -> StoreName | None:
+        """Which kind of store holds the secret, None when there is none. Reads the index only."""
+        ref = self._row(read_index(self._index_file), name).ref
+        return ref.store if ref else None
 
     def location(self, name: str) -> str:
-        """Where the secret lies, for a message: a path, or the OS keyring. Raises GrantError."""
+        """Where it lies, for a message: a path, or the OS keyring. Raises GrantError."""
         row = self._row(read_index(self._index_file), name)
+        if row.ref is None:
+            return str(self._index_file)
         return self._store(row.ref.store).location(row.info.name)
 
     def prepare(self) -> None:
@@ -141,11 +144,19 @@ class Vault:
             staged = replace(before, sealing=sealing, pending=(*before.pending, (name, ref)))
             write_index(self._index_file, staged)
             store.write(name, ref, payload)
-            old = before.rows.get(name)
-            pending = (*before.pending, (name, old.ref)) if old else before.pending
-            after = replace(staged.with_row(Row(credential.info, ref)), pending=pending, store=choice)
+            after = replace(
+                staged.with_row(Row(credential.info, ref)), pending=_superseded(before, name), store=choice
+            )
             write_index(self._index_file, after)
             store.settle(name, ref)
+            self._clean(after)
+
+    def note(self, info: CredentialInfo) -> None:
+        """Store what has no secret, under its name; the index is all of it. Raises VaultError, GrantError."""
+        info = replace(info, name=canonical(info.name))
+        with self._changing() as before:
+            after = replace(before.with_row(Row(info, None)), pending=_superseded(before, info.name))
+            write_index(self._index_file, after)
             self._clean(after)
 
     def get(self, name: str) -> Credential:
@@ -154,13 +165,13 @@ class Vault:
 
     def delete(self, name: str) -> CredentialInfo:
         """Forget a credential. Raises GrantError (none), VaultError; then it is still there."""
-        if self._row(read_index(self._index_file), name).ref.store == "keyring":
+        if self.store(name) == "keyring":
             self._keyring.check()  # so that a locked keyring is told before anything changes
         with self._changing() as before:
             row = self._row(before, name)
-            pending = (*before.pending, (row.info.name, row.ref))
+            pending = _superseded(before, row.info.name)
             after = replace(before.without_row(row.info.name), pending=pending)
-            if not any(other.ref.store == "file" for other in after.rows.values()):
+            if not any(other.ref and other.ref.store == "file" for other in after.rows.values()):
                 after = replace(after, sealing=None)  # a lost passphrase ends with its last file
             write_index(self._index_file, after)
             self._clean(after)
@@ -175,7 +186,8 @@ class Vault:
         index = read_index(self._index_file)
         wanted = None if names is None else {canonical(name) for name in names}
         sealed = any(
-            row.ref.store == "file" and (wanted is None or name in wanted) for name, row in index.rows.items()
+            row.ref is not None and row.ref.store == "file" and (wanted is None or name in wanted)
+            for name, row in index.rows.items()
         )
         if not sealed:
             return b""
@@ -214,18 +226,19 @@ class Vault:
         """The credential and where it was. Looks again when a new grant replaced it meanwhile."""
         row = self._row(read_index(self._index_file), name)
         while True:
+            ref = _ref(row)
             try:
-                return row.ref, self._read(row)
+                return ref, self._read(row, ref)
             except VaultError:
                 current = self._row(read_index(self._index_file), name)
                 if current.ref == row.ref:
                     raise
                 row = current
 
-    def _read(self, row: Row) -> Credential:
+    def _read(self, row: Row, ref: Ref) -> Credential:
         name = row.info.name
-        self._open(row.ref)
-        payload = self._store(row.ref.store).read(name, row.ref)
+        self._open(ref)
+        payload = self._store(ref.store).read(name, ref)
         try:
             data = json.loads(payload)
             secret = Secret(str(data["secret"]))
@@ -241,7 +254,7 @@ class Vault:
     def _row(self, index: Index, name: str) -> Row:
         row = index.rows.get(canonical(name))
         if row is None:
-            raise GrantError(f"no credential {canonical(name)!r}", hint=f"run `moat grant {canonical(name)}`")
+            raise GrantError(f"no credential {canonical(name)!r}", hint=f"run `{command(name)}`")
         return row
 
     def _choice(self, index: Index) -> StoreName:
@@ -286,6 +299,18 @@ class Vault:
         index = replace(index, pending=tuple(left))
         write_index(self._index_file, index)
         return index
+
+
+def _superseded(index: Index, name: str) -> tuple[tuple[str, Ref], ...]:
+    """What may be removed once nothing refers to the secret of `name` any more."""
+    old = index.rows.get(name)
+    return (*index.pending, (name, old.ref)) if old and old.ref else index.pending
+
+
+def _ref(row: Row) -> Ref:
+    if row.ref is None:
+        raise GrantError(f"the grant {row.info.name} holds no secret")
+    return row.ref
 
 
 def expired(info: CredentialInfo) -> GrantError:

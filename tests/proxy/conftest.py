@@ -21,6 +21,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from moat.errors import GrantError
 from moat.grants import Credential, CredentialInfo, CredentialKind, InjectionRule, Secret
 from moat.proxy import Denial, ExchangeFinished, Limits, Policy, Proxy, RunCA, Upstream, UpstreamOptions
+from moat.proxy.ssh import SshTunnel
 from tests.proxy.peers import Origin, Script, Wire, client_context, echo, world
 
 LOOPS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -132,6 +133,7 @@ def house(
     token: str | None = None,
     ready: Callable[[], Denial | None] | None = None,
     listener: socket.socket | None = None,
+    tunnels: Sequence[SshTunnel] = (),
 ) -> Iterator[House]:
     """A proxy that reaches `origins` by name, on one event loop."""
     backend, backend_options = LOOPS[loop]
@@ -155,6 +157,7 @@ def house(
                 on_event=events.append,
                 limits=limits,
                 token=token,
+                tunnels=tunnels,
                 **({"ready": ready} if ready else {}),
             )
 

@@ -356,9 +356,9 @@ def test_a_slow_head_is_cut_off(make: HouseMaker) -> None:
 
 
 def test_bytes_that_are_not_http_are_answered(make: HouseMaker) -> None:
-    with Origin(nobody) as origin, make(origins={("api.test", 22): origin}) as house:
-        with house.connected("api.test:22") as wire:
-            wire.send(b"SSH-2.0-OpenSSH_9.2\r\n")
+    with Origin(nobody) as origin, make(origins={("api.test", 25): origin}) as house:
+        with house.connected("api.test:25") as wire:
+            wire.send(b"EHLO here\r\n")
             assert wire.message().status == 400
 
 

@@ -14,7 +14,7 @@ from moat.runtime.plugins.declared import Origin
 from moat.runtime.plugins.git import Access, Bounds, FetchError, fetched
 from moat.runtime.plugins.resolve import State
 from moat.runtime.plugins.source import Source
-from tests.fakes.git_https import HOST, GitServer, commit
+from tests.fakes.git_https import HOST, GitServer
 from tests.fakes.plugins import write_marketplace, write_plugin
 from tests.runtime.plugin_kit import Kit, greeting
 
@@ -288,7 +288,7 @@ def test_the_official_marketplace_is_known_by_name_and_fails_in_the_guides_words
 
 
 def offline_environ(kit: Kit) -> dict[str, str]:
-    """ssh that reaches nobody; https is led to the test's own server."""
+    """Ssh that reaches nobody; https is led to the test's own server."""
     return {"PATH": os.environ["PATH"], "HOME": str(kit.user), "GIT_SSH_COMMAND": "false"}
 
 
@@ -366,7 +366,7 @@ def test_a_plugin_source_that_would_run_something_is_refused(kit, source):
     kit.publish(plugins={"hello": source})
     kit.config(named(kit))
     asked = len(kit.server.requests)
-    assert f"marketplace tools: plugin 'hello': " in kit.problem()
+    assert "marketplace tools: plugin 'hello': " in kit.problem()
     assert len(kit.server.requests) > asked  # the marketplace itself was read
     assert not list(kit.workspace.parent.rglob("PWNED"))
 

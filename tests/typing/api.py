@@ -80,3 +80,12 @@ async def run_a_proxy(source: CredentialSource, hosts: Sequence[str]) -> None:
 
 def sources(credential: Credential) -> CredentialSource:
     return OneCredential(credential)
+
+
+def look_back(name: str) -> bool:
+    for entry in moat.runtime.read_journal(name):
+        assert_type(entry, moat.runtime.Entry)
+        print(entry.at, entry.event, entry.data)
+    report = moat.runtime.verify_journal(name, trusted=["ed25519:…"])
+    assert_type(report, moat.runtime.Report)
+    return report.status == 0

@@ -52,7 +52,8 @@ class Entry:
     hosts: tuple[str, ...]  # that may get the credential
     opens: tuple[str, ...]  # host patterns that the grant opens under `network.policy: strict`
     summary: str
-    module: str
+    module: str  # empty: there is nothing that a proxy could inject
+    scope: str = ""  # what stands behind the colon of its grants (`host`); empty: nothing may
 
 
 ENTRIES = (
@@ -78,6 +79,15 @@ ENTRIES = (
         "GitHub API, gh and git over HTTPS",
         "moat.vault.providers.github",
     ),
+    Entry(
+        "ssh",
+        (),
+        (),
+        (),
+        "SSH to one host (git, ssh), signed for by your own agent",
+        "",
+        scope="host",
+    ),
 )
 
 
@@ -102,6 +112,27 @@ def entry(name: str) -> Entry:
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean `{near[0]}`?" if near else "`moat grant providers` lists them"
     raise GrantError(f"no provider {name!r}", hint=hint)
+
+
+def check_name(name: str) -> str:
+    """`name` when it is one that a provider of the table can have granted. Raises GrantError."""
+    grant = Grant.parse(name)
+    row = entry(grant.name)
+    if row.scope and not grant.scope:
+        raise GrantError(
+            f"{name} needs a {row.scope}: {name}:<{row.scope}>", hint=f"`moat grant {name} --help`"
+        )
+    if grant.scope and not row.scope:
+        raise GrantError(f"{name!r} is not a grant name", hint=f"did you mean `{row.name}`?")
+    return name
+
+
+def command(name: str) -> str:
+    """The command that makes a grant: `moat grant github`, `moat grant ssh --host github.com`."""
+    grant = Grant.parse(canonical(name))
+    if grant.scope and (scope := entry(grant.name).scope):
+        return f"moat grant {grant.name} --{scope} {grant.scope}"
+    return f"moat grant {grant}"
 
 
 def provider(name: str) -> Provider:

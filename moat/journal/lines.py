@@ -6,9 +6,9 @@ holds the reason and the owner must fail closed (DESIGN, invariant 8).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ class LineWriter:
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._pending: list[str] = []
+        self._hash = hashlib.sha256()
+        self._size = 0
         self.failed: OSError | None = None
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -31,6 +33,11 @@ class LineWriter:
     def pending(self) -> int:
         return len(self._pending)
 
+    @property
+    def written(self) -> tuple[int, str]:
+        """How many bytes were written, and their SHA-256."""
+        return self._size, self._hash.hexdigest()
+
     def flush(self) -> None:
         """Write what is pending. A failed write is kept for the next flush and told in `failed`."""
         if not self._pending:
@@ -38,7 +45,10 @@ class LineWriter:
         data = memoryview(("\n".join(self._pending) + "\n").encode())
         try:
             while data:
-                data = data[os.write(self._fd, data) :]
+                written = os.write(self._fd, data)
+                self._hash.update(data[:written])
+                self._size += written
+                data = data[written:]
         except OSError as error:
             self.failed = error
             # A torn line must not swallow the next one; readers skip lines that are not JSON.
@@ -50,27 +60,6 @@ class LineWriter:
     def close(self) -> None:
         self.flush()
         os.close(self._fd)
-
-
-class Journal:
-    """The security events of one run, in order. Only the owner of the run has one."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises OSError when the file cannot be opened."""
-        self._writer = LineWriter(path)
-
-    def record(self, event: str, **data: Any) -> None:
-        """Note an event (`run.started`, `ssh.sign`) and write it at once. No secret may be in `data`."""
-        self._writer.append({"at": time.time(), "event": event, **data})
-        self._writer.flush()
-
-    @property
-    def failed(self) -> OSError | None:
-        """Why the last event is not on the disk."""
-        return self._writer.failed
-
-    def close(self) -> None:
-        self._writer.close()
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

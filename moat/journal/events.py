@@ -1,0 +1,54 @@
+"""The closed vocabulary of the journal: every event with its fields. docs/audit.md has the same table.
+
+A test compares all calls of `record` in the package with this, and this with the document. An event that
+is not here would still be written: a journal must not fail at run time over a word.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+
+# event -> (what it means, its fields)
+EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "journal.opened": ("the first entry; `key` signs all that follow", ("format", "key")),
+        "journal.lost": ("so many entries found no place while nothing could be written", ("entries",)),
+        "journal.sealed": ("the last entry; there are so many", ("entries",)),
+        "run.created": (
+            "a run was asked for",
+            ("name", "runtime", "workspace", "agent", "grants", "policy", "host_ports"),
+        ),
+        "sandbox.made": ("image, proxy and sandbox are there; nothing of the command has run", ("runtime",)),
+        "run.started": ("the command started", ()),
+        "run.stop_asked": ("somebody wants it to end", ("by",)),
+        "run.command_ended": ("the command ended", ("exit_code",)),
+        "run.not_released": ("something of the run could not be cleared up", ("what", "error")),
+        "run.ended": (
+            "everything is released; how it ended",
+            ("state", "exit_code", "error"),
+        ),
+        "secret.resolved": ("a credential was read from the vault", ("grant", "kind")),
+        "secret.refused": ("the vault did not give it", ("grant", "error")),
+        "trace.closed": ("`network.jsonl` is complete, and has this hash", ("bytes", "sha256")),
+        "grant.used": (
+            "a credential goes out to a host; the first time before it does",
+            ("grant", "host", "exchanges", "count"),
+        ),
+        "ssh.list": (
+            "the run's SSH agent was asked for its keys; `hosts`: those of the session",
+            ("hosts", "keys"),
+        ),
+        "ssh.bind": ("an SSH session with a granted host was announced", ("hosts", "host_key")),
+        "ssh.sign": ("a login by SSH was signed; `key` is a fingerprint", ("hosts", "key", "user")),
+        "ssh.refused": (
+            "the run's SSH agent did not do it; docs/troubleshooting.md lists the codes",
+            ("hosts", "key", "code", "reason"),
+        ),
+        "network.denied": (
+            "the proxy refused exchanges; method and path are those of the first",
+            ("authority", "method", "path", "code", "rule", "reason", "exchanges", "count"),
+        ),
+        "copy.failed": ("entries cannot be copied to a second place", ("to", "error")),
+        "copy.resumed": ("copying works again; so many entries are missing there", ("to", "missed")),
+    }
+)

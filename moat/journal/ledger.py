@@ -1,0 +1,123 @@
+"""`journal/ledger.jsonl`: every journal that was begun, closed or removed on this installation, in one chain.
+
+It notices what a run's own directory cannot tell: that the whole directory is gone, or that it was
+replaced by an older, honest version of itself. Entries have the format of a journal's, with the run that
+they are about; several processes append under a lock, and each append is synced.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moat.journal import entry
+from moat.journal.entry import Entry, NotAnEntryError
+from moat.journal.key import Signer
+from moat.paths import Home, locked, private_dir
+
+OPENED, CLOSED, REMOVED = "ledger.opened", "ledger.closed", "ledger.removed"
+_LOCK = "ledger.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the ledger tells of one run."""
+
+    first: str  # hash of the journal's first entry
+    entries: int | None = None  # of the closed journal; None: it was not closed
+    last: str = ""  # hash of its last entry
+    removed: bool = False  # by `moat destroy` or `moat clean`
+
+
+def path_of(home: Home) -> Path:
+    return home.journal / "ledger.jsonl"
+
+
+def append(home: Home, signer: Signer, run: str, event: str, **data: Any) -> None:
+    """Add one line. Raises OSError when it cannot be written; then nothing of it remains."""
+    private_dir(home.journal)
+    with locked(home.journal / _LOCK):
+        fd = os.open(path_of(home), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            _append(fd, signer, run, event, data)
+        finally:
+            os.close(fd)
+
+
+def _append(fd: int, signer: Signer, run: str, event: str, data: dict[str, Any]) -> None:
+    size, last = _end(fd)
+    os.ftruncate(fd, size)  # half a line, which a crash left
+    seq = 1
+    if last:
+        try:
+            seq = entry.parse(last).seq + 1
+        except NotAnEntryError:
+            seq = 0  # somebody changed it: runs go on, and every verification tells
+    line = entry.compose(
+        seq=seq, at=time.time(), run=run, event=event, data=data, prev=_after(last), sign=signer
+    )
+    view = memoryview(line + b"\n")
+    try:
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fdatasync(fd)
+    except OSError:
+        os.ftruncate(fd, size)
+        raise
+
+
+def _after(last: bytes) -> str:
+    return entry.digest(last) if last else entry.FIRST
+
+
+def _end(fd: int) -> tuple[int, bytes]:
+    """Where the last complete line ends, and that line."""
+    size = os.fstat(fd).st_size
+    tail = os.pread(fd, 2 * entry.MAX_LINE, max(0, size - 2 * entry.MAX_LINE))
+    whole = tail[: tail.rfind(b"\n") + 1]
+    end = size - len(tail) + len(whole)
+    return end, whole[:-1].rpartition(b"\n")[2]
+
+
+def lines(home: Home) -> list[bytes]:
+    """The complete lines, oldest first; a last one that a crash tore is left out."""
+    try:
+        data = path_of(home).read_bytes()
+    except FileNotFoundError:
+        return []
+    return data.split(b"\n")[:-1]
+
+
+def about(lines: list[bytes], run: str) -> list[bytes]:
+    """Those that are about one run. Lines that are no entries are left out."""
+    mark = f'"run":"{run}"'.encode()
+    return [line for line in lines if mark in line and any(e.run == run for e in _entries([line]))]
+
+
+def known(lines: list[bytes]) -> dict[str, Known]:
+    """What the ledger says of each run. The chain is not checked here."""
+    found: dict[str, Known] = {}
+    for e in _entries(lines):
+        before = found.get(e.run, Known(""))
+        first, entries, last, removed = before.first, before.entries, before.last, before.removed
+        if e.event == OPENED:
+            first = str(e.data.get("first"))
+        elif e.event == CLOSED:
+            count = e.data.get("entries")
+            entries, last = count if isinstance(count, int) else -1, str(e.data.get("last"))
+        elif e.event == REMOVED:
+            removed = True
+        found[e.run] = Known(first, entries, last, removed)
+    return found
+
+
+def _entries(lines: list[bytes]) -> Iterator[Entry]:
+    for line in lines:
+        try:
+            yield entry.parse(line)
+        except NotAnEntryError:
+            continue
