@@ -208,7 +208,6 @@ runtime: podman
         ),
         ("network: {allow: [a.test]}", "agent.yaml:1:11: 'allow': write network.rules instead, e.g. rules: [api.example.com]"),
         ("snapshots: {triggers: {disable_pre_run: false}}", "agent.yaml:1:1: 'snapshots': not supported yet; this version takes none"),
-        ("claude: {plugins: {}}", "agent.yaml:1:1: 'claude': not supported yet"),
         ("mcp: []", "agent.yaml:1:1: 'mcp': not supported yet"),
         ("[a, b]", "agent.yaml:1:1: the file must be a mapping, not a list"),
         ("just text", "agent.yaml:1:1: the file must be a mapping, not a string"),

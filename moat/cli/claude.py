@@ -30,6 +30,7 @@ from moat.runtime.choice import choose
 from moat.runtime.plugins.declared import SKIP_HOST
 from moat.runtime.request import RunRequest
 from moat.vault import Vault, open_vault
+from moat.vault.ssh import PREFIX as SSH, SshGrant
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _NO_CREDENTIAL = (
@@ -50,14 +51,16 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
     settings = load_config(options, home, workspace)
     claude = _keeping_logs(claude, settings.claude.sync_logs)
     wanted = granted.unique((claude.grant, *settings.grants, *options.grant))
-    credential = _credentials(open_vault(home), claude.grant, wanted)
+    vault = open_vault(home)
+    credential = _credentials(vault, claude.grant, wanted)
+    ssh = [SshGrant.of(vault.info(name)) for name in wanted if name.startswith(SSH)]
     runtime = choose(options.runtime or settings.runtime)
     setup = claude.setup(
         workspace=workspace,
         credential=credential,
         runtime=runtime,
         carried=_settings(home),
-        plugins=claude_plugins.prepare(home, workspace, settings, wanted, options),
+        plugins=claude_plugins.prepare(home, workspace, settings, ssh, options),
     )
     request = _with(setup, build(options, setup.argv, settings, workspace))
     request = dataclasses.replace(

@@ -17,6 +17,7 @@ from moat.runtime.plugins.declared import Origin, Problem
 from moat.runtime.plugins.deliver import Delivery, deliver
 from moat.runtime.plugins.prepare import resolver
 from moat.runtime.plugins.resolve import Market, Plugin, Resolved, Resolver, State
+from moat.vault.ssh import SshGrant
 
 _EXAMPLE = """\
 name some in agent.yaml:
@@ -57,9 +58,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def prepare(
-    home: Home, workspace: Path, settings: RunConfig, grants: Iterable[str], options: argparse.Namespace
+    home: Home, workspace: Path, settings: RunConfig, ssh: Iterable[SshGrant], options: argparse.Namespace
 ) -> Delivery:
-    """The plugins of a new run, ready. Raises StartError with everything that is wrong.
+    """The plugins of a new run with the grants `ssh`, ready. Raises StartError with all that is wrong.
 
     What only this machine's own Claude Code names does not stop a session when it cannot be had (the user
     may be offline, and did not ask for it here); it is told.
@@ -72,7 +73,7 @@ def prepare(
         offline=False,
         refresh=options.rebuild,
         accept=options.accept_config,
-        grants=grants,
+        ssh=ssh,
         made=made.append,
     )
     fatal = [problem for problem in resolved.problems if problem.origin is not Origin.HOST]
@@ -92,7 +93,7 @@ def _resolved(
     offline: bool,
     refresh: bool,
     accept: bool,
-    grants: Iterable[str] = (),
+    ssh: Iterable[SshGrant] = (),
     made: Callable[[Resolver], None] = lambda _: None,
 ) -> Resolved:
     progress = Progress()
@@ -108,7 +109,7 @@ def _resolved(
         workspace=workspace,
         config=settings,
         upstream=config.load_user(home).upstream,
-        grants=(*settings.grants, *grants),
+        ssh=ssh,
         refresh=refresh,
         offline=offline,
         before_fetch=before_fetch,

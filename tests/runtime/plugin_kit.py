@@ -23,7 +23,6 @@ class Kit:
     workspace: Path
     server: GitServer
     sources: Path  # working trees of what the server serves
-    grants: tuple[str, ...] = ()
 
     def publish(self, repository: str = "acme/tools.git", **options: Any) -> str:
         """A marketplace on the server; its commit."""
@@ -72,7 +71,6 @@ class Kit:
             workspace=self.workspace,
             config=load(self.workspace),
             upstream=self.upstream if upstream is None else upstream,
-            grants=self.grants,
             **options,
         )
         return made.resolve()

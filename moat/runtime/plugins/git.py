@@ -8,6 +8,7 @@ and time and size are bounded.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import re
@@ -27,6 +28,8 @@ from moat.config.plugins import redacted
 from moat.proxy.address import refuse
 from moat.runtime import trust
 from moat.runtime.plugins.source import Source
+from moat.sshwire import key_type
+from moat.vault.ssh import SshGrant
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHORT = re.compile(r"[0-9a-f]{7,40}")
@@ -68,12 +71,12 @@ class Access:
     """How this machine may reach a repository.
 
     `own`: as the user, with their git configuration and credentials. Otherwise without any, from public
-    addresses only; a host in `ssh` may be reached with the user's SSH keys all the same, because a grant
-    of the run opens it to the sandbox anyway.
+    addresses only; but a host with an SSH grant of the run may be reached with the very key of the grant,
+    because the sandbox may use it as well.
     """
 
     own: bool
-    ssh: frozenset[str] = frozenset()
+    ssh: Mapping[str, SshGrant] = field(default_factory=dict)  # by host, lower case
     upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
@@ -219,7 +222,10 @@ def environment(url: str, access: Access, directory: Path) -> dict[str, str]:
         _without_credentials(environ, directory, keep_ssh=is_ssh)
         settings |= {"credential.helper": "", "http.followRedirects": "false"}
         settings |= _public(url, host, access, directory)
-    environ["GIT_SSH_COMMAND"] = _ssh_command(environ, own=access.own) + _SSH_OPTIONS
+    command = _ssh_command(environ) if access.own else "false"
+    if is_ssh and not access.own:
+        command = _granted_ssh(access.ssh[host.lower()], directory)
+    environ["GIT_SSH_COMMAND"] = command + _SSH_OPTIONS
     return environ | _as_variables(settings)
 
 
@@ -241,29 +247,48 @@ def _without_credentials(environ: dict[str, str], directory: Path, *, keep_ssh: 
     environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     for name in _KEPT:
         environ.pop(name, None)
+    environ |= {"HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
     if not keep_ssh:
-        environ |= {"HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
         environ.pop("SSH_AUTH_SOCK", None)
 
 
-def _ssh_command(environ: Mapping[str, str], *, own: bool) -> str:
+def _ssh_command(environ: Mapping[str, str]) -> str:
+    """The user's own way to start ssh."""
     if "GIT_SSH_COMMAND" in environ:
         return environ["GIT_SSH_COMMAND"]
     if "GIT_SSH" in environ:
         return shlex.quote(environ["GIT_SSH"])
-    if own:
-        asked = subprocess.run(
-            ["git", "config", "--global", "--get", "core.sshCommand"],
-            env=dict(environ),
-            cwd="/",
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-        if asked.stdout.strip():
-            return asked.stdout.strip()
-    return "ssh"
+    asked = subprocess.run(
+        ["git", "config", "--global", "--get", "core.sshCommand"],
+        env=dict(environ),
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    return asked.stdout.strip() or "ssh"
+
+
+def _granted_ssh(grant: SshGrant, directory: Path) -> str:
+    """Ssh that offers the key of the grant and no other, to the host that the user knows by its key."""
+    identity = grant.key_path
+    if not identity:
+        public = directory / "key.pub"  # the agent has the rest
+        public.write_text(f"{key_type(grant.key)} {base64.b64encode(grant.key).decode()}\n")
+        identity = str(public)
+    options = {
+        "HostName": grant.hostname,
+        "Port": str(grant.port),
+        "HostKeyAlias": grant.known_as,
+        "UserKnownHostsFile": " ".join(grant.known_hosts),
+        "StrictHostKeyChecking": "yes",
+        "IdentitiesOnly": "yes",
+        **({"User": grant.user} if grant.user else {}),
+        **({"IdentityAgent": grant.agent} if grant.agent else {}),
+    }
+    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    return shlex.join(["ssh", "-F", "none", "-i", identity, *words])
 
 
 def _as_variables(settings: Mapping[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from moat.runtime.plugins.installed import Installed
 from moat.runtime.plugins.lock import Lock
 from moat.runtime.plugins.resolve import Resolver
 from moat.runtime.plugins.trees import Trees
+from moat.vault.ssh import SshGrant
 
 
 def resolver(
@@ -23,7 +24,7 @@ def resolver(
     workspace: Path,
     config: RunConfig,
     upstream: UpstreamConfig,
-    grants: Iterable[str] = (),
+    ssh: Iterable[SshGrant] = (),
     refresh: bool = False,
     offline: bool = False,
     before_fetch: Callable[[Origin], None] = lambda _: None,
@@ -31,8 +32,8 @@ def resolver(
     environ: Mapping[str, str] = os.environ,
     bounds: Bounds | None = None,
 ) -> Resolver:
-    """The resolver of `workspace`. Reads settings, fetches nothing yet."""
-    hosts = frozenset(grant.partition(":")[2].lower() for grant in grants if grant.startswith("ssh:"))
+    """The resolver of `workspace`; `ssh`: the grants of the run. Reads settings, fetches nothing yet."""
+    hosts = {grant.host.lower(): grant for grant in ssh}
     skip = environ.get(SKIP_HOST) in {"1", "true"}
     return Resolver(
         declared=declarations(
