@@ -49,6 +49,10 @@ class Home:
         return self.root / "cache"
 
     @property
+    def endpoints(self) -> Path:
+        return self.root / "endpoints"
+
+    @property
     def plugin_trees(self) -> Path:
         """What sandboxes are shown of plugins: fetched or copied for them, nothing private."""
         return self.cache / "claude" / "trees"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from moat.cli.output import emit, emit_json, table
 from moat.paths import Home
 from moat.runtime.known import all_runs
-from moat.runtime.records import describe_age
+from moat.runtime.records import RunRecord, describe_age
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,6 +19,13 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         emit_json([run.to_json() for run in runs])
         return 0
-    rows = [(run.name, run.id, run.state, describe_age(run.created_at)) for run in runs]
-    emit(table(("NAME", "RUN ID", "STATE", "AGE"), rows))
+    # Last, and only when there are any: an address is long.
+    more = any(run.endpoints for run in runs)
+    header = ("NAME", "RUN ID", "STATE", "AGE", *(("ENDPOINTS",) if more else ()))
+    emit(table(header, [_row(run, endpoints=more) for run in runs]))
     return 0
+
+
+def _row(run: RunRecord, *, endpoints: bool) -> tuple[str, ...]:
+    shown = (" ".join(run.endpoints.values()),) if endpoints else ()
+    return (run.name, run.id, run.state, describe_age(run.created_at), *shown)

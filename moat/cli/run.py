@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moat import config
 from moat.cli.start import start, wanted_size, wanted_stdin
-from moat.config import HostRules, RunConfig, parse_host, parse_mount
+from moat.config import HostRules, RunConfig, parse_host, parse_mount, parse_port
 from moat.errors import UsageError
 from moat.paths import Home
 from moat.runtime import tampering
@@ -62,6 +62,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("-d", "--detach", action="store_true", help="run in the background")
     add("--runtime", choices=NAMES, help="what makes the sandbox (default: docker when it runs)")
     add("--mount", action="append", default=[], metavar="SRC:DST[:ro|rw]", help="mount (repeatable)")
+    add("--port", action="append", default=[], metavar="NAME=PORT", help="endpoint (repeatable): web=3000")
     add("--allow-host", action="append", default=[], metavar="HOST", help="allow a host (repeatable)")
     add("--accept-config", action="store_true", help="use agent.yaml although a run may have changed it")
     add("--rebuild", action="store_true", help="build the image again")
@@ -102,7 +103,7 @@ def build(
         base_image=file.base_image,
         rebuild=options.rebuild,
         container=file.container,
-        ports=file.ports,
+        ports={**file.ports, **dict(map(parse_port, options.port))},
         mcp=file.mcp,
         snapshots=file.snapshots,
         hooks=file.hooks,

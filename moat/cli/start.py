@@ -36,15 +36,24 @@ def start(request: RunRequest, *, detach: bool = False, json: bool = False, home
     finally:
         progress.clear()
     if not detach:
+        if _is_terminal(2):
+            _tell_endpoints(handle, place)
         return _stay(handle, place)
     if json:
         emit_json({"id": handle.id, "name": handle.name})
     else:
         emit(handle.id)
         say(f"{handle.name} runs in the background")
+        _tell_endpoints(handle, place)
         for verb in ("attach", "logs -f", "stop"):
             say(f"  moat {verb} {handle.name}")
     return 0
+
+
+def _tell_endpoints(handle: RunHandle, home: Home) -> None:
+    record = read(home, handle.id)
+    for name, url in (record.endpoints if record else {}).items():
+        say(f"  {name}: {url}")
 
 
 def _stay(handle: RunHandle, home: Home) -> int:

@@ -4,10 +4,12 @@
     user = load_user(home)          # UserConfig
 
 Both raise ConfigError with every problem of the file at once, each as `file:line:col: text`.
-`parse_mount` reads one `src:dst[:ro|rw]` and `parse_host` one host pattern, for the file and for flags.
+`parse_mount` reads one `src:dst[:ro|rw]`, `parse_host` one host pattern, `parse_port` one endpoint,
+for flags.
 """
 
 from moat.config.claude import ClaudeConfig, LocalMcpServer
+from moat.config.endpoints import EndpointsConfig
 from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
 from moat.config.mcp import McpServer
 from moat.config.model import (
@@ -21,6 +23,7 @@ from moat.config.model import (
 from moat.config.mounts import parse_mount
 from moat.config.network import parse_host
 from moat.config.plugins import Marketplace
+from moat.config.ports import check_port, parse_port
 from moat.config.snapshots import SnapshotConfig
 from moat.config.user import load_user
 from moat.config.workspace import load
@@ -28,6 +31,7 @@ from moat.config.workspace import load
 __all__ = [
     "ClaudeConfig",
     "ContainerConfig",
+    "EndpointsConfig",
     "HooksConfig",
     "HostRules",
     "LocalMcpServer",
@@ -41,8 +45,10 @@ __all__ = [
     "UpstreamConfig",
     "UserConfig",
     "VolumeConfig",
+    "check_port",
     "load",
     "load_user",
     "parse_host",
     "parse_mount",
+    "parse_port",
 ]

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from moat.config.claude import ClaudeConfig
+from moat.config.endpoints import EndpointsConfig
 from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
 from moat.config.journal import JournalConfig
 from moat.config.mcp import McpServer
@@ -89,5 +90,6 @@ class UserConfig:
 
     path: Path | None = None
     upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
+    endpoints: EndpointsConfig = field(default_factory=EndpointsConfig)
     journal: JournalConfig = field(default_factory=JournalConfig)
     claude: UserClaudeConfig = field(default_factory=UserClaudeConfig)

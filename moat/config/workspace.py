@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from moat.config import ports
 from moat.config.check import Checker, Node, TooMuchError, meant
 from moat.config.claude import ClaudeReader
 from moat.config.model import HostRules, MountConfig, NetworkConfig, RunConfig
@@ -29,13 +30,13 @@ _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _LATER = "not supported yet"
 _REFUSED = {
     "upstream": "belongs in ~/.moat/config.yaml; a workspace must not redirect the traffic of its own runs",
+    "endpoints": "belongs in ~/.moat/config.yaml; endpoints of a run are its `ports`",
     "journal": "belongs in ~/.moat/config.yaml; a workspace must not say what is recorded of its own runs",
     "proxy": "belongs in ~/.moat/config.yaml as upstream.proxy; a workspace must not redirect its traffic",
     "snapshots": f"{_LATER}; this version takes none",
     "codex": _LATER,
     "gemini": _LATER,
     "mcp": _LATER,
-    "ports": _LATER,
     "hooks": _LATER,
     "services": _LATER,
     "secrets": "they would be real secrets in the sandbox, where the agent can read them; a grant goes to "
@@ -115,6 +116,7 @@ class _Workspace:
             "command": self._command,
             "claude": ClaudeReader(self._check).read,
             "dependencies": self._dependencies,
+            "ports": lambda node: ports.read(self._check, node),
             "base_image": lambda node: self._check.matching(
                 node, "base_image", _IMAGE, "an image, e.g. debian:bookworm-slim"
             ),

@@ -27,6 +27,8 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             "everything is released; how it ended",
             ("state", "exit_code", "error"),
         ),
+        "endpoint.opened": ("a port of the sandbox can be reached at `url`", ("endpoint", "port", "url")),
+        "endpoint.closed": ("it cannot any more", ("endpoint", "port")),
         "secret.resolved": ("a credential was read from the vault", ("grant", "kind")),
         "secret.refused": ("the vault did not give it", ("grant", "error")),
         "trace.closed": ("`network.jsonl` is complete, and has this hash", ("bytes", "sha256")),

@@ -1,4 +1,4 @@
-"""The run's own certificate authority: in memory, short-lived, one leaf per host on demand.
+"""Certificate authorities: leafs for hosts on demand, and the run's own CA, in memory and short-lived.
 
 X.509 and server contexts only. `cryptography` is imported inside functions: this module is loaded by the
 proxy's signatures long before a certificate is needed.
@@ -41,15 +41,19 @@ class _Leaf:
     renew_at: dt.datetime
 
 
-class RunCA:
-    """CA of one run. Its key exists in this process's memory only and dies with it.
+class Issuer:
+    """Issues the leafs of one CA and keeps their server contexts.
 
     All leaves share one key: a P-256 key costs little, but loading one more per host would not.
     """
 
     def __init__(
-        self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate, now: Callable[[], dt.datetime]
+        self,
+        key: ec.EllipticCurvePrivateKey,
+        certificate: x509.Certificate,
+        now: Callable[[], dt.datetime] = _utc_now,
     ) -> None:
+        """`key` is the CA's; `now` is the clock, in UTC."""
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -63,16 +67,8 @@ class RunCA:
         self._leaves: OrderedDict[str, _Leaf] = OrderedDict()
         self._rejected: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
 
-    @classmethod
-    def generate(cls, name: str, *, now: Callable[[], dt.datetime] = _utc_now) -> RunCA:
-        """A fresh CA. `name` (the run id) shows up in its subject; `now` is the clock, in UTC."""
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        key = ec.generate_private_key(ec.SECP256R1())
-        return cls(key, _ca_certificate(key, f"Moat {name}"[:_COMMON_NAME], now()), now)
-
     def __repr__(self) -> str:
-        return f"<RunCA {len(self._leaves)} leaves>"
+        return f"<{type(self).__name__} {len(self._leaves)} leaves>"
 
     @property
     def certificate_pem(self) -> bytes:
@@ -119,6 +115,18 @@ class RunCA:
             return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
 
         return check
+
+
+class RunCA(Issuer):
+    """CA of one run. Its key exists in this process's memory only and dies with it."""
+
+    @classmethod
+    def generate(cls, name: str, *, now: Callable[[], dt.datetime] = _utc_now) -> RunCA:
+        """A fresh CA. `name` (the run id) shows up in its subject; `now` is the clock, in UTC."""
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        return cls(key, _ca_certificate(key, f"Moat {name}"[:_COMMON_NAME], now()), now)
 
 
 def _same_host(name: str, host: str) -> bool:

@@ -36,6 +36,7 @@ def start(
     name: str | None = None,
     tty: Size | None = None,
     stdin: bool = False,
+    ports: Mapping[str, int] | None = None,
     dependencies: Iterable[str] = (),
     base_image: str | None = None,
     home: Home | None = None,
@@ -57,6 +58,8 @@ def start(
     network: policy and rules; permissive by default. `agent.yaml` is not read: `moat.config.load` does.
     tty: size of the terminal that the command gets; None: plain pipes, stdout and stderr apart.
     stdin: the command's stdin is a pipe for `run.write` and `run.close_stdin`; else it is empty.
+    ports: endpoint -> port in the sandbox; `run.record.endpoints` has the URLs. The gateway that serves them
+    is a process of its own.
     runtime: `docker` or `embedded`; None: as `moat run` chooses.
 
     Entering raises UsageError, GrantError (all missing grants at once), VaultError, StartError.
@@ -74,6 +77,7 @@ def start(
         name=name,
         tty=tty,
         stdin=stdin,
+        ports=dict(ports or {}),
         dependencies=tuple(dependencies),
         base_image=base_image,
     )

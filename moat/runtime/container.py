@@ -69,6 +69,7 @@ def configuration(
     options = ["--size", f"{spec.tty.columns}x{spec.tty.rows}"] if spec.tty else []
     for port in spec.host_ports:
         options += ["--host-port", str(port)]
+    options += ["--ingress"] if spec.ingress else []
     for port in spec.captured:
         options += ["--capture", str(port)]
     who = {"HOME": HOME, "USER": _USER, "LOGNAME": _USER}

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import signal
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from moat.paths import Home, private_dir, write_private
 from moat.runtime import container, engine_socket
 from moat.runtime.binds import Binds, identity_of
 from moat.runtime.container import LABEL, Accounts, Identity
+from moat.runtime.dial import ForwarderDialler
 from moat.runtime.engine_socket import EngineUnreachableError
 from moat.runtime.sandbox import Egress, Output, Probe, Progress, SandboxSpec, Size
 
@@ -129,6 +131,8 @@ class DockerRuntime:
         identity = identity_of(spec.workspace)
         directory = egress_directory(spec, identity)
         await egress.serve_unix(directory / _SOCKET, identity.uid)
+        if spec.ingress:
+            sandbox.dialler = ForwarderDialler(directory, identity.uid)
         image = await images.ensure(
             engine,
             spec.dependencies,
@@ -206,6 +210,7 @@ class DockerSandbox:
         self.spec = spec
         self.binds = binds
         self.container = ""  # empty: not created, or destroyed
+        self.dialler: ForwarderDialler | None = None
         self._streams: Attachment | None = None
         self._status: int | None = None
 
@@ -254,6 +259,11 @@ class DockerSandbox:
                 return
         await self.engine.kill(self.container, number)
 
+    async def dial(self, port: int) -> socket.socket:
+        if self.dialler is None:
+            raise ConnectionRefusedError("the sandbox was made without a way in")
+        return await self.dialler.dial(port)
+
     async def wait(self) -> int:
         from moat.runtime.engine import EngineError
 
@@ -274,6 +284,8 @@ class DockerSandbox:
         if self._streams:
             self._streams.close()
             self._streams = None
+        if self.dialler:
+            self.dialler.close()
         await self.engine.close()
         self.binds.remove()
         shutil.rmtree(self.spec.directory / "egress", ignore_errors=True)

@@ -22,6 +22,7 @@ import anyio
 
 from moat.errors import StartError
 from moat.runtime import bwrap, cgroup, launcher, procfs
+from moat.runtime.dial import NamespaceDialler
 from moat.runtime.environment import complete
 from moat.runtime.sandbox import (
     AGENT_UID,
@@ -74,6 +75,7 @@ class EmbeddedSandbox:
         self._init: int | None = None  # pidfd of pid 1 of the sandbox
         self._init_pid = 0
         self._command: int | None = None  # pidfd of the command, pid 2
+        self._dialler: NamespaceDialler | None = None
         self._started = False
         self._ending = anyio.Lock()
         self._ended = False
@@ -89,7 +91,7 @@ class EmbeddedSandbox:
         if not self._exit.done():
             self._exit.set_result(status if status >= 0 else 128 - status)
 
-    async def made(self) -> list[int]:
+    async def made(self, *, ingress: bool) -> list[int]:
         """Wait for the attendant's word; the listeners' descriptors. Raises StartError."""
         try:
             with anyio.fail_after(_START_DEADLINE):
@@ -97,7 +99,7 @@ class EmbeddedSandbox:
         except TimeoutError:
             raise StartError("bubblewrap does not answer", hint="run `moat doctor`") from None
         flags = socket.MSG_CMSG_CLOEXEC
-        data, fds, _, _ = socket.recv_fds(self._control, 65536, _MAX_PORTS + 4, flags)
+        data, fds, _, _ = socket.recv_fds(self._control, 65536, _MAX_PORTS + 5, flags)
         word, _, rest = (data or b"bwrap").decode(errors="replace").partition(" ")
         if word != "made":
             raise await self._failure(word, rest)
@@ -106,6 +108,8 @@ class EmbeddedSandbox:
         self._init_pid = int(pid)
         with contextlib.suppress(ProcessLookupError):  # ended already; its output says why
             self._init = os.pidfd_open(self._init_pid)
+        if ingress:
+            self._dialler = NamespaceDialler(socket.socket(fileno=fds.pop()))
         return fds
 
     async def _failure(self, step: str, cause: str) -> StartError:
@@ -154,6 +158,11 @@ class EmbeddedSandbox:
                     await anyio.sleep(0.005)
         return self._command
 
+    async def dial(self, port: int) -> socket.socket:
+        if self._dialler is None:
+            raise ConnectionRefusedError("the sandbox was made without a way in")
+        return await self._dialler.dial(port)
+
     async def wait(self) -> int:
         return await asyncio.shield(self._exit)
 
@@ -181,6 +190,8 @@ class EmbeddedSandbox:
             if fd is not None:
                 os.close(fd)
         self._release = self._init = self._command = None
+        if self._dialler is not None:
+            self._dialler.close()
         self._control.close()
         self._stdio.close()
         await _remove(self._group)
@@ -224,7 +235,7 @@ class EmbeddedRuntime:
         progress("starting the sandbox")
         sandbox = _launch(tool, spec, binds)
         try:
-            fds = await sandbox.made()
+            fds = await sandbox.made(ingress=spec.ingress)
             await egress.serve_sockets(_sockets(fds, spec.host_ports))
         except BaseException:
             await sandbox.destroy()
@@ -292,6 +303,7 @@ def _launch(tool: bwrap.Tool, spec: SandboxSpec, binds: list[bwrap.Bind]) -> Emb
         cgroups={name: str(path) for name, path in group.directories.items()},
         rlimits=launcher.rlimits(memory=memory, pids=spec.pids),
         listeners=launcher.listeners(spec.host_ports, spec.captured),
+        ingress=spec.ingress,
     )
     stdio = open_terminal(spec.tty, uid) if spec.tty else open_pipes(stdin=spec.stdin)
     try:

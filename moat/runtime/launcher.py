@@ -49,6 +49,7 @@ class Plan:
     cgroups: dict[str, str]
     rlimits: dict[str, int]
     listeners: list[Listener]
+    ingress: bool  # keep a process that makes sockets in the sandbox's network namespace
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

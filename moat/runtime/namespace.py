@@ -12,6 +12,9 @@ namespace, and sends them to the supervisor. Then it waits for the supervisor to
 happens, and kills the sandbox: `--die-with-parent` alone has gaps (the death signal is cleared when the
 uid changes, and bubblewrap's inner process sets its own only after it has been released).
 
+A run with endpoints gets one more process: it stays in the sandbox's network namespace, outside everything
+else of it, and makes sockets there for the supervisor (`dial.NamespaceDialler`) until that one goes away.
+
 Standard library only, and little of it: every import is paid by every run (`json` and `typing` alone are
 20 ms of processor time). `launcher` starts it without the packages' own `__init__`, for the same reason.
 """
@@ -151,7 +154,9 @@ def _attend(plan: dict[str, Any], control: socket.socket, info: int) -> None:
         handle = os.pidfd_open(sandbox)
         try:
             limits = _limit(sandbox, plan["cgroups"], plan["rlimits"])
-            _in_child(lambda: _serve(plan["listeners"], sandbox, control, limits), control)
+            _in_child(
+                lambda: _serve(plan["listeners"], sandbox, control, limits, ingress=plan["ingress"]), control
+            )
             while control.recv(64):  # the supervisor sends nothing; the end of the stream is its end
                 pass
         finally:
@@ -213,19 +218,58 @@ def _in_child(action: Callable[[], None], control: socket.socket) -> None:
     os.waitpid(child, 0)
 
 
-def _serve(listeners: list[list[Any]], sandbox: int, control: socket.socket, limits: dict[str, str]) -> None:
-    """Bind `listeners` inside the sandbox's network namespace and send them out."""
+def _serve(
+    listeners: list[list[Any]],
+    sandbox: int,
+    control: socket.socket,
+    limits: dict[str, str],
+    *,
+    ingress: bool,
+) -> None:
+    """Bind `listeners` inside the sandbox's network namespace and send them out.
+
+    With `ingress`, the last descriptor is the supervisor's end of the pair of `hand_out`.
+    """
     try:
         _join_network(sandbox)
         _wait_for_loopback()
         with contextlib.suppress(OSError), open(_LOW_PORTS, "w", encoding="ascii") as file:
             file.write("0")  # a convenience: the agent's own servers may use low ports
         sockets = [_listener(*listener) for listener in listeners]
+        if ingress:
+            sockets.append(_socket_maker())
     except OSError as error:
         raise LaunchError("network", f"cannot listen inside the sandbox: {error}") from error
     held = ",".join(f"{what}={how}" for what, how in limits.items())
     fds = array.array("i", [sock.fileno() for sock in sockets])
     control.sendmsg([f"made {sandbox} {held}".encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+
+
+def _socket_maker() -> socket.socket:
+    """Fork the process that makes sockets here; returns the end that asks it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        try:
+            _close_all_but(ours.fileno())
+            hand_out(ours)
+        finally:
+            os._exit(0)
+    ours.close()
+    return theirs
+
+
+def hand_out(asked: socket.socket) -> None:
+    """Make a TCP socket of this network namespace for each `4` or `6`; ends when nobody can ask any more."""
+    while kind := asked.recv(8):
+        family = socket.AF_INET6 if kind == b"6" else socket.AF_INET
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            asked.send(str(error.errno).encode())
+            continue
+        with sock:
+            fds = array.array("i", [sock.fileno()])
+            asked.sendmsg([b"+"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
 
 
 def _join_network(sandbox: int) -> None:

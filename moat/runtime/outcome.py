@@ -55,4 +55,6 @@ class Outcome:
         elif not asked:
             error = self._failure or (f"exit status {code}" if code else "")
         state = State.FAILED if error and not asked else State.STOPPED
-        self.update(state=state, ended_at=time.time(), error=error, pid=0, socket="", directory="")
+        self.update(
+            state=state, ended_at=time.time(), error=error, pid=0, socket="", directory="", endpoints={}
+        )

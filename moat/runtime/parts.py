@@ -56,6 +56,7 @@ class Addition:
     rules: tuple[InjectionRule, ...] = ()
     hosts: tuple[str, ...] = ()  # patterns that `network.policy: strict` opens
     host_ports: tuple[int, ...] = ()  # ports of this machine that the run may reach as moat-host
+    endpoints: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)  # name -> URL, for the record
     tunnels: tuple[SshTunnel, ...] = ()  # passed on as bytes, without TLS of ours; their ports are captured
     dependencies: tuple[str, ...] = ()  # of the image (docker), besides the user's own
 
@@ -81,6 +82,10 @@ class Part:
 def parts_of(request: RunRequest) -> list[Part]:
     """The parts that this run needs, in the order in which they are asked. Imports only those."""
     found: list[Part] = []
+    if request.ports:
+        from moat.runtime.endpoints.part import PortsPart
+
+        found.append(PortsPart())
     if any(name.startswith("ssh:") for name in request.grants):
         from moat.runtime.ssh.part import SshPart
 
@@ -105,5 +110,6 @@ def together(additions: list[Addition]) -> Addition:
         hosts=tuple(item for a in additions for item in a.hosts),
         host_ports=tuple(item for a in additions for item in a.host_ports),
         tunnels=tuple(item for a in additions for item in a.tunnels),
+        endpoints={name: url for a in additions for name, url in a.endpoints.items()},
         dependencies=tuple(item for a in additions for item in a.dependencies),
     )

@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +55,8 @@ class RunRecord:
     grants: tuple[str, ...] = ()
     agent: str | None = None
     config: str | None = None  # digest of agent.yaml (`tampering`); "": there was none; None: not asked
+    ports: Mapping[str, int] = field(default_factory=dict)  # endpoint -> port in the sandbox
+    endpoints: Mapping[str, str] = field(default_factory=dict)  # endpoint -> URL, while the run is alive
     tty: bool = False
     pid: int = 0  # of the owner
     socket: str = ""  # control socket; empty when there is none
@@ -205,6 +207,7 @@ def settle(home: Home, record: RunRecord) -> tuple[RunRecord, bool]:
             error="the supervisor was killed",
             pid=0,
             socket="",
+            endpoints={},
         )
         write(home, dead)
         return dead, True

@@ -18,14 +18,14 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from moat import config
-from moat.errors import MoatError, StartError
+from moat.errors import MoatError, StartError, UsageError
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
@@ -55,6 +55,16 @@ _LOOK = 2.0  # seconds between two looks at the run's own directory
 _DRAIN = 3.0  # seconds in which the viewers of a stopped run may take its last output
 _RELEASE = 20.0  # seconds for each resource to let go
 _log = logging.getLogger(__name__)
+
+
+def _check_ports(ports: Iterable[int], captured: tuple[int, ...]) -> None:
+    """Behind a captured port is the run's proxy: a browser must not get there."""
+    for port in ports:
+        if port in captured:
+            raise UsageError(
+                f"an endpoint at port {port}, which leads out of the sandbox for an ssh grant",
+                hint="let the server listen on another port",
+            )
 
 
 def _captured(tunnels: tuple[SshTunnel, ...]) -> tuple[int, ...]:
@@ -130,6 +140,7 @@ class LocalRun:
             grants=self._request.grants,
             agent=request.agent,
             config=request.config,
+            ports=dict(request.ports),
             tty=request.tty is not None,
             pid=os.getpid(),
             socket=str(self._directory / "control.sock"),
@@ -306,6 +317,9 @@ class LocalRun:
         given = granted.prepare(vault, request.grants) if vault else granted.NOTHING
         extra = await self._ask_parts(vault, progress, start)
         given = granted.with_more(given, rules=extra.rules, hosts=extra.hosts)
+        _check_ports(request.ports.values(), _captured(extra.tunnels))
+        if extra.endpoints:
+            self.outcome.update(endpoints=dict(extra.endpoints))
         network = dataclasses.replace(
             request.network, host=tuple(dict.fromkeys((*request.network.host, *extra.host_ports)))
         )
@@ -375,6 +389,7 @@ class LocalRun:
             mounts=(*request.mounts, *extra.mounts),
             home_files=(*given.files, *request.home_files, *extra.home_files),
             host_ports=tuple(dict.fromkeys((*request.network.host, *extra.host_ports))),
+            ingress=bool(request.ports),
             captured=_captured(extra.tunnels),
             tty=request.tty,
             stdin=request.stdin,

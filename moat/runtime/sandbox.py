@@ -9,6 +9,7 @@ through them reaches the `Egress` of the run, and nothing else does.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,7 @@ class SandboxSpec:
     mounts: tuple[Mount, ...] = ()  # besides the workspace
     home_files: tuple[HomeFile, ...] = ()
     host_ports: tuple[int, ...] = ()  # `network.host`: reachable as moat-host:<port>
+    ingress: bool = False  # `dial` will be used: the run has endpoints
     captured: tuple[int, ...] = ()  # ports that are captured besides 80 and 443
     tty: Size | None = None  # None: plain pipes, stdout and stderr apart
     stdin: bool = False  # plain runs: forward stdin (else /dev/null)
@@ -121,6 +123,14 @@ class Sandbox(Protocol):
 
     async def signal(self, number: int) -> None:
         """Send a signal to the command (its foreground process group on a terminal)."""
+        ...
+
+    async def dial(self, port: int) -> socket.socket:
+        """A stream to the server that listens on `port` of the sandbox's loopback; the caller owns it.
+
+        Non-blocking; its file description is never one that the sandbox holds as well. Raises OSError
+        (ConnectionRefusedError when nothing listens, TimeoutError). Only with `SandboxSpec.ingress`.
+        """
         ...
 
     async def wait(self) -> int:

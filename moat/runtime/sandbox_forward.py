@@ -1,5 +1,7 @@
 """In the container: joins the sandbox's connections with the run's proxy socket, and answers its DNS.
 
+The other way round, it joins what the run asks for with servers in the sandbox (`_obey`).
+
 Standard library only, Python 3.7 and later, with no import of Moat (see `sandbox_init`).
 """
 
@@ -19,7 +21,9 @@ else:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # `python3 -I` leaves it out
     import dnsstub
 
-EGRESS = "/run/moat/egress/proxy.sock"
+PLACE = "/run/moat/egress/"
+EGRESS = PLACE + "proxy.sock"
+LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 HOST_NAME, HOST_ADDRESS = "moat-host", "127.63.0.1"
 CHUNK = 65536
 HEAD_LIMIT = 16384  # bytes of the proxy's answer to a CONNECT
@@ -46,6 +50,8 @@ class Forwarder:
             sock.setblocking(False)
             if kind == "dns":
                 loop.add_reader(sock.fileno(), self._answer, sock)
+            elif kind == "dial":
+                accepting.append(self._obey(sock))
             else:
                 accepting.append(self._accept(kind, sock))
         await asyncio.gather(*accepting)
@@ -67,9 +73,27 @@ class Forwarder:
             except OSError:  # out of files: wait until some are closed
                 await asyncio.sleep(0.1)
                 continue
-            task = loop.create_task(self._forward(kind, client))
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
+            self._own(loop.create_task(self._forward(kind, client)))
+
+    def _own(self, task: asyncio.Task[None]) -> None:
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _obey(self, control: socket.socket) -> None:
+        """Each line of the run is a port and the name of the socket where it waits for it."""
+        loop = asyncio.get_event_loop()
+        text = b""
+        while True:
+            try:
+                more = await loop.sock_recv(control, CHUNK)
+            except OSError:
+                return
+            if not more:
+                return
+            *lines, text = (text + more).split(b"\n")
+            for line in lines:
+                port, _, name = line.decode("ascii").partition(" ")
+                self._own(loop.create_task(_bring(int(port), PLACE + name)))
 
     async def _forward(self, kind: str, client: socket.socket) -> None:
         """One connection, first to last byte. What breaks ends in a reset, never in a clean end of data."""
@@ -99,6 +123,51 @@ class Forwarder:
         if not name:
             raise ValueError(f"no name was given {address}")
         return f"{name}:{port}"
+
+
+async def _bring(port: int, path: str) -> None:
+    """Join the server on `port` with the run's socket at `path`: `+`, then its bytes; or an error number."""
+    loop = asyncio.get_event_loop()
+    run = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server = None
+    try:
+        run.setblocking(False)
+        await loop.sock_connect(run, path)
+        try:
+            server = await _reach(port)
+        except OSError as error:
+            await loop.sock_sendall(run, b"%d\n" % (error.errno or 0))
+            return
+        await loop.sock_sendall(run, b"+\n")
+        await _join(run, server)
+    except (OSError, ValueError):
+        if server:
+            _reset(server)
+    finally:
+        run.close()
+        if server:
+            server.close()
+
+
+async def _reach(port: int) -> socket.socket:
+    loop = asyncio.get_event_loop()
+    failure = OSError()
+    for family, address in LOOPBACKS:
+        try:
+            server = socket.socket(family, socket.SOCK_STREAM)
+        except OSError:  # no IPv6: what IPv4 said counts
+            continue
+        try:
+            server.setblocking(False)
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.sock_connect(server, (address, port))
+        except OSError as error:
+            server.close()
+            if not failure.errno:
+                failure = error
+        else:
+            return server
+    raise failure
 
 
 async def _connect(proxy: socket.socket, target: str) -> bytes:

@@ -1,6 +1,7 @@
 """The first command of a container: makes the only network that there is, then becomes the agent's command.
 
-    python3 -I sandbox_init.py [--size COLUMNSxROWS] [--host-port PORT]... [--capture PORT]... -- command...
+    python3 -I sandbox_init.py [--size COLUMNSxROWS] [--host-port PORT]... [--capture PORT]... [--ingress]
+        -- command...
     python3 -I sandbox_init.py --signal NUMBER
 
 Standard library only, Python 3.7 and later, with no import of Moat: it runs in the container next to
@@ -27,11 +28,12 @@ PROXY = ("127.0.0.1", 3128)
 DNS = ("127.0.0.1", 53)
 CAPTURED = (("0.0.0.0", 80), ("0.0.0.0", 443))  # noqa: S104 - every address of a namespace with only `lo`
 HOST_ADDRESS = "127.63.0.1"
+DIAL = "/run/moat/egress/dial.sock"  # where the run says which of our ports it wants
 EXIT_BROKEN, EXIT_DENIED, EXIT_MISSING = 125, 126, 127  # as `docker run` and the shell have them
 
 
 class Listener(NamedTuple):
-    kind: str  # proxy, captured, host, dns
+    kind: str  # proxy, captured, host, dns; dial: not a listener but the connection to DIAL
     sock: socket.socket
 
 
@@ -46,11 +48,11 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C before the command runs: end, without a traceback
     if arguments[:1] == ["--signal"]:
         return send_signal(int(arguments[1]))
-    size, ports, captured, command = parse(arguments)
+    size, ports, captured, ingress, command = parse(arguments)
     try:
         if size:
             set_size(size)
-        listeners = bind(ports, captured)
+        listeners = bind(ports, captured) + ([Listener("dial", connect(DIAL))] if ingress else [])
         seccomp.install()  # inherited by the forwarder and by the command
         start_forwarder(listeners)
     except (OSError, seccomp.UnsupportedMachineError) as error:
@@ -63,13 +65,16 @@ def say(text: str) -> None:
     os.write(2, f"moat: {text}\n".encode(errors="replace"))
 
 
-def parse(arguments: list[str]) -> tuple[tuple[int, int] | None, list[int], list[int], list[str]]:
-    """The window size, the host's ports, further ports to capture, and the command."""
-    size, ports, captured = None, [], []
+def parse(arguments: list[str]) -> tuple[tuple[int, int] | None, list[int], list[int], bool, list[str]]:
+    """Window size, the host's ports, further ports to capture, whether there are endpoints, the command."""
+    size, ports, captured, ingress = None, [], [], False
     rest = iter(arguments)
     for word in rest:
         if word == "--":
             break
+        if word == "--ingress":
+            ingress = True
+            continue
         value = next(rest)
         if word == "--size":
             columns, _, rows = value.partition("x")
@@ -78,7 +83,7 @@ def parse(arguments: list[str]) -> tuple[tuple[int, int] | None, list[int], list
             ports.append(int(value))
         elif word == "--capture":
             captured.append(int(value))
-    return size, ports, captured, list(rest)
+    return size, ports, captured, ingress, list(rest)
 
 
 def set_size(size: tuple[int, int]) -> None:
@@ -106,6 +111,12 @@ def listen(address: tuple[str, int]) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(address)
     sock.listen(512)
+    return sock
+
+
+def connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.connect(path)
     return sock
 
 

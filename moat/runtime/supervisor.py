@@ -15,15 +15,13 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import anyio
-
 from moat.errors import MoatError
 from moat.paths import Home
+from moat.runtime.loop import run_loop
 from moat.runtime.request import RunRequest
 from moat.runtime.run import LocalRun, hosted
 
@@ -67,7 +65,7 @@ def main() -> None:
     _let_go_of_the_terminal()
     _raise_limits()
     try:
-        _run_loop(_supervise(message, starter))
+        run_loop(_supervise(message, starter))
     except MoatError as error:
         _log.info("ended: %s", error)
     except BaseException:
@@ -86,22 +84,6 @@ def _raise_limits() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _run_loop(main: Coroutine[Any, Any, None]) -> None:
-    options: dict[str, Any] = {}
-    if os.environ.get("MOAT_LOOP") != "asyncio":
-        try:
-            import uvloop
-        except ImportError:
-            pass  # the loop of the standard library does it too
-        else:
-            options["loop_factory"] = uvloop.new_event_loop
-
-    async def supervise() -> None:
-        await main
-
-    anyio.run(supervise, backend_options=options)
 
 
 async def _supervise(message: dict[str, Any], starter: Starter) -> None:

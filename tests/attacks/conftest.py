@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -53,7 +54,8 @@ class World:
         place = self.directory / name
         if not place.exists():
             place.mkdir()
-            (place / "agent.yaml").write_text("dependencies:\n  - python\n")
+            # With a way in, so that every attack is tried on a run that has one.
+            (place / "agent.yaml").write_text("dependencies: [python]\nports: {web: 3000}\n")
             for probe in PROBES.glob("*.py"):
                 (place / probe.name).write_bytes(probe.read_bytes())
         return place
@@ -155,6 +157,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, moat_bin: str) -> Iterator[W
         finally:
             place.command("stop", "--all")
             place.command("clean", "--yes")
+            end_gateway(home)
+
+
+def end_gateway(home: Path) -> None:
+    file = home / "endpoints/gateway.json"
+    if file.exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(json.loads(file.read_bytes())["pid"], signal.SIGKILL)
 
 
 @pytest.fixture(

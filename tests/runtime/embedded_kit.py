@@ -94,6 +94,7 @@ class Order:
     stdin: str | None = None
     memory: int = 0
     pids: int = 1024
+    ingress: bool = False
 
 
 @dataclasses.dataclass
@@ -120,6 +121,7 @@ def spec_of(order: Order, workspace: Path, run_id: str) -> SandboxSpec:
         stdin=order.stdin is not None,
         memory=order.memory,
         pids=order.pids,
+        ingress=order.ingress,
     )
 
 
