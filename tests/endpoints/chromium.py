@@ -100,14 +100,14 @@ class Page:
 
 
 @contextlib.asynccontextmanager
-async def chromium(home: Path) -> AsyncIterator[Page]:
+async def chromium(home: Path, *flags: str) -> AsyncIterator[Page]:
     """A new browser of a user whose HOME is `home`; it trusts what that user's databases say."""
     program = shutil.which("chromium")
     assert program, "chromium is missing: run `bash .ci/test`"
     profile = Path(tempfile.mkdtemp(prefix="mt-chromium-", dir="/tmp"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
     process = subprocess.Popen(
-        [program, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+        [program, *_FLAGS, *flags, f"--user-data-dir={profile}", "about:blank"],
         env=environment | {"HOME": str(home)}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from moat.runtime.endpoints.peer import owner
 from tests.attacks.canary import Canary, canary
 from tests.endpoints.conftest import INSIDE, Place, wait_until
 
@@ -145,6 +146,61 @@ def test_another_user_of_the_machine_cannot_use_a_runs_ingress(world: Place, run
         assert "PermissionError" in done.stderr
     mine = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
     assert mine.stdout == "reached\n", "the same as oneself"
+
+
+def test_another_user_of_the_machine_cannot_use_the_gateway(world: Place) -> None:
+    """Loopback is everybody's. With `owner` not asked, curl as another user gets the page and the index.
+
+    One who hangs up at once, so that nobody can tell whose it was, gets nothing done either.
+    """
+    other = ["setpriv", "--reuid=48211", "--regid=48211", "--clear-groups"]
+    curl = ["curl", "-sS", "-o", "-", "-w", "%{http_code}", "--resolve", f"*:{world.port}:127.0.0.1"]
+    for url in (f"http://web.alpha.localhost:{world.port}/", f"http://localhost:{world.port}/"):
+        mine = subprocess.run([*curl, url], capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+        assert mine.stdout.endswith("200")
+        theirs = subprocess.run(
+            [*other, *curl, url], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"}
+        )
+        assert theirs.stdout.endswith("403"), theirs
+        assert "another user" in theirs.stdout
+        assert "alpha" not in theirs.stdout
+    code = (
+        "import socket,sys\n"
+        "s=socket.create_connection(('127.0.0.1',int(sys.argv[1])))\n"
+        "s.sendall(b'POST /blind HTTP/1.1\\r\\nHost: web.blind.localhost\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n')\n"
+        "s.close()\n"
+    )
+    run_id = world.start(
+        "blind", "embedded", "python3", "-c",
+        "import http.server as h\n"
+        "class H(h.BaseHTTPRequestHandler):\n"
+        "  def do_POST(self): print('POST', self.path, flush=True); self.send_error(404)\n"
+        "print('up', flush=True); h.HTTPServer(('127.0.0.1',3000),H).serve_forever()",
+    )  # fmt: skip
+    log = world.home.run(run_id) / "output.log"
+    wait_until(lambda: b"up" in log.read_bytes())
+    for _ in range(20):
+        subprocess.run([*other, "/usr/bin/python3", "-c", code, str(world.port)], check=True)
+    assert world.ask("web.blind.localhost", "/seen", method="POST").status == 404
+    text = log.read_bytes()
+    assert b"POST /seen" in text
+    assert b"blind" not in text
+    world.command("stop", run_id)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_connection_whose_owner_cannot_be_told_is_nobodys(address: str) -> None:
+    """Its row in the kernel's table says uid 0 then, which is root's: only one with an inode is believed."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as listener:
+        with socket.create_connection(listener.getsockname()[:2]):
+            accepted, _ = listener.accept()
+            with accepted:
+                assert owner(accepted) == os.getuid()
+        socket.create_connection(listener.getsockname()[:2]).close()
+        accepted, _ = listener.accept()
+        with accepted:
+            assert owner(accepted) is None
 
 
 def test_moats_own_ports_are_no_endpoints(place: Place) -> None:

@@ -190,12 +190,14 @@ def test_nobody_asked_for_a_port_the_next_free_one_is_taken_and_remembered(small
 def test_many_at_once_start_one(small: Home) -> None:
     """With `changing` a no-op several are started, and all but one complain."""
     program = (
-        "import sys; from pathlib import Path; from moat.paths import Home\n"
+        "import sys, time; from pathlib import Path; from moat.paths import Home\n"
         "from moat.runtime.endpoints import spawn\n"
         "home = Home(Path(sys.argv[1]))\n"
+        "time.sleep(max(0, float(sys.argv[3]) - time.time()))\n"  # all at one instant
         "with spawn.changing(home): print(spawn.ensure(home, spawn.Wanted(int(sys.argv[2]), fixed=False)))\n"
     )
-    command = [sys.executable, "-c", program, str(small.root), str(free_port())]
+    moment = str(time.time() + 3)
+    command = [sys.executable, "-c", program, str(small.root), str(free_port()), moment]
 
     def call(_: int) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout

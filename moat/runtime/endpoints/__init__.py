@@ -6,7 +6,8 @@
 names, routes   what a host name means; which runs have endpoints (one file per run)
 gateway, spawn  the process, and how the first run with ports starts it
 server, forward one connection of a browser; one exchange with an endpoint
-guard, pages    what other web sites may not ask; what the gateway says itself
+guard, peer     what other web sites and other users may not ask
+pages           what the gateway says itself
 ca, stores      the name-constrained CA, and where a user's programs learn to trust it
 ingress, part   the run's side
 """

@@ -56,7 +56,8 @@ def main() -> None:
     _say(port=port)
     _let_go()
     _log.info("listening on port %d of loopback", port)
-    run_loop(Gateway(home, tls, port, listeners, lock).run(float(message["linger"])))
+    gateway = Gateway(home, tls, port, listeners, lock, frozenset(message["users"]))
+    run_loop(gateway.run(float(message["linger"])))
 
 
 def _say(**message: Any) -> None:
@@ -140,11 +141,12 @@ class Gateway:
     port: int
     listeners: list[socket.socket]
     lock: int  # descriptor of the life sign
+    users: frozenset[int]  # whose programs may ask
 
     async def run(self, linger: float) -> None:
         """Serve until nobody has needed us for `linger` seconds."""
         routes = Routes(self.home)
-        server = Server(self.home, routes, self.tls, self.port)
+        server = Server(self.home, routes, self.tls, self.port, self.users)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.watch.run)
             for sock in self.listeners:

@@ -3,7 +3,7 @@
 The first byte tells TLS from plain HTTP, which is answered as well: nothing of it leaves this machine, and
 it works before anybody has trusted the CA. A request is for the run and the endpoint that its Host names;
 that name must be ours (a page that made its own name point at loopback has another one), and over TLS it
-must be the one that the handshake was for.
+must be the one that the handshake was for. Programs of other users of the machine are told nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from moat.runtime.endpoints.forward import (
 from moat.runtime.endpoints.guard import foreign
 from moat.runtime.endpoints.names import DOMAIN, Place, parse_host
 from moat.runtime.endpoints.pages import Page
+from moat.runtime.endpoints.peer import owner
 from moat.runtime.endpoints.routes import Route, Routes
 
 _TLS_HANDSHAKE = b"\x16"  # first byte of every TLS connection: content type "handshake"
@@ -50,7 +51,11 @@ _log = logging.getLogger(__name__)
 class Server:
     """Serves any number of listeners."""
 
-    def __init__(self, home: Home, routes: Routes, tls: EndpointTLS, port: int) -> None:
+    def __init__(
+        self, home: Home, routes: Routes, tls: EndpointTLS, port: int, users: frozenset[int]
+    ) -> None:
+        """`users`: uids whose programs are answered."""
+        self.users = users
         self.home = home
         self.routes = routes
         self.tls = tls
@@ -82,10 +87,10 @@ class Server:
     async def _connection(self, sock: socket.socket) -> None:
         """What goes wrong in one connection ends it, and nothing else."""
         try:
-            sender = client_address(sock)
+            sender, known = client_address(sock), owner(sock) in self.users
             stream = await open_stream(sock, self.watch)
             try:
-                await Connection(self, stream, sender).serve()
+                await Connection(self, stream, sender, known=known).serve()
                 await stream.aclose()
             finally:
                 stream.abort()
@@ -100,7 +105,8 @@ class Server:
 class Connection:
     """One connection. All its requests are for one place, since they have one server name."""
 
-    def __init__(self, server: Server, stream: Stream, address: str) -> None:
+    def __init__(self, server: Server, stream: Stream, address: str, *, known: bool) -> None:
+        self._known = known
         self._server = server
         self._stream = stream
         self._client = MessageReader(stream, LIMITS)
@@ -166,6 +172,10 @@ class Connection:
     def _find(self, head: RequestHead) -> tuple[Route, str] | Page:
         """Where a request goes, or what is said to it."""
         server = self._server
+        if not self._known:
+            return Page(
+                status=403, title="Not from there", text="This belongs to another user of this machine."
+            )
         place = parse_host(head.host)
         if place is None:
             return Page(

@@ -106,7 +106,9 @@ def ensure(home: Home, wanted: Wanted, *, linger: float = LINGER) -> int:
             )
         return running
     last = wanted.port if wanted.fixed else min(65535, wanted.port + _TRIES)
-    message = {"home": str(home.root), "first": wanted.port, "last": last, "linger": linger}
+    message = {"home": str(home.root), "first": wanted.port, "last": last, "linger": linger} | {
+        "users": sorted(_users())
+    }
     answer = _start(home, message)
     if "port" not in answer:
         hint = answer.get("hint") or "`moat doctor`"
@@ -115,6 +117,12 @@ def ensure(home: Home, wanted: Wanted, *, linger: float = LINGER) -> int:
     if not wanted.fixed:
         write_private(home.endpoints / "port", f"{port}\n".encode())
     return port
+
+
+def _users() -> set[int]:
+    """Who may use the endpoints: ourselves, root, and whoever became root by sudo for this."""
+    sudo = os.environ.get("SUDO_UID", "")
+    return {0, os.getuid()} | ({int(sudo)} if os.getuid() == 0 and sudo.isdigit() else set())
 
 
 def _start(home: Home, message: dict[str, Any]) -> dict[str, Any]:
