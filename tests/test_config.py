@@ -218,7 +218,6 @@ runtime: podman
         ("ports: {a.b: 3000}", "agent.yaml:1:9: 'a.b' cannot be part of a host name: lower-case letters, digits and `-`, at most 63"),
         ("ports: {web: 443}", "agent.yaml:1:14: port 443 is Moat's own in a sandbox; let the server listen on another"),
         ("endpoints: {port: 1}", "agent.yaml:1:1: 'endpoints': belongs in ~/.moat/config.yaml; endpoints of a run are its `ports`"),
-        ("mcp: []", "agent.yaml:1:1: 'mcp': not supported yet"),
         ("[a, b]", "agent.yaml:1:1: the file must be a mapping, not a list"),
         ("just text", "agent.yaml:1:1: the file must be a mapping, not a string"),
         ("? [a, b]\n: c", "agent.yaml:1:3: a key must be a string"),

@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 from tests.docs.blocks import blocks, steps
 
 DOCUMENTS = sorted([*REPOSITORY.glob("docs/*.md"), REPOSITORY / "README.md"])
-_ACTIONS = {"list", "show", "providers", "anthropic", "github", "ssh"}  # of `moat grant`
+_ACTIONS = {"list", "show", "providers", "anthropic", "github", "mcp", "oauth", "ssh"}  # of `moat grant`
 
 
 def commands() -> list[tuple[str, list[str]]]:

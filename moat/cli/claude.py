@@ -18,6 +18,7 @@ from moat.cli import claude_plugins
 from moat.cli.output import say
 from moat.cli.run import add_common, build, load_config
 from moat.cli.start import start
+from moat.config import McpServer
 from moat.errors import GrantError, RunNotFoundError, StartError, UsageError
 from moat.grants import CredentialInfo
 from moat.paths import Home
@@ -50,15 +51,16 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
     workspace, claude = _conversation(options, home, initial)
     settings = load_config(options, home, workspace)
     claude = _keeping_logs(claude, settings.claude.sync_logs)
-    wanted = granted.unique((claude.grant, *settings.grants, *options.grant))
+    wanted = granted.unique((claude.grant, *settings.needed_grants, *options.grant))
     vault = open_vault(home)
-    credential = _credentials(vault, claude.grant, wanted)
+    credential = _credentials(vault, claude.grant, wanted, settings.mcp)
     ssh = [SshGrant.of(vault.info(name)) for name in wanted if name.startswith(SSH)]
     runtime = choose(options.runtime or settings.runtime)
     setup = claude.setup(
         workspace=workspace,
         credential=credential,
         runtime=runtime,
+        servers=settings.claude.mcp,
         carried=_settings(home),
         plugins=claude_plugins.prepare(home, workspace, settings, ssh, options),
     )
@@ -211,7 +213,9 @@ def _settings(home: Home) -> Carried:
 # --- credentials ----------------------------------------------------------------------------------
 
 
-def _credentials(vault: Vault, grant: str, wanted: tuple[str, ...]) -> CredentialInfo:
+def _credentials(
+    vault: Vault, grant: str, wanted: tuple[str, ...], servers: tuple[McpServer, ...]
+) -> CredentialInfo:
     """What is known of Claude Code's credential. Raises one GrantError for all that is missing."""
     problems: list[str] = []
     hints: list[str] = []
@@ -225,7 +229,7 @@ def _credentials(vault: Vault, grant: str, wanted: tuple[str, ...]) -> Credentia
         problems.append("No Claude Code credentials found")
         hints.append(_NO_CREDENTIAL)
     try:
-        granted.check(vault, (name for name in wanted if name != grant))
+        granted.check(vault, (name for name in wanted if name != grant), servers)
     except GrantError as error:
         problems.append(str(error))
         hints.append(error.hint or "")

@@ -20,6 +20,8 @@ from moat.vault.providers import ENTRIES, check_name, entry
 _WIZARDS = {
     "anthropic": "moat.cli.grant_anthropic",
     "github": "moat.cli.grant_github",
+    "mcp": "moat.cli.grant_mcp",
+    "oauth": "moat.cli.grant_oauth",
     "ssh": "moat.cli.grant_ssh",
 }
 _USAGE = """\
@@ -45,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     name, _, scope = argv[0].partition(":")  # `ssh:github.com` is short for `ssh --host github.com`
     row = entry(name)
     wizard = importlib.import_module(_WIZARDS[row.name])
-    scoped = [f"--{check_name(argv[0]) and row.scope}", scope] if scope else []
+    scoped = row.words(check_name(argv[0]).partition(":")[2]) if scope else ()
     status: int = wizard.main([*scoped, *argv[1:]])
     return status
 

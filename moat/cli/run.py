@@ -90,7 +90,7 @@ def build(
         argv=argv,
         workspace=workspace,
         name=options.name or file.name,
-        grants=tuple(dict.fromkeys((*file.grants, *options.grant))),
+        grants=tuple(dict.fromkeys((*file.needed_grants, *options.grant))),
         env={**file.env, **dict(map(_variable, options.env))},
         mounts=tuple(Mount(m.source, m.target, m.read_only) for m in (*file.mounts, *flag_mounts)),
         network=replace(file.network, rules=rules),

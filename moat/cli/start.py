@@ -28,7 +28,7 @@ def start(request: RunRequest, *, detach: bool = False, json: bool = False, home
     _fill_standard_streams()
     for name in protected(request.env):
         say(f"warning: env {name} is ignored: it would lead around Moat's proxy or certificates")
-    handoff = _handoff(request.grants, place)
+    handoff = _handoff(request, place)
     request = dataclasses.replace(request, hold=not detach)
     progress = Progress()
     try:
@@ -98,15 +98,15 @@ def _fill_standard_streams() -> None:
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - as above
 
 
-def _handoff(grants: tuple[str, ...], home: Home) -> bytes:
-    if not grants:
+def _handoff(request: RunRequest, home: Home) -> bytes:
+    if not request.grants:
         return b""
     from moat.runtime.granted import check, unique
     from moat.vault import open_vault
 
     vault = open_vault(home, passphrase=_passphrase if _is_terminal(0) else None)
-    check(vault, grants)
-    return vault.handoff(unique(grants))
+    check(vault, request.grants, request.mcp)
+    return vault.handoff(unique(request.grants))
 
 
 def _passphrase() -> str:

@@ -8,10 +8,11 @@ Both raise ConfigError with every problem of the file at once, each as `file:lin
 for flags.
 """
 
-from moat.config.claude import ClaudeConfig, LocalMcpServer
+from moat.config.claude import ClaudeConfig
 from moat.config.endpoints import EndpointsConfig
 from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
-from moat.config.mcp import McpServer
+from moat.config.local_mcp import LocalMcpServer
+from moat.config.mcp import WELL_KNOWN, McpServer, check_url
 from moat.config.model import (
     HostRules,
     MountConfig,
@@ -29,6 +30,7 @@ from moat.config.user import load_user
 from moat.config.workspace import load
 
 __all__ = [
+    "WELL_KNOWN",
     "ClaudeConfig",
     "ContainerConfig",
     "EndpointsConfig",
@@ -46,6 +48,7 @@ __all__ = [
     "UserConfig",
     "VolumeConfig",
     "check_port",
+    "check_url",
     "load",
     "load_user",
     "parse_host",

@@ -8,24 +8,14 @@ from types import MappingProxyType
 from typing import Any
 
 from moat.config.check import Checker, Node
+from moat.config.local_mcp import LocalMcpReader, LocalMcpServer
 from moat.config.plugins import Marketplace, PluginsReader
 
-REFUSED = {
-    "mcp": "not supported yet",
+_REFUSED = {
     "base_url": "not supported yet",
     "hooks": "hooks of this machine are the user's to share: claude.host_hooks in ~/.moat/config.yaml",
     "host_hooks": "belongs in ~/.moat/config.yaml; a workspace must not ask for the user's hooks",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalMcpServer:
-    """An MCP server that Claude Code itself starts in the sandbox (stdio)."""
-
-    command: str
-    args: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    cwd: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +37,8 @@ class ClaudeReader:
         known: dict[str, Callable[[Node], object]] = {
             "plugins": plugins.plugins,
             "marketplaces": plugins.marketplaces,
+            "mcp": LocalMcpReader(self._check).read,
             "sync_logs": lambda value: self._check.boolean(value, "claude.sync_logs"),
         }
-        found: dict[str, Any] = self._check.fields(node, "claude", known, REFUSED)
+        found: dict[str, Any] = self._check.fields(node, "claude", known, _REFUSED)
         return ClaudeConfig(**found)

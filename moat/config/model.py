@@ -68,6 +68,11 @@ class RunConfig:
     volumes: tuple[VolumeConfig, ...] = ()
     container: ContainerConfig = field(default_factory=ContainerConfig)
 
+    @property
+    def needed_grants(self) -> tuple[str, ...]:
+        """What the file asks for by name, and what its MCP servers need."""
+        return tuple(dict.fromkeys((*self.grants, *(s.grant for s in self.mcp if s.grant))))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamConfig:

@@ -10,7 +10,8 @@ from typing import Any
 
 from moat.config import ports
 from moat.config.check import Checker, Node, TooMuchError, meant
-from moat.config.claude import ClaudeReader
+from moat.config.claude import ClaudeConfig, ClaudeReader
+from moat.config.mcp import McpReader
 from moat.config.model import HostRules, MountConfig, NetworkConfig, RunConfig
 from moat.config.mounts import parse_mount
 from moat.config.network import parse_host, parse_rule
@@ -36,7 +37,6 @@ _REFUSED = {
     "snapshots": f"{_LATER}; this version takes none",
     "codex": _LATER,
     "gemini": _LATER,
-    "mcp": _LATER,
     "hooks": _LATER,
     "services": _LATER,
     "secrets": "they would be real secrets in the sandbox, where the agent can read them; a grant goes to "
@@ -103,6 +103,7 @@ class _Workspace:
         self._workspace = workspace
 
     def read(self, root: Node) -> dict[str, Any]:
+        mcp = McpReader(self._check)
         known: dict[str, Callable[[Node], object]] = {
             "name": lambda node: self._check.matching(node, "name", _LABEL, _LABEL_RULE),
             "agent": lambda node: self._check.matching(node, "agent", _LABEL, _LABEL_RULE),
@@ -114,6 +115,7 @@ class _Workspace:
                 node, "runtime", ("docker", "embedded"), later=("podman", "apple")
             ),
             "command": self._command,
+            "mcp": mcp.read,
             "claude": ClaudeReader(self._check).read,
             "dependencies": self._dependencies,
             "ports": lambda node: ports.read(self._check, node),
@@ -121,7 +123,12 @@ class _Workspace:
                 node, "base_image", _IMAGE, "an image, e.g. debian:bookworm-slim"
             ),
         }
-        return self._check.fields(root, "the file", known, _REFUSED)
+        found = self._check.fields(root, "the file", known, _REFUSED)
+        claude = found.get("claude")
+        for name in claude.mcp if isinstance(claude, ClaudeConfig) else ():
+            if name in mcp.names:
+                self._check.wrong(mcp.names[name], f"{name!r} is an MCP server of claude.mcp as well")
+        return found
 
     def _grants(self, node: Node) -> tuple[str, ...]:
         return self._words(

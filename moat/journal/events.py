@@ -36,6 +36,15 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             "a credential goes out to a host; the first time before it does",
             ("grant", "host", "exchanges", "count"),
         ),
+        "login.renewed": (
+            "a login to an MCP server was renewed, or not: `outcome` is renewed, failed, lost or not stored",
+            ("grant", "outcome"),
+        ),
+        "mcp.called": (
+            "a tool of an MCP server was called; `rule` would forbid it (mode: audit)",
+            ("server", "tool", "rule"),
+        ),
+        "mcp.refused": ("a call of a tool was refused", ("server", "tool", "rule")),
         "ssh.list": (
             "the run's SSH agent was asked for its keys; `hosts`: those of the session",
             ("hosts", "keys"),

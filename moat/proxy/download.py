@@ -5,6 +5,7 @@ Nothing is read ahead: what has arrived is framed and sent before anything is wa
 
 from __future__ import annotations
 
+import math
 from time import monotonic
 
 from moat.proxy.http1 import (
@@ -16,6 +17,7 @@ from moat.proxy.http1 import (
     forward_response_headers,
     render_response,
 )
+from moat.proxy.mcp_filter import McpResponse, ToolFilter, media_type
 from moat.proxy.message import Body, BodyWriter, MessageReader
 from moat.proxy.relay import Traffic, relay
 from moat.proxy.scrub import BodyScrubber, Scrubber, mask, scrub_headers
@@ -28,12 +30,19 @@ _INTERIM_RESPONSES = 16  # 1xx answers before the final one; servers send one or
 class Download:
     """One response. What is known of it when it breaks is what the record tells."""
 
-    def __init__(self, client: MessageReader, request: RequestHead, secrets: tuple[bytes, ...]) -> None:
+    def __init__(
+        self,
+        client: MessageReader,
+        request: RequestHead,
+        secrets: tuple[bytes, ...],
+        mcp: McpResponse | None = None,
+    ) -> None:
         self._client = client
         self._request = request
         self._secrets = secrets
+        self._mcp = mcp
         self._body: Body | None = None
-        self._scrubber: BodyScrubber | None = None
+        self._scrubber: BodyScrubber | ToolFilter | None = None
         self._writer = BodyWriter(chunked=False)
         self._head: ResponseHead | None = None
         self.begun = False  # bytes of the final response have left: nothing else can be answered
@@ -65,7 +74,10 @@ class Download:
         if head.status == 101:
             await self._switch(upstream, head)
             return False
-        limits = self._client.limits
+        if self._mcp is not None:
+            self._mcp.check(head)
+        # A stream of events may be silent for hours; whether its peer lives, TCP keeps asking.
+        patience = math.inf if _is_event_stream(head.headers) else self._client.limits.body_idle_timeout
         body = self._body = upstream.body(head, blame="upstream")
         wire = self._start(head, upload)
         while True:
@@ -75,7 +87,7 @@ class Download:
                 wire = b""
             if body.done:
                 break
-            upstream.stream.deadline = monotonic() + limits.body_idle_timeout
+            upstream.stream.deadline = monotonic() + patience
             await body.wait()
         if self.until_close and upstream.stream.truncated:
             await self._client.stream.aclose(goodbye=False)  # as doubtful for the client as it was for us
@@ -94,8 +106,10 @@ class Download:
 
     def _start(self, head: ResponseHead, upload: Upload) -> bytes:
         """Decide how the body leaves, and make the head that says so."""
-        if self._secrets and head.framing is not Framing.NONE:
-            self._scrubber = BodyScrubber(self._secrets, head.headers, self._client.limits)
+        tools = self._mcp is not None and self._mcp.filters
+        if (self._secrets or tools) and head.framing is not Framing.NONE:
+            scrubber = BodyScrubber(self._secrets, head.headers, self._client.limits)
+            self._scrubber = self._mcp.filtered(scrubber, head.headers) if self._mcp else scrubber
         framing = head.framing
         if framing is Framing.LENGTH and self._scrubber is not None and self._scrubber.decoded:
             framing = Framing.CHUNKED  # the length was that of the encoded body
@@ -160,3 +174,7 @@ class Download:
             idle=client.limits.tunnel_idle_timeout,
             scrubber=Scrubber(self._secrets) if self._secrets else None,
         )
+
+
+def _is_event_stream(headers: Headers) -> bool:
+    return media_type(headers) == b"text/event-stream"

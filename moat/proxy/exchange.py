@@ -34,13 +34,15 @@ from moat.proxy.http1 import (
     split_absolute,
 )
 from moat.proxy.limits import Limits
-from moat.proxy.message import MessageReader
+from moat.proxy.mcp import Judgement, McpEndpoint, McpTable, judge, unclear
+from moat.proxy.mcp_filter import LoginNeededError, McpResponse
+from moat.proxy.message import Body, MessageReader
 from moat.proxy.policy import Policy
 from moat.proxy.scrub import UnreadableBodyError
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, StreamTimeoutError
 from moat.proxy.trace import shown
-from moat.proxy.upload import GONE, Upload
+from moat.proxy.upload import GONE, Judged, Upload
 from moat.proxy.upstream import AddressDeniedError, Connection, Upstream, UpstreamError
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
@@ -62,6 +64,7 @@ class Setup:
     on_use: Callable[[int, str, tuple[str, ...]], Denial | None]
     numbers: Iterator[int] = field(default_factory=lambda: count(1))  # of exchanges
     tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
+    mcp: McpTable = McpTable()  # noqa: RUF009 - empty and never changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,8 @@ class Exchange:
         self._target = head.target  # origin-form once judged
         self._secrets: tuple[bytes, ...] = ()  # what must not come back
         self._hidden: frozenset[bytes] = frozenset()  # header names that carried a credential
+        self._mcp: McpEndpoint | None = setup.mcp.at(site.authority.host, site.authority.port)
+        self._read: Body | None = None  # of a request that was looked into before it went up
         self._upload: Upload | None = None
         self._download: Download | None = None
         self._after = After.CLOSE
@@ -150,6 +155,10 @@ class Exchange:
             await self._answer(malformed(error) if error.blame == "client" else _bad_upstream(error))
         except UnreadableBodyError as error:
             await self._answer(failed(502, "unreadable", str(error), error.hint or "", retry=False))
+        except LoginNeededError:
+            assert self._mcp is not None
+            reason = f"the MCP server {self._mcp.name} does not accept the request without a valid login"
+            await self._answer(failed(403, "mcp-login", reason, self._mcp.login, retry=False))
         except UpstreamError as error:
             # A wrong certificate is still wrong in ten seconds; clients would try for minutes.
             again = error.code != "certificate"
@@ -160,9 +169,12 @@ class Exchange:
     async def _converse(self) -> None:
         """The straight way of a request."""
         self._judge()
+        judged, response = await self._judge_tools(self._mcp) if self._mcp else (None, None)
         headers = await self._equip()
-        upload = self._upload = Upload(self._client, self._head, self._target, headers)
-        download = self._download = Download(self._client, self._head, self._secrets)
+        upload = self._upload = Upload(
+            self._client, self._head, self._target, headers, judged=judged, patience=self._patience
+        )
+        download = self._download = Download(self._client, self._head, self._secrets, response)
         connection = await self._acquire()
         try:
             await self._carry(connection, upload, download)
@@ -184,6 +196,8 @@ class Exchange:
             denial = setup.policy.exchange(
                 host, port, site.scheme, method, target, headers=head.headers
             ) or setup.table.leaks(host, port, site.scheme, head.headers, head.target)
+            if denial is None and self._mcp is not None:
+                denial = self._mcp.login_denial(target)
         if denial is not None:
             raise _RefusedError(denied(denial))
 
@@ -212,12 +226,50 @@ class Exchange:
                 return _mismatch(f"the request is for {found}, its connection for {site.authority}")
         return None
 
+    async def _judge_tools(self, endpoint: McpEndpoint) -> tuple[Judged | None, McpResponse]:
+        """What a request asks an MCP server for. With a policy for its tools the body is read first."""
+        head, limit = self._head, self._setup.limits.mcp_message
+        if endpoint.policy is None:
+            return None, McpResponse(endpoint, lists=False, limit=limit)
+        if head.upgrade:
+            raise _RefusedError(unclear(endpoint, "it leaves HTTP"))
+        if head.framing is Framing.NONE:
+            return None, McpResponse(endpoint, lists=False, limit=limit)
+        _, read = judged = await self._read_body(limit)
+        if len(read) <= limit:
+            judgement = judge(endpoint, head.headers, read)
+        elif endpoint.policy.audit:
+            judgement = Judgement()
+        else:
+            raise _RefusedError(unclear(endpoint, f"it has more than {limit} bytes"))
+        for call in judgement.calls:
+            self._setup.mcp.on_call(call)
+        if judgement.answer is not None:
+            raise _RefusedError(judgement.answer)
+        return judged, McpResponse(endpoint, judgement.lists, limit)
+
+    async def _read_body(self, limit: int) -> Judged:
+        """The request's body, or its beginning when it is longer than `limit`."""
+        client, body = self._client, self._client.body(self._head, blame="client")
+        self._read = body
+        if self._head.expect_continue:
+            await client.stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        read = bytearray()
+        while not body.done and len(read) <= limit:
+            client.stream.deadline = monotonic() + self._setup.limits.body_idle_timeout
+            read += await body.next()
+        return body, bytes(read)
+
     async def _equip(self) -> Headers:
         """The headers that go upstream, with the credentials that policy and the table allow here."""
         head, authority = self._head, self._site.authority
         headers = forward_request_headers(head)
         if not head.host:
             headers = ((b"Host", self._site.host), *headers)
+        if self._mcp is not None:
+            headers = self._mcp.readdressed(headers)
+            if self._mcp.policy is not None:
+                headers = _inspectable(headers)
         rules = self._setup.table.for_host(authority.host, authority.port, self._site.scheme)
         if not rules:
             return headers
@@ -242,6 +294,12 @@ class Exchange:
         if source is None:
             raise MoatError(f"no credential source for grant {name}")
         return await source.credential(name)  # keeps a deadline of its own: its owner may be asked to unlock
+
+    @property
+    def _patience(self) -> float:
+        """Seconds until the head of the response is late. A tool may work for long before it answers."""
+        limits = self._setup.limits
+        return limits.response_head_timeout if self._mcp is None else limits.tunnel_idle_timeout
 
     # --- both directions -------------------------------------------------------------------------
 
@@ -268,7 +326,7 @@ class Exchange:
         stream = connection.stream
         # A client that announced its last request may finish its direction and still read the answer.
         self._client.stream.when_gone(lambda: upload.leave(stream), at_eof=self._head.keep_alive)
-        stream.deadline = monotonic() + self._setup.limits.response_head_timeout
+        stream.deadline = monotonic() + self._patience
         try:
             await upload.send_start(stream)
             if upload.whole:
@@ -287,13 +345,13 @@ class Exchange:
 
     @staticmethod
     async def _both_ways(connection: Connection, upload: Upload, download: Download) -> bool:
-        failure: StreamError | MoatError | None = None
+        failure: StreamError | MoatError | LoginNeededError | None = None
         reusable = False
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(upload.send_rest, connection.stream)
             try:
                 reusable = await download.run(connection.reader, upload)
-            except (StreamError, MalformedError, UnreadableBodyError) as error:
+            except (StreamError, MalformedError, UnreadableBodyError, LoginNeededError) as error:
                 failure = upload.fault or error
             tasks.cancel_scope.cancel()  # an answer that is complete needs no more of the request
         if failure is not None:
@@ -309,7 +367,8 @@ class Exchange:
             await self._truncate()
             return
         client = self._client
-        done = self._head.framing is Framing.NONE if self._upload is None else self._upload.body.done
+        body = self._upload.body if self._upload is not None else self._read
+        done = self._head.framing is Framing.NONE if body is None else body.done
         self._after = After.CLOSE if done and not client.buffer else After.LINGER
         client.stream.deadline = monotonic() + self._setup.limits.body_idle_timeout
         await client.stream.send(answer.wire(with_body=self._head.method != b"HEAD"))

@@ -43,6 +43,11 @@ class Limits:
     decoded_step: int = 64 * KIB
     """Most that one decompression step may yield: a bomb grows in pieces that back-pressure can stop."""
 
+    # Messages for MCP servers whose tools are under a policy; no other body is held in memory.
+
+    mcp_message: int = 4 * 1024 * KIB
+    """One JSON-RPC body, list of tools or event. The reference server's own bound for a request."""
+
     # Sharing. One sandbox may be hostile; it may exhaust its own proxy, not the host.
 
     connections: int = 512

@@ -21,6 +21,7 @@ from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.exchange import Setup
 from moat.proxy.inject import InjectionTable
 from moat.proxy.limits import Limits
+from moat.proxy.mcp import McpTable
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import Policy
 from moat.proxy.ssh import SshTunnel
@@ -62,6 +63,7 @@ class Proxy:
         ready: Callable[[], Denial | None] = always_ready,
         on_use: Callable[[int, str, tuple[str, ...]], Denial | None] = always_allowed,
         tunnels: Iterable[SshTunnel] = (),
+        mcp: McpTable = McpTable(),  # noqa: B008 - empty and never changed
     ) -> None:
         """`on_event` must neither block nor raise. `ready` says why no exchange may start now.
 
@@ -74,7 +76,7 @@ class Proxy:
         opened = {tunnel.authority: tunnel for tunnel in tunnels}
         table = InjectionTable(rules)
         self._setup = Setup(
-            policy, ca, table, credentials, upstream, limits, on_event, ready, on_use, tunnels=opened
+            policy, ca, table, credentials, upstream, limits, on_event, ready, on_use, tunnels=opened, mcp=mcp
         )
         self._token = token
         self._slots = anyio.Semaphore(limits.connections)

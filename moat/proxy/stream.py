@@ -353,7 +353,16 @@ async def connect(address: tuple[str, int], watch: Watch, *, timeout: float) -> 
     except BaseException:
         sock.close()
         raise
+    _ask_whether_alive(sock)
     return await open_stream(sock, watch)
+
+
+def _ask_whether_alive(sock: socket.socket) -> None:
+    """A stream of events has no deadline; the kernel finds out within three minutes when its peer is gone."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 6)):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 async def _connected(sock: socket.socket, address: tuple[str, int]) -> None:

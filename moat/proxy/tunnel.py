@@ -96,7 +96,10 @@ class Tunnel:
         )
 
     def _is_opaque(self, authority: Authority) -> bool:
-        return authority.host == HOST_NAME or authority in self.setup.tunnels
+        """A port of this machine carries any protocol, unless an MCP server is known to be there."""
+        if authority in self.setup.tunnels:
+            return True
+        return authority.host == HOST_NAME and self.setup.mcp.at(HOST_NAME, authority.port) is None
 
     async def _absolute(self, head: RequestHead) -> After:
         """An exchange on its own: `GET http://host/path`, always without a credential."""
@@ -242,9 +245,8 @@ class Tunnel:
 
     async def _refuse_ssh(self, authority: Authority, denial: Denial | None) -> None:
         """SSH to a host that is not granted for it, whatever the policy says of the host's web pages."""
-        if authority.host != HOST_NAME and (denial is None or denial.code == "policy"):
+        if denial is None or (authority.host != HOST_NAME and denial.code == "policy"):
             denial = ssh_denial(authority.host, authority.port)
-        assert denial is not None  # an open port of this machine is opaque
         self._record("CONNECT", str(authority), 0, denial=denial)
         await self.stream.send(refusal(f"moat refused this connection: {denial.reason}; {denial.hint}"))
         await linger(self.stream)

@@ -10,21 +10,36 @@ import math
 from time import monotonic
 
 from moat.proxy.http1 import Framing, Headers, MalformedError, RequestHead, render_request
-from moat.proxy.message import BodyWriter, MessageReader
+from moat.proxy.message import Body, BodyWriter, MessageReader
 from moat.proxy.stream import Stream, StreamError
 
 GONE = "client went away"
+Judged = tuple[Body, bytes]  # a body, and its beginning
 
 
 class Upload:
     """One request. Trailers end here: what is judged in a head must not follow a body."""
 
-    def __init__(self, client: MessageReader, head: RequestHead, target: bytes, headers: Headers) -> None:
-        """Takes what has arrived of the body. Raises MalformedError."""
+    def __init__(
+        self,
+        client: MessageReader,
+        head: RequestHead,
+        target: bytes,
+        headers: Headers,
+        *,
+        judged: Judged | None = None,
+        patience: float | None = None,
+    ) -> None:
+        """Takes what has arrived of the body; `judged` is what somebody has read of it already.
+
+        `patience`: seconds from the last of the request to the head of its answer; None: the usual limit.
+        Raises MalformedError.
+        """
         self._client = client
+        self._patience = client.limits.response_head_timeout if patience is None else patience
         self._writer = BodyWriter(chunked=head.framing is Framing.CHUNKED)
-        self.body = client.body(head, blame="client")
-        start = render_request(head.method, target, headers) + self._writer.piece(self.body.take())
+        self.body, read = judged or (client.body(head, blame="client"), b"")
+        start = render_request(head.method, target, headers) + self._writer.piece(read + self.body.take())
         self.whole = self.body.done  # `start` is the complete request: it can be sent a second time
         self.start = start + self._writer.end() if self.whole else start
         self.done = False  # all of it is on its way
@@ -39,13 +54,14 @@ class Upload:
     async def send_rest(self, upstream: Stream) -> None:
         """Carry the rest up. Never raises: what the upstream answers decides what comes of it."""
         client, limits, body = self._client.stream, self._client.limits, self.body
+        patience = self._patience
         try:
             while not self.done:
                 client.deadline = monotonic() + limits.body_idle_timeout
                 piece = self._writer.piece(await body.next())
                 last = body.done
                 # While the request moves, its answer is not late.
-                upstream.deadline = monotonic() + limits.response_head_timeout
+                upstream.deadline = monotonic() + patience
                 try:
                     await upstream.send(piece + self._writer.end() if last else piece)
                 except StreamError:

@@ -14,6 +14,7 @@ from moat.journal import Journal, LineWriter, read_lines
 from moat.paths import Home
 from moat.proxy.certs import RunCA
 from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.mcp import McpTable
 from moat.proxy.policy import HostRule, Policy, parse_host_rule
 from moat.proxy.server import Proxy
 from moat.proxy.ssh import SshTunnel
@@ -77,6 +78,7 @@ class Gateway:
         journal: Journal,
         start: Start,
         tunnels: Iterable[SshTunnel] = (),
+        mcp: McpTable | None = None,
     ) -> None:
         """Makes everything; listens nowhere yet. Raises ConfigError, OSError."""
         self._ca = RunCA.generate(run_id)
@@ -95,6 +97,7 @@ class Gateway:
             ready=self._ready,
             on_use=self._witness.on_use,
             tunnels=tunnels,
+            mcp=mcp or McpTable(),
         )
         self.egress = RunEgress(self._proxy, start)
         self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)

@@ -11,7 +11,9 @@ import secrets
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from shlex import quote
 
+from moat.config import McpServer
 from moat.errors import GrantError
 from moat.grants import CredentialInfo, InjectionRule
 from moat.runtime.sandbox import HomeFile
@@ -42,8 +44,18 @@ def unique(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(canonical(name) for name in names))
 
 
-def check(vault: Vault, names: Iterable[str]) -> tuple[CredentialInfo, ...]:
-    """What is known of each credential. Raises one GrantError that lists every problem and its fix."""
+def check(
+    vault: Vault, names: Iterable[str], servers: Iterable[McpServer] = ()
+) -> tuple[CredentialInfo, ...]:
+    """What is known of each credential. Raises one GrantError that lists every problem and its fix.
+
+    `servers`: the MCP servers that some of them are for.
+    """
+    urls = {
+        server.grant: f"{command(server.grant)} --url {quote(server.url)}"
+        for server in servers
+        if server.grant
+    }
     found, problems, fixes = [], [], []
     for name in unique(names):
         check_name(name)
@@ -51,25 +63,25 @@ def check(vault: Vault, names: Iterable[str]) -> tuple[CredentialInfo, ...]:
             info = vault.info(name)
         except GrantError:
             problems.append(f"missing grant: {name}")
-            fixes.append(command(name))
+            fixes.append(urls.get(name, command(name)))
             continue
         if info.expired(dt.datetime.now(dt.UTC)):
             problems.append(f"credential expired: {name}")
-            fixes.append(command(name))
+            fixes.append(urls.get(name, command(name)))
         found.append(info)
     if problems:
         raise GrantError("\n".join(problems), hint="\n".join(f"run `{fix}`" for fix in fixes))
     return tuple(found)
 
 
-def prepare(vault: Vault, names: Iterable[str]) -> Granted:
+def prepare(vault: Vault, names: Iterable[str], servers: Iterable[McpServer] = ()) -> Granted:
     """Placeholders and rules of a run. The token in them is random, so that a leak tells its run."""
     token = "".join(secrets.choice(_TOKEN) for _ in range(16))
     rules: list[InjectionRule] = []
     env: dict[str, str] = {}
     files: list[HomeFile] = []
     hosts: list[str] = []
-    for info in check(vault, names):
+    for info in check(vault, names, servers):
         if not entry(info.name.partition(":")[0]).module:
             continue
         source = provider(info.name.partition(":")[0])

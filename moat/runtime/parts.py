@@ -21,6 +21,7 @@ from typing import Any
 from moat.grants import InjectionRule
 from moat.journal import Journal
 from moat.paths import Home
+from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import HomeFile, Mount, Progress, Sandbox
@@ -59,6 +60,7 @@ class Addition:
     endpoints: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)  # name -> URL, for the record
     tunnels: tuple[SshTunnel, ...] = ()  # passed on as bytes, without TLS of ours; their ports are captured
     dependencies: tuple[str, ...] = ()  # of the image (docker), besides the user's own
+    mcp: McpTable | None = None  # of at most one part
 
 
 class Part:
@@ -90,6 +92,10 @@ def parts_of(request: RunRequest) -> list[Part]:
         from moat.runtime.ssh.part import SshPart
 
         found.append(SshPart())
+    if request.mcp:
+        from moat.runtime.mcp import McpPart
+
+        found.append(McpPart())
     if request.agent == "claude":
         from moat.runtime.agents.claude_note import NotePart
 
@@ -109,6 +115,7 @@ def together(additions: list[Addition]) -> Addition:
         rules=tuple(item for a in additions for item in a.rules),
         hosts=tuple(item for a in additions for item in a.hosts),
         host_ports=tuple(item for a in additions for item in a.host_ports),
+        mcp=next((a.mcp for a in additions if a.mcp is not None), None),
         tunnels=tuple(item for a in additions for item in a.tunnels),
         endpoints={name: url for a in additions for name, url in a.endpoints.items()},
         dependencies=tuple(item for a in additions for item in a.dependencies),

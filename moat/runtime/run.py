@@ -26,6 +26,7 @@ from anyio.abc import TaskGroup
 
 from moat import config
 from moat.errors import MoatError, StartError, UsageError
+from moat.grants import CredentialSource
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
@@ -55,6 +56,11 @@ _LOOK = 2.0  # seconds between two looks at the run's own directory
 _DRAIN = 3.0  # seconds in which the viewers of a stopped run may take its last output
 _RELEASE = 20.0  # seconds for each resource to let go
 _log = logging.getLogger(__name__)
+
+
+def _grants(request: RunRequest) -> tuple[str, ...]:
+    """What was asked for by name, and what the MCP servers of the run need."""
+    return (*request.grants, *(server.grant for server in request.mcp if server.grant))
 
 
 def _check_ports(ports: Iterable[int], captured: tuple[int, ...]) -> None:
@@ -122,7 +128,7 @@ class LocalRun:
         name = records.check_name(request.name) if request.name else random_name()
         run_id = records.new_id()
         self._request = dataclasses.replace(
-            request, workspace=workspace, grants=granted.unique(request.grants)
+            request, workspace=workspace, grants=granted.unique(_grants(request))
         )
         self._home = home
         private_dir(home.root)
@@ -314,7 +320,7 @@ class LocalRun:
     ) -> Sandbox:
         request = self._request
         vault: Vault | None = open_vault(self._home, handoff=handoff or None) if request.grants else None
-        given = granted.prepare(vault, request.grants) if vault else granted.NOTHING
+        given = granted.prepare(vault, request.grants, request.mcp) if vault else granted.NOTHING
         extra = await self._ask_parts(vault, progress, start)
         given = granted.with_more(given, rules=extra.rules, hosts=extra.hosts)
         _check_ports(request.ports.values(), _captured(extra.tunnels))
@@ -328,11 +334,12 @@ class LocalRun:
             network=network,
             upstream=config.load_user(self._home).upstream,
             granted=given,
-            credentials=vault,
+            credentials=self._credentials(vault),
             trace=self._home.run(self.id) / "network.jsonl",
             journal=self.journal,
             start=start,
             tunnels=extra.tunnels,
+            mcp=extra.mcp,
         )
         self._gateway = gateway
         self._resources.append(("proxy", gateway.aclose))
@@ -344,6 +351,19 @@ class LocalRun:
             await part.made(sandbox)
         self.journal.record("sandbox.made", runtime=self.record.runtime)
         return sandbox
+
+    def _credentials(self, vault: Vault | None) -> CredentialSource | None:
+        """Where the proxy gets credentials from."""
+        if not any(name.startswith("oauth:") for name in self._request.grants) or vault is None:
+            return vault
+        from moat.vault.oauth.source import RunCredentials
+
+        upstream = config.load_user(self._home).upstream
+
+        def told(outcome: str, grant: str) -> None:
+            self.journal.record("login.renewed", grant=grant, outcome=outcome)
+
+        return RunCredentials(vault, upstream, vault.directory, told)
 
     async def _ask_parts(
         self,
@@ -387,7 +407,10 @@ class LocalRun:
                 user=request.env,
             ),
             mounts=(*request.mounts, *extra.mounts),
-            home_files=(*given.files, *request.home_files, *extra.home_files),
+            # A part may have its own edition of a file.
+            home_files=tuple(
+                {f.path: f for f in (*given.files, *request.home_files, *extra.home_files)}.values()
+            ),
             host_ports=tuple(dict.fromkeys((*request.network.host, *extra.host_ports))),
             ingress=bool(request.ports),
             captured=_captured(extra.tunnels),

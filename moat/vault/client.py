@@ -21,9 +21,11 @@ TIMEOUT = 30.0  # seconds for a whole check
 
 
 @contextlib.asynccontextmanager
-async def https_client(upstream: UpstreamConfig, host: str) -> AsyncIterator[aiohttp.ClientSession]:
+async def https_client(
+    upstream: UpstreamConfig, host: str, port: int = 443
+) -> AsyncIterator[aiohttp.ClientSession]:
     """A session for requests to `host`. A detour of `connect_to` is taken without a proxy."""
-    detour = (host, 443) in upstream.connect_to
+    detour = (host, port) in upstream.connect_to
     connector = aiohttp.TCPConnector(
         ssl=client_context(upstream), resolver=_Resolver(upstream.connect_to), use_dns_cache=False
     )

@@ -98,6 +98,11 @@ class Vault:
         self._cache: dict[str, _Cached] = {}
         self._loading = threading.Lock()
 
+    @property
+    def directory(self) -> Path:
+        """Where the index lies, and the locks of those who change it."""
+        return self._directory
+
     def list(self) -> tuple[CredentialInfo, ...]:
         """Every credential, by name. Reads the index only."""
         rows = read_index(self._index_file).rows
@@ -316,4 +321,4 @@ def _ref(row: Row) -> Ref:
 def expired(info: CredentialInfo) -> GrantError:
     """The error of a credential that is past its time."""
     when = timestamp(info.expires_at) if info.expires_at else "unknown"
-    return GrantError(f"credential expired: {info.name} (at {when})", hint=f"run `moat grant {info.name}`")
+    return GrantError(f"credential expired: {info.name} (at {when})", hint=f"run `{command(info.name)}`")

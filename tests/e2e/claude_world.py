@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -157,11 +158,16 @@ class Terminal:
         return True
 
 
-def configure(home: Path, fake: FakeAnthropic) -> None:
+def configure(
+    home: Path, fake: FakeAnthropic, *, roots: bytes = b"", detours: Mapping[str, str] | None = None
+) -> None:
     """`~/.moat/config.yaml` that leads to the fake, as the README's newcomer writes it."""
-    lines = ["upstream:", f"  ca_bundle: {json.dumps(str(fake.ca_file))}", "  connect_to:"]
-    lines += [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in fake.connect_to().items()]
     place = home / ".moat"
     place.mkdir(mode=0o700, exist_ok=True)
+    bundle = place / "test-roots.pem"
+    bundle.write_bytes(fake.ca_file.read_bytes() + roots)
+    lines = ["upstream:", f"  ca_bundle: {json.dumps(str(bundle))}", "  connect_to:"]
+    ways = fake.connect_to() | dict(detours or {})
+    lines += [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in ways.items()]
     (place / "config.yaml").write_text("\n".join([*lines, ""]))
     (place / "config.yaml").chmod(0o600)

@@ -235,7 +235,7 @@ def _fixed(path: str) -> Answer:
 def _model(request: dict[str, Any]) -> Answer:
     """An answer of the model to `request`, streamed when it asks for that."""
     prompts = [text for text in map(_prompt, request["messages"]) if text]
-    result = _tool_result(request["messages"])
+    result = _last_result(request["messages"])
     tool = re.match(r"FAKE_TOOL (\S+) (\{.*\})", prompts[-1], re.DOTALL) if prompts else None
     block: dict[str, Any]
     if tool and result is None:
@@ -312,15 +312,21 @@ def _prompt(message: dict[str, Any]) -> str | None:
     return typed[-1] if typed else None
 
 
-def _tool_result(messages: list[dict[str, Any]]) -> str | None:
-    """What the tool said that was asked for last; reminders may follow it in messages of their own."""
+def _last_result(messages: list[dict[str, Any]]) -> str | None:
+    """What the tool said since the last prompt. Claude Code may add messages of its own after it."""
     for message in reversed(messages):
-        if message["role"] == "assistant":
+        if _prompt(message):
             return None
-        for block in _blocks(message):
-            if block["type"] == "tool_result":
-                content = block.get("content", "")
-                return content if isinstance(content, str) else " ".join(p.get("text", "") for p in content)
+        if (result := _tool_result(message)) is not None:
+            return result
+    return None
+
+
+def _tool_result(message: dict[str, Any]) -> str | None:
+    for block in _blocks(message):
+        if block["type"] == "tool_result":
+            content = block.get("content", "")
+            return content if isinstance(content, str) else " ".join(part.get("text", "") for part in content)
     return None
 
 

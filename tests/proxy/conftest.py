@@ -21,6 +21,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from moat.errors import GrantError
 from moat.grants import Credential, CredentialInfo, CredentialKind, InjectionRule, Secret
 from moat.proxy import Denial, ExchangeFinished, Limits, Policy, Proxy, RunCA, Upstream, UpstreamOptions
+from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
 from tests.proxy.peers import Origin, Script, Wire, client_context, echo, world
 
@@ -134,6 +135,7 @@ def house(
     ready: Callable[[], Denial | None] | None = None,
     listener: socket.socket | None = None,
     tunnels: Sequence[SshTunnel] = (),
+    mcp: McpTable | None = None,
 ) -> Iterator[House]:
     """A proxy that reaches `origins` by name, on one event loop."""
     backend, backend_options = LOOPS[loop]
@@ -158,6 +160,7 @@ def house(
                 limits=limits,
                 token=token,
                 tunnels=tunnels,
+                mcp=mcp or McpTable(),
                 **({"ready": ready} if ready else {}),
             )
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-Answer = tuple[int, object]  # status, JSON body
+Answer = tuple[int, object] | tuple[int, object, dict[str, str]]  # status, JSON body, headers
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,11 @@ class _Handler(BaseHTTPRequestHandler):
         host = headers.get("host", "").split(":")[0]
         asked = Asked(host, self.command, self.path, headers, body)
         self.vendor.asked.append(asked)
-        status, value = self.vendor.answer(asked)
+        status, value, *more = self.vendor.answer(asked)
         data = json.dumps(value).encode()
         self.send_response(status)
+        for name, text in (more[0] if more else {}).items():
+            self.send_header(name, text)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()

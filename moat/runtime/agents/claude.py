@@ -10,7 +10,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
+from moat.config import LocalMcpServer
 from moat.grants import CredentialInfo
 from moat.runtime.agents import Setup
 from moat.runtime.agents.claude_binary import find_claude
@@ -21,6 +23,7 @@ from moat.runtime.plugins.deliver import Delivery
 from moat.runtime.sandbox import HOME, Mount
 
 BINARY = f"{HOME}/.local/bin/claude"  # in the sandbox: first on PATH, and where its own installer puts it
+_NO_SERVERS: Mapping[str, LocalMcpServer] = MappingProxyType({})
 _DEPENDENCIES = ("claude-code", "git")
 _ENVIRONMENT = {
     "DISABLE_AUTOUPDATER": "1",  # the binary is read-only and not the sandbox's to replace
@@ -86,11 +89,12 @@ class Claude:
         workspace: Path,
         credential: CredentialInfo,
         runtime: str,
+        servers: Mapping[str, LocalMcpServer] = _NO_SERVERS,
         carried: Carried | None = None,
         plugins: Delivery | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Setup:
-        """`carried`: of the user's settings. `plugins`: resolved and ready.
+        """`servers`: those of MCP that it starts itself; `carried`: the user's settings; `plugins`: ready ones.
 
         Raises StartError when the embedded runtime has no Claude Code to show to the sandbox.
         """
@@ -106,7 +110,9 @@ class Claude:
             argv=("claude", *given.argv, *self.argv()[1:]),
             env=_ENVIRONMENT | chosen,
             home_files=(
-                *home_files(home, credential, carried or Carried(), given.enabled, ask=self.ask),
+                *home_files(
+                    home, credential, carried or Carried(), given.enabled, ask=self.ask, servers=servers
+                ),
                 *given.home_files,
             ),
             mounts=tuple(mounts),

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moat.config import LocalMcpServer
 from moat.grants import CredentialInfo, CredentialKind
 from moat.runtime.agents.claude_settings import Carried, harmless, memory
 from moat.runtime.sandbox import WORKSPACE, HomeFile
@@ -39,7 +40,13 @@ _MAX_BYTES = 4_000_000  # ~/.claude.json grows with every project; more than thi
 
 
 def home_files(
-    home: Path, credential: CredentialInfo, carried: Carried, enabled: Mapping[str, bool], *, ask: bool
+    home: Path,
+    credential: CredentialInfo,
+    carried: Carried,
+    enabled: Mapping[str, bool],
+    *,
+    ask: bool,
+    servers: Mapping[str, LocalMcpServer],
 ) -> tuple[HomeFile, ...]:
     """`~/.claude.json` and everything in `~/.claude` that is not a plugin's.
 
@@ -47,7 +54,7 @@ def home_files(
     """
     own = memory(home)
     return (
-        HomeFile(".claude.json", _json(state(home, credential))),
+        HomeFile(".claude.json", _json(state(home, credential) | _mcp_servers(servers))),
         HomeFile(".claude/settings.json", _json(settings(carried.settings, enabled, ask=ask))),
         *carried.files.values(),
         *([HomeFile(CLAUDE_MD, own.encode())] if own else []),
@@ -77,6 +84,20 @@ def state(home: Path, credential: CredentialInfo) -> dict[str, Any]:
     if not subscription:
         found["customApiKeyResponses"] = {"approved": [approved_key(credential)], "rejected": []}
     return found
+
+
+def _mcp_servers(servers: Mapping[str, LocalMcpServer]) -> dict[str, Any]:
+    """The user-scope servers of MCP; those behind the proxy are added when their placeholders are made."""
+    if not servers:
+        return {}
+    return {"mcpServers": {name: _mcp_server(server) for name, server in servers.items()}}
+
+
+def _mcp_server(server: LocalMcpServer) -> dict[str, Any]:
+    argv = [server.command, *server.args]
+    if server.cwd:  # Claude Code 2.1.330 knows `cwd` and does not go there
+        argv = ["/bin/sh", "-c", 'cd -- "$0" && exec "$@"', server.cwd, *argv]
+    return {"type": "stdio", "command": argv[0], "args": argv[1:], "env": dict(server.env)}
 
 
 def approved_key(credential: CredentialInfo) -> str:

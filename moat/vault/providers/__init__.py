@@ -54,6 +54,11 @@ class Entry:
     summary: str
     module: str  # empty: there is nothing that a proxy could inject
     scope: str = ""  # what stands behind the colon of its grants (`host`); empty: nothing may
+    positional: bool = False  # its scope is an argument of `moat grant`, not an option
+
+    def words(self, scope: str) -> tuple[str, ...]:
+        """How `moat grant` is told the scope: `--host github.com`, or the name alone."""
+        return (scope,) if self.positional else (f"--{self.scope}", scope)
 
 
 ENTRIES = (
@@ -87,6 +92,26 @@ ENTRIES = (
         "SSH to one host (git, ssh), signed for by your own agent",
         "",
         scope="host",
+    ),
+    Entry(
+        "mcp",
+        (),
+        (),
+        (),
+        "A token or key of one MCP server",
+        "",
+        scope="name",
+        positional=True,
+    ),
+    Entry(
+        "oauth",
+        (),
+        (),
+        (),
+        "A login to one MCP server, in the browser",
+        "",
+        scope="name",
+        positional=True,
     ),
 )
 
@@ -130,8 +155,8 @@ def check_name(name: str) -> str:
 def command(name: str) -> str:
     """The command that makes a grant: `moat grant github`, `moat grant ssh --host github.com`."""
     grant = Grant.parse(canonical(name))
-    if grant.scope and (scope := entry(grant.name).scope):
-        return f"moat grant {grant.name} --{scope} {grant.scope}"
+    if grant.scope and (row := entry(grant.name)).scope:
+        return " ".join(["moat grant", grant.name, *row.words(grant.scope)])
     return f"moat grant {grant}"
 
 

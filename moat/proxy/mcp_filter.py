@@ -1,0 +1,181 @@
+"""Lists of tools on their way to the sandbox, without the tools that may not be called. Sans-IO.
+
+This only keeps a model from asking in vain; what decides is `mcp.judge`. Everything that holds no such list
+leaves byte for byte as it came, and an event leaves when its last byte has come.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from moat.proxy.http1 import Headers, ResponseHead
+from moat.proxy.mcp import McpEndpoint, ToolPolicy
+from moat.proxy.scrub import BodyScrubber, UnreadableBodyError
+
+_END_OF_EVENT = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_LINE = re.compile(r"\r\n|\n|\r")
+_MARK = b'"tools"'
+
+
+class _Filter(Protocol):
+    def feed(self, data: bytes) -> bytes: ...
+
+    def finish(self) -> bytes: ...
+
+
+class ToolFilter:
+    """A response body, decoded and scrubbed by `scrubber`, its lists of tools shortened."""
+
+    decoded = True  # the body leaves with another length
+
+    def __init__(self, scrubber: BodyScrubber, inner: _Filter) -> None:
+        self._scrubber = scrubber
+        self._inner = inner
+
+    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
+        """What can leave now. Raises UnreadableBodyError."""
+        for piece in self._scrubber.feed(data):
+            if clean := self._inner.feed(piece):
+                yield clean
+
+    def finish(self) -> bytes:
+        """What was held back. Raises UnreadableBodyError."""
+        rest = self._scrubber.finish()
+        return (self._inner.feed(rest) if rest else b"") + self._inner.finish()
+
+    def headers(self, headers: Headers) -> Headers:
+        return tuple(
+            field for field in self._scrubber.headers(headers) if field[0].lower() != b"content-length"
+        )
+
+
+class LoginNeededError(Exception):
+    """The server wants to know who asks, and a client would now go and fetch a token of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class McpResponse:
+    """What is done to the response of an MCP server."""
+
+    endpoint: McpEndpoint
+    lists: bool  # the request asks for a list of tools
+    limit: int
+
+    @property
+    def filters(self) -> bool:
+        policy = self.endpoint.policy
+        return policy is not None and not policy.audit
+
+    def check(self, head: ResponseHead) -> None:
+        """Raises LoginNeededError."""
+        if head.status == 401:
+            raise LoginNeededError
+
+    def filtered(self, scrubber: BodyScrubber, headers: Headers) -> BodyScrubber | ToolFilter:
+        """`scrubber` with a filter behind it, if the response can hold a list of tools."""
+        policy = self.endpoint.policy
+        if policy is None or policy.audit:
+            return scrubber
+        if media_type(headers) == b"text/event-stream":
+            # Also without a question for the list: a stream that is taken up again repeats old answers.
+            return ToolFilter(scrubber, _Events(policy, self.limit))
+        return ToolFilter(scrubber, _Json(policy, self.limit)) if self.lists else scrubber
+
+
+def media_type(headers: Headers) -> bytes:
+    for name, value in headers:
+        if name.lower() == b"content-type":
+            return value.partition(b";")[0].strip().lower()
+    return b""
+
+
+class _Json:
+    """One JSON document, held until it is complete."""
+
+    def __init__(self, policy: ToolPolicy, limit: int) -> None:
+        self._policy = policy
+        self._limit = limit
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> bytes:
+        self._held += data
+        if len(self._held) > self._limit:
+            raise UnreadableBodyError(f"the list of tools has more than {self._limit} bytes")
+        return b""
+
+    def finish(self) -> bytes:
+        return _shortened(bytes(self._held), self._policy)
+
+
+class _Events:
+    """Server-sent events, one by one. An event that grows beyond the limit leaves as it came."""
+
+    def __init__(self, policy: ToolPolicy, limit: int) -> None:
+        self._policy = policy
+        self._limit = limit
+        self._held = b""
+        self._large = False  # in the middle of an event that is too large to be held
+        self._line_feed: bytes | None = None  # after `\r`: what a `\n` that still belongs to it becomes
+
+    def feed(self, data: bytes) -> bytes:
+        out = []
+        if self._line_feed is not None and data:
+            if data.startswith(b"\n"):
+                out.append(self._line_feed)
+                data = data[1:]
+            self._line_feed = None
+        searched = max(0, len(self._held) - 3)
+        self._held += data
+        while (end := _END_OF_EVENT.search(self._held, searched)) is not None:
+            event, self._held = self._held[: end.end()], self._held[end.end() :]
+            clean = event if self._large or _MARK not in event else self._event(event)
+            out.append(clean)
+            if event.endswith(b"\r") and not self._held:
+                self._line_feed = b"\n" if clean is event else b""
+            self._large, searched = False, 0
+        if self._large or len(self._held) > self._limit:
+            kept = len(self._held) - 3  # its end may be cut in two
+            if kept > 0:
+                out.append(self._held[:kept])
+                self._held = self._held[kept:]
+            self._large = True
+        return b"".join(out)
+
+    def finish(self) -> bytes:
+        rest, self._held = self._held, b""
+        return rest  # a client drops an event that has no end
+
+    def _event(self, event: bytes) -> bytes:
+        lines = _LINE.split(event.decode("utf-8", "replace").removeprefix("\ufeff"))
+        data = [line[5:].removeprefix(" ") for line in lines if line.startswith("data:")]
+        old = "\n".join(data).encode()
+        new = _shortened(old, self._policy)
+        if new == old:
+            return event
+        rest = [line for line in lines if line and not line.startswith("data:")]
+        return "\n".join([*rest, f"data: {new.decode()}", "", ""]).encode()
+
+
+def _shortened(text: bytes, policy: ToolPolicy) -> bytes:
+    """`text` without the tools that may not be called; the very bytes when none is in it."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    messages = value if isinstance(value, list) else [value]
+    changed = [_shorten(message, policy) for message in messages]
+    return json.dumps(value, ensure_ascii=False).encode() if any(changed) else text
+
+
+def _shorten(message: Any, policy: ToolPolicy) -> bool:
+    result = message.get("result") if isinstance(message, dict) else None
+    tools = result.get("tools") if isinstance(result, dict) else None
+    if not isinstance(tools, list):
+        return False
+    kept = [tool for tool in tools if not isinstance(tool, dict) or policy.shows(tool.get("name"))]
+    result["tools"] = kept  # type: ignore[index]
+    return len(kept) != len(tools)

@@ -1,0 +1,1 @@
+"""Logins to MCP servers: found out, made in the browser, kept alive (`oauth:NAME` grants)."""

@@ -1,0 +1,113 @@
+"""The credentials of a run: the vault's, with logins renewed before they end.
+
+A server may replace the refresh token each time. So one process at a time asks (a lock beside the vault),
+the first thing done with an answer is to store it, nobody who leaves in between interrupts that, and what
+cannot be stored is kept and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+
+from moat.config import UpstreamConfig
+from moat.errors import GrantError, MoatError, VaultError
+from moat.grants import Credential, Secret
+from moat.paths import locked
+from moat.vault.oauth.tokens import LoginLostError, Tokens, renew
+from moat.vault.oauth.web import Web
+from moat.vault.store import Vault
+
+_PAUSE = 15.0  # seconds between two attempts of which the first went wrong
+Notice = Callable[[str, str], None]  # (`renewed`, `lost`, `failed`, `not stored`; name of the grant)
+
+
+class RunCredentials:
+    """A CredentialSource. `notice` is told once of each login that was renewed, lost or not stored."""
+
+    def __init__(self, vault: Vault, upstream: UpstreamConfig, locks: Path, notice: Notice) -> None:
+        """`locks`: the directory for lock files; the same for all processes that use `vault`."""
+        self._vault = vault
+        self._web = Web(upstream)
+        self._locks = locks
+        self._notice = notice
+        self._asking: dict[str, anyio.Lock] = {}
+        self._lost: dict[str, str] = {}  # refresh tokens that are no longer accepted
+        self._unsaved: dict[str, Credential] = {}
+        self._not_before: dict[str, float] = {}
+
+    async def credential(self, name: str) -> Credential:
+        """As the vault's; of a login it is the access token. Raises GrantError, VaultError."""
+        if not name.startswith("oauth:"):
+            return await self._vault.credential(name)
+        tokens, found = await self._current(name)
+        if self._needs_renewal(name, tokens):
+            async with self._asking.setdefault(name, anyio.Lock()):
+                tokens, found = await self._current(name)
+                if self._needs_renewal(name, tokens):
+                    # Who asked may leave; the answer of the server must not be lost for that.
+                    with anyio.CancelScope(shield=True):
+                        tokens, found = await to_thread.run_sync(self._renew, name)
+        if tokens.expired(time.time()):
+            raise self._ended(name, found)
+        return Credential(found.info, Secret(tokens.access))
+
+    async def _current(self, name: str) -> tuple[Tokens, Credential]:
+        found = self._unsaved.get(name) or await self._vault.credential(name)
+        return Tokens.decode(found.secret, name), found
+
+    def _needs_renewal(self, name: str, tokens: Tokens) -> bool:
+        if name in self._unsaved:
+            return time.monotonic() >= self._not_before.get(name, 0.0)
+        if tokens.refresh is None or not tokens.due(time.time()):
+            return False
+        return self._lost.get(name) != tokens.refresh and time.monotonic() >= self._not_before.get(name, 0.0)
+
+    def _ended(self, name: str, found: Credential) -> GrantError:
+        url = found.info.metadata.get("url", "URL")
+        again = f"run `moat grant {name.replace(':', ' ', 1)} --url {url}` on the host"
+        if name in self._lost:
+            return GrantError(f"the login {name} is no longer accepted by its server", hint=again)
+        return GrantError(f"the login {name} has ended and could not be renewed", hint=again)
+
+    # --- in a thread ------------------------------------------------------------------------------
+
+    def _renew(self, name: str) -> tuple[Tokens, Credential]:
+        """What is current after one attempt. An attempt that goes wrong leaves what there was."""
+        with locked(self._locks / f".renew-{name}"):
+            if name in self._unsaved:
+                found = self._unsaved[name]
+                self._store(name, found)
+                return Tokens.decode(found.secret, name), found
+            found = self._vault.get(name)  # another process may have done it while we waited
+            tokens = Tokens.decode(found.secret, name)
+            if not self._needs_renewal(name, tokens):
+                return tokens, found
+            try:
+                tokens = asyncio.run(renew(self._web, tokens))
+            except LoginLostError:
+                self._lost[name] = tokens.refresh or ""
+                self._notice("lost", name)
+                return tokens, found
+            except MoatError:
+                self._not_before[name] = time.monotonic() + _PAUSE
+                self._notice("failed", name)
+                return tokens, found
+            found = Credential(found.info, tokens.encode())
+            self._store(name, found)
+            self._notice("renewed", name)
+            return tokens, found
+
+    def _store(self, name: str, found: Credential) -> None:
+        try:
+            self._vault.put(found)
+            self._unsaved.pop(name, None)
+        except (VaultError, OSError):
+            self._unsaved[name] = found
+            self._not_before[name] = time.monotonic() + _PAUSE
+            self._notice("not stored", name)

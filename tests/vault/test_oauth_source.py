@@ -1,0 +1,225 @@
+"""Logins are renewed before they end, once for all, and what the server gives is never lost.
+
+How each defence was shown to fail: without the lock file two processes use one refresh token; without the shield the
+refresh token of a caller who leaves is gone; with `_store` only raising, the token that could not be stored is.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import anyio
+import pytest
+
+from moat.config import load_user
+from moat.errors import GrantError, VaultError
+from moat.grants import Credential, CredentialInfo, CredentialKind
+from moat.paths import Home
+from moat.vault import Vault, open_vault
+from moat.vault.oauth import source as source_module
+from moat.vault.oauth.source import RunCredentials
+from moat.vault.oauth.tokens import Client, Tokens
+from tests.conftest import REPOSITORY
+from tests.fakes.oauth_server import ISSUER, RESOURCE, AuthorizationServer
+from tests.fakes.pki import make_pki
+
+pytestmark = pytest.mark.anyio
+NAME = "oauth:example"
+
+
+@dataclass
+class Place:
+    home: Home
+    server: AuthorizationServer
+    client: Client
+    notices: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def vault(self) -> Vault:
+        """Another process's view."""
+        return open_vault(self.home)
+
+    def source(self) -> RunCredentials:
+        vault = self.vault
+        upstream = load_user(self.home).upstream
+        return RunCredentials(vault, upstream, vault.directory, lambda *notice: self.notices.append(notice))
+
+    def grant(self, age: float) -> Tokens:
+        """A login that was made `age` seconds ago."""
+        given = self.server._give(self.client.client_id, ["tools"], RESOURCE)
+        tokens = Tokens(
+            client=self.client,
+            access=given.access_token,
+            refresh=given.refresh_token,
+            obtained_at=time.time() - age,
+            lifetime=float(given.expires_in or 0),
+        )
+        import datetime as dt
+
+        info = CredentialInfo(
+            NAME,
+            CredentialKind.OAUTH,
+            ("mcp.example.test",),
+            dt.datetime.now(dt.UTC),
+            metadata={"url": RESOURCE},
+        )
+        self.vault.put(Credential(info, tokens.encode()))
+        return tokens
+
+    def stored(self) -> Tokens:
+        return Tokens.decode(self.vault.get(NAME).secret, NAME)
+
+
+@pytest.fixture
+def place(home, tmp_path, monkeypatch) -> Iterator[Place]:
+    key = tmp_path / "key"
+    key.write_bytes(base64.b64encode(os.urandom(32)))
+    key.chmod(0o600)
+    monkeypatch.setenv("MOAT_KEYRING_BACKEND", "file")
+    monkeypatch.setenv("MOAT_KEY_FILE", str(key))
+    (tmp_path / "pki").mkdir()
+    ca, leaf = make_pki(tmp_path / "pki", ["auth.example.test"])
+    with AuthorizationServer(leaf) as server:
+        root = home / ".moat"
+        root.mkdir(mode=0o700)
+        write_config(root, ca, server.port)
+        from mcp.shared.auth import OAuthClientInformationFull
+
+        server.clients["moat"] = OAuthClientInformationFull(
+            client_id="moat", redirect_uris=["http://127.0.0.1/callback"], token_endpoint_auth_method="none"
+        )
+        client = Client(token_endpoint=f"{ISSUER}/token", client_id="moat", resource=RESOURCE)
+        yield Place(Home(root), server, client)
+
+
+def write_config(root: Path, ca: Path, port: int) -> None:
+    text = f'upstream:\n  ca_bundle: {ca}\n  connect_to:\n    "auth.example.test:443": "127.0.0.1:{port}"\n'
+    (root / "config.yaml").write_text(text)
+    (root / "config.yaml").chmod(0o600)
+
+
+async def test_a_young_login_is_used_as_it_is(place):
+    tokens = place.grant(age=10)
+    found = await place.source().credential(NAME)
+    assert (found.secret.reveal(), place.server.renewals, place.notices) == (tokens.access, 0, [])
+
+
+async def test_a_login_is_renewed_before_it_ends_and_stored_at_once(place):
+    old = place.grant(age=3600 - 200)
+    found = await place.source().credential(NAME)
+    assert found.secret.reveal() in place.server.access
+    assert found.secret.reveal() != old.access
+    now = place.stored()
+    assert (now.access, now.refresh in place.server.refresh) == (found.secret.reveal(), True)
+    assert place.notices == [("renewed", NAME)]
+    assert (await place.source().credential(NAME)).secret == found.secret
+    assert place.server.renewals == 1
+
+
+async def test_one_renewal_serves_everybody_who_asks(place):
+    """Tasks of one run, and other runs in processes of their own; a refresh token is good for one use."""
+    place.grant(age=3600)
+    place.server.delay = 0.5
+    program = (
+        "import anyio, sys; from moat.paths import Home; from moat.vault import open_vault\n"
+        "from moat.config import load_user; from moat.vault.oauth.source import RunCredentials\n"
+        "home = Home.from_environment(); vault = open_vault(home)\n"
+        "source = RunCredentials(vault, load_user(home).upstream, vault.directory, lambda *_: None)\n"
+        f"print(anyio.run(source.credential, {NAME!r}).secret.reveal())\n"
+    )
+    others = [
+        subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    source, got = place.source(), []
+
+    async def ask() -> None:
+        got.append((await source.credential(NAME)).secret.reveal())
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(ask)
+    for other in others:
+        out, _ = await anyio.to_thread.run_sync(other.communicate)
+        got.append(out.strip())
+    assert len(got) == 13
+    assert set(got) == {place.stored().access}
+    assert (place.server.renewals, place.server.reused) == (1, 0)
+
+
+async def test_who_leaves_in_the_middle_loses_nothing(place):
+    place.grant(age=3600)
+    place.server.delay = 0.5
+    with anyio.move_on_after(0.2):
+        await place.source().credential(NAME)
+    assert place.server.renewals == 1
+    assert place.stored().refresh in place.server.refresh
+
+
+async def test_what_cannot_be_stored_is_kept_and_stored_later(place, monkeypatch):
+    place.grant(age=3600)
+    source = place.source()
+    put = Vault.put
+
+    def broken(self: Vault, credential: Credential) -> None:
+        raise VaultError("the disk is full")
+
+    monkeypatch.setattr(Vault, "put", broken)
+    monkeypatch.setattr(source_module, "_PAUSE", 0.0)
+    first = await source.credential(NAME)
+    assert place.notices[0] == ("not stored", NAME)
+    monkeypatch.setattr(Vault, "put", put)
+    assert (await source.credential(NAME)).secret == first.secret
+    assert place.stored().access == first.secret.reveal()
+    assert (place.server.renewals, place.server.reused) == (1, 0)
+
+
+async def test_a_server_that_is_away_costs_nothing_until_the_end(place, monkeypatch):
+    monkeypatch.setattr(source_module, "_PAUSE", 0.0)
+    tokens = place.grant(age=3600 - 100)
+    source = place.source()
+    config = place.home.config_file
+    good = config.read_text()
+    config.write_text(good.replace(f":{place.server.port}", ":1"))
+    away = place.source()
+    config.write_text(good)
+    assert (await away.credential(NAME)).secret.reveal() == tokens.access
+    assert place.notices == [("failed", NAME)]
+    place.vault.put(
+        replace(place.vault.get(NAME), secret=replace(tokens, obtained_at=time.time() - 4000).encode())
+    )
+    with pytest.raises(GrantError, match="has ended and could not be renewed") as caught:
+        await away.credential(NAME)
+    assert caught.value.hint == f"run `moat grant oauth example --url {RESOURCE}` on the host"
+    assert (await source.credential(NAME)).secret.reveal() in place.server.access
+
+
+async def test_a_login_that_was_taken_back_says_so_once_and_a_new_one_helps(place):
+    place.grant(age=3600)
+    place.server.end_login()
+    source = place.source()
+    for _ in range(3):
+        with pytest.raises(GrantError, match="is no longer accepted by its server") as caught:
+            await source.credential(NAME)
+        assert caught.value.hint == f"run `moat grant oauth example --url {RESOURCE}` on the host"
+    assert place.notices == [("lost", NAME)]
+    assert place.server.reused == 1
+    fresh = place.grant(age=0)
+    assert (await source.credential(NAME)).secret.reveal() == fresh.access
+
+
+async def test_a_damaged_login_is_told(place):
+    tokens = place.grant(age=0)
+    found = place.vault.get(NAME)
+    for secret in ("{}", "x", '{"client": 1}'):
+        place.vault.put(replace(found, secret=type(found.secret)(secret)))
+        with pytest.raises(VaultError, match="damaged"):
+            await place.source().credential(NAME)
+    assert tokens.access not in repr(tokens)
