@@ -166,11 +166,11 @@ runtime: podman
         ("command: npm test", "agent.yaml:1:10: command must be a list, e.g. [npm, test], not a string"),
         ("command: []", "agent.yaml:1:10: command must begin with a program"),
         ('command: ["", x]', "agent.yaml:1:10: command must begin with a program"),
-        ("dependencies: [node@]", "agent.yaml:1:16: 'node@' is not a dependency, e.g. git or node@22"),
+        ("dependencies: [node@]", "agent.yaml:1:16: 'node@' has no valid version"),
         ("dependencies: [3.10]", 'agent.yaml:1:16: an entry of dependencies must be a string; put it in quotes: "3.10"'),
         (
             "dependencies: [git, nod@22]",
-            "agent.yaml:1:21: unknown dependency 'nod'; there are claude-code, git, node, python, ssh; did you mean 'node'?",
+            "agent.yaml:1:21: unknown dependency 'nod'; did you mean 'node'?",
         ),
         ("base_image: -v", "agent.yaml:1:13: '-v' is not an image, e.g. debian:bookworm-slim"),
         ("network: {policy: open}", "agent.yaml:1:19: network.policy must be one of permissive, strict"),

@@ -130,13 +130,6 @@ def test_what_config_accepts_the_proxy_understands(workspace):
         assert len(parse_host_rule(entry.host, entry.rules).rules) == len(entry.rules)
 
 
-def test_what_config_accepts_images_can_be_made_with():
-    from moat.config.workspace import DEPENDENCIES
-    from moat.runtime.dockerfile import KNOWN
-
-    assert DEPENDENCIES == KNOWN
-
-
 # --- the user's own file --------------------------------------------------------------------------------
 
 

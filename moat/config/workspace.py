@@ -8,24 +8,23 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from moat.config import ports
-from moat.config.check import Checker, Node, TooMuchError, meant
+from moat.config import image, ports
+from moat.config.check import Checker, Node, TooMuchError
 from moat.config.claude import ClaudeConfig, ClaudeReader
+from moat.config.dependencies import parse
 from moat.config.mcp import McpReader
 from moat.config.model import HostRules, MountConfig, NetworkConfig, RunConfig
-from moat.config.mounts import parse_mount
+from moat.config.mounts import parse_mount, refused_target
 from moat.config.network import parse_host, parse_rule
 from moat.config.source import read_document
 from moat.errors import ConfigError, UsageError
 
 FILES = ("agent.yaml", "moat.yaml")
-DEPENDENCIES = ("claude-code", "git", "node", "python", "ssh")  # what images can be made with
 
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_RULE = "a name: lower-case letters, digits and `-`, at most 63"
 _GRANT = re.compile(r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,253})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DEPENDENCY = re.compile(r"[a-z0-9][a-z0-9._+-]{0,63}(@[A-Za-z0-9][A-Za-z0-9._+-]{0,63})?")
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
 
 _LATER = "not supported yet"
@@ -35,21 +34,15 @@ _REFUSED = {
     "journal": "belongs in ~/.moat/config.yaml; a workspace must not say what is recorded of its own runs",
     "proxy": "belongs in ~/.moat/config.yaml as upstream.proxy; a workspace must not redirect its traffic",
     "snapshots": f"{_LATER}; this version takes none",
-    "codex": _LATER,
-    "gemini": _LATER,
-    "hooks": _LATER,
-    "services": _LATER,
+    "codex": "Moat has no sessions of it; run it as a command, with `dependencies: [codex-cli]`",
+    "gemini": "Moat has no sessions of it; run it as a command, with `dependencies: [gemini-cli]`",
     "secrets": "they would be real secrets in the sandbox, where the agent can read them; a grant goes to "
     "its hosts only and is never inside: see `moat grant providers`",
-    "volumes": _LATER,
-    "container": _LATER,
-    "workspace": _LATER,
-    "sandbox": _LATER,
-    "tracing": _LATER,
-    "interactive": f"{_LATER}; use `moat run -i`",
-    "version": _LATER,
-    "clipboard": _LATER,
-    "language_servers": _LATER,
+    "workspace": "the workspace is always mounted; snapshots bring back what a run has changed",
+    "sandbox": "there is no run without a sandbox; `runtime` says what makes it",
+    "tracing": "`moat trace` shows what a run asked of the network; nothing traces its processes",
+    "clipboard": "the clipboard may hold a password; it stays outside the sandbox",
+    "language_servers": "name them in `dependencies`, e.g. npm:typescript-language-server",
 }
 _NETWORK_REFUSED = {
     "allow": "write network.rules instead, e.g. rules: [api.example.com]",
@@ -119,11 +112,18 @@ class _Workspace:
             "claude": ClaudeReader(self._check).read,
             "dependencies": self._dependencies,
             "ports": lambda node: ports.read(self._check, node),
+            "interactive": lambda node: self._check.boolean(node, "interactive"),
+            "version": self._version,
+            "hooks": lambda node: image.read_hooks(self._check, node),
+            "container": lambda node: image.read_container(self._check, node),
+            "services": lambda node: image.read_services(self._check, node),
+            "volumes": lambda node: image.read_volumes(self._check, node, refused_target),
             "base_image": lambda node: self._check.matching(
                 node, "base_image", _IMAGE, "an image, e.g. debian:bookworm-slim"
             ),
         }
         found = self._check.fields(root, "the file", known, _REFUSED)
+        image.check_together(self._check, root, found)
         claude = found.get("claude")
         for name in claude.mcp if isinstance(claude, ClaudeConfig) else ():
             if name in mcp.names:
@@ -135,15 +135,18 @@ class _Workspace:
             node, "grants", "[anthropic, github]", _GRANT, "a grant, e.g. anthropic or ssh:github.com"
         )
 
+    def _version(self, node: Node) -> None:
+        """For people; it means nothing to Moat, so `1.0` may be written without quotes."""
+        if node.id != "scalar":
+            self._check.text(node, "version")
+
     def _dependencies(self, node: Node) -> tuple[str, ...]:
-        rule = "a dependency, e.g. git or node@22"
-        found = self._words(node, "dependencies", "[node@22, git]", _DEPENDENCY, rule)
-        for item in node.value if node.id == "sequence" else ():
-            name = str(item.value).partition("@")[0]
-            if item.value in found and name not in DEPENDENCIES:
-                text = f"unknown dependency {name!r}; there are {', '.join(DEPENDENCIES)}"
-                self._check.wrong(item, text + meant(name, DEPENDENCIES))
-        return found
+        found: dict[str, None] = {}
+        for item in self._check.items(node, "dependencies", "[node@22, git]"):
+            word = self._parsed(item, "an entry of dependencies", lambda text: str(parse(text)))
+            if word is not None:
+                found[word] = None
+        return tuple(found)
 
     def _words(
         self, node: Node, what: str, example: str, form: re.Pattern[str], rule: str

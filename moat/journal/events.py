@@ -27,6 +27,7 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             "everything is released; how it ended",
             ("state", "exit_code", "error"),
         ),
+        "service.requested": ("a service runs beside the sandbox", ("name", "image")),
         "endpoint.opened": ("a port of the sandbox can be reached at `url`", ("endpoint", "port", "url")),
         "endpoint.closed": ("it cannot any more", ("endpoint", "port")),
         "secret.resolved": ("a credential was read from the vault", ("grant", "kind")),

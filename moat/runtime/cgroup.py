@@ -19,7 +19,11 @@ _FILES = {  # (version, controller): limit files, the first one mandatory
     (1, "pids"): ("pids.max",),
     (2, "memory"): ("memory.max", "memory.swap.max"),
     (2, "pids"): ("pids.max",),
+    (1, "cpu"): ("cpu.cfs_quota_us",),
+    (2, "cpu"): ("cpu.max",),
 }
+_CONTROLLERS = ("memory", "pids", "cpu")
+_PERIOD = 100_000  # µs, the kernel's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +41,18 @@ class Group:
 def find(run_id: str) -> Group:
     """The groups that a run made, as far as they are still there."""
     found = {}
-    for controller in ("memory", "pids"):
+    for controller in _CONTROLLERS:
         for _version, parent in _parents(controller):
             if (parent / run_id).is_dir():
                 found[controller] = parent / run_id
     return Group(found)
 
 
-def make(run_id: str, *, memory: int, pids: int) -> Group:
-    """Groups with these limits (bytes, processes), as far as they can be had here."""
+def make(run_id: str, *, memory: int, pids: int, cpus: float = 0.0) -> Group:
+    """Groups with these limits (bytes, processes, processors; 0: none), as far as they can be had here."""
     directories = {}
-    for controller, limit in (("memory", memory), ("pids", pids)):
+    wanted = {"memory": memory, "pids": pids} | ({"cpu": round(cpus * _PERIOD)} if cpus else {})
+    for controller, limit in wanted.items():
         for version, parent in _parents(controller):
             with contextlib.suppress(OSError):
                 directories[controller] = _limited(parent / run_id, version, controller, limit)
@@ -62,7 +67,7 @@ def _limited(directory: Path, version: int, controller: str, limit: int) -> Path
     directory.mkdir(mode=0o755, exist_ok=True)
     first, *others = _FILES[version, controller]
     try:
-        (directory / first).write_text(str(limit))
+        (directory / first).write_text(f"{limit} {_PERIOD}" if first == "cpu.max" else str(limit))
     except OSError:
         _removed(directory)
         raise

@@ -63,9 +63,14 @@ def configuration(
     identity: Identity,
     binds: Iterable[Mount],
     memory: int,
+    cpus: float = 0.0,
+    network: str | None = None,
     userns_host: bool = False,
 ) -> dict[str, Any]:
-    """The body of the engine's `create`. `memory`: bytes, 0 where the engine cannot limit it."""
+    """The body of the engine's `create`. `memory`: bytes, `cpus`: a number; 0 where there is no limit.
+
+    `network`: the container whose network namespace is joined (`container:<id>`); None: one of its own.
+    """
     options = ["--size", f"{spec.tty.columns}x{spec.tty.rows}"] if spec.tty else []
     for port in spec.host_ports:
         options += ["--host-port", str(port)]
@@ -86,17 +91,15 @@ def configuration(
         "Tty": spec.tty is not None,
         "OpenStdin": spec.tty is not None or spec.stdin,
         "StdinOnce": spec.tty is None,  # pipes: when ours closes, the command's stdin ends
-        "HostConfig": _host(spec, binds, memory) | ({"UsernsMode": "host"} if userns_host else {}),
+        "HostConfig": _host(spec, binds, memory, cpus, network)
+        | ({"UsernsMode": "host"} if userns_host else {}),
     }
 
 
-def _host(spec: SandboxSpec, binds: Iterable[Mount], memory: int) -> dict[str, Any]:
-    return {
-        "NetworkMode": "none",
-        "Dns": ["127.0.0.1"],  # the stub; never the host's resolver, whatever the engine's version
-        "DnsSearch": ["."],
-        "ExtraHosts": [f"{HOST_NAME}:{HOST_ADDRESS}"],
-        "Sysctls": {"net.ipv4.ip_unprivileged_port_start": "0"},  # the listeners need no capability
+def _host(
+    spec: SandboxSpec, binds: Iterable[Mount], memory: int, cpus: float, network: str | None
+) -> dict[str, Any]:
+    return ({"NetworkMode": network} if network else own_network()) | {
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges:true", f"seccomp={syscalls.profile()}"],
         "IpcMode": "private",
@@ -104,11 +107,23 @@ def _host(spec: SandboxSpec, binds: Iterable[Mount], memory: int) -> dict[str, A
         "PidsLimit": spec.pids,
         "Memory": memory,
         "MemorySwap": memory,
+        "NanoCpus": round(cpus * 1e9),
         "LogConfig": {"Type": "none"},  # the supervisor keeps the output; no second copy on the disk
         "Mounts": [
             {"Type": "bind", "Source": str(m.source), "Target": m.target, "ReadOnly": m.read_only}
             for m in binds
         ],
+    }
+
+
+def own_network() -> dict[str, Any]:
+    """A network namespace with loopback and nothing else."""
+    return {
+        "NetworkMode": "none",
+        "Dns": ["127.0.0.1"],  # the stub; never the host's resolver, whatever the engine's version
+        "DnsSearch": ["."],
+        "ExtraHosts": [f"{HOST_NAME}:{HOST_ADDRESS}"],
+        "Sysctls": {"net.ipv4.ip_unprivileged_port_start": "0"},  # the listeners need no capability
     }
 
 

@@ -25,6 +25,7 @@ from moat.runtime.binds import Binds, identity_of
 from moat.runtime.container import LABEL, Accounts, Identity
 from moat.runtime.dial import ForwarderDialler
 from moat.runtime.engine_socket import EngineUnreachableError
+from moat.runtime.pod import Pod
 from moat.runtime.sandbox import Egress, Output, Probe, Progress, SandboxSpec, Size
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ class EngineInfo:
     remapped: bool  # container uids are not the host's: every container asks for the host's
     limits_memory: bool
     limits_pids: bool
+    limits_cpus: bool
+    cpus: int  # it refuses a limit above this
 
 
 def examine() -> EngineInfo:
@@ -68,6 +71,8 @@ def examine() -> EngineInfo:
         remapped="name=userns" in security,
         limits_memory=bool(info.get("MemoryLimit")),
         limits_pids=bool(info.get("PidsLimit")),
+        limits_cpus=bool(info.get("CpuCfsQuota")),
+        cpus=int(info.get("NCPU") or os.cpu_count() or 1),
     )
 
 
@@ -126,6 +131,8 @@ class DockerRuntime:
         self, sandbox: DockerSandbox, info: EngineInfo, egress: Egress, progress: Progress
     ) -> DockerSandbox:
         from moat.runtime import image as images
+        from moat.runtime.deps.resolve import machine
+        from moat.runtime.dockerfile import plan
 
         spec, engine = sandbox.spec, sandbox.engine
         identity = identity_of(spec.workspace)
@@ -135,12 +142,20 @@ class DockerRuntime:
             sandbox.dialler = ForwarderDialler(directory, identity.uid)
         image = await images.ensure(
             engine,
-            spec.dependencies,
-            spec.base_image,
+            plan(
+                spec.dependencies,
+                spec.base_image,
+                machine=machine(),
+                hooks=spec.hooks,
+                identity=identity,
+            ),
             cache=self._cache,
             progress=progress,
             rebuild=spec.rebuild,
         )
+        if spec.services:
+            sandbox.pod = Pod(engine, spec, limits_memory=info.limits_memory, userns_host=info.remapped)
+            await sandbox.pod.make(image.id, progress)
         binds = sandbox.binds.make(spec, identity, directory)
         config = container.configuration(
             spec,
@@ -148,6 +163,8 @@ class DockerRuntime:
             identity=identity,
             binds=binds,
             memory=(spec.memory or default_memory()) if info.limits_memory else 0,
+            cpus=min(spec.cpus, info.cpus) if info.limits_cpus else 0.0,
+            network=sandbox.pod.network if sandbox.pod else None,
             userns_host=info.remapped,
         )
         sandbox.container = await engine.create(f"moat-{spec.run_id}", config)
@@ -211,6 +228,7 @@ class DockerSandbox:
         self.binds = binds
         self.container = ""  # empty: not created, or destroyed
         self.dialler: ForwarderDialler | None = None
+        self.pod: Pod | None = None  # what a run with services has besides
         self._streams: Attachment | None = None
         self._status: int | None = None
 
@@ -281,6 +299,9 @@ class DockerSandbox:
             with contextlib.suppress(EngineError):
                 await self.engine.remove(self.container)
             self.container = ""
+        if self.pod:
+            with contextlib.suppress(EngineError):
+                await self.pod.destroy()
         if self._streams:
             self._streams.close()
             self._streams = None

@@ -1,134 +1,150 @@
-"""From `dependencies` and `base_image` to a Dockerfile: pure, no engine, no network.
+"""From dependencies, `base_image` and build hooks to a Dockerfile: pure, no engine, no network.
 
-The classic builder understands all of it (no BuildKit syntax). What comes from the npm registry is
-fetched and verified on the host and copied in, so only Debian's packages are fetched during a build.
+Both builders understand all of it. What comes from npm and PyPI lies in the context, so only Debian's
+packages (and what hooks do) are fetched during a build.
 """
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
+from moat.config import HooksConfig
+from moat.config.dependencies import BY_NAME, Entry
 from moat.errors import StartError
+from moat.runtime import trust
+from moat.runtime.container import Identity
+from moat.runtime.deps.selection import DEBIAN_PYTHON, Selection, select
+from moat.runtime.deps.trees import Interpreter
+from moat.runtime.sandbox import HOME
 
 DEFAULT_BASE = "debian:bookworm-slim"
-KNOWN = ("claude-code", "git", "node", "python", "ssh")
-# The version that Moat's own suite runs: what Claude Code asks at its first start differs between versions.
-CLAUDE_CODE = "2.1.330"
-NODE = "22"
-PYTHON = "3.11"  # of DEFAULT_BASE
+PREFIX = "usr/local"  # where trees go
 
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # it ends up in a shell line and in a URL
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9./:@_-]{0,254}")
 _SCRATCH = "/tmp/moat-build"  # noqa: S108 - inside the image that is being built
+_SYSTEM_PYTHON = "/usr/bin/python3"
+# Debian calls these programs otherwise, because of older ones of the same name.
+_RENAMED = {"fd": "fdfind", "bat": "batcat"}
 
 
-@dataclass(frozen=True, slots=True)
-class NpmPackage:
-    """A package of the npm registry; `version` may be a prefix (`22`) or a tag (`latest`) until resolved."""
-
-    name: str
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What an image is made of."""
 
     base: str
     debian: tuple[str, ...]  # packages, in order
-    node: NpmPackage | None = None
-    claude: NpmPackage | None = None
-    python: bool = False
+    selection: Selection
+    interpreter: Interpreter | None = None  # that Python tools and packages are for
+    hooks: HooksConfig = field(default_factory=HooksConfig)
+    identity: Identity | None = None  # the agent's, where `post_build` needs one
 
     @property
     def title(self) -> str:
         """For a person: what is special about it."""
-        npm = [f"{p.name} {p.version}" for p in (self.node, self.claude) if p]
-        return ", ".join([self.base, *self.debian, *npm])
+        hooks = [f"hooks.{name}" for name in self.scripts]
+        return ", ".join([self.base, *self.debian, *self.selection.words, *hooks])
+
+    @property
+    def scripts(self) -> dict[str, str]:
+        """The build hooks by name."""
+        found = {"post_build_root": self.hooks.post_build_root, "post_build": self.hooks.post_build}
+        return {name: text for name, text in found.items() if text}
 
 
-def plan(dependencies: Sequence[str], base_image: str | None) -> Plan:
-    """Read `node@22`, `git`, …. Raises StartError for what is not known, listing what is."""
+def plan(
+    dependencies: Sequence[str],
+    base_image: str | None,
+    *,
+    machine: str = "x64",
+    hooks: HooksConfig | None = None,
+    identity: Identity | None = None,
+) -> Plan:
+    """Raises StartError for what is not known, or cannot go together."""
     if base_image is not None and not _IMAGE.fullmatch(base_image):
         raise StartError(f"base_image: {base_image!r} is not the name of an image")
-    wanted: dict[str, str] = {}
-    for text in dependencies:
-        name, version = _dependency(text)
-        if wanted.get(name, version) != version:
-            raise StartError(f"dependencies: {name} is asked for in two versions")
-        wanted[name] = version
-    base = base_image or _default_base(wanted)
-    debian = ["python3", "ca-certificates"]
-    if "python" in wanted:
-        debian += _python_packages(wanted["python"], base_image)
-    if "git" in wanted:
-        debian.append("git")
-    if "ssh" in wanted:
-        debian.append("openssh-client")
+    selection = select(dependencies, machine=machine)
+    python = selection.python
+    hooks = dataclasses.replace(hooks or HooksConfig(), pre_run=None)
+    debian = ["python3", "ca-certificates", *_python_packages(python, base_image)]
+    for entry in selection.debian:
+        debian += (entry.package or entry.name).split()
     return Plan(
-        base=base,
+        base=base_image or _default_base(python),
         debian=tuple(dict.fromkeys(debian)),
-        node=NpmPackage("node", wanted["node"] or NODE) if "node" in wanted else None,
-        claude=NpmPackage("@anthropic-ai/claude-code", wanted["claude-code"] or CLAUDE_CODE)
-        if "claude-code" in wanted
-        else None,
-        python="python" in wanted,
+        selection=selection,
+        interpreter=_interpreter(selection, base_image),
+        hooks=hooks,
+        identity=identity if hooks.post_build else None,
     )
 
 
-def _dependency(text: str) -> tuple[str, str]:
-    name, at, version = text.partition("@")
-    if name not in KNOWN:
-        near = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0.5)
-        guess = f"did you mean `{near[0]}`? " if near else ""
-        raise StartError(f"dependencies: {name!r} is not known", hint=f"{guess}known are {', '.join(KNOWN)}")
-    if at and not _VERSION.fullmatch(version):
-        raise StartError(f"dependencies: {text!r} has no valid version")
-    if version and name in {"git", "ssh"}:
-        raise StartError(f"dependencies: {name} has no versions to choose from", hint=f"write just `{name}`")
-    if version and name == "python" and not re.fullmatch(r"3\.\d+(\.\d+)?", version):
-        raise StartError(f"dependencies: {text!r} is not a Python version", hint="write `python@3.11`")
-    return name, version
-
-
-def _default_base(wanted: dict[str, str]) -> str:
+def _default_base(python: str | None) -> str:
     """Debian, or the official Python image for a version that this Debian does not have."""
-    python = wanted.get("python", "")
-    return DEFAULT_BASE if python in {"", PYTHON} else f"python:{python}-slim-bookworm"
+    return DEFAULT_BASE if not python or python == DEBIAN_PYTHON else f"python:{python}-slim-bookworm"
 
 
-def _python_packages(version: str, base_image: str | None) -> list[str]:
-    if not version or (version == PYTHON and base_image is None):
+def _python_packages(version: str | None, base_image: str | None) -> list[str]:
+    if version is None:
+        return []
+    if not version or (version == DEBIAN_PYTHON and base_image is None):
         return ["python3-venv", "python3-pip", "python-is-python3"]
-    if base_image is None:
+    if base_image is None or _is_python_image(base_image):
         return []  # the official image has it
     return [f"python{version}", f"python{version}-venv", "python3-pip"]
 
 
+def _is_python_image(base_image: str) -> bool:
+    return re.fullmatch(r"([^/]+/)*python([:@].*)?", base_image) is not None
+
+
+def _interpreter(selection: Selection, base_image: str | None) -> Interpreter | None:
+    """Which Python the Python tools and packages have to fit."""
+    if not selection.python_tools and not selection.python_packages:
+        return None
+    version = selection.python
+    if base_image is not None and not version:
+        raise StartError(
+            "dependencies: Moat cannot tell which Python base_image has",
+            hint="say it: add e.g. `python@3.13`",
+        )
+    short = ".".join((version or DEBIAN_PYTHON).split(".")[:2])
+    official = _is_python_image(base_image) if base_image else version not in {None, "", DEBIAN_PYTHON}
+    if official:
+        return Interpreter("/usr/local/bin/python3", short, f"lib/python{short}/site-packages")
+    program = _SYSTEM_PYTHON if base_image is None else f"/usr/bin/python{short}"
+    return Interpreter(program, short, f"lib/python{short}/dist-packages")
+
+
 def render(plan: Plan) -> str:
-    """The Dockerfile. Its context holds `ca.pem` and, with npm packages, `rootfs/`."""
+    """The Dockerfile. Its context holds `ca.pem`, and as needed `rootfs/` and `hooks/`."""
     lines = [
         f"FROM {plan.base}",
         "USER root",
         f"COPY ca.pem {_SCRATCH}/ca.pem",
         f"RUN {_debian(plan.debian)}",
     ]
-    if plan.node or plan.claude:
+    if plan.selection.packages:
         lines.append("COPY rootfs/ /")
-    finish = [f"rm -rf {_SCRATCH}"]
-    if plan.python:  # `pip install` is what people and agents type; the sandbox is theirs to break
-        finish.append("rm -f /usr/lib/python3*/EXTERNALLY-MANAGED")
-    lines += [f"RUN {'; '.join([': clear up', 'set -e', *finish])}", 'LABEL moat.image="1"', ""]
+    if links := _links(plan.selection.debian):
+        lines.append(f"RUN {links}")
+    if plan.selection.python is not None:  # `pip install` is what people type; the sandbox is theirs to break
+        lines.append("RUN rm -f /usr/lib/python3*/EXTERNALLY-MANAGED")
+    if plan.scripts:
+        lines.append(f"COPY hooks/ {_SCRATCH}/")
+    lines += [f"RUN {_hook(name, plan.identity)}" for name in plan.scripts]
+    title = plan.title.replace("\\", "").replace('"', "").replace("$", "")
+    lines += [f"RUN : clear up; rm -rf {_SCRATCH}", f'LABEL moat.image="1" moat.contents="{title}"', ""]
     return "\n".join(lines)
 
 
 def _debian(packages: Sequence[str]) -> str:
     """Install what is missing; a base image that has it all needs no network.
 
-    The host's bundle (a company's CA) serves this step only and is removed: the image trusts what its
+    The host's bundle (a company's CA) serves the build only and is removed: the image trusts what its
     base trusts. In a sandbox the merged bundle takes the place of the image's anyway.
     """
     names = " ".join(packages)
@@ -145,3 +161,38 @@ def _debian(packages: Sequence[str]) -> str:
         "test -x /usr/bin/python3",
     ]
     return "; ".join([f": install {names}", "set -e", *steps])
+
+
+def _links(entries: Iterable[Entry]) -> str:
+    renamed = [(entry.name, _RENAMED[entry.name]) for entry in entries if entry.name in _RENAMED]
+    return " && ".join(f"ln -sf /usr/bin/{old} /usr/local/bin/{new}" for new, old in renamed)
+
+
+def _hook(name: str, identity: Identity | None) -> str:
+    """Run a hook with the host's trust, which a company's network needs; `post_build` as the agent."""
+    run = f"bash -e {_SCRATCH}/{name}"
+    steps = [f": hooks.{name}", "set -e", f"export {_trust()}"]
+    if name == "post_build" and identity:
+        who = f"{identity.uid}:{identity.gid}"
+        steps += [
+            f"mkdir -p {HOME}",
+            f"chown {who} {HOME}",
+            f"echo agent:x:{who}::{HOME}:/bin/bash >> /etc/passwd",
+            f"cd {HOME}",
+        ]
+        drop = f"setpriv --reuid={identity.uid} --regid={identity.gid} --clear-groups --inh-caps=-all"
+        run = f"{drop} env HOME={HOME} USER=agent {run}"
+    return "; ".join([*steps, run])
+
+
+def _trust() -> str:
+    return " ".join(
+        f"{name}={shlex.quote(value)}"
+        for name, value in trust.trust_environment(f"{_SCRATCH}/ca.pem").items()
+    )
+
+
+def renamed(name: str) -> str:
+    """What Debian calls the program of this dependency."""
+    entry = BY_NAME[name]
+    return _RENAMED.get(name, (entry.commands or (name,))[0])

@@ -291,7 +291,7 @@ def _launch(tool: bwrap.Tool, spec: SandboxSpec, binds: list[bwrap.Bind]) -> Emb
         memory=memory,
     )
     arguments = bwrap.arguments(tool, tree)
-    group = cgroup.make(spec.run_id, memory=memory, pids=spec.pids)
+    group = cgroup.make(spec.run_id, memory=memory, pids=spec.pids, cpus=spec.cpus)
     plan = launcher.Plan(
         parent=os.getpid(),
         control=-1,
@@ -301,7 +301,7 @@ def _launch(tool: bwrap.Tool, spec: SandboxSpec, binds: list[bwrap.Bind]) -> Emb
         scratch=_SCRATCH,
         stage=stage,
         cgroups={name: str(path) for name, path in group.directories.items()},
-        rlimits=launcher.rlimits(memory=memory, pids=spec.pids),
+        rlimits=launcher.rlimits(memory=memory, pids=spec.pids, cpus=spec.cpus),
         listeners=launcher.listeners(spec.host_ports, spec.captured),
         ingress=spec.ingress,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import tarfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,6 @@ from typing import IO, Any
 
 import aiodocker
 import aiohttp
-from aiodocker.exceptions import DockerStreamError
 from aiodocker.stream import Stream
 
 from moat.errors import MoatError
@@ -94,25 +94,32 @@ class Engine:
                     yield f"{message['id']}: {text}" if message.get("id") else text
 
     async def build(
-        self, context: IO[bytes], *, tag: str, arguments: Mapping[str, str], fresh: bool
-    ) -> AsyncIterator[str]:
-        """Build a tar of a context with the classic builder; yields its output in pieces."""
+        self, context: IO[bytes], *, tag: str, arguments: Mapping[str, str], fresh: bool, buildkit: bool
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Build a tar of a context; yields the engine's messages: `stream`, `error`, BuildKit's `aux`.
+
+        aiodocker's own call knows the classic builder only.
+        """
+        parameters = {
+            "t": tag,
+            "buildargs": json.dumps(dict(arguments)),
+            "nocache": str(int(fresh)),
+            "rm": "1",
+            "forcerm": "1",
+            "version": "2" if buildkit else "1",
+        }
+        request = self._docker._query(
+            "build",
+            "POST",
+            params=parameters,
+            headers={"Content-Type": "application/x-tar"},
+            data=_pieces(context),
+            timeout=aiohttp.ClientTimeout(total=None),
+        )
         with _translated():
-            build = self._docker.images.build(
-                fileobj=context,
-                encoding="identity",
-                tag=tag,
-                buildargs=dict(arguments),
-                nocache=fresh,
-                forcerm=True,
-                stream=True,
-            )
-            try:
-                async for message in build:
-                    if text := str(message.get("stream", "")):
-                        yield text
-            except DockerStreamError as error:
-                raise EngineError(error.message) from None
+            async with request as response:
+                async for line in _json_lines(response.content):
+                    yield line
 
     async def create(self, name: str, config: Mapping[str, Any]) -> str:
         """Create a container; returns its id."""
@@ -174,10 +181,41 @@ class Engine:
             return int((await execution.inspect())["ExitCode"] or 0)
         return 1
 
+    async def running(self, container: str) -> bool:
+        with _tolerating(404), _translated():
+            details = await self._docker.containers.container(container).show()
+            return bool(details["State"]["Running"])
+        return False
+
+    async def log(self, container: str, lines: int) -> list[str]:
+        """The last lines that a container printed, which keeps a log."""
+        with _tolerating(404), _translated():
+            source = self._docker.containers.container(container)
+            text = "".join(await source.log(stdout=True, stderr=True, tail=lines))
+            return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+        return []
+
     async def remove(self, container: str) -> None:
         """Kill and remove, with anonymous volumes; one that is gone is fine, and so is one on its way."""
         with _tolerating(404, 409), _translated():
             await self._docker.containers.container(container).delete(force=True, v=True)
+
+
+async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
+    while piece := await asyncio.to_thread(file.read, 1 << 20):
+        yield piece
+
+
+async def _json_lines(content: aiohttp.StreamReader) -> AsyncIterator[dict[str, Any]]:
+    """One object a line; BuildKit's are longer than what aiohttp takes for a line."""
+    rest = b""
+    async for piece in content.iter_any():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield json.loads(line)
+    if rest.strip():
+        yield json.loads(rest)
 
 
 def _first_file(archive: tarfile.TarFile) -> bytes | None:

@@ -117,6 +117,12 @@ def _decode(body: bytes) -> Any:
         return None
 
 
+def containers(*, path: Path | None = None) -> list[dict[str, Any]]:
+    """Every container, running or not; blocks."""
+    found = ask("GET", "/containers/json?all=1", path=path).body
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
 def labelled(label: str, *, path: Path | None = None) -> list[dict[str, Any]]:
     """The containers, running or not, that carry `label` (`name` or `name=value`); blocks."""
     filters = quote(json.dumps({"label": [label]}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import marshal
+import math
 import os
 import platform
 import re
@@ -73,13 +74,15 @@ def listeners(host_ports: tuple[int, ...], captured: tuple[int, ...] = ()) -> li
     return result
 
 
-def rlimits(*, memory: int, pids: int) -> dict[str, int]:
-    """What to limit per process where there is no control group."""
+def rlimits(*, memory: int, pids: int, cpus: float = 0.0) -> dict[str, int]:
+    """What to limit per process where there is no control group; processors are whole ones there."""
     numbers = re.match(r"(\d+)\.(\d+)", platform.release())
     kernel = tuple(int(part) for part in numbers.groups()) if numbers else (0, 0)
     limits = {"memory": memory}
     if kernel >= _NPROC_PER_NAMESPACE:
         limits["pids"] = pids
+    if cpus:
+        limits["cpu"] = math.ceil(cpus)
     return limits
 
 

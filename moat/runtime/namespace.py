@@ -191,13 +191,17 @@ def _sandbox_pid(info: int) -> int:
 def _limit(pid: int, cgroups: dict[str, str], rlimits: dict[str, int]) -> dict[str, str]:
     """Hold the sandbox to its limits, by control group or else per process; tells which it was."""
     held = {}
-    for what in ("memory", "pids"):
+    for what in ("memory", "pids", "cpu"):
         with contextlib.suppress(OSError, KeyError):
             with open(f"{cgroups[what]}/cgroup.procs", "w", encoding="ascii") as file:
                 file.write(str(pid))
             held[what] = "control group"
     kinds = {"memory": resource.RLIMIT_DATA, "pids": resource.RLIMIT_NPROC}
     for what in rlimits.keys() - held.keys():
+        if what == "cpu":
+            os.sched_setaffinity(pid, sorted(os.sched_getaffinity(pid))[: rlimits[what]])
+            held[what] = "affinity"
+            continue
         kind = kinds[what]
         hard = resource.prlimit(pid, kind)[1]
         value = rlimits[what] if hard == resource.RLIM_INFINITY else min(rlimits[what], hard)

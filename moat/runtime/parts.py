@@ -18,13 +18,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from moat.config import HooksConfig
+from moat.config.dependencies import service_named
 from moat.grants import InjectionRule
 from moat.journal import Journal
 from moat.paths import Home
 from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import HomeFile, Mount, Progress, Sandbox
+from moat.runtime.sandbox import HomeFile, Mount, Progress, Sandbox, ServiceSpec
 from moat.vault import Vault
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
@@ -58,6 +60,7 @@ class Addition:
     hosts: tuple[str, ...] = ()  # patterns that `network.policy: strict` opens
     host_ports: tuple[int, ...] = ()  # ports of this machine that the run may reach as moat-host
     endpoints: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)  # name -> URL, for the record
+    services: tuple[ServiceSpec, ...] = ()  # docker only
     tunnels: tuple[SshTunnel, ...] = ()  # passed on as bytes, without TLS of ours; their ports are captured
     dependencies: tuple[str, ...] = ()  # of the image (docker), besides the user's own
     mcp: McpTable | None = None  # of at most one part
@@ -88,6 +91,18 @@ def parts_of(request: RunRequest) -> list[Part]:
         from moat.runtime.endpoints.part import PortsPart
 
         found.append(PortsPart())
+    if request.volumes:
+        from moat.runtime.volumes import Volumes
+
+        found.append(Volumes())
+    if request.dependencies or request.base_image or request.hooks != HooksConfig():
+        from moat.runtime.deps.onhost import OnHost
+
+        found.append(OnHost())
+    if any(service_named(text) for text in request.dependencies):
+        from moat.runtime.services import Services
+
+        found.append(Services())
     if any(name.startswith("ssh:") for name in request.grants):
         from moat.runtime.ssh.part import SshPart
 
@@ -115,6 +130,7 @@ def together(additions: list[Addition]) -> Addition:
         rules=tuple(item for a in additions for item in a.rules),
         hosts=tuple(item for a in additions for item in a.hosts),
         host_ports=tuple(item for a in additions for item in a.host_ports),
+        services=tuple(item for a in additions for item in a.services),
         mcp=next((a.mcp for a in additions if a.mcp is not None), None),
         tunnels=tuple(item for a in additions for item in a.tunnels),
         endpoints={name: url for a in additions for name, url in a.endpoints.items()},

@@ -30,11 +30,13 @@ from moat.grants import CredentialSource
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
+from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
 from moat.runtime.choice import choose, runtime
 from moat.runtime.copying import copies_of
 from moat.runtime.gateway import Gateway, read_exchanges
+from moat.runtime.hooks import with_pre_run
 from moat.runtime.local import LocalViewer
 from moat.runtime.names import random_name
 from moat.runtime.outcome import NEVER_BEGAN, Outcome
@@ -334,7 +336,7 @@ class LocalRun:
             network=network,
             upstream=config.load_user(self._home).upstream,
             granted=given,
-            credentials=self._credentials(vault),
+            credentials=self._credentials(vault, extra.mcp),
             trace=self._home.run(self.id) / "network.jsonl",
             journal=self.journal,
             start=start,
@@ -352,7 +354,7 @@ class LocalRun:
         self.journal.record("sandbox.made", runtime=self.record.runtime)
         return sandbox
 
-    def _credentials(self, vault: Vault | None) -> CredentialSource | None:
+    def _credentials(self, vault: Vault | None, mcp: McpTable | None) -> CredentialSource | None:
         """Where the proxy gets credentials from."""
         if not any(name.startswith("oauth:") for name in self._request.grants) or vault is None:
             return vault
@@ -363,7 +365,10 @@ class LocalRun:
         def told(outcome: str, grant: str) -> None:
             self.journal.record("login.renewed", grant=grant, outcome=outcome)
 
-        return RunCredentials(vault, upstream, vault.directory, told)
+        source = RunCredentials(vault, upstream, vault.directory, told)
+        if mcp is not None:
+            mcp.on_rejected = source.rejected
+        return source
 
     async def _ask_parts(
         self,
@@ -395,7 +400,7 @@ class LocalRun:
         request = self._request
         return SandboxSpec(
             run_id=self.id,
-            argv=request.argv,
+            argv=with_pre_run(request.argv, request.hooks.pre_run),
             workspace=request.workspace,
             ca_bundle=ca_bundle,
             # Not where the control socket lies: the runtime may show this directory to the sandbox.
@@ -418,8 +423,11 @@ class LocalRun:
             stdin=request.stdin,
             dependencies=tuple(dict.fromkeys((*request.dependencies, *extra.dependencies))),
             base_image=request.base_image,
+            hooks=request.hooks,
             rebuild=request.rebuild,
+            services=extra.services,
             memory=request.container.memory,
+            cpus=request.container.cpus,
             pids=request.pids,
         )
 

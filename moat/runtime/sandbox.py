@@ -16,6 +16,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Protocol
 
+from moat.config import HooksConfig
+
 HOME = "/home/agent"
 WORKSPACE = "/workspace"
 PROXY_PORT = 3128
@@ -44,6 +46,19 @@ class HomeFile:
     mode: int = 0o600
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSpec:
+    """A server in a container beside the sandbox, in the same network namespace."""
+
+    name: str  # also a host name in the sandbox
+    image: str
+    env: Mapping[str, str]
+    ready: tuple[str, ...]  # a command in its container that ends with 0 once it is ready
+    command: tuple[str, ...] = ()  # in place of the image's own
+    files: tuple[tuple[str, bytes], ...] = ()  # (absolute path, content), readable by all
+    wait: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     columns: int
@@ -67,8 +82,11 @@ class SandboxSpec:
     stdin: bool = False  # plain runs: forward stdin (else /dev/null)
     dependencies: tuple[str, ...] = ()  # docker: `node@22`, `claude-code`…
     base_image: str | None = None  # docker only
+    hooks: HooksConfig = field(default_factory=HooksConfig)  # docker only: those of the image
     rebuild: bool = False
+    services: tuple[ServiceSpec, ...] = ()  # docker only
     memory: int = 0  # bytes; 0: the runtime's default
+    cpus: float = 0.0  # 0: all
     pids: int = 1024
 
 

@@ -13,11 +13,34 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from moat.config import HooksConfig
 from moat.runtime import trust
 from moat.runtime.docker import DockerRuntime, DockerSandbox
 from moat.runtime.sandbox import Output, SandboxSpec
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache/docker"  # downloads outlive one test's private home
+
+
+# One image for everything that tests ask of images: it takes a minute to build.
+MANY = (
+    *(
+        "node@22",
+        "python",
+        "go@1.24",
+        "claude-code",
+        "uv",
+        "ruff",
+        "black",
+        "just",
+        "pip:tabulate",
+        "npm:semver",
+    ),
+    *("git", "jq", "ripgrep", "fd", "psql", "redis-tools", "mysql-client"),
+)
+HOOKS = HooksConfig(
+    post_build_root="id -u > /etc/hooked",
+    post_build="echo $(id -u) $HOME $(whoami) > hooked",
+)
 
 
 class Listener:

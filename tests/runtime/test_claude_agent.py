@@ -183,7 +183,7 @@ def test_a_broken_file_of_the_host_counts_as_empty(tmp_path, text):
 
 
 def test_the_files_are_private_json(tmp_path):
-    files = home_files(tmp_path, info("api-key"), Carried(), {}, ask=False)
+    files = home_files(tmp_path, info("api-key"), Carried(), {}, ask=False, servers={})
     assert [(file.path, file.mode) for file in files] == [
         (".claude.json", 0o600),
         (".claude/settings.json", 0o600),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import re
 import secrets
 import subprocess
 import warnings
@@ -10,11 +12,16 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from moat.config import HooksConfig
+from moat.config.dependencies import CLAUDE_CODE
 from moat.errors import StartError
 from moat.runtime import image, trust
+from moat.runtime.container import Identity
+from moat.runtime.deps.resolve import machine
 from moat.runtime.docker import examine
+from moat.runtime.dockerfile import plan
 from moat.runtime.engine import Engine
-from tests.runtime.docker_kit import CACHE, run
+from tests.runtime.docker_kit import CACHE, HOOKS, MANY, run
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio, pytest.mark.timeout(400)]
 
@@ -30,13 +37,12 @@ async def engine() -> AsyncIterator[Engine]:
 
 
 async def ensure(
-    *dependencies: str, base: str | None = None, rebuild: bool = False
+    *dependencies: str, base: str | None = None, rebuild: bool = False, hooks: HooksConfig | None = None
 ) -> tuple[image.Image, list[str]]:
     said: list[str] = []
+    wanted = plan(dependencies, base, machine=machine(), hooks=hooks, identity=Identity(4321, 4321))
     async with engine() as made:
-        found = await image.ensure(
-            made, dependencies, base, cache=CACHE, progress=said.append, rebuild=rebuild
-        )
+        found = await image.ensure(made, wanted, cache=CACHE, progress=said.append, rebuild=rebuild)
     return found, said
 
 
@@ -48,7 +54,8 @@ def docker(*arguments: str, **options: object) -> str:
 
 @pytest.fixture
 def base(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A base image of its own: the suite's base plus `request.param`."""
+    """A base image of its own: one that has what every image needs, plus `request.param`."""
+    plain, _ = asyncio.run(ensure())
     name = "moat-test-base:latest"
     label = f"moat.test={secrets.token_hex(4)}"  # inherited by what is built on it
     docker(
@@ -58,36 +65,73 @@ def base(request: pytest.FixtureRequest) -> Iterator[str]:
         "-t",
         name,
         "-",
-        input=f"FROM moat-base:bookworm\nLABEL {label}\n{request.param}\n",
+        input=f"FROM {plain.tag}\nLABEL {label}\n{request.param}\n",
     )
     yield name
     made = docker("images", "-q", "--filter", f"label={label}").split()
-    docker("rmi", "-f", *dict.fromkeys(made))
+    for identifier in dict.fromkeys(made):  # one of them may go with another
+        subprocess.run(["docker", "rmi", "-f", identifier], capture_output=True, check=False)
 
 
-@pytest.mark.parametrize(
-    ("dependency", "script", "output"),
-    [
-        ("git", "git init -q . && git -c user.name=a -c user.email=b commit -q --allow-empty -m x && git log --format=%s", "x"),
-        ("python", "python -m venv /tmp/v && /tmp/v/bin/python -c 'print(6 * 7)' && pip --version | cut -c1-3", "42\npip"),
-        ("python@3.11", "python3.11 -c 'import ssl; print(ssl.OPENSSL_VERSION[:7])'", "OpenSSL"),
-        ("node", "node -p 'process.version.split(\".\")[0]' && npm --version | cut -d. -f1 && npx --version | cut -d. -f1", "v22\n10\n10"),
-        ("claude-code", "claude --version; command -v node || echo no node", "2.1.330 (Claude Code)\nno node"),
-    ],
-)  # fmt: skip
-async def test_each_dependency_works_for_the_agent(dependency: str, script: str, output: str) -> None:
-    result = await run("sh", "-c", script, dependencies=(dependency,))
-    assert result.text.strip() == output
+SCRIPTS = {
+    "git": "git init -q . && git -c user.name=a -c user.email=b commit -q --allow-empty -m x && git log --format=%s",
+    "python": "python -m venv /tmp/v && /tmp/v/bin/python -c 'print(6 * 7)'; pip --version | cut -c1-3",
+    "node": "node -p 'process.version.split(\".\")[0]'; npm --version | cut -d. -f1; npx --version | cut -d. -f1",
+    "claude-code": "claude --version",
+    "go": "go version | cut -d' ' -f3 | cut -d. -f1,2; go env GOROOT",
+    "uv": "uv --version | cut -d' ' -f1; uvx --version | cut -d' ' -f1",
+    "ruff": "echo 'import os' | ruff check --quiet --output-format concise - | cut -d' ' -f2",
+    "black": "black --version | head -1 | cut -d, -f1; python -c 'import black' 2>&1 | tail -1",
+    "pip:tabulate": "python -c 'import tabulate; print(tabulate.__name__)'; echo 1 | tabulate -f plain",
+    "npm:semver": "semver -i minor 1.2.3",
+    "just": "just --version | cut -d' ' -f1",
+    "fd": "touch found; fd --max-depth 1 found",
+    "ripgrep": "echo needle | rg -c needle",
+    "jq": "echo '{\"a\": 1}' | jq .a",
+    "post_build_root": "cat /etc/hooked",
+    "post_build": "cat ~/hooked; stat -c %U ~/hooked; ls -ld ~ | cut -c1-10",
+}
+OUTPUT = {
+    "git": "x",
+    "python": "42\npip",
+    "node": "v22\n10\n10",
+    "claude-code": f"{CLAUDE_CODE} (Claude Code)",
+    "go": "go1.24\n/usr/local/lib/go",
+    "uv": "uv\nuvx",
+    "ruff": "F401",
+    "black": "black\nModuleNotFoundError: No module named 'black'",
+    "pip:tabulate": "tabulate\n1",
+    "npm:semver": "1.3.0",
+    "just": "just",
+    "fd": "found",
+    "ripgrep": "1",
+    "jq": "1",
+    "post_build_root": "0",
+    "post_build": "4321 /home/agent agent\nagent\ndrwx------",
+}
 
 
-@pytest.mark.parametrize(
-    "base", ["RUN apt-get update && apt-get install -y python3 ca-certificates"], indirect=True
-)
-async def test_an_image_is_found_again_and_rebuilt_only_on_demand(base: str) -> None:
+async def test_every_kind_of_dependency_works_for_the_agent() -> None:
+    """One image that has them all, and both build hooks: as root, and as the agent in its HOME."""
+    lines = [f"echo '== {name}'; {script}" for name, script in SCRIPTS.items()]
+    result = await run("bash", "-c", "\n".join(lines), dependencies=MANY, hooks=HOOKS)
+    found = {}
+    for block in result.text.split("== ")[1:]:
+        name, _, text = block.partition("\n")
+        found[name] = text.strip()
+    assert found == OUTPUT
+
+
+@pytest.mark.parametrize("base", ["RUN true"], indirect=True)
+@pytest.mark.parametrize(("buildkit", "step"), [("1", "Step 3/4"), ("0", "Step 4/6")])
+async def test_an_image_is_found_again_and_rebuilt_only_on_demand(
+    base: str, buildkit: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A base that has everything needs no network; a rebuilt image takes the old one's place."""
+    monkeypatch.setenv("DOCKER_BUILDKIT", buildkit)
     first, said = await ensure(base=base)
     assert said[0] == f"building the sandbox image ({base}, python3, ca-certificates)"
-    assert "Step 4/6: install python3 ca-certificates" in said
+    assert f"{step}: install python3 ca-certificates" in said
     again, said = await ensure(base=base)
     assert (again.id, said) == (first.id, [])
     rebuilt, _ = await ensure(base=base, rebuild=True)
@@ -114,7 +158,9 @@ async def test_a_proxy_s_password_stays_out_of_image_and_history(monkeypatch: py
     monkeypatch.setenv("HTTPS_PROXY", "http://user:pa55word@proxy.invalid:8080")
     monkeypatch.setenv("https_proxy", "http://user:pa55word@proxy.invalid:8080")
     full, _ = await ensure()
-    made, said = await ensure(base=full.tag, rebuild=True)
+    made, said = await ensure(
+        base=full.tag, rebuild=True, hooks=HooksConfig(post_build_root="env | grep -c PROXY")
+    )
     try:
         told = docker("history", "--no-trunc", made.id) + docker("inspect", made.id)
         assert "LABEL moat.image" in told
@@ -124,12 +170,23 @@ async def test_a_proxy_s_password_stays_out_of_image_and_history(monkeypatch: py
 
 
 @pytest.mark.parametrize("base", ["RUN rm -f /usr/bin/apt-get"], indirect=True)
-async def test_a_failed_step_shows_its_last_lines(base: str) -> None:
+@pytest.mark.parametrize("buildkit", ["1", "0"])
+async def test_a_failed_step_shows_its_last_lines(
+    base: str, buildkit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_BUILDKIT", buildkit)
     with pytest.raises(StartError) as caught:
         await ensure("git", base=base)
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("the sandbox image could not be built: ")
-    assert lines[-1] == "  the base image is not of the Debian family"
+    assert re.fullmatch(
+        r"the sandbox image could not be built: Step \d/\d: install .* git failed with status 1", lines[0]
+    )
+    assert lines[1:] == ["  the base image is not of the Debian family"]
+    with pytest.raises(StartError) as caught:
+        await ensure(hooks=HooksConfig(post_build="echo one\nprintf 'two %s' \"$USER\"\nexit 7\necho three"))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "the sandbox image could not be built: hooks.post_build failed with status 7"
+    assert sorted(lines[1:]) == ["  one", "  two agent"]
 
 
 @pytest.mark.parametrize(

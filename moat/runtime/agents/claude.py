@@ -94,7 +94,7 @@ class Claude:
         plugins: Delivery | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Setup:
-        """`servers`: those of MCP that it starts itself; `carried`: the user's settings; `plugins`: ready ones.
+        """`servers`: of MCP, that it starts itself; `carried`: the user's settings; `plugins`: ready ones.
 
         Raises StartError when the embedded runtime has no Claude Code to show to the sandbox.
         """

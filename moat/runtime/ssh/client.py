@@ -111,13 +111,20 @@ def _agent(value: str) -> str:
 
 
 def _moved() -> bool:
-    return str(Path.home()) != pwd.getpwuid(os.getuid()).pw_dir
+    return str(Path.home()) != _their_home()
+
+
+def _their_home() -> str:
+    """Where ssh looks for the user's files; empty when the user has no account (then ssh refuses)."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        return ""
 
 
 def _at_home(path: str) -> str:
     """`path` below the user's HOME where ssh means its idea of it."""
-    theirs, ours = pwd.getpwuid(os.getuid()).pw_dir, str(Path.home())
-    for prefix in ("~/", f"{theirs}/"):
+    for prefix in ("~/", f"{_their_home()}/"):
         if path.startswith(prefix):
-            return f"{ours}/{path.removeprefix(prefix)}"
+            return f"{Path.home()}/{path.removeprefix(prefix)}"
     return path
