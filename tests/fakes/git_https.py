@@ -32,7 +32,8 @@ class GitServer:
         self.requests: list[tuple[str, str | None]] = []  # path with query, Authorization
         pki = directory / ".pki"
         pki.mkdir(parents=True, exist_ok=True)
-        self.ca_file, leaf = make_pki(pki, hosts)
+        # Not the name of another stand-in's CA: GnuTLS, which git uses, may take the wrong one of two.
+        self.ca_file, leaf = make_pki(pki, hosts, ca_name="stand-in git CA")
         self._http = _Server(("127.0.0.1", 0), _Handler)
         self._http.git = self
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
