@@ -52,6 +52,11 @@ class Home:
     def endpoints(self) -> Path:
         return self.root / "endpoints"
 
+    @property
+    def plugin_trees(self) -> Path:
+        """What sandboxes are shown of plugins: fetched or copied for them, nothing private."""
+        return self.cache / "claude" / "trees"
+
     def run(self, run_id: str) -> Path:
         return self.runs / run_id
 

@@ -118,6 +118,10 @@ def parts_of(request: RunRequest) -> list[Part]:
         from moat.runtime.mcp import McpPart
 
         found.append(McpPart())
+    if request.agent == "claude":
+        from moat.runtime.agents.claude_note import NotePart
+
+        found.append(NotePart())
     return found
 
 
