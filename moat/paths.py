@@ -58,6 +58,11 @@ class Home:
         moved = os.environ.get("MOAT_WORKTREE_BASE")
         return Path(moved).expanduser().absolute() if moved else self.root / "worktrees"
 
+    @property
+    def plugin_trees(self) -> Path:
+        """What sandboxes are shown of plugins: fetched or copied for them, nothing private."""
+        return self.cache / "claude" / "trees"
+
     def run(self, run_id: str) -> Path:
         return self.runs / run_id
 

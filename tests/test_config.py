@@ -12,12 +12,15 @@ import pytest
 
 from moat.config import (
     HostRules,
+    Marketplace,
     MountConfig,
     NetworkConfig,
     RunConfig,
     load,
+    load_user,
 )
 from moat.errors import ConfigError
+from moat.paths import Home
 
 
 @pytest.fixture
@@ -207,8 +210,6 @@ runtime: podman
             "agent.yaml:1:28: no rules for a.test; write the host alone to allow all of it",
         ),
         ("network: {allow: [a.test]}", "agent.yaml:1:11: 'allow': write network.rules instead, e.g. rules: [api.example.com]"),
-        ("snapshots: {triggers: {disable_pre_run: false}}", "agent.yaml:1:1: 'snapshots': not supported yet; this version takes none"),
-        ("claude: {plugins: {}}", "agent.yaml:1:10: 'plugins': not supported yet"),
         ("ports: [3000]", "agent.yaml:1:8: ports must be a mapping, not a list"),
         ("ports: {web: 70000}", "agent.yaml:1:14: ports.web must be between 1 and 65535"),
         ("ports: {web: '3000'}", "agent.yaml:1:14: ports.web must be a whole number, not a string"),
@@ -331,3 +332,87 @@ def test_a_workspace_without_a_file_does_not_pay_for_yaml(workspace):
     code = "import sys; from pathlib import Path; from moat.config import load; load(Path(sys.argv[1])); print('ruamel.yaml' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, workspace], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+# --- claude ---------------------------------------------------------------------------------------
+
+
+def test_plugins_and_marketplaces(workspace):
+    (workspace / "agent.yaml").write_text(
+        """
+claude:
+  sync_logs: false
+  plugins: {"a@b": true, "c.d@e_f": false}
+  marketplaces:
+    one: {source: github, repo: owner/repo, ref: feature/x}
+    two: {source: git, url: "https://git.example.com:8443/a/b.git"}
+    three: {source: git, url: git@github.com:a/b.git, ref: v1.0}
+    four: {source: directory, path: ../plugins}
+    claude-plugins-official: {source: github, repo: anthropics/claude-plugins-official}
+"""
+    )
+    claude = load(workspace).claude
+    assert claude.sync_logs is False
+    assert dict(claude.plugins) == {"a@b": True, "c.d@e_f": False}
+    assert dict(claude.marketplaces) == {
+        "one": Marketplace(source="github", location="owner/repo", ref="feature/x"),
+        "two": Marketplace(source="git", location="https://git.example.com:8443/a/b.git"),
+        "three": Marketplace(source="git", location="git@github.com:a/b.git", ref="v1.0"),
+        "four": Marketplace(source="directory", location="../plugins"),
+        "claude-plugins-official": Marketplace(
+            source="github", location="anthropics/claude-plugins-official"
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plugins: {x: true}", "1:20: 'x' is not a plugin, e.g. formatter@team-tools"),
+        ('plugins: {"../a@b": true}', "1:20: '../a@b' is not a plugin, e.g. formatter@team-tools"),
+        ('plugins: {"a@b": on}', "1:27: claude.plugins.a@b must be true or false, not a string"),
+        ("marketplaces: {m: {repo: a/b}}", "1:28: claude.marketplaces.m needs `source`: github, git, directory"),
+        ("marketplaces: {m: {source: github}}", "1:28: claude.marketplaces.m needs `repo`"),
+        ("marketplaces: {m: {source: npm, repo: a/b}}", "1:37: claude.marketplaces.m.source must be one of github, git, directory"),
+        ("marketplaces: {m: {source: github, repo: a}}", "1:51: 'a' is not a GitHub repository, e.g. owner/repo"),
+        ("marketplaces: {m: {source: directory, path: x, ref: y}}", "1:28: claude.marketplaces.m: a directory has no `ref`"),
+        ("marketplaces: {m: {source: git, url: 'https://u:p@h/x'}}", "1:47: https://h/x holds a credential; leave it to git's credential helper"),
+        ("marketplaces: {m: {source: github, repo: a/b, ref: --x}}", "1:61: '--x' is not a branch, tag or commit"),
+        ("marketplaces: {m: {source: github, repo: a/b, ref: a..b}}", "1:61: 'a..b' is not a branch, tag or commit"),
+        ("marketplaces: {agent-skills: {source: github, repo: a/b}}", "1:25: Claude Code keeps the name 'agent-skills' for marketplaces of github.com/anthropics"),
+        ("host_hooks: true", "1:10: 'host_hooks': belongs in ~/.moat/config.yaml; a workspace must not ask for the user's hooks"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_claude(workspace, text, expected):
+    assert problems(workspace, f"claude: {{{text}}}") == (f"agent.yaml:{expected}",)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ext::sh -c id",
+        "file:///etc",
+        "http://example.com/a.git",
+        "git://example.com/a.git",
+        "-oProxyCommand=id@h:x",
+        "ssh://-oProxyCommand=id/x",
+        "ssh://git@-x/y",
+        "https://example.com/a?x=1",
+        "https://exa mple.com/a",
+        "https:///a",
+        "/etc",
+        "git@ext::x",
+    ],
+)
+def test_a_url_that_git_could_read_otherwise_is_refused(workspace, url):
+    (problem,) = problems(workspace, f"claude: {{marketplaces: {{m: {{source: git, url: '{url}'}}}}}}")
+    assert problem.startswith("agent.yaml:1:47: ")
+
+
+def test_host_hooks_are_the_users_choice(home):
+    (home / ".moat").mkdir(exist_ok=True)
+    path = home / ".moat/config.yaml"
+    assert load_user(Home(home / ".moat")).claude.host_hooks is False
+    path.write_text("claude: {host_hooks: true}")
+    path.chmod(0o600)
+    assert load_user(Home(home / ".moat")).claude.host_hooks is True

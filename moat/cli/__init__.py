@@ -19,6 +19,8 @@ COMMANDS = {
     "open": ("moat.cli.open", "open an endpoint of a run in the browser"),
     "logs": ("moat.cli.logs", "print what a run printed"),
     "trace": ("moat.cli.trace", "show the requests that a run made"),
+    "snapshot": ("moat.cli.snapshot", "keep, compare and restore snapshots of a workspace"),
+    "review": ("moat.cli.review", "show what a run changed, and take back single files"),
     "audit": ("moat.cli.audit", "show what a run was allowed and refused; prove it is unchanged"),
     "stop": ("moat.cli.stop", "stop a run"),
     "destroy": ("moat.cli.destroy", "remove a stopped run and its record"),

@@ -13,6 +13,9 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from moat import config
+from moat.cli import claude_plugins
+from moat.cli.output import say
 from moat.cli.run import add_common, build, load_config
 from moat.cli.start import start
 from moat.cli.worktree import enter
@@ -24,9 +27,12 @@ from moat.runtime import granted, records
 from moat.runtime.agents import Setup
 from moat.runtime.agents.claude import Claude
 from moat.runtime.agents.claude_sessions import session_of_run, sessions
+from moat.runtime.agents.claude_settings import Carried, carried
 from moat.runtime.choice import choose
+from moat.runtime.plugins.declared import SKIP_HOST
 from moat.runtime.request import RunRequest
 from moat.vault import Vault, open_vault
+from moat.vault.ssh import PREFIX as SSH, SshGrant
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 _NO_CREDENTIAL = (
@@ -36,6 +42,8 @@ _NO_CREDENTIAL = (
 
 
 def main(argv: Sequence[str], *, command: str = "claude") -> int:
+    if command == "claude" and argv[:1] == ["plugins"]:
+        return claude_plugins.main(argv[1:])
     words, initial = _split(argv)
     options = _parser(command).parse_args(words)
     _check(options, initial)
@@ -43,11 +51,19 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
     home = Home.from_environment()
     workspace, claude = _conversation(options, home, initial)
     settings = load_config(options, home, workspace)
+    claude = _keeping_logs(claude, settings.claude.sync_logs)
     wanted = granted.unique((claude.grant, *settings.needed_grants, *options.grant))
-    credential = _credentials(open_vault(home), claude.grant, wanted, settings.mcp)
+    vault = open_vault(home)
+    credential = _credentials(vault, claude.grant, wanted, settings.mcp)
+    ssh = [SshGrant.of(vault.info(name)) for name in wanted if name.startswith(SSH)]
     runtime = choose(options.runtime or settings.runtime)
     setup = claude.setup(
-        workspace=workspace, credential=credential, runtime=runtime, servers=settings.claude.mcp
+        workspace=workspace,
+        credential=credential,
+        runtime=runtime,
+        servers=settings.claude.mcp,
+        carried=_settings(home),
+        plugins=claude_plugins.prepare(home, workspace, settings, ssh, options),
     )
     request = _with(setup, build(options, setup.argv, settings, workspace))
     request = dataclasses.replace(
@@ -178,6 +194,28 @@ def _of_run(home: Home, text: str, directory: str | None) -> tuple[Path, str]:
             f"run {run.id} left no conversation", hint="`moat resume` goes on with the newest one"
         )
     return workspace, session
+
+
+def _keeping_logs(claude: Claude, sync: bool | None) -> Claude:  # noqa: FBT001 - a key of agent.yaml
+    """Without `claude.sync_logs` nothing of a conversation is kept, and so none can be continued."""
+    if sync is not False:
+        return claude
+    if claude.proceed or claude.resume:
+        raise UsageError(
+            "claude.sync_logs is false in this workspace: conversations are not kept and cannot be continued",
+            hint="remove it from agent.yaml, or start a new one with `moat claude`",
+        )
+    return dataclasses.replace(claude, sync_logs=False)
+
+
+def _settings(home: Home) -> Carried:
+    """What of the user's settings goes along; what cannot is told."""
+    skip = os.environ.get(SKIP_HOST) in {"1", "true"}
+    hooks = config.load_user(home).claude.host_hooks
+    found = carried(Path.home(), home.root / "claude" / "settings.json", host_hooks=hooks, skip_host=skip)
+    for text in found.left_out:
+        say(f"warning: {text}")
+    return found
 
 
 # --- credentials ----------------------------------------------------------------------------------

@@ -105,7 +105,10 @@ def _providers(argv: Sequence[str]) -> int:
             ]
         )
         return 0
-    rows = [(row.name, ", ".join(row.aliases), row.summary, ", ".join(row.hosts)) for row in ENTRIES]
+    rows = [
+        (row.name, ", ".join(row.aliases), row.summary, ", ".join(row.hosts) or "its own host")
+        for row in ENTRIES
+    ]
     emit(table(("NAME", "ALIAS", "FOR", "CREDENTIAL GOES TO"), rows))
     return 0
 

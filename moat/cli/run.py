@@ -69,6 +69,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--accept-config", action="store_true", help="use agent.yaml although a run may have changed it")
     add("--worktree", metavar="BRANCH", help="work in a worktree of this branch; it is made when missing")
     add("--writable-git", action="store_true", help="let the run write .git/hooks and .git/config")
+    add("--no-snapshots", action="store_true", help="keep no snapshots of the workspace for this run")
     add("--rebuild", action="store_true", help="build the image again")
 
 
@@ -110,7 +111,7 @@ def build(
         container=file.container,
         ports={**file.ports, **dict(map(parse_port, options.port))},
         mcp=file.mcp,
-        snapshots=file.snapshots,
+        snapshots=replace(file.snapshots, disabled=file.snapshots.disabled or options.no_snapshots),
         hooks=file.hooks,
         services=file.services,
         volumes=file.volumes,

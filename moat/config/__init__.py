@@ -8,7 +8,7 @@ Both raise ConfigError with every problem of the file at once, each as `file:lin
 for flags.
 """
 
-from moat.config.claude import ClaudeConfig, Marketplace
+from moat.config.claude import ClaudeConfig
 from moat.config.endpoints import EndpointsConfig
 from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
 from moat.config.local_mcp import LocalMcpServer
@@ -23,6 +23,7 @@ from moat.config.model import (
 )
 from moat.config.mounts import parse_mount
 from moat.config.network import parse_host
+from moat.config.plugins import Marketplace
 from moat.config.ports import check_port, parse_port
 from moat.config.snapshots import SnapshotConfig
 from moat.config.user import load_user

@@ -9,13 +9,13 @@ from typing import Any
 
 from moat.config.check import Checker, Node
 from moat.config.local_mcp import LocalMcpReader, LocalMcpServer
+from moat.config.plugins import Marketplace, PluginsReader
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Marketplace:
-    source: str  # `github`, `git`, `directory`
-    location: str  # `owner/repo`, URL, or path
-    ref: str | None = None  # branch, tag or commit; None: the default branch
+_REFUSED = {
+    "base_url": "not supported yet",
+    "hooks": "hooks of this machine are the user's to share: claude.host_hooks in ~/.moat/config.yaml",
+    "host_hooks": "belongs in ~/.moat/config.yaml; a workspace must not ask for the user's hooks",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +26,6 @@ class ClaudeConfig:
     mcp: Mapping[str, LocalMcpServer] = field(default_factory=lambda: MappingProxyType({}))
 
 
-_LATER = "not supported yet"
-
-
 class ClaudeReader:
     """Reads the section; one method for each kind of value."""
 
@@ -36,9 +33,12 @@ class ClaudeReader:
         self._check = check
 
     def read(self, node: Node) -> ClaudeConfig:
+        plugins = PluginsReader(self._check)
         known: dict[str, Callable[[Node], object]] = {
+            "plugins": plugins.plugins,
+            "marketplaces": plugins.marketplaces,
             "mcp": LocalMcpReader(self._check).read,
+            "sync_logs": lambda value: self._check.boolean(value, "claude.sync_logs"),
         }
-        refused = dict.fromkeys(("plugins", "marketplaces", "sync_logs", "base_url"), _LATER)
-        found: dict[str, Any] = self._check.fields(node, "claude", known, refused)
+        found: dict[str, Any] = self._check.fields(node, "claude", known, _REFUSED)
         return ClaudeConfig(**found)

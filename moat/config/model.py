@@ -85,6 +85,11 @@ class UpstreamConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UserClaudeConfig:
+    host_hooks: bool = False  # hooks of ~/.claude/settings.json run in sandboxes too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UserConfig:
     """`~/.moat/config.yaml`; the defaults stand for no file."""
 
@@ -92,3 +97,4 @@ class UserConfig:
     upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
     endpoints: EndpointsConfig = field(default_factory=EndpointsConfig)
     journal: JournalConfig = field(default_factory=JournalConfig)
+    claude: UserClaudeConfig = field(default_factory=UserClaudeConfig)

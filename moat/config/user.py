@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from moat.config import endpoints
 from moat.config.check import Checker, Node, TooMuchError
 from moat.config.journal import JournalReader
-from moat.config.model import UpstreamConfig, UserConfig
+from moat.config.model import UpstreamConfig, UserClaudeConfig, UserConfig
 from moat.config.source import read_document
 from moat.paths import Home
 
@@ -39,12 +39,19 @@ def load_user(home: Home) -> UserConfig:
                     "upstream": _Upstream(checker, path).read,
                     "endpoints": lambda node: endpoints.read(checker, node),
                     "journal": JournalReader(checker, path.parent).read,
+                    "claude": lambda node: _claude(checker, node),
                 }
                 found = checker.fields(root, "the file", known, _REFUSED)
     except TooMuchError:
         pass
     checker.finish()
     return UserConfig(path=path, **found)
+
+
+def _claude(checker: Checker, node: Node) -> UserClaudeConfig:
+    known = {"host_hooks": lambda value: checker.boolean(value, "claude.host_hooks")}
+    found: dict[str, Any] = checker.fields(node, "claude", known, {})
+    return UserClaudeConfig(**found)
 
 
 def _trusted(path: Path, checker: Checker) -> bool:

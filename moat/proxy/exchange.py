@@ -157,6 +157,8 @@ class Exchange:
             await self._answer(failed(502, "unreadable", str(error), error.hint or "", retry=False))
         except LoginNeededError:
             assert self._mcp is not None
+            for grant in self._grants:
+                self._setup.mcp.on_rejected(grant)
             reason = f"the MCP server {self._mcp.name} does not accept the request without a valid login"
             await self._answer(failed(403, "mcp-login", reason, self._mcp.login, retry=False))
         except UpstreamError as error:

@@ -118,10 +118,14 @@ class McpTable:
     def __init__(
         self, endpoints: Sequence[McpEndpoint] = (), on_call: Callable[[ToolCall], None] = lambda _: None
     ) -> None:
-        """`on_call` is told of every tool call to a server with a policy; it must neither block nor raise."""
+        """`on_call` is told of every tool call to a server with a policy; it must neither block nor raise.
+
+        So must `on_rejected`, which may be replaced: a server did not accept the credential of this grant.
+        """
         self._remote = {each.host: each for each in endpoints if each.host != HOST_NAME}
         self._local = {each.port: each for each in endpoints if each.host == HOST_NAME}
         self.on_call = on_call
+        self.on_rejected: Callable[[str], None] = lambda _: None
 
     def at(self, host: str, port: int) -> McpEndpoint | None:
         """The server at an authority. A remote one is meant on whatever port."""

@@ -117,7 +117,7 @@ class _Events:
     def __init__(self, policy: ToolPolicy, limit: int) -> None:
         self._policy = policy
         self._limit = limit
-        self._held = b""
+        self._held = bytearray()
         self._large = False  # in the middle of an event that is too large to be held
         self._line_feed: bytes | None = None  # after `\r`: what a `\n` that still belongs to it becomes
 
@@ -131,7 +131,8 @@ class _Events:
         searched = max(0, len(self._held) - 3)
         self._held += data
         while (end := _END_OF_EVENT.search(self._held, searched)) is not None:
-            event, self._held = self._held[: end.end()], self._held[end.end() :]
+            event = bytes(self._held[: end.end()])
+            del self._held[: end.end()]
             clean = event if self._large or _MARK not in event else self._event(event)
             out.append(clean)
             if event.endswith(b"\r") and not self._held:
@@ -140,14 +141,13 @@ class _Events:
         if self._large or len(self._held) > self._limit:
             kept = len(self._held) - 3  # its end may be cut in two
             if kept > 0:
-                out.append(self._held[:kept])
-                self._held = self._held[kept:]
+                out.append(bytes(self._held[:kept]))
+                del self._held[:kept]
             self._large = True
         return b"".join(out)
 
     def finish(self) -> bytes:
-        rest, self._held = self._held, b""
-        return rest  # a client drops an event that has no end
+        return bytes(self._held)  # a client drops an event that has no end
 
     def _event(self, event: bytes) -> bytes:
         lines = _LINE.split(event.decode("utf-8", "replace").removeprefix("\ufeff"))

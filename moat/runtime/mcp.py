@@ -135,6 +135,8 @@ def _endpoint(server: McpServer, place: Authority) -> McpEndpoint:
     policy = ToolPolicy(server.allow, server.deny, server.audit) if server.judged else None
     again = "" if server.grant else f", and adds auth: {{grant: oauth:{server.name}}} to it in agent.yaml"
     login = f"the user runs `{granting(server)}` on the host{again}, then starts a new run"
+    if server.grant and server.grant.startswith("oauth:"):
+        login = f"try once more, with a renewed login; if that fails too, {login}"
     if server.local:
         login = "a server on this machine has to do without a login"
     expects = f"{server.host}:{server.port}".encode() if server.local else b""

@@ -3,6 +3,7 @@
     prepare   before there is a sandbox: what the part adds to it and to its proxy
     made      the sandbox exists, its command has not started
     started   the command runs
+    resuming  the sandbox was paused and is about to go on
     ended     the command has ended; the sandbox is still there
     aclose    let go of everything; called whatever happened, newest part first
 
@@ -80,6 +81,8 @@ class Part:
 
     async def started(self) -> None: ...
 
+    async def resuming(self) -> None: ...
+
     async def ended(self) -> None: ...
 
     async def aclose(self) -> None: ...
@@ -89,7 +92,12 @@ def parts_of(request: RunRequest) -> list[Part]:
     """The parts that this run needs, in the order in which they are asked. Imports only those."""
     from moat.runtime.git.guard import GitGuard
 
-    found: list[Part] = [GitGuard()]
+    found: list[Part] = []
+    if not request.snapshots.disabled:
+        from moat.runtime.snapshots.part import Snapshots
+
+        found.append(Snapshots())  # before any other part touches the workspace
+    found.append(GitGuard())
     if request.ports:
         from moat.runtime.endpoints.part import PortsPart
 
@@ -114,6 +122,10 @@ def parts_of(request: RunRequest) -> list[Part]:
         from moat.runtime.mcp import McpPart
 
         found.append(McpPart())
+    if request.agent == "claude":
+        from moat.runtime.agents.claude_note import NotePart
+
+        found.append(NotePart())
     return found
 
 

@@ -30,6 +30,7 @@ from moat.grants import CredentialSource
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
+from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
 from moat.runtime.choice import choose, runtime
@@ -165,6 +166,8 @@ class LocalRun:
         self._session_made = anyio.Event()
         self._preparing = anyio.CancelScope()
         self._stop_asked = anyio.Event()
+        self._pauses = 0
+        self._pausing = anyio.Lock()
         self._grace = GRACE
         self._started = anyio.Event()
         self._ended = anyio.Event()
@@ -259,7 +262,28 @@ class LocalRun:
             self._gateway.flush()
         return read_exchanges(self._home, self.id)
 
+    async def pause(self) -> None:
+        """Hold every process of the sandbox still; each call wants its `resume`. Raises MoatError."""
+        async with self._pausing:
+            if self._pauses == 0 and self._sandbox and self.record.state is State.RUNNING:
+                await self._sandbox.pause()
+            self._pauses += 1
+
+    async def resume(self) -> None:
+        """Let the sandbox go on, when nobody else wants it held."""
+        async with self._pausing:
+            self._pauses -= 1
+            if self._pauses == 0 and self._sandbox:
+                for part in self._parts:
+                    await part.resuming()
+                await self._sandbox.resume()
+
     # --- for the control socket ------------------------------------------------------------------
+
+    def note(self, event: str, data: dict[str, Any]) -> None:
+        """Journal what another process of this user did to the run's workspace."""
+        if not self.record.state.ended:
+            self.journal.record(event, **data)
 
     async def session(self) -> Session:
         """The session, as soon as there is one."""
@@ -336,7 +360,7 @@ class LocalRun:
             network=network,
             upstream=config.load_user(self._home).upstream,
             granted=given,
-            credentials=self._credentials(vault),
+            credentials=self._credentials(vault, extra.mcp),
             trace=self._home.run(self.id) / "network.jsonl",
             journal=self.journal,
             start=start,
@@ -354,7 +378,7 @@ class LocalRun:
         self.journal.record("sandbox.made", runtime=self.record.runtime)
         return sandbox
 
-    def _credentials(self, vault: Vault | None) -> CredentialSource | None:
+    def _credentials(self, vault: Vault | None, mcp: McpTable | None) -> CredentialSource | None:
         """Where the proxy gets credentials from."""
         if not any(name.startswith("oauth:") for name in self._request.grants) or vault is None:
             return vault
@@ -365,7 +389,10 @@ class LocalRun:
         def told(outcome: str, grant: str) -> None:
             self.journal.record("login.renewed", grant=grant, outcome=outcome)
 
-        return RunCredentials(vault, upstream, vault.directory, told)
+        source = RunCredentials(vault, upstream, vault.directory, told)
+        if mcp is not None:
+            mcp.on_rejected = source.rejected
+        return source
 
     async def _ask_parts(
         self,

@@ -12,7 +12,6 @@ import base64
 import json
 import logging
 import os
-import resource
 import signal
 import sys
 from functools import partial
@@ -21,11 +20,10 @@ from typing import Any
 
 from moat.errors import MoatError
 from moat.paths import Home
-from moat.runtime.loop import run_loop
+from moat.runtime.loop import raise_limits, run_loop
 from moat.runtime.request import RunRequest
 from moat.runtime.run import LocalRun, hosted
 
-_FILES = 65536  # a build in a sandbox opens hundreds of connections at once; 1024 has stalled it
 _log = logging.getLogger("moat.supervisor")
 
 
@@ -63,7 +61,7 @@ def main() -> None:
     starter = Starter(os.dup(1))
     starter.say(pid=os.getpid())
     _let_go_of_the_terminal()
-    _raise_limits()
+    raise_limits()
     try:
         run_loop(_supervise(message, starter))
     except MoatError as error:
@@ -78,12 +76,6 @@ def _let_go_of_the_terminal() -> None:
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
-
-
-def _raise_limits() -> None:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _supervise(message: dict[str, Any], starter: Starter) -> None:

@@ -49,5 +49,19 @@ def check(home: Home, workspace: Path, settings: RunConfig) -> None:
         )
 
 
+def check_file(home: Home, workspace: Path, path: Path) -> None:
+    """Raises UsageError when `path`, which is about to be acted on, changed while a run could write it."""
+    place = Path(os.path.realpath(workspace))
+    changed = max(os.stat(path).st_ctime, os.lstat(path).st_ctime)
+    runs = [run for run in records.read_all(home) if place.is_relative_to(run.workspace)]
+    run = next((run for run in runs if _lived(run, changed)), None)
+    if run is not None:
+        raise UsageError(
+            f"{path.relative_to(workspace)} was changed while run {run.name} could write it, maybe by the "
+            "agent, and names something to be fetched",
+            hint="review it; if it is what you want, add --accept-config",
+        )
+
+
 def _lived(run: RunRecord, moment: float) -> bool:
     return run.created_at <= moment and (run.ended_at is None or moment <= run.ended_at)

@@ -25,7 +25,9 @@ def check_mounts(mounts: tuple[Mount, ...], home: Home) -> None:
         source = Path(os.path.realpath(mount.source))
         if not source.exists():
             raise UsageError(f"mount {mount.source}: no such file or directory")
-        _refuse_own_state(source, home, f"mount {mount.source}")
+        trees = Path(os.path.realpath(home.plugin_trees))
+        if not (mount.read_only and trees in source.parents and source.relative_to(trees).parts[0][0] != "."):
+            _refuse_own_state(source, home, f"mount {mount.source}")
         target = os.path.normpath(mount.target)
         if not target.startswith("/") or target in {"/", WORKSPACE}:
             raise UsageError(f"mount target {mount.target} is not possible", hint="use e.g. /mnt/data")

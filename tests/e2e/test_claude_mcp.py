@@ -160,6 +160,29 @@ def test_a_server_that_dies_in_the_middle_of_a_call_is_an_error_of_that_call(ser
     assert servers.world.runs()[0]["exit_code"] == 0
 
 
+@pytest.mark.embedded
+def test_a_key_goes_as_it_is_in_a_header_of_its_own(granted):
+    granted.remote.header, granted.remote.secret = "x-api-key", granted.secret
+    granted.write(
+        f"mcp:\n  - {{name: remote, url: {URL}, auth: {{grant: 'mcp:example', header: X-API-Key}}}}\n"
+    )
+    said = granted.world.answer("-p", tool("mcp__remote__add", a=1, b=2), runtime="embedded")
+    assert "the sum is 3" in said
+    assert {s.status for s in granted.remote.received} <= {200, 202}
+    assert [s for s in granted.remote.received if "authorization" in s.headers] == []
+
+
+@pytest.mark.embedded
+def test_two_servers_on_one_host_have_the_same_tools(granted):
+    entries = [
+        f"{{name: {name}, url: 'https://{HOST}/{name}', tools: {{deny: [{name}]}}}}" for name in ("a", "b")
+    ]
+    granted.write(f"mcp: [{', '.join(entries)}]\n")
+    done = granted.world.moat("run", "--runtime", "embedded", "--", "true")
+    assert done.returncode == 2
+    assert "moat: error: mcp: a and b are on one host and have different tools\n" in done.stderr
+
+
 # --- grants ---------------------------------------------------------------------------------------------------
 
 

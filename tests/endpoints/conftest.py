@@ -23,7 +23,7 @@ import pytest
 from moat.paths import Home
 
 INSIDE = Path(__file__).parent / "inside"
-PORTS = {"web": 3000, "wide": 3001, "six": 3002, "nobody": 3999}
+PORTS = {"web": 3000, "same": 3000, "wide": 3001, "six": 3002, "nobody": 3999}
 
 
 @dataclass

@@ -70,7 +70,7 @@ def test_it_survives_every_run_and_serves_the_others(place: Place) -> None:
     url = f"https://web.first.localhost:{place.port}"
     assert events[0]["event"] == "endpoint.opened"
     assert events[0]["data"] == {"endpoint": "web", "port": 3000, "url": url}
-    assert [line["event"] for line in events].count("endpoint.closed") == 4
+    assert [line["event"] for line in events].count("endpoint.closed") == 5
 
 
 def test_a_gateway_that_was_killed_comes_back_on_its_port(place: Place) -> None:

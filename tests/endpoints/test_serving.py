@@ -59,6 +59,10 @@ def test_servers_on_every_loopback_address_are_found(world: Place, run: str) -> 
     assert world.ask(f"six.{run}.localhost").status == (200 if run == "alpha" else 502)
 
 
+def test_two_endpoints_may_lead_to_one_port(world: Place, run: str) -> None:
+    assert world.ask(f"same.{run}.localhost").status == 200
+
+
 def test_keep_alive_is_one_connection_to_the_server_as_well(world: Place, run: str) -> None:
     host = f"web.{run}.localhost"
     seen = set()
@@ -244,7 +248,9 @@ def test_what_is_not_there_is_404_with_what_is(world: Place) -> None:
 def test_the_list_and_open(world: Place) -> None:
     lines = world.command("list").stdout.splitlines()
     assert lines[0].split() == ["NAME", "RUN", "ID", "STATE", "AGE", "ENDPOINTS"]
-    assert f"https://web.alpha.localhost:{world.port}" in next(line for line in lines if "alpha" in line)
+    assert f"https://web.alpha.localhost:{world.port}" in next(
+        line for line in lines if line.startswith("alpha ")
+    )
     assert (
         world.command("open", "beta", "web", "--print").stdout == f"https://web.beta.localhost:{world.port}\n"
     )
@@ -252,7 +258,7 @@ def test_the_list_and_open(world: Place) -> None:
     assert world.command("open", "--print").stdout == f"https://localhost:{world.port}\n"
     failed = world.command("open", "beta", "api")
     assert failed.returncode == 3
-    assert "moat: error: beta has no endpoint 'api'\nmoat: hint: it has web, wide" in failed.stderr
+    assert "moat: error: beta has no endpoint 'api'\nmoat: hint: it has web, same" in failed.stderr
     told = json.loads(world.command("open", "--json").stdout)
     assert set(told) == {"alpha", "beta"}
 
@@ -337,6 +343,7 @@ def test_a_page_of_another_site_may_not_ask(world: Place, headers: dict[str, str
         ("POST", {"Sec_Fetch_Site": "same-site", "Origin": "https://api.alpha.localhost:8443"}, 200),
         ("POST", {"Sec_Fetch_Site": "same-origin", "Origin": "https://web.alpha.localhost:8443"}, 200),
         ("GET", {"Sec_Fetch_Site": "none", "Sec_Fetch_Mode": "navigate"}, 200),
+        ("POST", {"Sec_Fetch_Site": "cross-site", "Origin": "http://web.alpha.localhost:8443"}, 200),
     ],
 )
 def test_what_the_user_opens_and_the_runs_own_pages_pass(

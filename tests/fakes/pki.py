@@ -13,22 +13,22 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def make_pki(directory: Path, names: Sequence[str]) -> tuple[Path, Path]:
+def make_pki(directory: Path, names: Sequence[str], *, ca_name: str = "stand-in API CA") -> tuple[Path, Path]:
     """Write `ca.pem` and `server.pem` (key and certificate for `names`); returns their paths.
 
     A CA that is still there is not kept: its key never touches the disk.
     """
     ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "stand-in API CA")])
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, ca_name)])
     key = ec.generate_private_key(ec.SECP256R1())
     ca = (
-        _builder(ca_name, ca_name, ca_key)
+        _builder(issuer, issuer, ca_key)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
     server = (
-        _builder(x509.Name([]), ca_name, key)
+        _builder(x509.Name([]), issuer, key)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=True)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False

@@ -392,10 +392,12 @@ def test_a_server_that_wants_a_login_is_told_to_the_user_and_not_to_the_client(m
         wire.message()
         wire.send(reply(401, b"", 'WWW-Authenticate: Bearer resource_metadata="https://evil.test/"'))
 
-    table = Told(endpoint(None)).table
+    table, rejected = Told(endpoint(None)).table, []
+    table.on_rejected = rejected.append
     with tls_origin(script) as origin, make(origins={("api.test", 443): origin}, mcp=table) as house:
         with house.tunnel() as wire:
             answer = post(wire, call("read"))
+    assert rejected == ["demo"]
     assert (answer.status, answer.get("x-moat-error"), answer.get("www-authenticate")) == (
         403,
         "mcp-login",

@@ -22,6 +22,7 @@ from moat.runtime.agents.claude_sessions import (
     shared_directory,
     slug,
 )
+from moat.runtime.agents.claude_settings import Carried
 from moat.vault.providers import provider
 
 ONE = "11111111-1111-4111-8111-111111111111"
@@ -128,13 +129,17 @@ def test_every_key_against_questions_is_there(tmp_path):
     assert found["projects"]["/workspace"]["hasTrustDialogAccepted"] is True
     assert found["customApiKeyResponses"]["approved"] == [approved_key(info("api-key"))]
     assert "customApiKeyResponses" not in state(tmp_path, info("oauth"))
-    assert settings(tmp_path, ask=False) == {
+    assert settings({}, {}, ask=False) == {
         "tui": "default",
         "permissions": {"defaultMode": "bypassPermissions"},
         "skipDangerousModePermissionPrompt": True,
         "enableAllProjectMcpServers": True,
     }
-    assert settings(tmp_path, ask=True) == {"tui": "default", "permissions": {"defaultMode": "default"}}
+    own = {"permissions": {"deny": ["Read(x)"], "defaultMode": "plan"}}
+    found = settings(own, {"a@b": True}, ask=False)
+    assert found["permissions"] == {"deny": ["Read(x)"], "defaultMode": "bypassPermissions"}
+    assert found["enabledPlugins"] == {"a@b": True}
+    assert settings({}, {}, ask=True) == {"tui": "default", "permissions": {"defaultMode": "default"}}
 
 
 def test_the_approved_key_is_the_end_of_every_runs_placeholder():
@@ -178,7 +183,7 @@ def test_a_broken_file_of_the_host_counts_as_empty(tmp_path, text):
 
 
 def test_the_files_are_private_json(tmp_path):
-    files = home_files(tmp_path, info("api-key"), ask=False)
+    files = home_files(tmp_path, info("api-key"), Carried(), {}, ask=False, servers={})
     assert [(file.path, file.mode) for file in files] == [
         (".claude.json", 0o600),
         (".claude/settings.json", 0o600),

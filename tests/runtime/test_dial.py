@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,33 @@ async def test_embedded(address: str) -> None:
             await made.dial(3001)
     with pytest.raises(OSError):
         await made.dial(3000)
+
+
+AS_USER = """
+import asyncio, sys
+import kit
+
+async def main():
+    async with kit.sandbox(kit.SYSTEM_PYTHON, "-c", sys.argv[1], "127.0.0.1", ingress=True) as made:
+        await made.start()
+        await made.read()
+        with await made.dial(3000) as sock:
+            loop = asyncio.get_running_loop()
+            await loop.sock_sendall(sock, b"hello")
+            print((await loop.sock_recv(sock, 100)).decode())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.embedded
+def test_embedded_as_an_ordinary_user() -> None:
+    with embedded_kit.user_directory() as (directory, command):
+        (directory / "dial.py").write_text(AS_USER)
+        done = subprocess.run(
+            [*command, directory / "dial.py", SERVER], capture_output=True, text=True, timeout=60, check=False
+        )
+    assert (done.returncode, done.stdout) == (0, "HELLO\n"), done.stderr
 
 
 @pytest.mark.docker

@@ -215,6 +215,34 @@ async def test_a_login_that_was_taken_back_says_so_once_and_a_new_one_helps(plac
     assert (await source.credential(NAME)).secret.reveal() == fresh.access
 
 
+async def test_a_token_that_its_server_does_not_take_is_renewed_once(place):
+    """A server may forget tokens that have not ended; one that takes none must not make us ask without end."""
+    place.grant(age=10)
+    source = place.source()
+    first = await source.credential(NAME)
+    source.rejected(NAME)
+    second = await source.credential(NAME)
+    assert second.secret != first.secret
+    assert place.stored().access == second.secret.reveal()
+    for _ in range(3):
+        source.rejected(NAME)
+        assert (await source.credential(NAME)).secret == second.secret
+    assert (place.server.renewals, place.server.reused) == (1, 0)
+
+
+async def test_a_run_that_was_handed_the_key_of_the_vault_can_store_what_it_renewed(place, monkeypatch):
+    monkeypatch.delenv("MOAT_KEY_FILE")
+    monkeypatch.setenv("MOAT_PASSPHRASE", "correct horse")
+    place.grant(age=3600)
+    handoff = place.vault.handoff([NAME])
+    monkeypatch.delenv("MOAT_PASSPHRASE")
+    vault = open_vault(place.home, handoff=handoff)
+    source = RunCredentials(vault, load_user(place.home).upstream, vault.directory, lambda *_: None)
+    found = await source.credential(NAME)
+    monkeypatch.setenv("MOAT_PASSPHRASE", "correct horse")
+    assert place.stored().access == found.secret.reveal()
+
+
 async def test_a_damaged_login_is_told(place):
     tokens = place.grant(age=0)
     found = place.vault.get(NAME)

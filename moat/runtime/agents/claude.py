@@ -18,6 +18,8 @@ from moat.runtime.agents import Setup
 from moat.runtime.agents.claude_binary import find_claude
 from moat.runtime.agents.claude_home import home_files
 from moat.runtime.agents.claude_sessions import SANDBOX_PROJECT, shared_directory
+from moat.runtime.agents.claude_settings import Carried
+from moat.runtime.plugins.deliver import Delivery
 from moat.runtime.sandbox import HOME, Mount
 
 BINARY = f"{HOME}/.local/bin/claude"  # in the sandbox: first on PATH, and where its own installer puts it
@@ -50,6 +52,7 @@ class Claude:
     resume: str | None = None  # UUID of an old one
     proceed: bool = False  # go on with the newest one
     ask: bool = False  # confirm each tool (`--noyolo`)
+    sync_logs: bool = True  # the host's conversations of the workspace are shared with the sandbox
     home: Path | None = None  # the user's HOME on the host
 
     @property
@@ -87,21 +90,31 @@ class Claude:
         credential: CredentialInfo,
         runtime: str,
         servers: Mapping[str, LocalMcpServer] = _NO_SERVERS,
+        carried: Carried | None = None,
+        plugins: Delivery | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> Setup:
-        """`servers`: those of MCP that it starts itself.
+        """`servers`: of MCP, that it starts itself; `carried`: the user's settings; `plugins`: ready ones.
 
         Raises StartError when the embedded runtime has no Claude Code to show to the sandbox.
         """
         home = self.home or Path.home()
-        mounts = [Mount(shared_directory(home, workspace), SANDBOX_PROJECT)]
+        given = plugins or Delivery()
+        mounts = list(given.mounts)
+        if self.sync_logs:
+            mounts.append(Mount(shared_directory(home, workspace), SANDBOX_PROJECT))
         if runtime == "embedded":
             mounts.append(Mount(find_claude(home, environ), BINARY, read_only=True))
         chosen = {name: environ[name] for name in _PRIVACY if environ.get(name)}
         return Setup(
-            argv=self.argv(),
+            argv=("claude", *given.argv, *self.argv()[1:]),
             env=_ENVIRONMENT | chosen,
-            home_files=home_files(home, credential, ask=self.ask, servers=servers),
+            home_files=(
+                *home_files(
+                    home, credential, carried or Carried(), given.enabled, ask=self.ask, servers=servers
+                ),
+                *given.home_files,
+            ),
             mounts=tuple(mounts),
             dependencies=() if runtime == "embedded" else _DEPENDENCIES,
         )

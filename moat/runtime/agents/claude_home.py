@@ -8,13 +8,13 @@ is dropped wherever it stands.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from moat.config import LocalMcpServer
 from moat.grants import CredentialInfo, CredentialKind
+from moat.runtime.agents.claude_settings import Carried, harmless, memory
 from moat.runtime.sandbox import WORKSPACE, HomeFile
 from moat.vault.providers import provider
 
@@ -35,21 +35,29 @@ _HOST_KEYS = (
 )
 # Without it requests of a subscription lack the organization; with an API key it would be a lie.
 _SUBSCRIPTION_KEYS = ("oauthAccount",)
-_HOST_SETTINGS = ("theme", "tui")
+CLAUDE_MD = ".claude/CLAUDE.md"
 _MAX_BYTES = 4_000_000  # ~/.claude.json grows with every project; more than this is not read
-_SECRET_NAME = re.compile(r"token|secret|password|api_?key|credential", re.IGNORECASE)
-_SECRET_VALUE = re.compile(
-    r"sk-[A-Za-z0-9_-]{8}|gh[a-z]_[A-Za-z0-9]{16}|github_pat_|eyJ[A-Za-z0-9_-]{16}|-----BEGIN "
-)
 
 
 def home_files(
-    home: Path, credential: CredentialInfo, *, ask: bool, servers: Mapping[str, LocalMcpServer]
+    home: Path,
+    credential: CredentialInfo,
+    carried: Carried,
+    enabled: Mapping[str, bool],
+    *,
+    ask: bool,
+    servers: Mapping[str, LocalMcpServer],
 ) -> tuple[HomeFile, ...]:
-    """`~/.claude.json` and `~/.claude/settings.json`. The credential's own files are its provider's."""
+    """`~/.claude.json` and everything in `~/.claude` that is not a plugin's.
+
+    The credential's own files are its provider's.
+    """
+    own = memory(home)
     return (
         HomeFile(".claude.json", _json(state(home, credential) | _mcp_servers(servers))),
-        HomeFile(".claude/settings.json", _json(settings(home, ask=ask))),
+        HomeFile(".claude/settings.json", _json(settings(carried.settings, enabled, ask=ask))),
+        *carried.files.values(),
+        *([HomeFile(CLAUDE_MD, own.encode())] if own else []),
     )
 
 
@@ -58,7 +66,7 @@ def state(home: Path, credential: CredentialInfo) -> dict[str, Any]:
     host = _read(home / ".claude.json")
     subscription = credential.kind is CredentialKind.OAUTH
     names = _HOST_KEYS + (_SUBSCRIPTION_KEYS if subscription else ())
-    found = {name: _harmless(host[name]) for name in names if name in host}
+    found = {name: harmless(host[name]) for name in names if name in host}
     found |= {
         "hasCompletedOnboarding": True,
         "hasSeenAutoDefaultNudge": True,  # else "make auto mode your default?", whose default is yes
@@ -100,13 +108,18 @@ def approved_key(credential: CredentialInfo) -> str:
     return provider(credential.name).placeholder(credential, "0" * 32)[-20:]
 
 
-def settings(home: Path, *, ask: bool) -> dict[str, Any]:
-    """`~/.claude/settings.json`. `ask`: confirm each tool, as Claude Code does by itself."""
-    host = _read(home / ".claude" / "settings.json")
-    found: dict[str, Any] = {"tui": "default"}  # no offer to try the fullscreen renderer
-    found |= {name: host[name] for name in _HOST_SETTINGS if isinstance(host.get(name), str)}
+def settings(carried: Mapping[str, Any], enabled: Mapping[str, bool], *, ask: bool) -> dict[str, Any]:
+    """`~/.claude/settings.json`: the user's, then what Moat must decide.
+
+    `enabled`: plugins. `ask`: confirm each tool, as Claude Code does by itself.
+    """
+    found: dict[str, Any] = {"tui": "default"} | dict(carried)  # no offer to try the fullscreen renderer
+    if enabled:
+        found["enabledPlugins"] = dict(enabled)
+    given = found.get("permissions")
     # Said here as well as on the command line: Claude Code may start itself anew without its flags.
-    found["permissions"] = {"defaultMode": "default" if ask else "bypassPermissions"}
+    mode = {"defaultMode": "default" if ask else "bypassPermissions"}
+    found["permissions"] = (given if isinstance(given, dict) else {}) | mode
     if not ask:
         found["skipDangerousModePermissionPrompt"] = True
         found["enableAllProjectMcpServers"] = True  # else a dialog for each server in .mcp.json
@@ -122,19 +135,6 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _harmless(value: Any) -> Any:
-    """`value` without everything in it that looks like a secret, by name or by shape."""
-    if isinstance(value, dict):
-        return {
-            name: _harmless(item)
-            for name, item in value.items()
-            if not _SECRET_NAME.search(name) and not (isinstance(item, str) and _SECRET_VALUE.search(item))
-        }
-    if isinstance(value, list):
-        return [_harmless(item) for item in value]
-    return None if isinstance(value, str) and _SECRET_VALUE.search(value) else value
 
 
 def _json(value: dict[str, Any]) -> bytes:

@@ -28,7 +28,7 @@ from moat.runtime.endpoints import spawn
 from moat.runtime.endpoints.ca import EndpointTLS
 from moat.runtime.endpoints.routes import Routes
 from moat.runtime.endpoints.server import Server
-from moat.runtime.loop import run_loop
+from moat.runtime.loop import raise_limits, run_loop
 
 _LOOK = 2.0  # seconds between two looks at whether anybody needs us
 _BACKLOG = 256
@@ -55,6 +55,7 @@ def main() -> None:
         os._exit(1)
     _say(port=port)
     _let_go()
+    raise_limits()
     _log.info("listening on port %d of loopback", port)
     gateway = Gateway(home, tls, port, listeners, lock, frozenset(message["users"]))
     run_loop(gateway.run(float(message["linger"])))

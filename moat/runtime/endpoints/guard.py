@@ -21,12 +21,14 @@ _SAFE = frozenset({b"GET", b"HEAD"})
 
 def foreign(head: RequestHead, place: Place) -> str:
     """Why a request comes from somewhere that may not send it; "" when it may."""
-    site = _one(head.headers, b"sec-fetch-site")
-    if site == b"cross-site" and not _opened(head):
+    if _opened(head):
+        return ""
+    if origin := _one(head.headers, b"origin"):
+        # Also where a browser says cross-site: to it, http and https of one name are two sites.
+        kin = _kin(origin, place)
+        return "" if kin else f"a page of {origin.decode('latin-1')[:200]} sent this"
+    if _one(head.headers, b"sec-fetch-site") == b"cross-site":
         return "a page of another site sent this"
-    origin = _one(head.headers, b"origin")
-    if origin and not _kin(origin, place) and not _opened(head):
-        return f"a page of {origin.decode('latin-1')[:200]} sent this"
     return ""
 
 

@@ -39,7 +39,7 @@ class Ingress:
     def __init__(self, directory: Path) -> None:
         """`directory`: short, private, of this run alone; made here."""
         self._directory = private_dir(directory)
-        self._listeners: dict[int, socket.socket] = {}
+        self._listeners: list[tuple[socket.socket, int]] = []  # with the port in the sandbox
         self._sandbox: Sandbox | None = None
         self._watch = Watch()
         self._slots = anyio.Semaphore(_CONNECTIONS)
@@ -52,7 +52,7 @@ class Ingress:
         sock.bind(str(path))
         os.chmod(path, 0o600)
         sock.listen(_BACKLOG)
-        self._listeners[port] = sock
+        self._listeners.append((sock, port))
         _log.info("endpoint %s: port %d", name, port)
         return Endpoint(port, str(path))
 
@@ -62,19 +62,26 @@ class Ingress:
 
     async def serve(self) -> None:
         """Serve every listener until cancelled or closed."""
-        with anyio.CancelScope() as self._serving:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._watch.run)
-                for port, sock in self._listeners.items():
-                    tasks.start_soon(self._accept, sock, port)
+        try:
+            with anyio.CancelScope() as self._serving:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._watch.run)
+                    for sock, port in self._listeners:
+                        tasks.start_soon(self._accept, sock, port)
+        finally:
+            self._close_listeners()
 
     def close(self) -> None:
         """End every connection and listen no more."""
         self._sandbox = None
         if self._serving:
-            self._serving.cancel()
+            self._serving.cancel()  # who waits for a listener must have left before it is closed
+        else:
+            self._close_listeners()
         self._watch.abort_all()
-        for sock in self._listeners.values():
+
+    def _close_listeners(self) -> None:
+        for sock, _ in self._listeners:
             sock.close()
         self._listeners.clear()
 

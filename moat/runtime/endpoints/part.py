@@ -82,7 +82,7 @@ class PortsPart(Part):
             try:
                 await anyio.to_thread.run_sync(_announce, home, self._route, wanted)
                 told = False
-            except MoatError as error:
+            except (MoatError, OSError) as error:
                 if not told:
                     _log.warning("the gateway of endpoints was not started again: %s", error)
                 told = True

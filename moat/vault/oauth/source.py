@@ -40,6 +40,8 @@ class RunCredentials:
         self._lost: dict[str, str] = {}  # refresh tokens that are no longer accepted
         self._unsaved: dict[str, Credential] = {}
         self._not_before: dict[str, float] = {}
+        self._given: dict[str, str] = {}  # the access token that was given out last
+        self._rejected: dict[str, str] = {}  # one that its server did not take
 
     async def credential(self, name: str) -> Credential:
         """As the vault's; of a login it is the access token. Raises GrantError, VaultError."""
@@ -55,7 +57,13 @@ class RunCredentials:
                         tokens, found = await to_thread.run_sync(self._renew, name)
         if tokens.expired(time.time()):
             raise self._ended(name, found)
+        self._given[name] = tokens.access
         return Credential(found.info, Secret(tokens.access))
+
+    def rejected(self, name: str) -> None:
+        """The server of a login did not take its token, which has not ended: the next one is a new one."""
+        if time.monotonic() >= self._not_before.get(name, 0.0):
+            self._rejected[name] = self._given.get(name, "")
 
     async def _current(self, name: str) -> tuple[Tokens, Credential]:
         found = self._unsaved.get(name) or await self._vault.credential(name)
@@ -64,7 +72,8 @@ class RunCredentials:
     def _needs_renewal(self, name: str, tokens: Tokens) -> bool:
         if name in self._unsaved:
             return time.monotonic() >= self._not_before.get(name, 0.0)
-        if tokens.refresh is None or not tokens.due(time.time()):
+        due = tokens.due(time.time()) or tokens.access == self._rejected.get(name)
+        if tokens.refresh is None or not due:
             return False
         return self._lost.get(name) != tokens.refresh and time.monotonic() >= self._not_before.get(name, 0.0)
 
@@ -98,6 +107,8 @@ class RunCredentials:
                 self._not_before[name] = time.monotonic() + _PAUSE
                 self._notice("failed", name)
                 return tokens, found
+            if self._rejected.pop(name, None) is not None:
+                self._not_before[name] = time.monotonic() + _PAUSE  # it may not be the token's fault
             found = Credential(found.info, tokens.encode())
             self._store(name, found)
             self._notice("renewed", name)

@@ -1,0 +1,202 @@
+"""`moat claude plugins list|update [dir]`, and the plugins of a run that `moat claude` starts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from moat import config
+from moat.cli.output import Progress, emit, emit_json, say, table
+from moat.config import RunConfig
+from moat.errors import StartError, UsageError
+from moat.paths import Home
+from moat.runtime import tampering
+from moat.runtime.plugins.declared import Origin, Problem
+from moat.runtime.plugins.deliver import Delivery, deliver
+from moat.runtime.plugins.prepare import resolver
+from moat.runtime.plugins.resolve import Market, Plugin, Resolved, Resolver, State
+from moat.vault.ssh import SshGrant
+
+_EXAMPLE = """\
+name some in agent.yaml:
+
+claude:
+  plugins:
+    "formatter@team-tools": true
+  marketplaces:
+    team-tools:
+      source: github
+      repo: owner/repo"""
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="moat claude plugins",
+        description="Show the Claude Code plugins that a session in a directory has, or look for newer ones.",
+    )
+    parser.add_argument("verb", choices=("list", "update"), help="`update`: fetch branches and tags again")
+    parser.add_argument("dir", nargs="?", default=".", help="workspace (default: this directory)")
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    options = parser.parse_args(argv)
+    workspace = Path(options.dir).expanduser().resolve()
+    if not workspace.is_dir():
+        raise UsageError(f"no directory {options.dir!r}", hint="moat claude plugins list [dir]")
+    home = Home.from_environment()
+    update = options.verb == "update"
+    resolved = _resolved(
+        home, workspace, config.load(workspace), offline=not update, refresh=update, accept=False
+    )
+    if options.json:
+        emit_json(_as_json(resolved, workspace))
+    else:
+        _print(resolved, workspace)
+    for problem in resolved.problems:
+        _tell("error", problem)
+    return 1 if update and resolved.problems else 0
+
+
+def prepare(
+    home: Home, workspace: Path, settings: RunConfig, ssh: Iterable[SshGrant], options: argparse.Namespace
+) -> Delivery:
+    """The plugins of a new run with the grants `ssh`, ready. Raises StartError with all that is wrong.
+
+    What only this machine's own Claude Code names does not stop a session when it cannot be had (the user
+    may be offline, and did not ask for it here); it is told.
+    """
+    made: list[Resolver] = []
+    resolved = _resolved(
+        home,
+        workspace,
+        settings,
+        offline=False,
+        refresh=options.rebuild,
+        accept=options.accept_config,
+        ssh=ssh,
+        made=made.append,
+    )
+    fatal = [problem for problem in resolved.problems if problem.origin is not Origin.HOST]
+    if fatal:
+        hints = dict.fromkeys(line for problem in fatal for line in problem.hint.splitlines())
+        raise StartError("\n".join(problem.text for problem in fatal), hint="\n".join(hints))
+    for problem in resolved.problems:
+        _tell("warning", problem)
+    return deliver(resolved, made[0].declared.project)
+
+
+def _resolved(
+    home: Home,
+    workspace: Path,
+    settings: RunConfig,
+    *,
+    offline: bool,
+    refresh: bool,
+    accept: bool,
+    ssh: Iterable[SshGrant] = (),
+    made: Callable[[Resolver], None] = lambda _: None,
+) -> Resolved:
+    progress = Progress()
+
+    def before_fetch(origin: Origin) -> None:
+        if origin is Origin.PROJECT and not accept:
+            for path in found.declared.project_files:
+                tampering.check_file(home, workspace, path)
+
+    found = resolver(
+        home=home,
+        user_home=Path.home(),
+        workspace=workspace,
+        config=settings,
+        upstream=config.load_user(home).upstream,
+        ssh=ssh,
+        refresh=refresh,
+        offline=offline,
+        before_fetch=before_fetch,
+        progress=progress.show,
+    )
+    made(found)
+    try:
+        return found.resolve()
+    finally:
+        progress.clear()
+
+
+def _tell(kind: str, problem: Problem) -> None:
+    say(f"{kind}: {problem.text}")
+    for line in problem.hint.splitlines():
+        say(f"hint: {line}")
+
+
+# --- showing --------------------------------------------------------------------------------------
+
+
+def _print(resolved: Resolved, workspace: Path) -> None:
+    emit(f"Claude Code plugins in {workspace}")
+    emit("")
+    if not resolved.plugins and not resolved.marketplaces:
+        emit("none")
+        say(_EXAMPLE.replace("\n", "\nmoat: "))
+        return
+    if resolved.plugins:
+        rows = [
+            (p.choice.id, "enabled" if p.choice.enabled else "disabled", _state(p), _origin(p.choice))
+            for p in resolved.plugins
+        ]
+        emit(table(("PLUGIN", "SETTING", "STATE", "SOURCE"), rows))
+    if resolved.plugins and resolved.marketplaces:
+        emit("")
+    if resolved.marketplaces:
+        places = [
+            (m.named.name, str(m.named.source), _market(m), _origin(m.named)) for m in resolved.marketplaces
+        ]
+        emit(table(("MARKETPLACE", "PLACE", "STATE", "SOURCE"), places))
+
+
+def _state(plugin: Plugin) -> str:
+    if plugin.state is not State.READY:
+        return "-" if plugin.state is State.DISABLED else plugin.state
+    version = plugin.version
+    if plugin.commit and not plugin.commit.startswith(version):
+        version += f" at {plugin.commit[:12]}"
+    return f"ready, {version}"
+
+
+def _market(market: Market) -> str:
+    if market.state is not State.READY:
+        return market.state
+    return f"ready at {market.commit[:12]}" if market.commit else "ready"
+
+
+def _origin(item: Any) -> str:
+    return f"{item.origin} ({item.file})"
+
+
+def _as_json(resolved: Resolved, workspace: Path) -> dict[str, Any]:
+    return {
+        "workspace": str(workspace),
+        "plugins": [
+            {
+                "id": p.choice.id,
+                "enabled": p.choice.enabled,
+                "state": p.state,
+                "version": p.version or None,
+                "commit": p.commit,
+                "source": p.choice.origin,
+                "file": p.choice.file,
+            }
+            for p in resolved.plugins
+        ],
+        "marketplaces": [
+            {
+                "name": m.named.name,
+                "place": str(m.named.source),
+                "state": m.state,
+                "commit": m.commit,
+                "source": m.named.origin,
+                "file": m.named.file,
+            }
+            for m in resolved.marketplaces
+        ],
+        "problems": [{"text": p.text, "hint": p.hint, "source": p.origin} for p in resolved.problems],
+    }
