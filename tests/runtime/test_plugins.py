@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -455,6 +457,7 @@ def test_a_workspace_cannot_have_this_machines_network_read(kit):
 
 
 def test_a_workspace_cannot_be_led_elsewhere_by_a_redirect(kit):
+    """Seen failing with redirects followed: a public host led to one that only this machine reaches."""
     kit.publish()
     kit.config(named(kit))
     kit.server.redirect = f"https://localhost:{kit.server.port}"
@@ -499,8 +502,31 @@ def test_settings_of_the_project_that_lead_out_of_it_are_not_read(kit):
     assert text == ".claude/settings.json: a link that leads out of the workspace is not followed"
 
 
-def test_a_grant_opens_its_host_with_its_key_and_no_other(kit, tmp_path):
-    """A real sshd that lets in the key of the grant; the agent of the user holds another one first."""
+@pytest.fixture
+def agent() -> Iterator[Callable[[Path], str]]:
+    """`agent(key)`: the socket of a real ssh-agent that holds it."""
+    place = Path(tempfile.mkdtemp(prefix="pa-", dir="/tmp"))
+    sock = str(place / "s")
+    with subprocess.Popen(["ssh-agent", "-D", "-a", sock], stdout=subprocess.DEVNULL) as process:
+
+        def add(key: Path) -> str:
+            for _ in range(100):
+                if os.path.exists(sock):
+                    break
+                time.sleep(0.05)
+            subprocess.run(["ssh-add", "-q", key], env=dict(os.environ) | {"SSH_AUTH_SOCK": sock}, check=True)
+            return sock
+
+        yield add
+        process.terminate()
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def test_a_grant_opens_its_host_with_its_key_and_no_other(kit, agent):
+    """A real sshd that would let in both keys; the user's agent offers the other one.
+
+    Seen failing without IdentitiesOnly: the key of the agent was used.
+    """
     granted, other = (make_key(kit.user / name) for name in ("granted", "other"))
     place = Path(tempfile.mkdtemp(prefix="pl-", dir="/tmp"))
     place.chmod(0o755)
@@ -525,7 +551,7 @@ def test_a_grant_opens_its_host_with_its_key_and_no_other(kit, tmp_path):
             url = f"git@git.moat.test:{place}/s/octo/market.git"
             kit.config(named(kit).replace(kit.server.url("acme/tools.git"), url))
             assert "ssh: needs the grant ssh:git.moat.test" in kit.problem()
-            plugin = kit.plugin(ssh=[grant])
+            plugin = kit.plugin(ssh=[grant], environ=dict(os.environ) | {"SSH_AUTH_SOCK": agent(other)})
             assert (plugin.commit, greeting(plugin)) == (pinned, "ONE")
             fingerprint = subprocess.check_output(["ssh-keygen", "-lf", granted], text=True).split()[1]
             assert set(server.accepted()) == {fingerprint}
