@@ -19,8 +19,10 @@ from pathlib import Path
 import anyio
 
 from moat.grants import Credential, CredentialInfo, CredentialKind, InjectionRule, Secret
-from moat.journal import LineWriter
-from moat.proxy import Policy, Proxy, RunCA, Trace, Upstream, UpstreamOptions
+from moat.journal import Journal, LineWriter
+from moat.proxy import ExchangeFinished, Policy, Proxy, RunCA, Trace, Upstream, UpstreamOptions
+from moat.proxy.server import always_allowed
+from moat.runtime.witness import Witness
 
 HOSTS = ("bench.test", "sse.bench.test", *(f"m{number}.bench.test" for number in range(24)))
 
@@ -54,6 +56,13 @@ async def main(options: argparse.Namespace) -> None:
         ports=tuple(options.ports),
     )
     trace = Trace(LineWriter(Path(options.log)))
+    journal = Journal(Path(tempfile.mkdtemp(prefix="moat-bench-")) / "journal.jsonl")
+    witness = Witness(journal)
+
+    def record(event: ExchangeFinished) -> None:
+        trace.add(event)
+        witness.add(event)
+
     proxy = Proxy(
         policy=Policy(),
         ca=ca,
@@ -65,13 +74,15 @@ async def main(options: argparse.Namespace) -> None:
                 connect_to={(host, port): ("127.0.0.1", port) for host in HOSTS for port in options.ports},
             )
         ),
-        on_event=trace.add,
+        on_event=trace.add if options.no_journal else record,
         token=options.token,
-        ready=trace.ready,
+        ready=trace.ready if options.no_journal else lambda: trace.ready() or witness.ready(),
+        on_use=always_allowed if options.no_journal else witness.on_use,
     )
     listener = socket.create_server(("127.0.0.1", options.port), backlog=1024)
     async with anyio.create_task_group() as tasks:
         await tasks.start(trace.run)
+        tasks.start_soon(witness.run)
         tasks.start_soon(stop_on_signal, proxy)
         await proxy.serve(listener)
         tasks.cancel_scope.cancel()
@@ -87,6 +98,7 @@ if __name__ == "__main__":
     parser.add_argument("--loop", choices=("asyncio", "uvloop", "trio"), default="uvloop")
     parser.add_argument("--log", default=str(Path(tempfile.gettempdir()) / "moat-bench-network.jsonl"))
     parser.add_argument("--plain", action="store_true", help="no injection, no scrubbing")
+    parser.add_argument("--no-journal", action="store_true", help="network.jsonl alone, to see what it costs")
     parser.add_argument("--profile", help="write a cProfile of the whole run here")
     arguments = parser.parse_args()
     backend = "trio" if arguments.loop == "trio" else "asyncio"

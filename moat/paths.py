@@ -53,6 +53,12 @@ class Home:
         return self.root / "endpoints"
 
     @property
+    def worktrees(self) -> Path:
+        """`MOAT_WORKTREE_BASE` moves it: checkouts are large, and may belong on another disk."""
+        moved = os.environ.get("MOAT_WORKTREE_BASE")
+        return Path(moved).expanduser().absolute() if moved else self.root / "worktrees"
+
+    @property
     def plugin_trees(self) -> Path:
         """What sandboxes are shown of plugins: fetched or copied for them, nothing private."""
         return self.cache / "claude" / "trees"

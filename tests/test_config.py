@@ -210,7 +210,6 @@ runtime: podman
             "agent.yaml:1:28: no rules for a.test; write the host alone to allow all of it",
         ),
         ("network: {allow: [a.test]}", "agent.yaml:1:11: 'allow': write network.rules instead, e.g. rules: [api.example.com]"),
-        ("snapshots: {triggers: {disable_pre_run: false}}", "agent.yaml:1:1: 'snapshots': not supported yet; this version takes none"),
         ("ports: [3000]", "agent.yaml:1:8: ports must be a mapping, not a list"),
         ("ports: {web: 70000}", "agent.yaml:1:14: ports.web must be between 1 and 65535"),
         ("ports: {web: '3000'}", "agent.yaml:1:14: ports.web must be a whole number, not a string"),

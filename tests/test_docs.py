@@ -18,6 +18,7 @@ from tests.docs.blocks import blocks, steps
 
 DOCUMENTS = sorted([*REPOSITORY.glob("docs/*.md"), REPOSITORY / "README.md"])
 _GROUPS = {"deps", "system", "volumes"}  # whose first word is an action with flags of its own
+_WT_ACTIONS = {"list", "clean"}  # of `moat wt`
 _ACTIONS = {"list", "show", "providers", "anthropic", "github", "mcp", "oauth", "ssh"}  # of `moat grant`
 
 
@@ -48,7 +49,11 @@ def test_there_are_commands_to_check() -> None:
 def test_a_shown_command_exists_with_its_flags(document: str, words: list[str]) -> None:
     words = words[: words.index("--")] if "--" in words else words
     assert words[0] in COMMANDS, f"{document}: moat {words[0]}"
-    has_action = words[0] in _GROUPS or (words[0] == "grant" and words[1] in _ACTIONS)
+    has_action = (
+        words[0] in _GROUPS
+        or (words[0] == "grant" and words[1] in _ACTIONS)
+        or (words[0] == "wt" and words[1] in _WT_ACTIONS)
+    )
     of = words[:2] if has_action or words[:2] == ["claude", "plugins"] else words[:1]
     text = help_of(of)
     for word in words:

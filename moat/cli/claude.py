@@ -18,6 +18,7 @@ from moat.cli import claude_plugins
 from moat.cli.output import say
 from moat.cli.run import add_common, build, load_config
 from moat.cli.start import start
+from moat.cli.worktree import enter
 from moat.config import McpServer
 from moat.errors import GrantError, RunNotFoundError, StartError, UsageError
 from moat.grants import CredentialInfo
@@ -105,6 +106,8 @@ def _check(options: argparse.Namespace, initial: str | None) -> None:
     """What argparse cannot see. Raises UsageError."""
     if options.proceed and options.resume:
         raise UsageError("--continue and --resume exclude each other", hint="give one of them")
+    if options.worktree and options.resume and not _UUID.fullmatch(options.resume):
+        raise UsageError("--worktree and --resume RUN exclude each other", hint="a run has its own worktree")
     if options.prompt is not None and initial is not None:
         raise UsageError("-p and an initial prompt exclude each other", hint="`-- PROMPT` starts a session")
     if options.prompt is not None and not options.prompt.strip():
@@ -133,7 +136,7 @@ def _conversation(options: argparse.Namespace, home: Home, initial: str | None) 
     if options.resume and not _UUID.fullmatch(options.resume):
         workspace, session = _of_run(home, options.resume, options.dir)
     else:
-        workspace = _directory(options.dir)
+        workspace = _workspace(options, home)
         session = options.resume.lower() if options.resume else ""
         known = [name for name, _ in sessions(Path.home(), workspace)]
         if options.proceed and not known:
@@ -155,6 +158,11 @@ def _conversation(options: argparse.Namespace, home: Home, initial: str | None) 
         ask=options.noyolo,
     )
     return workspace, claude
+
+
+def _workspace(options: argparse.Namespace, home: Home) -> Path:
+    place = _directory(options.dir)
+    return enter(options.worktree, home, place) if options.worktree else place
 
 
 def _of_run(home: Home, text: str, directory: str | None) -> tuple[Path, str]:

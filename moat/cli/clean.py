@@ -34,6 +34,6 @@ def main(argv: Sequence[str]) -> int:
 def _agreed(count: int) -> bool:
     if not sys.stdin.isatty():
         raise UsageError(f"{count} runs would be removed", hint="moat clean --yes")
-    sys.stderr.write(f"Remove {count} ended runs with their logs? [y/N] ")
+    sys.stderr.write(f"Remove {count} ended runs with their logs and snapshots? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}

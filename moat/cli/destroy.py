@@ -13,7 +13,7 @@ from moat.runtime import known
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="moat destroy", description="Remove runs that have ended: record, logs and traces."
+        prog="moat destroy", description="Remove runs that have ended: record, logs, traces and snapshots."
     )
     parser.add_argument("run", nargs="+", help="name or id")
     options = parser.parse_args(argv)

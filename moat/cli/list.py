@@ -21,11 +21,15 @@ def main(argv: Sequence[str]) -> int:
         return 0
     # Last, and only when there are any: an address is long.
     more = any(run.endpoints for run in runs)
-    header = ("NAME", "RUN ID", "STATE", "AGE", *(("ENDPOINTS",) if more else ()))
-    emit(table(header, [_row(run, endpoints=more) for run in runs]))
+    trees = any(run.worktree for run in runs)
+    optional = [name for name, shown in (("WORKTREE", trees), ("ENDPOINTS", more)) if shown]
+    header = ("NAME", "RUN ID", "STATE", "AGE", *optional)
+    emit(table(header, [_row(run, trees=trees, endpoints=more) for run in runs]))
     return 0
 
 
-def _row(run: RunRecord, *, endpoints: bool) -> tuple[str, ...]:
-    shown = (" ".join(run.endpoints.values()),) if endpoints else ()
-    return (run.name, run.id, run.state, describe_age(run.created_at), *shown)
+def _row(run: RunRecord, *, trees: bool, endpoints: bool) -> tuple[str, ...]:
+    row = [run.name, run.id, run.state, describe_age(run.created_at)]
+    row += [run.worktree or ""] if trees else []
+    row += [" ".join(run.endpoints.values())] if endpoints else []
+    return tuple(row)

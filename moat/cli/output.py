@@ -49,6 +49,16 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def git_warning(run: str, changes: Sequence[str]) -> list[str]:
+    """What to tell about `RunRecord.git_changes`, line by line."""
+    if not changes:
+        return []
+    return [
+        f"warning: {run} changed what git on this machine obeys; look at it before you use git there:",
+        *(f"warning:   {change}" for change in changes),
+    ]
+
+
 def emit(text: str) -> None:
     """One line of result on stdout."""
     sys.stdout.write(text + "\n")

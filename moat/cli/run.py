@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moat import config
 from moat.cli.start import start, wanted_size, wanted_stdin
+from moat.cli.worktree import branch_of, configuration, enter, name_of
 from moat.config import HostRules, RunConfig, parse_host, parse_mount, parse_port
 from moat.errors import UsageError
 from moat.paths import Home
@@ -25,6 +25,8 @@ def main(argv: Sequence[str]) -> int:
     if not workspace.is_dir():
         raise UsageError(f"no directory {options.dir!r}", hint="the command comes after `--`: moat run -- ls")
     home = Home.from_environment()
+    if options.worktree:
+        workspace = enter(options.worktree, home, workspace)
     settings = load_config(options, home, workspace)
     options.interactive = options.interactive or settings.interactive
     request = build(options, command, settings, workspace)
@@ -65,14 +67,18 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--port", action="append", default=[], metavar="NAME=PORT", help="endpoint (repeatable): web=3000")
     add("--allow-host", action="append", default=[], metavar="HOST", help="allow a host (repeatable)")
     add("--accept-config", action="store_true", help="use agent.yaml although a run may have changed it")
+    add("--worktree", metavar="BRANCH", help="work in a worktree of this branch; it is made when missing")
+    add("--writable-git", action="store_true", help="let the run write .git/hooks and .git/config")
+    add("--no-snapshots", action="store_true", help="keep no snapshots of the workspace for this run")
     add("--rebuild", action="store_true", help="build the image again")
 
 
 def load_config(options: argparse.Namespace, home: Home, workspace: Path) -> RunConfig:
     """agent.yaml, unless an earlier run may have written it. Raises ConfigError, UsageError."""
-    settings = config.load(workspace)
+    settings = configuration(workspace)
     if not options.accept_config:
-        tampering.check(home, workspace, settings)
+        place = settings.path.parent if settings.path else workspace
+        tampering.check(home, place, settings)
     return settings
 
 
@@ -89,7 +95,7 @@ def build(
     return RunRequest(
         argv=argv,
         workspace=workspace,
-        name=options.name or file.name,
+        name=options.name or name_of(workspace, file),
         grants=tuple(dict.fromkeys((*file.needed_grants, *options.grant))),
         env={**file.env, **dict(map(_variable, options.env))},
         mounts=tuple(Mount(m.source, m.target, m.read_only) for m in (*file.mounts, *flag_mounts)),
@@ -105,10 +111,12 @@ def build(
         container=file.container,
         ports={**file.ports, **dict(map(parse_port, options.port))},
         mcp=file.mcp,
-        snapshots=file.snapshots,
+        snapshots=replace(file.snapshots, disabled=file.snapshots.disabled or options.no_snapshots),
         hooks=file.hooks,
         services=file.services,
         volumes=file.volumes,
+        worktree=branch_of(workspace),
+        writable_git=options.writable_git,
     )
 
 

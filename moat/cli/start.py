@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sys
 
 from moat.cli import terminal
-from moat.cli.output import Progress, emit, emit_json, say
-from moat.errors import StartError
+from moat.cli.output import Progress, emit, emit_json, git_warning, say
+from moat.errors import MoatError, StartError
 from moat.paths import Home
-from moat.runtime import launch
+from moat.runtime import known, launch
 from moat.runtime.launch import RunHandle
 from moat.runtime.records import read
 from moat.runtime.request import RunRequest
@@ -28,6 +29,7 @@ def start(request: RunRequest, *, detach: bool = False, json: bool = False, home
     _fill_standard_streams()
     for name in protected(request.env):
         say(f"warning: env {name} is ignored: it would lead around Moat's proxy or certificates")
+    _tell_of_git(request, place)
     handoff = _handoff(request, place)
     request = dataclasses.replace(request, hold=not detach)
     progress = Progress()
@@ -38,7 +40,8 @@ def start(request: RunRequest, *, detach: bool = False, json: bool = False, home
     if not detach:
         if _is_terminal(2):
             _tell_endpoints(handle, place)
-        return _stay(handle, place)
+        kept = request.snapshots
+        return _stay(handle, place, compare=kept.pre_run and not kept.disabled)
     if json:
         emit_json({"id": handle.id, "name": handle.name})
     else:
@@ -56,14 +59,40 @@ def _tell_endpoints(handle: RunHandle, home: Home) -> None:
         say(f"  {name}: {url}")
 
 
-def _stay(handle: RunHandle, home: Home) -> int:
+def _tell_of_git(request: RunRequest, home: Home) -> None:
+    """What the last run here left for git on this machine to obey."""
+    from moat.runtime.git.guard import left_by
+
+    left = left_by(home, request.workspace, known.all_runs(home))
+    if left:
+        for line in git_warning(*left):
+            say(line)
+
+
+def _stay(handle: RunHandle, home: Home, *, compare: bool) -> int:
     try:
-        return terminal.attach(handle, lead=True)
+        status = terminal.attach(handle, lead=True)
+        if compare and _is_terminal(2):
+            _tell_changes(home, handle)
+        return status
     except StartError:
         record = read(home, handle.id)
         if record is None or not record.error:
             raise
         raise StartError(record.error, hint=f"moat logs {handle.id}") from None
+
+
+def _tell_changes(home: Home, handle: RunHandle) -> None:
+    """One line of what the run changed. Whatever goes wrong here is not the command's failure."""
+    record = read(home, handle.id)
+    if record is None or not record.state.ended:
+        return
+    from moat.cli.review import summary
+
+    with contextlib.suppress(MoatError, OSError, KeyboardInterrupt):
+        numbers = summary(home, record)
+        if numbers:
+            say(f"{numbers} — moat review {record.name}")
 
 
 def wanted_size(*, interactive: bool, detach: bool) -> Size | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from moat.config import image, ports
+from moat.config import image, ports, snapshots
 from moat.config.check import Checker, Node, TooMuchError
 from moat.config.claude import ClaudeConfig, ClaudeReader
 from moat.config.dependencies import parse
@@ -33,7 +33,6 @@ _REFUSED = {
     "endpoints": "belongs in ~/.moat/config.yaml; endpoints of a run are its `ports`",
     "journal": "belongs in ~/.moat/config.yaml; a workspace must not say what is recorded of its own runs",
     "proxy": "belongs in ~/.moat/config.yaml as upstream.proxy; a workspace must not redirect its traffic",
-    "snapshots": f"{_LATER}; this version takes none",
     "codex": "Moat has no sessions of it; run it as a command, with `dependencies: [codex-cli]`",
     "gemini": "Moat has no sessions of it; run it as a command, with `dependencies: [gemini-cli]`",
     "secrets": "they would be real secrets in the sandbox, where the agent can read them; a grant goes to "
@@ -108,6 +107,7 @@ class _Workspace:
                 node, "runtime", ("docker", "embedded"), later=("podman", "apple")
             ),
             "command": self._command,
+            "snapshots": lambda node: snapshots.read(self._check, node),
             "mcp": mcp.read,
             "claude": ClaudeReader(self._check).read,
             "dependencies": self._dependencies,

@@ -27,6 +27,7 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             "everything is released; how it ended",
             ("state", "exit_code", "error"),
         ),
+        "git.changed": ("the run made or changed what git on the host obeys", ("changes",)),
         "service.requested": ("a service runs beside the sandbox", ("name", "image")),
         "endpoint.opened": ("a port of the sandbox can be reached at `url`", ("endpoint", "port", "url")),
         "endpoint.closed": ("it cannot any more", ("endpoint", "port")),
@@ -59,6 +60,16 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "network.denied": (
             "the proxy refused exchanges; method and path are those of the first",
             ("authority", "method", "path", "code", "rule", "reason", "exchanges", "count"),
+        ),
+        "snapshot.taken": (
+            "a snapshot of the workspace was kept; `tree` is the hash of what it holds",
+            ("id", "kind", "label", "tree", "files", "added"),
+        ),
+        "snapshot.failed": ("no snapshot could be taken; the run goes on", ("kind", "error")),
+        "snapshot.removed": ("snapshots were removed, by retention or by hand", ("ids", "why")),
+        "snapshot.restored": (
+            "the workspace, or paths in it, were brought back; `safety` holds what was there before",
+            ("id", "safety", "paths", "written", "removed", "left", "why"),
         ),
         "copy.failed": ("entries cannot be copied to a second place", ("to", "error")),
         "copy.resumed": ("copying works again; so many entries are missing there", ("to", "missed")),

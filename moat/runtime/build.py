@@ -10,7 +10,8 @@ import base64
 import collections
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
@@ -52,20 +53,21 @@ async def build(
     await _follow(engine.build(context, buildkit=False, **options), progress)
 
 
-async def _follow(messages: AsyncIterator[dict[str, Any]], progress: Progress) -> None:
+async def _follow(messages: AsyncGenerator[dict[str, Any], None], progress: Progress) -> None:
     from moat.runtime.engine import EngineError
 
     log = _Log(progress)
     trace = Trace()
     try:
-        async for message in messages:
-            if message.get("id") == "moby.buildkit.trace":
-                for event in trace.read(base64.b64decode(str(message.get("aux")))):
-                    log.event(event)
-            elif "error" in message:
-                raise log.failure(str(message["error"]))
-            else:
-                log.text(str(message.get("stream", "")))
+        async with aclosing(messages):  # a failure leaves the rest of the answer unread
+            async for message in messages:
+                if message.get("id") == "moby.buildkit.trace":
+                    for event in trace.read(base64.b64decode(str(message.get("aux")))):
+                        log.event(event)
+                elif "error" in message:
+                    raise log.failure(str(message["error"]))
+                else:
+                    log.text(str(message.get("stream", "")))
     except EngineError as error:
         if not log.step and error.status in {400, 404, 501}:
             raise _UnusableError from None

@@ -6,7 +6,7 @@ it is for:
 view     output arrives as STDOUT and STDERR frames, EXIT ends it; closing the connection detaches
 input    a connection of its own for stdin, so that a command that does not read holds up only this
          one and a Ctrl-C behind a full pipe still arrives
-control  status (the answer to HELLO), STOP, SIGNAL; EXIT when the run has ended
+control  status (the answer to HELLO), STOP, SIGNAL, PAUSE, NOTE; EXIT when the run has ended
 
 The socket lies in a 0700 directory that no sandbox sees; the server asks the kernel for the peer's uid.
 """
@@ -35,12 +35,16 @@ class Frame(IntEnum):
     SIGNAL = 4  # number u8
     CLOSE_STDIN = 5
     STOP = 6  # f64 seconds of grace between SIGTERM and SIGKILL
+    PAUSE = 7  # hold the sandbox still until this connection ends; answered by PAUSED or NOTICE
+    NOTE = 8  # JSON {"event": "snapshot.…", "data": {…}} for the journal; answered by NOTED
 
     WELCOME = 16  # JSON of the run's record
     STDOUT = 17
     STDERR = 18
     EXIT = 19  # JSON of the run's record, ended
     NOTICE = 20  # UTF-8 text for the user
+    PAUSED = 21
+    NOTED = 22
 
 
 class BrokenFrameError(Exception):

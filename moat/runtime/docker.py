@@ -292,6 +292,17 @@ class DockerSandbox:
                 self._status = _KILLED
         return _KILLED if self._status is None else self._status
 
+    async def first_pid(self) -> int:
+        return await self.engine.pid(self.container) if self.container else 0
+
+    async def pause(self) -> None:
+        if self.container and await self.first_pid():
+            await self.engine.pause(self.container)
+
+    async def resume(self) -> None:
+        if self.container:
+            await self.engine.unpause(self.container)
+
     async def destroy(self) -> None:
         from moat.runtime.engine import EngineError
 

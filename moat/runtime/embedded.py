@@ -21,7 +21,7 @@ from pathlib import Path
 import anyio
 
 from moat.errors import StartError
-from moat.runtime import bwrap, cgroup, launcher, procfs
+from moat.runtime import bwrap, cgroup, launcher, processes, procfs
 from moat.runtime.dial import NamespaceDialler
 from moat.runtime.environment import complete
 from moat.runtime.sandbox import (
@@ -77,6 +77,7 @@ class EmbeddedSandbox:
         self._command: int | None = None  # pidfd of the command, pid 2
         self._dialler: NamespaceDialler | None = None
         self._started = False
+        self._paused: list[processes.Process] = []
         self._ending = anyio.Lock()
         self._ended = False
         loop = asyncio.get_running_loop()
@@ -165,6 +166,19 @@ class EmbeddedSandbox:
 
     async def wait(self) -> int:
         return await asyncio.shield(self._exit)
+
+    async def first_pid(self) -> int:
+        return self._init_pid if self._started and not self._exit.done() else 0
+
+    async def pause(self) -> None:
+        """By SIGSTOP, which nothing in there can refuse: control groups are not to be had everywhere."""
+        pid = await self.first_pid()
+        if pid and not self._paused:
+            self._paused = await asyncio.to_thread(processes.stop, pid)
+
+    async def resume(self) -> None:
+        paused, self._paused = self._paused, []
+        processes.go_on(paused)
 
     async def destroy(self) -> None:
         with anyio.CancelScope(shield=True):

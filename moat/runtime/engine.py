@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import tarfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -95,7 +95,7 @@ class Engine:
 
     async def build(
         self, context: IO[bytes], *, tag: str, arguments: Mapping[str, str], fresh: bool, buildkit: bool
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Build a tar of a context; yields the engine's messages: `stream`, `error`, BuildKit's `aux`.
 
         aiodocker's own call knows the classic builder only.
@@ -117,7 +117,7 @@ class Engine:
             timeout=aiohttp.ClientTimeout(total=None),
         )
         with _translated():
-            async with request as response:
+            async with request as response, response:  # aiodocker's own context does not let go of it
                 async for line in _json_lines(response.content):
                     yield line
 
@@ -167,6 +167,23 @@ class Engine:
         """Send a signal to the container's first process; one that has ended already is fine."""
         with _tolerating(404, 409), _translated():
             await self._docker.containers.container(container).kill(signal=str(number))
+
+    async def pid(self, container: str) -> int:
+        """The host's number of a container's first process; 0: it does not run."""
+        with _tolerating(404), _translated():
+            details = await self._docker.containers.container(container).show()
+            return int(details["State"]["Pid"] or 0)
+        return 0
+
+    async def pause(self, container: str) -> None:
+        """Freeze every process of a running container; one that is frozen already is fine."""
+        with _tolerating(409), _translated():
+            await self._docker.containers.container(container).pause()
+
+    async def unpause(self, container: str) -> None:
+        """Let a container go on; one that is not frozen, or gone, is fine."""
+        with _tolerating(404, 409, 500), _translated():
+            await self._docker.containers.container(container).unpause()
 
     async def run_inside(self, container: str, command: list[str]) -> int:
         """Run a short command in a running container, as its user; returns its exit status."""

@@ -44,7 +44,7 @@ def one_alive(home: Home) -> RunRecord:
 
 
 def remove(home: Home, record: RunRecord) -> None:
-    """Forget a run that has ended: its record, logs and whatever a crash left of it.
+    """Forget a run that has ended: its record, logs, snapshots and whatever a crash left of it.
 
     The ledger of journals keeps that it was removed on purpose. Raises StartError when its runtime cannot
     clear up now.
@@ -53,6 +53,10 @@ def remove(home: Home, record: RunRecord) -> None:
 
     if record.directory:
         _reap(record)
+    if (home.root / "snapshots").exists():
+        from moat.runtime.snapshots.retention import forget_run
+
+        forget_run(home, record.id)
     keeping.forget(home, record.id)
     records.remove(home, record.id)
 

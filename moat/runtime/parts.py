@@ -3,6 +3,7 @@
     prepare   before there is a sandbox: what the part adds to it and to its proxy
     made      the sandbox exists, its command has not started
     started   the command runs
+    resuming  the sandbox was paused and is about to go on
     ended     the command has ended; the sandbox is still there
     aclose    let go of everything; called whatever happened, newest part first
 
@@ -47,6 +48,7 @@ class RunContext:
     journal: Journal
     start: Start  # a task that lives as long as the run; its failure ends the run
     progress: Progress
+    update: Callable[..., None]  # changes fields of the run's record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,8 @@ class Part:
 
     async def started(self) -> None: ...
 
+    async def resuming(self) -> None: ...
+
     async def ended(self) -> None: ...
 
     async def aclose(self) -> None: ...
@@ -86,7 +90,14 @@ class Part:
 
 def parts_of(request: RunRequest) -> list[Part]:
     """The parts that this run needs, in the order in which they are asked. Imports only those."""
+    from moat.runtime.git.guard import GitGuard
+
     found: list[Part] = []
+    if not request.snapshots.disabled:
+        from moat.runtime.snapshots.part import Snapshots
+
+        found.append(Snapshots())  # before any other part touches the workspace
+    found.append(GitGuard())
     if request.ports:
         from moat.runtime.endpoints.part import PortsPart
 

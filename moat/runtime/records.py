@@ -65,6 +65,8 @@ class RunRecord:
     ended_at: float | None = None
     exit_code: int | None = None  # of the command; None: it never ended by itself
     error: str = ""  # why the run is `failed`
+    worktree: str | None = None  # the branch whose worktree is the workspace
+    git_changes: tuple[str, ...] = ()  # what git on the host would obey and the run made or changed
     log_error: str = ""  # output.log could not be written: the log has a hole
 
     def to_json(self) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class RunRecord:
         fields["state"] = State(fields["state"])
         fields["argv"] = tuple(fields["argv"])
         fields["grants"] = tuple(fields.get("grants", ()))
+        fields["git_changes"] = tuple(fields.get("git_changes", ()))
         return cls(**fields)
 
 

@@ -58,6 +58,10 @@ class RunRequest:
     hooks: HooksConfig = field(default_factory=HooksConfig)
     services: Mapping[str, ServiceConfig] = field(default_factory=lambda: _NO_SERVICES)
     volumes: tuple[VolumeConfig, ...] = ()
+    worktree: str | None = (
+        None  # the branch, when the workspace is a worktree of Moat's; a label in the record
+    )
+    writable_git: bool = False  # let the sandbox write hooks and configuration of the workspace's repository
 
     def to_json(self) -> dict[str, Any]:
         encoded: dict[str, Any] = codec.encode(self)

@@ -149,6 +149,7 @@ class LocalRun:
             agent=request.agent,
             config=request.config,
             ports=dict(request.ports),
+            worktree=request.worktree,
             tty=request.tty is not None,
             pid=os.getpid(),
             socket=str(self._directory / "control.sock"),
@@ -165,6 +166,8 @@ class LocalRun:
         self._session_made = anyio.Event()
         self._preparing = anyio.CancelScope()
         self._stop_asked = anyio.Event()
+        self._pauses = 0
+        self._pausing = anyio.Lock()
         self._grace = GRACE
         self._started = anyio.Event()
         self._ended = anyio.Event()
@@ -259,7 +262,28 @@ class LocalRun:
             self._gateway.flush()
         return read_exchanges(self._home, self.id)
 
+    async def pause(self) -> None:
+        """Hold every process of the sandbox still; each call wants its `resume`. Raises MoatError."""
+        async with self._pausing:
+            if self._pauses == 0 and self._sandbox and self.record.state is State.RUNNING:
+                await self._sandbox.pause()
+            self._pauses += 1
+
+    async def resume(self) -> None:
+        """Let the sandbox go on, when nobody else wants it held."""
+        async with self._pausing:
+            self._pauses -= 1
+            if self._pauses == 0 and self._sandbox:
+                for part in self._parts:
+                    await part.resuming()
+                await self._sandbox.resume()
+
     # --- for the control socket ------------------------------------------------------------------
+
+    def note(self, event: str, data: dict[str, Any]) -> None:
+        """Journal what another process of this user did to the run's workspace."""
+        if not self.record.state.ended:
+            self.journal.record(event, **data)
 
     async def session(self) -> Session:
         """The session, as soon as there is one."""
@@ -388,6 +412,7 @@ class LocalRun:
             journal=self.journal,
             start=start,
             progress=progress,
+            update=self.outcome.update,
         )
         additions = []
         for part in parts_of(self._request):

@@ -155,6 +155,18 @@ class Sandbox(Protocol):
         """The command's exit status, 128+N when signal N ended it. May be called many times."""
         ...
 
+    async def first_pid(self) -> int:
+        """The number that the host knows the sandbox's first process by; 0 while nothing runs."""
+        ...
+
+    async def pause(self) -> None:
+        """Hold every process of it still until `resume`. Raises MoatError when that is not possible."""
+        ...
+
+    async def resume(self) -> None:
+        """Let go on what `pause` stopped. Nothing happens when nothing is paused."""
+        ...
+
     async def destroy(self) -> None:
         """Kill what runs and remove every trace. Idempotent; never raises for what is already gone."""
         ...

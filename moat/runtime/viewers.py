@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import anyio
 from anyio.abc import TaskGroup
 
+from moat.errors import MoatError
 from moat.runtime import control
 from moat.runtime.control import BrokenFrameError, Frame
 from moat.runtime.records import RunRecord
@@ -41,6 +42,16 @@ class Controlled(Protocol):
     def ask_to_stop(self, grace: float, *, by: str) -> None: ...
 
     async def signal(self, number: int) -> None: ...
+
+    async def pause(self) -> None:
+        """Hold the sandbox still; each call wants its `resume`. Raises MoatError."""
+        ...
+
+    async def resume(self) -> None: ...
+
+    def note(self, event: str, data: dict[str, Any]) -> None:
+        """Write an event to the journal that another process of this user tells of."""
+        ...
 
 
 class SocketViewer:
@@ -136,7 +147,7 @@ class ControlServer:
                 await self._input(reader)
             case "control":
                 self._waiting[writer] = _LINGER
-                await self._orders(reader, None, None)
+                await self._control(reader, writer)
 
     async def _view(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hello: dict[str, Any]
@@ -158,19 +169,53 @@ class ControlServer:
             with anyio.CancelScope(shield=True):
                 await session.remove(viewer)
 
-    async def _orders(
-        self, reader: asyncio.StreamReader, viewer: SocketViewer | None, session: Session | None
-    ) -> None:
+    async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """PAUSE holds until the connection ends, however it does: nobody is left frozen."""
+        paused = False
+        try:
+            while True:
+                kind, payload = await _frame(reader)
+                if kind is Frame.PAUSE:
+                    try:
+                        if not paused:
+                            await self._run.pause()
+                    except MoatError as error:
+                        writer.write(control.pack(Frame.NOTICE, str(error).encode()))
+                    else:
+                        paused = True
+                        writer.write(control.pack(Frame.PAUSED))
+                elif kind is Frame.NOTE:
+                    self._note(control.unpack_json(payload))
+                    writer.write(control.pack(Frame.NOTED))
+                else:
+                    await self._order(kind, payload)
+        finally:
+            if paused:
+                with anyio.CancelScope(shield=True):
+                    await self._run.resume()
+
+    def _note(self, value: dict[str, Any]) -> None:
+        match value:
+            case {"event": str(event), "data": dict(data)} if event.startswith("snapshot."):
+                self._run.note(event, data)
+            case _:
+                raise BrokenFrameError("not an event of snapshots")
+
+    async def _order(self, kind: Frame, payload: bytes) -> None:
+        if kind is Frame.SIGNAL and len(payload) == 1:
+            await self._run.signal(payload[0])
+        elif kind is Frame.STOP and len(payload) == 8:
+            self._run.ask_to_stop(*struct.unpack(">d", payload), by="the control socket")
+        else:
+            raise BrokenFrameError(kind.name)
+
+    async def _orders(self, reader: asyncio.StreamReader, viewer: SocketViewer, session: Session) -> None:
         while True:
             kind, payload = await _frame(reader)
-            if kind is Frame.RESIZE and viewer and session:
+            if kind is Frame.RESIZE:
                 await session.resize(viewer, Size(*control.unpack_size(payload)))
-            elif kind is Frame.SIGNAL and len(payload) == 1:
-                await self._run.signal(payload[0])
-            elif kind is Frame.STOP and len(payload) == 8:
-                self._run.ask_to_stop(*struct.unpack(">d", payload), by="the control socket")
             else:
-                raise BrokenFrameError(kind.name)
+                await self._order(kind, payload)
 
     async def _input(self, reader: asyncio.StreamReader) -> None:
         session = await self._run.session()

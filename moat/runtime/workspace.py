@@ -33,10 +33,18 @@ def check_mounts(mounts: tuple[Mount, ...], home: Home) -> None:
             raise UsageError(f"mount target {mount.target} is not possible", hint="use e.g. /mnt/data")
 
 
+def _is_worktree(path: Path, base: Path) -> bool:
+    """`<base>/<repository>/<branch>`: the one thing in Moat's directory that is the user's."""
+    below = path.relative_to(base).parts if path.is_relative_to(base) else ()
+    return len(below) >= 2 and (path / ".git").is_file() and not (path / ".git").is_symlink()
+
+
 def _refuse_own_state(path: Path, home: Home, what: str) -> None:
     """Credentials, other runs' logs and control sockets must not become files of a sandbox."""
     for own in (home.root, runtime_dir()):
         state = Path(os.path.realpath(own))
+        if own is home.root and _is_worktree(path, state / "worktrees"):
+            continue
         if path == state or path in state.parents or state in path.parents:
             raise UsageError(
                 f"{what} would put Moat's own state ({state}) into the sandbox",

@@ -93,6 +93,7 @@ class Order:
     tty: tuple[int, int] | None = None
     stdin: str | None = None
     memory: int = 0
+    cpus: float = 0.0
     pids: int = 1024
     ingress: bool = False
 
@@ -120,6 +121,7 @@ def spec_of(order: Order, workspace: Path, run_id: str) -> SandboxSpec:
         tty=Size(*order.tty) if order.tty else None,
         stdin=order.stdin is not None,
         memory=order.memory,
+        cpus=order.cpus,
         pids=order.pids,
         ingress=order.ingress,
     )

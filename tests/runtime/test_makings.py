@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import secrets
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,9 @@ import pytest
 
 from moat.errors import StartError
 from moat.paths import Home
-from moat.runtime import volumes
+from moat.runtime import storage, volumes
+from tests.runtime import docker_kit
+from tests.runtime.embedded_kit import EVERYBODY, SYSTEM_PYTHON, run as embedded_run
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 BOTH = pytest.mark.parametrize("runtime", ["docker", "embedded"])
@@ -95,6 +99,48 @@ def test_embedded_tells_everything_that_cannot_be_had(moat: Moat, tmp_path: Path
     assert "moat: hint: apt-get install bats python3.42\n" in done.stderr
 
 
+@pytest.mark.parametrize("who", EVERYBODY)
+def test_embedded_holds_a_run_to_its_processors(who: str) -> None:
+    """By control group where one can be made, else by affinity, which counts whole ones; it tells which."""
+    code = "import os, time; a = time.time(); c = time.process_time()\nwhile time.time() - a < 2: pass\nprint((time.process_time() - c) / 2, len(os.sched_getaffinity(0)))"
+    result = embedded_run(SYSTEM_PYTHON, "-c", code, who=who, cpus=0.3)
+    used, processors = result.stdout.split()
+    if result.limits["cpu"] == "control group":
+        assert float(used) < 0.45
+    else:
+        assert (result.limits["cpu"], processors) == ("affinity", "1")
+
+
+@pytest.mark.anyio
+async def test_a_container_is_held_to_its_processors_and_memory() -> None:
+    code = "import time; a = time.time(); c = time.process_time()\nwhile time.time() - a < 2: pass\nprint((time.process_time() - c) / 2)"
+    result = await docker_kit.run("python3", "-c", code, cpus=0.3, memory=256 << 20)
+    assert float(result.text) < 0.45
+    assert (await docker_kit.run("python3", "-c", "bytearray(400 << 20)", memory=256 << 20)).status == 137
+    assert (await docker_kit.run("true", cpus=1000.0)).status == 0
+
+
+def test_an_image_that_a_container_uses_is_not_removed() -> None:
+    """Only what carries Moat's label is listed at all; the engine itself refuses what is in use."""
+    label = f"moat.test={secrets.token_hex(4)}"
+    text = f'FROM moat-base:bookworm\nLABEL moat.image="1" moat.contents="a test" {label}\n'
+    build = ["docker", "build", "-q", "-t", "moat-test-storage:1", "-"]
+    subprocess.run(build, input=text, text=True, check=True, capture_output=True)
+    command = ["docker", "create", "moat-test-storage:1"]
+    made = subprocess.run(command, text=True, check=True, capture_output=True).stdout.strip()
+    try:
+        (found,) = [image for image in storage.images() if image.tag == "moat-test-storage:1"]
+        assert (found.contents, found.in_use) == ("a test", True)
+        assert not storage.remove_image(dataclasses.replace(found, tag=""))
+    finally:
+        subprocess.run(["docker", "rm", "-f", made], check=True, capture_output=True)
+    (found,) = [image for image in storage.images() if image.tag == "moat-test-storage:1"]
+    assert not found.in_use
+    assert storage.remove_image(found)
+    assert not [image for image in storage.images() if image.tag == "moat-test-storage:1"]
+    assert not [image for image in storage.images() if image.tag.startswith(("moat-base", "debian"))]
+
+
 def test_another_project_of_the_same_name_does_not_get_the_volumes(home: Path, tmp_path: Path) -> None:
     """Switched off by `_claimed` not comparing: the second project then gets the first one's directory."""
     mine, other = tmp_path / "mine", tmp_path / "other"
@@ -104,8 +150,17 @@ def test_another_project_of_the_same_name_does_not_get_the_volumes(home: Path, t
     assert volumes._claimed(place, "app", mine) == volumes._claimed(place, "app", mine)
     with pytest.raises(StartError, match=f"the volumes of app belong to {mine}"):
         volumes._claimed(place, "app", other)
-    # A link that only the agent's side claims is none.
-    (other / ".git").write_text(f"gitdir: {mine}/.git/worktrees/x\n")
+    git = ["git", "-C", str(mine), "-c", "user.name=a", "-c", "user.email=b"]
+    tree = tmp_path / "tree"
+    for words in (
+        ["init", "-q"],
+        ["commit", "-q", "--allow-empty", "-m", "x"],
+        ["worktree", "add", "-q", str(tree)],
+    ):
+        subprocess.run([*git, *words], check=True, capture_output=True)
+    assert volumes._claimed(place, "app", tree) == volumes._claimed(place, "app", mine)
+    # An agent of the other project can write its own end of such a link; the repository does not know it.
+    (other / ".git").write_text((tree / ".git").read_text())
     with pytest.raises(StartError):
         volumes._claimed(place, "app", other)
 

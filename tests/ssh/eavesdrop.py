@@ -101,12 +101,18 @@ def replay(file, other_key):
     foreign = data.replace(string(session), string(bytes(len(session))), 1)
     mine, theirs = string(b"ssh-ed25519") + string(key), string(b"rsa-sha2-512") + string(other_key)
     other = data.replace(mine, theirs, 1)
+    no_login = data.replace(string(session) + b"\x32", string(session) + b"\x33", 1)
     spoiled = signature[:-1] + bytes([signature[-1] ^ 1])
     attempts = {
         "as it was": [bind, sign],
         "without a binding": [sign],
         "another key": [bind, sign_message(other_key, other, struct.pack(">I", 4))],
         "something else": [bind, sign_message(key, b"SSHSIG" + string(b"git") * 5, flags)],
+        "the session, but no login": [bind, sign_message(key, no_login, flags)],
+        "a login of another kind": [
+            bind,
+            sign_message(key, data.replace(b"connection", b"confection"), flags),
+        ],
         "another session": [bind, sign_message(key, foreign, flags)],
         "forwarded": [bind_message(host_key, session, signature, b"\1"), bind, sign],
         "bad signature": [bind_message(host_key, session, spoiled, b"\0"), sign],

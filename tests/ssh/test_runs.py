@@ -238,6 +238,8 @@ def test_what_was_overheard_cannot_be_bent(seen: Seen) -> None:
         "without a binding": False,
         "another key": False,
         "something else": False,
+        "the session, but no login": False,
+        "a login of another kind": False,
         "another session": False,
         "forwarded": False,
         "bad signature": False,

@@ -1,0 +1,66 @@
+"""`--worktree BRANCH`: the worktree that a run works in instead of the directory where the user is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from moat import config
+from moat.cli.output import say
+from moat.config import RunConfig
+from moat.errors import StartError
+from moat.paths import Home
+from moat.runtime import known
+from moat.runtime.git import worktrees
+from moat.runtime.git.worktrees import Worktree
+from moat.runtime.records import RunRecord
+
+
+def enter(branch: str, home: Home, directory: Path) -> Path:
+    """The workspace of `branch`, made when it is missing. Raises StartError while a run works in it."""
+    tree, done = worktrees.ensure(home, worktrees.source(directory), branch)
+    if done:
+        say(done)
+    if tree.branch != branch:
+        say(f"warning: the worktree of {branch} has {tree.branch or 'no branch'} checked out now")
+    busy = active(tree.path, known.all_runs(home))
+    if busy:
+        raise StartError(
+            f"run {busy.name} ({busy.id}) is active in the worktree of {branch}",
+            hint=f"moat attach {busy.id}\nmoat stop {busy.id}",
+        )
+    return tree.path
+
+
+def active(path: Path, runs: list[RunRecord]) -> RunRecord | None:
+    return next((run for run in runs if run.workspace == str(path) and not run.state.ended), None)
+
+
+def worktree_at(workspace: Path) -> Worktree | None:
+    """The worktree that `workspace` is, when it is one of Moat's."""
+    base = Path(os.path.realpath(Home.from_environment().worktrees))
+    place = Path(os.path.realpath(workspace))
+    below = place.relative_to(base).parts if place.is_relative_to(base) else ()
+    return worktrees.at(place, "/".join(below[1:])) if len(below) >= 2 else None
+
+
+def branch_of(workspace: Path) -> str | None:
+    tree = worktree_at(workspace)
+    return tree.made_for if tree else None
+
+
+def name_of(workspace: Path, settings: RunConfig) -> str | None:
+    """The name of a run that was given none."""
+    tree = worktree_at(workspace)
+    if tree is None:
+        return settings.name
+    return worktrees.run_name(settings.name or worktrees.label(tree.common), tree.made_for)
+
+
+def configuration(workspace: Path) -> RunConfig:
+    """agent.yaml of the workspace; a worktree without one has that of the main working tree."""
+    settings = config.load(workspace)
+    tree = worktree_at(workspace) if settings.path is None else None
+    if tree is None or tree.common.name != ".git":
+        return settings
+    return config.load(tree.common.parent)

@@ -1,0 +1,52 @@
+"""Git as Moat itself runs it on the host: nothing that a repository's hooks say is run by it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from moat.errors import StartError
+
+_SECONDS = 300.0  # a checkout of a large repository
+_QUIET = ("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false", "-c", "gc.auto=0")
+
+
+class GitError(StartError):
+    """Git refused; the message is git's own."""
+
+
+def git(*words: str, cwd: Path) -> str:
+    """What `git words…` prints, with file names in the form of `os.fsdecode`. Raises GitError."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", *_QUIET, *words],
+            cwd=cwd,
+            env=environment | {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise GitError("git is not installed", hint="apt-get install git") from None
+    except subprocess.TimeoutExpired:
+        raise GitError(f"git {words[0]} did not end within {_SECONDS:.0f} s") from None
+    if done.returncode != 0:
+        raise GitError(_told(os.fsdecode(done.stderr)) or f"git {words[0]} failed")
+    return os.fsdecode(done.stdout)
+
+
+def asks(*words: str, cwd: Path) -> str | None:
+    """The same where "no" is an answer: None instead of an error."""
+    try:
+        return git(*words, cwd=cwd)
+    except GitError:
+        return None
+
+
+def _told(complaint: str) -> str:
+    """The last thing that git complained about, without its own word for it."""
+    lines = [line for line in complaint.splitlines() if line.startswith(("fatal: ", "error: "))]
+    return lines[-1].partition(": ")[2] if lines else complaint.strip()

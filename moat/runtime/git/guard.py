@@ -1,0 +1,121 @@
+"""The part of a run that keeps its repository's hooks and configuration from it, and tells what it left."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import anyio
+from anyio import to_thread
+
+from moat.paths import Home, private_dir, write_private
+from moat.runtime.git import fence, obeyed, submodules
+from moat.runtime.git.layout import Repository, find
+from moat.runtime.parts import Addition, Part, RunContext
+from moat.runtime.records import RunRecord
+from moat.runtime.sandbox import Mount, Sandbox
+
+_FILE = "git.json"  # of a run: what was obeyed before it; gone when it has been compared
+
+
+class GitGuard(Part):
+    name = "git"
+
+    def __init__(self) -> None:
+        self._run: RunContext | None = None
+        self._repository: Repository | None = None
+        self._placeholder: _Placeholder | None = None
+        self._before: obeyed.State = {}
+        self._looked = anyio.Event()
+        self._began = False
+
+    async def prepare(self, run: RunContext) -> Addition:
+        self._run = run
+        repository = self._repository = find(run.request.workspace)
+        writable = run.request.writable_git
+        mounts: tuple[Mount, ...] = ()
+        if repository is not None:
+            await to_thread.run_sync(submodules.settle, repository)
+            if not writable:
+                await to_thread.run_sync(fence.complete, repository)
+            if not writable and not repository.linked:
+                self._placeholder = _Placeholder(run.home, repository.own)
+            mounts = fence.mounts(repository, writable=writable)
+        run.start("git", self._look)
+        return Addition(mounts=mounts)
+
+    async def _look(self) -> None:
+        """Beside what else is being prepared: on a large workspace it takes a while."""
+        assert self._run is not None
+        self._before = await to_thread.run_sync(self._now)
+        data = json.dumps(dict(self._before)).encode()
+        await to_thread.run_sync(write_private, self._run.home.run(self._run.id) / _FILE, data)
+        self._looked.set()
+
+    def _now(self) -> obeyed.State:
+        assert self._run is not None
+        return obeyed.look(self._run.request.workspace, common=self._run.request.writable_git)
+
+    async def made(self, sandbox: Sandbox) -> None:
+        del sandbox
+        await self._looked.wait()
+
+    async def started(self) -> None:
+        self._began = True
+
+    async def aclose(self) -> None:
+        """The sandbox is gone by now, so nothing changes any more."""
+        assert self._run is not None
+        if self._began:
+            if self._repository is not None:
+                await to_thread.run_sync(submodules.settle, self._repository)
+            changes = obeyed.compare(self._before, await to_thread.run_sync(self._now))
+            if changes:
+                self._run.journal.record("git.changed", changes=changes)
+                self._run.update(git_changes=changes)
+        (self._run.home.run(self._run.id) / _FILE).unlink(missing_ok=True)
+        if self._placeholder is not None:
+            self._placeholder.release()
+
+
+class _Placeholder:
+    """Our `commondir` in a repository, for as long as any run of this user needs it."""
+
+    def __init__(self, home: Home, own: Path) -> None:
+        self._own = own
+        name = hashlib.sha256(os.fsencode(own)).hexdigest()[:32]
+        directory = private_dir(home.root / "git")
+        self._lock = os.open(directory / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        fence.place_commondir(own)
+
+    def release(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass  # another run needs it
+        else:
+            fence.remove_commondir(self._own)
+        os.close(self._lock)
+
+
+def left_by(home: Home, workspace: Path, runs: list[RunRecord]) -> tuple[str, tuple[str, ...]] | None:
+    """What the last run of `workspace` that has ended changed, with its name. `runs`: newest first.
+
+    A run whose supervisor was killed has not compared; that is made up for here.
+    """
+    place = Path(os.path.realpath(workspace))
+    last = next((run for run in runs if run.workspace == str(place) and run.state.ended), None)
+    if last is None:
+        return None
+    changes = last.git_changes
+    try:
+        before = json.loads((home.run(last.id) / _FILE).read_bytes())
+    except (OSError, ValueError):
+        pass
+    else:
+        changes = obeyed.compare(before, obeyed.look(place, common=False))
+    return (last.name, changes) if changes else None

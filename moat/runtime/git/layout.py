@@ -1,0 +1,64 @@
+"""Where the git directories of a workspace are, found without asking git: it would obey them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+DOT_GIT = ".git"
+_POINTER_SIZE = 8192  # bytes; a path and a word
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """The git directories behind one working tree."""
+
+    tree: Path  # absolute, without symlinks; `.git` lies in it
+    own: Path  # of this working tree: HEAD, index
+    common: Path  # of the repository: objects, refs, config, hooks
+
+    @property
+    def linked(self) -> bool:
+        """A worktree of a repository that lies elsewhere."""
+        return self.own != self.common
+
+
+def find(tree: Path) -> Repository | None:
+    """The repository whose working tree begins at `tree`; None when there is none that can be shown.
+
+    A `.git` file can lead anywhere, and whoever wrote the workspace wrote it. It is followed only to a
+    worktree that points back: nobody but the owner of that repository can have put this there.
+    """
+    tree = Path(os.path.realpath(tree))
+    dot = tree / DOT_GIT
+    try:
+        mode = os.lstat(dot).st_mode
+    except OSError:
+        return None
+    if stat.S_ISDIR(mode):
+        return Repository(tree, dot, dot) if (dot / "HEAD").exists() else None
+    if not stat.S_ISREG(mode):
+        return None
+    own = pointer(dot, prefix="gitdir: ")
+    if own is None or own.parent.name != "worktrees":
+        return None
+    common = own.parent.parent
+    back, shared = pointer(own / "gitdir"), pointer(own / "commondir")
+    if back is None or Path(os.path.realpath(back)) != dot or shared != common:
+        return None
+    return Repository(tree, own, common)
+
+
+def pointer(file: Path, *, prefix: str = "") -> Path | None:
+    """The path that `file` holds, absolute and without symlinks; relative ones start at its directory."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(_POINTER_SIZE)
+    except OSError:
+        return None
+    text = os.fsdecode(data).rstrip("\n")
+    if not text.startswith(prefix) or len(text) == len(prefix):
+        return None
+    return Path(os.path.realpath(file.parent / text.removeprefix(prefix)))

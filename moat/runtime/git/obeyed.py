@@ -1,0 +1,166 @@
+"""What git on the host would obey in a workspace, and what of it a run has changed.
+
+The fence cannot keep a sandbox from making another repository in the workspace (`git clone` is ordinary
+work), and a `git status` of the user in that directory obeys its configuration. So it is looked at before
+and after: every `config`, hook and pointer of every git directory below the workspace, and what the
+workspace's own configuration names there (`core.hooksPath`, `include.path`). Nothing is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from moat.runtime.git.command import asks
+from moat.runtime.git.layout import DOT_GIT, find
+
+State = Mapping[str, str]  # path, relative to the workspace where it lies in it -> digest
+
+MAX_ENTRIES = 400_000  # of the workspace; a second or two
+_FILES = ("config", "config.worktree", "commondir", "gitdir")
+_LARGEST = 1 << 20  # bytes of one file that are read
+_UNREAD = "unread"
+_SHOWN = 8
+
+
+def look(workspace: Path, *, common: bool = True) -> State:
+    """Everything that is obeyed at this moment. Blocks: a walk over the workspace.
+
+    `common`: of a worktree the repository's own configuration as well, for a run that could write it.
+    """
+    found: dict[str, str] = {}
+    for entry in git_entries(workspace):
+        _one(entry, workspace, found)
+    repository = find(workspace)
+    if repository is not None:
+        if repository.linked:
+            _directory(repository.own, workspace, found)
+            if common:
+                _entries(repository.common, workspace, found)
+        _named(repository.common / "config", repository.tree, workspace, found)
+    return found
+
+
+def compare(before: State, after: State) -> tuple[str, ...]:
+    """What changed, one line each for a person: `made .git/hooks/pre-commit`."""
+    made = [path for path in after if path not in before]
+    new = sorted({_of(path) for path in made} - {_of(path) for path in before})
+    lines = [f"made a git repository: {place}" for place in new]
+    lines += [f"made {path}" for path in sorted(made) if _of(path) not in new]
+    lines += [f"changed {path}" for path in sorted(after) if path in before and before[path] != after[path]]
+    lines += [f"removed {path}" for path in sorted(before) if path not in after]
+    if len(lines) > _SHOWN:
+        lines = [*lines[: _SHOWN - 1], f"and {len(lines) - _SHOWN + 1} more"]
+    return tuple(lines)
+
+
+def _of(path: str) -> str:
+    """The git directory that an entry belongs to, by its name."""
+    for mark in ("/hooks/", *(f"/{name}" for name in _FILES)):
+        head, found, tail = path.rpartition(mark)
+        if found and (mark.endswith("/") or not tail):
+            return head
+    return path
+
+
+def git_entries(workspace: Path) -> Iterator[Path]:
+    """Each `.git` below `workspace`, and each directory that git takes for a bare repository."""
+    waiting, seen = [str(workspace)], 0
+    while waiting:
+        directory = waiting.pop()
+        below, names = [], set()
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    seen += 1
+                    names.add(entry.name)
+                    if entry.name != DOT_GIT and entry.is_dir(follow_symlinks=False):
+                        below.append(entry.path)
+        except OSError:
+            continue
+        if DOT_GIT in names:
+            yield Path(directory, DOT_GIT)
+        if {"HEAD", "objects", "refs"} <= names:
+            yield Path(directory)
+        if seen < MAX_ENTRIES:
+            waiting += below
+
+
+def _one(entry: Path, workspace: Path, found: dict[str, str]) -> None:
+    try:
+        mode = os.lstat(entry).st_mode
+    except OSError:
+        return
+    if stat.S_ISDIR(mode):
+        _directory(entry, workspace, found)
+    else:
+        found[_name(entry, workspace)] = _digest(entry)
+
+
+def _directory(place: Path, workspace: Path, found: dict[str, str]) -> None:
+    """One git directory, with those of its submodules."""
+    _entries(place, workspace, found)
+    for path, names in _walk(place / "modules"):
+        if "HEAD" in names:
+            _entries(path, workspace, found)
+
+
+def _entries(place: Path, workspace: Path, found: dict[str, str]) -> None:
+    hooks = [path for path in _listed(place / "hooks") if not path.name.endswith(".sample")]
+    for path in (*(place / name for name in _FILES), *hooks):
+        if os.path.lexists(path):
+            found[_name(path, workspace)] = _digest(path)
+
+
+def _named(config: Path, tree: Path, workspace: Path, found: dict[str, str]) -> None:
+    """Files of the workspace that its configuration makes into hooks or configuration."""
+    words = ("config", "--file", str(config), "-z", "--get-regexp")
+    told = asks(*words, r"^(core\.hookspath|include\.path|includeif\..*\.path)$", cwd=tree) or ""
+    for item in filter(None, told.split("\0")):
+        key, _, value = item.partition("\n")
+        base = tree if key == "core.hookspath" else config.parent
+        place = Path(os.path.normpath(base / os.path.expanduser(value)))
+        if not place.is_relative_to(workspace) or place.is_relative_to(workspace / DOT_GIT):
+            continue
+        for path in _listed(place) if place.is_dir() else [place]:
+            if os.path.lexists(path):
+                found[_name(path, workspace)] = _digest(path)
+
+
+def _listed(directory: Path) -> list[Path]:
+    try:
+        return [path for path in directory.iterdir() if not path.is_dir() or path.is_symlink()]
+    except OSError:
+        return []
+
+
+def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Every directory below `modules` that may be a git directory: their names may have slashes."""
+    for directory, below, files in os.walk(top):
+        below[:] = [name for name in below if name not in {"objects", "refs", "logs", "hooks", "info"}]
+        yield Path(directory), set(files)
+
+
+def _digest(path: Path) -> str:
+    """Of what is there, without waiting for a pipe or reading a giant."""
+    try:
+        info = os.lstat(path)
+        if stat.S_ISLNK(info.st_mode):
+            return f"link {os.readlink(path)}"
+        if not stat.S_ISREG(info.st_mode):
+            return f"kind {stat.S_IFMT(info.st_mode):o}"
+        with path.open("rb") as file:
+            content = hashlib.sha256(file.read(_LARGEST))
+    except OSError:
+        return _UNREAD
+    executable = "x" if info.st_mode & 0o111 else "-"
+    return f"{content.hexdigest()} {info.st_size} {executable}"
+
+
+def _name(path: Path, workspace: Path) -> str:
+    """As it is shown, and kept as JSON: bytes that are no text are written as escapes."""
+    shown = path.relative_to(workspace) if path.is_relative_to(workspace) else path
+    return os.fsencode(shown).decode("utf-8", "backslashreplace")

@@ -1,0 +1,148 @@
+"""Every thing in a directory tree, met in a fixed order, without ever leaving the tree.
+
+The tree may belong to somebody who means harm and changes it while it is walked. Directories are opened
+relative to their open parent and never through a symbolic link; depth, number and file systems are bounded.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from moat.runtime.snapshots.errors import SnapshotError
+from moat.runtime.snapshots.ignore import Rules
+
+MAX_ENTRIES = 1_000_000
+MAX_DEPTH = 200  # directories inside each other; a file descriptor is held for each
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Found(NamedTuple):
+    path: str
+    name: str
+    parent: int  # open directory; valid until the next one is asked for
+    info: os.stat_result
+    problem: str = ""  # a directory that is not entered: why
+
+
+@dataclass(slots=True)
+class _Level:
+    fd: int
+    prefix: str  # "" or "a/b/"
+    entries: Iterator[os.DirEntry[str]]
+    names: list[str]
+    rules: Rules
+
+
+def open_root(path: os.PathLike[str] | str) -> int:
+    """A descriptor of the workspace itself. Raises SnapshotError."""
+    try:
+        return os.open(path, _DIRECTORY)
+    except OSError as error:
+        raise SnapshotError(f"cannot read {os.fspath(path)}: {error.strerror}") from None
+
+
+def walk(root: int, rules: Rules, check: Callable[[int], None]) -> Iterator[Found]:
+    """Everything below the open directory `root`, a directory before what is in it.
+
+    `check` is called now and then with the number of entries so far; it may raise.
+    Raises SnapshotError when there are more than MAX_ENTRIES.
+    """
+    device = os.fstat(root).st_dev
+    budget = MAX_ENTRIES
+    count = 0
+    stack: list[_Level] = []
+    try:
+        stack.append(_level(os.dup(root), "", [], rules, budget))
+        while stack:
+            level = stack[-1]
+            entry = next(level.entries, None)
+            if entry is None:
+                os.close(stack.pop().fd)
+                continue
+            count += 1
+            if count % 256 == 0:
+                check(count)
+            if count > budget:
+                raise _too_many()
+            try:
+                info = entry.stat(follow_symlinks=False)
+            except OSError:  # gone since the directory was listed
+                continue
+            directory = stat.S_ISDIR(info.st_mode)
+            if not level.rules.empty and level.rules.skip([*level.names, entry.name], directory=directory):
+                continue
+            path = level.prefix + entry.name
+            if not directory:
+                yield Found(path, entry.name, level.fd, info)
+                continue
+            found, below = _enter(level, entry.name, device=device, depth=len(stack), budget=budget - count)
+            if found is not None:
+                try:
+                    yield found
+                finally:
+                    if below is not None:
+                        stack.append(below)
+    finally:
+        for level in stack:
+            os.close(level.fd)
+
+
+def _enter(
+    level: _Level, name: str, *, device: int, depth: int, budget: int
+) -> tuple[Found | None, _Level | None]:
+    """Open a directory and list it. (None, None): it is gone."""
+    path = level.prefix + name
+    try:
+        fd = os.open(name, _DIRECTORY, dir_fd=level.fd)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+            return None, None  # removed, or swapped for something else, while we looked
+        info = os.stat(name, dir_fd=level.fd, follow_symlinks=False)
+        return Found(path, name, level.fd, info, _reason(error)), None
+    info = os.fstat(fd)
+    problem = ""
+    if info.st_dev != device:
+        problem = "another file system is mounted here"
+    elif depth >= MAX_DEPTH:
+        problem = f"more than {MAX_DEPTH} directories inside each other"
+    if problem:
+        os.close(fd)
+        return Found(path, name, level.fd, info, problem), None
+    found = Found(path, name, level.fd, info)
+    try:
+        return found, _level(fd, path + "/", [*level.names, name], level.rules, budget)
+    except OSError as error:
+        os.close(fd)
+        return found._replace(problem=_reason(error)), None
+
+
+def _level(fd: int, prefix: str, names: list[str], rules: Rules, budget: int) -> _Level:
+    entries = []
+    try:
+        with os.scandir(fd) as listing:
+            for entry in listing:
+                entries.append(entry)
+                if len(entries) > budget:
+                    raise _too_many()
+    except SnapshotError:
+        os.close(fd)
+        raise
+    entries.sort(key=lambda entry: entry.name)
+    return _Level(fd, prefix, iter(entries), names, rules.enter(fd, names))
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "cannot be read").lower()
+
+
+def _too_many() -> SnapshotError:
+    return SnapshotError(
+        f"the workspace has more than {MAX_ENTRIES:,} files and directories",
+        hint="leave some out with snapshots.exclude.additional in agent.yaml, or run with --no-snapshots",
+    )

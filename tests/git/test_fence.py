@@ -1,0 +1,99 @@
+"""What a sandbox writes into a repository must not be run by git on the host: tried from inside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.git.kit import RUNTIMES, git, repository, tries
+
+# Each would make the user's next git command run the agent's program, outside of the fence.
+ATTACKS = (
+    "echo x > .git/hooks/pre-commit",
+    "mkdir .git/hooks/sub",
+    "mv .git/hooks .git/old",
+    "rm -rf .git/hooks && mkdir .git/hooks && echo x > .git/hooks/pre-commit",
+    "echo '[core]' >> .git/config",
+    "printf x > .git/c && mv .git/c .git/config",
+    "rm .git/config",
+    "ln -sf /tmp/x .git/config",
+    "mv .git .git2",
+    "rm .git/commondir",
+    "echo /tmp > .git/commondir",
+)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_hooks_and_configuration_cannot_be_written(
+    runtime: str, moat: Callable[..., object], tmp_path: Path
+) -> None:
+    """Seen failing with `fence._inside` returning no mounts: every attack then says `ok`."""
+    place = repository(tmp_path / "project")
+    config = (place / ".git/config").read_bytes()
+    done = moat("run", "--runtime", runtime, "--", "sh", "-c", tries(*ATTACKS), cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:-1] == [f"no {number}" for number in range(len(ATTACKS))]
+    assert (place / ".git/config").read_bytes() == config
+    assert not (place / ".git/hooks/pre-commit").exists()
+    assert not (place / ".git/commondir").exists(), "the placeholder goes with the run"
+    assert "warning" not in done.stderr
+
+
+@pytest.mark.embedded
+def test_ordinary_work_goes_on(moat: Callable[..., object], tmp_path: Path) -> None:
+    place = repository(tmp_path / "project")
+    script = """set -e
+git config --global user.name Agent; git config --global user.email agent@example.org
+echo two >> file; git commit -qam two; git branch side; git switch -q side; echo three > new; git add new
+git commit -qm three; git switch -q main; git merge -q side; git stash list; git tag v1; git gc -q; git status --short
+git rebase -q HEAD~1; git log --format=%s"""
+    done = moat("run", "--runtime", "embedded", "--", "sh", "-c", script, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["three", "two", "one"]
+    assert git("log", "--format=%s", "v1", cwd=place).splitlines() == ["three", "two", "one"]
+    assert git("fsck", cwd=place) is not None
+
+
+@pytest.mark.embedded
+def test_what_the_fence_cannot_keep_out_is_told(moat: Callable[..., object], tmp_path: Path) -> None:
+    """A repository inside the workspace is ordinary work, and a trap: it is told now and before the next run.
+
+    Seen failing with `GitGuard.aclose` not comparing.
+    """
+    place = repository(tmp_path / "project")
+    script = "mkdir lib; cd lib; git init -q .; git config core.fsmonitor /tmp/evil"
+    done = moat("run", "--name", "first", "--runtime", "embedded", "--", "sh", "-c", script, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "warning: first changed what git on this machine obeys" in done.stderr
+    assert "made a git repository: lib/.git" in done.stderr
+    again = moat("run", "--runtime", "embedded", "--", "true", cwd=place)
+    assert "first changed what git on this machine obeys" in again.stderr
+    audit = moat("audit", "first")
+    assert "git.changed" in audit.stdout
+    quiet = moat("run", "--runtime", "embedded", "--", "true", cwd=place)
+    assert "warning" not in quiet.stderr, "a run that changed nothing has nothing to tell"
+
+
+@pytest.mark.embedded
+def test_the_user_may_open_it(moat: Callable[..., object], tmp_path: Path) -> None:
+    place = repository(tmp_path / "project")
+    script = "git config alias.x '!true' && echo '#!/bin/sh' > .git/hooks/pre-push"
+    done = moat("run", "--writable-git", "--runtime", "embedded", "--", "sh", "-c", script, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "changed .git/config" in done.stderr
+    assert "made .git/hooks/pre-push" in done.stderr
+
+
+@pytest.mark.embedded
+def test_a_git_file_that_leads_elsewhere_opens_nothing(moat: Callable[..., object], tmp_path: Path) -> None:
+    """A cloned project may bring a `.git` file: the repository that it names must not become visible."""
+    other = repository(tmp_path / "private")
+    git("worktree", "add", "--quiet", "-b", "b", str(tmp_path / "linked"), cwd=other)
+    place = tmp_path / "project"
+    place.mkdir()
+    (place / ".git").write_text(f"gitdir: {other}/.git/worktrees/linked\n")
+    done = moat("run", "--runtime", "embedded", "--", "ls", f"{other}/.git", cwd=place)
+    assert done.returncode != 0
+    assert "HEAD" not in done.stdout

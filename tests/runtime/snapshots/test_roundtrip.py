@@ -1,0 +1,346 @@
+"""Any tree comes back as it was: content, modes, times, links, holes, names of any bytes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from moat.runtime.snapshots import objects, take as taking
+from moat.runtime.snapshots.diff import compare, count, for_people
+from moat.runtime.snapshots.restore import restore_to
+from moat.runtime.snapshots.store import Kind
+from moat.runtime.snapshots.take import Wish, scan
+from moat.runtime.snapshots.walk import MAX_DEPTH
+from tests.conftest import REPOSITORY
+from tests.runtime.snapshots.kit import OLD, bring_back, entries, keep, look, store_for, write
+
+NAMES = st.binary(min_size=1, max_size=12).filter(
+    lambda n: b"/" not in n and b"\0" not in n and n not in {b".", b".."}
+)
+SMALL_NAMES = st.sampled_from([b"a", b"b", b"a-b", b"a.b", b"\xff", b"new\nline", b" ", b"-rf", b"\xc3\xa4"])
+MODES = st.sampled_from([0o644, 0o755, 0o600, 0o444, 0o4755])
+LEAVES = st.one_of(
+    st.tuples(st.just("file"), st.binary(max_size=50), MODES),
+    st.tuples(st.just("link"), st.binary(min_size=1, max_size=20).filter(lambda t: b"\0" not in t)),
+    st.tuples(st.just("twin"), st.integers(0, 5)),
+    st.tuples(st.just("sparse"), st.integers(1, 3)),
+    st.tuples(st.just("fifo")),
+)
+TREES = st.recursive(
+    LEAVES,
+    lambda below: st.tuples(
+        st.just("dir"),
+        st.dictionaries(SMALL_NAMES | NAMES, below, max_size=5),
+        st.sampled_from([0o755, 0o700, 0o555]),
+    ),
+    max_leaves=15,
+).filter(lambda tree: tree[0] == "dir")
+
+
+def build(root: bytes, tree) -> None:
+    files: list[bytes] = []
+    _build(root, tree, files)
+
+
+def _build(path: bytes, tree, files: list[bytes]) -> None:
+    match tree:
+        case ("dir", children, mode):
+            os.makedirs(path, exist_ok=True)
+            for name, child in sorted(children.items()):
+                _build(os.path.join(path, name), child, files)
+            os.chmod(path, mode)
+            os.utime(path, ns=(OLD, OLD + len(children)))
+            return
+        case ("file", content, mode):
+            Path(os.fsdecode(path)).write_bytes(content)
+            os.chmod(path, mode)
+            files.append(path)
+        case ("link", target):
+            os.symlink(target, path)
+        case ("twin", number) if files:
+            os.link(files[number % len(files)], path)
+            return
+        case ("sparse", number):
+            with open(path, "wb") as file:
+                file.truncate(number << 20)
+                file.seek(number << 18)
+                file.write(b"data")
+            files.append(path)
+        case ("fifo",):
+            os.mkfifo(path)
+        case _:
+            return
+    os.utime(path, ns=(OLD, OLD + len(path)), follow_symlinks=False)
+
+
+def clear(path: Path) -> None:
+    subprocess.run(["chmod", "-R", "u+rwx", path], check=True)
+    shutil.rmtree(path)
+
+
+def without_fifos(found):
+    return {path: thing for path, thing in found.items() if thing.kind != stat.S_IFIFO}
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=TREES, after=TREES)
+def test_any_tree_comes_back_over_any_other(tmp_path_factory, before, after) -> None:
+    """In place over a foreign tree, elsewhere, and back again through the safety snapshot."""
+    place = tmp_path_factory.mktemp("trees")
+    try:
+        store, workspace = store_for(place)
+        build(os.fsencode(workspace), before)
+        first = look(workspace)
+        kept = keep(store)
+        clear(workspace)
+        build(os.fsencode(workspace), after)
+        second = look(workspace)
+        done = bring_back(store, kept)
+        now = look(workspace)
+        touched = {os.fsencode(item.path) for item in done.left}
+        in_the_way = {path for path, thing in second.items() if thing.kind == stat.S_IFIFO}
+        if not in_the_way and not touched:
+            assert now == without_fifos(first)
+        for path in in_the_way:
+            assert now[path].kind == stat.S_IFIFO, "what cannot be brought back is never touched"
+        elsewhere = place / "out"
+        restore_to(store, kept, elsewhere)
+        assert look(elsewhere) == without_fifos(first)
+        if done.safety is not None and not touched and not in_the_way:
+            bring_back(store, done.safety)
+            assert look(workspace) == second
+    finally:
+        clear(place)
+
+
+def test_a_second_snapshot_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, workspace = store_for(tmp_path)
+    write(workspace, {f"d{n}/f": "x" * n for n in range(50)})
+    monkeypatch.setattr(taking, "RACY", 0)
+    first = keep(store)
+
+    def refuse(*_args):
+        raise AssertionError("a file was read")
+
+    monkeypatch.setattr(taking._Taking, "_contents", refuse)
+    second = keep(store)
+    assert second.tree == first.tree
+    assert second.added == 0
+
+
+def test_a_change_that_the_clock_does_not_show_is_found(tmp_path: Path) -> None:
+    """The same size, within the same tick, mtime set back: only `RACY` (or the ctime) tells.
+
+    Seen failing with RACY = -10**18 and the ctime left out of `_unchanged`.
+    """
+    store, workspace = store_for(tmp_path)
+    path = workspace / "f"
+    for number in range(100):
+        path.write_bytes(b"%03d" % number)
+        os.utime(path, ns=(OLD, OLD))
+        snapshot = keep(store)
+        entry = entries(store, snapshot)["f"]
+        assert b"".join(store.objects.pieces(entry.data)) == b"%03d" % number
+
+
+def test_contents_are_kept_once(tmp_path: Path) -> None:
+    store, workspace = store_for(tmp_path)
+    big = os.urandom(objects.SMALL + 1)
+    write(workspace, {"a": "same", "b": "same", "big": big, "copy": big})
+    snapshot = keep(store)
+    assert snapshot.added == 4 + len(big)
+    assert snapshot.size == 2 * (4 + len(big))
+    assert [p.name for p in (store.root / "large").iterdir()] == [entries(store, snapshot)["big"].data]
+
+
+def test_a_terabyte_of_holes_takes_no_time_and_no_space(tmp_path: Path) -> None:
+    """Seen failing (it does not end) with `find_segments` returning None."""
+    store, workspace = store_for(tmp_path)
+    with (workspace / "disk.img").open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(1 << 39)
+        file.write(b"in the middle")
+    snapshot = keep(store)
+    assert snapshot.added < 1 << 20
+    (workspace / "disk.img").unlink()
+    bring_back(store, snapshot)
+    info = (workspace / "disk.img").stat()
+    assert info.st_size == 1 << 40
+    assert info.st_blocks * 512 < 1 << 20
+    with (workspace / "disk.img").open("rb") as file:
+        file.seek(1 << 39)
+        assert file.read(20) == b"in the middle" + bytes(7)
+
+
+def test_special_files_are_told_and_never_opened(tmp_path: Path) -> None:
+    store, workspace = store_for(tmp_path)
+    os.mkfifo(workspace / "pipe")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(workspace / "socket"))
+    with listener:
+        snapshot = keep(store)
+        assert [(item.path, item.why) for item in snapshot.missing] == [
+            ("pipe", "a named pipe"),
+            ("socket", "a socket"),
+        ]
+        write(workspace, {"new": "n"})
+        bring_back(store, snapshot)
+    assert sorted(os.listdir(workspace)) == ["pipe", "socket"]
+
+
+def test_links_are_never_followed(tmp_path: Path) -> None:
+    store, workspace = store_for(tmp_path)
+    outside = tmp_path / "outside"
+    write(outside, {"secret": "s"})
+    (workspace / "dir").symlink_to(outside)
+    (workspace / "file").symlink_to(outside / "secret")
+    snapshot = keep(store)
+    assert {e.kind for e in store.tree(snapshot.tree)} == {"l"}
+    (workspace / "dir").unlink()
+    write(workspace, {"dir/secret": "mine"})
+    with_directory = keep(store)
+    bring_back(store, snapshot)
+    assert (workspace / "dir").is_symlink()
+    bring_back(store, with_directory)
+    assert (outside / "secret").read_text() == "s", "writing went to the directory, not through the link"
+    assert (workspace / "dir/secret").read_text() == "mine"
+
+
+def test_very_deep_trees_are_kept_as_far_as_they_go(tmp_path: Path) -> None:
+    store, workspace = store_for(tmp_path)
+    fd = os.open(workspace, os.O_RDONLY)
+    for _ in range(MAX_DEPTH + 300):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
+    snapshot = keep(store)
+    assert snapshot.missing_count == 1
+    assert snapshot.missing[0].path.count("/") == MAX_DEPTH - 1
+    write(workspace, {"new": "n"})
+    done = bring_back(store, snapshot)
+    assert done.removed == 1
+    subprocess.run(["rm", "-rf", workspace], check=True)
+
+
+def test_too_many_entries_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moat.runtime.snapshots import walk
+    from moat.runtime.snapshots.errors import SnapshotError
+
+    monkeypatch.setattr(walk, "MAX_ENTRIES", 100)
+    store, workspace = store_for(tmp_path)
+    write(workspace, {f"f{n}": "" for n in range(101)})
+    with pytest.raises(SnapshotError, match="more than 100 files") as error:
+        keep(store)
+    assert "snapshots.exclude.additional" in (error.value.hint or "")
+    assert store.all() == []
+
+
+def test_a_file_that_keeps_changing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, workspace = store_for(tmp_path)
+    write(workspace, {"log": "1", "still": "s"})
+    real = taking._Taking._keep
+
+    def growing(self, fd, info):
+        kept = real(self, fd, info)
+        if info.st_ino == (workspace / "log").stat().st_ino:
+            with (workspace / "log").open("a") as file:
+                file.write("more")
+        return kept
+
+    monkeypatch.setattr(taking._Taking, "_keep", growing)
+    assert keep(store).unsettled == ("log",)
+    monkeypatch.undo()
+    snapshot = keep(store)
+    assert snapshot.unsettled == ()
+    assert b"".join(store.objects.pieces(entries(store, snapshot)["log"].data)) == b"1" + b"more" * 3
+
+
+def test_a_directory_swapped_for_a_link_in_the_middle_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between listing and opening; seen failing with O_NOFOLLOW taken out of `walk._DIRECTORY`."""
+    from moat.runtime.snapshots import walk
+
+    store, workspace = store_for(tmp_path)
+    write(tmp_path / "outside", {"secret": "s"})
+    write(workspace, {"a/x": "1", "b/y": "2"})
+    real = walk._enter
+
+    def swapping(level, name, **limits):
+        if name == "b":
+            os.rename(workspace / "b", workspace / "c")
+            (workspace / "b").symlink_to(tmp_path / "outside")
+        return real(level, name, **limits)
+
+    monkeypatch.setattr(walk, "_enter", swapping)
+    assert not [path for path in entries(store, keep(store)) if "secret" in path]
+
+
+AS_A_USER = """
+import os, sys, tempfile
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from tests.runtime.snapshots.kit import *
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+place = Path(sys.argv[1])
+store, ws = store_for(place)
+write(ws, {"ro/f": "x", "ro/deep/g": "y", "locked": "z"})
+os.chmod(ws / "ro/deep", 0o555); os.chmod(ws / "ro", 0o555); os.chmod(ws / "locked", 0)
+snapshot = keep(store)
+assert [(m.path, m.why) for m in snapshot.missing] == [("locked", "permission denied")], snapshot.missing
+before = os.stat(ws / "ro").st_mtime_ns
+os.chmod(ws / "ro", 0o755); os.chmod(ws / "ro/deep", 0o755)
+(ws / "ro/deep/g").unlink(); write(ws, {"ro/deep/new/er": "n", "ro/f": "changed"})
+os.chmod(ws / "ro/deep/new", 0o555); os.chmod(ws / "ro", 0o555); os.chmod(ws / "ro/deep", 0o555)
+done = bring_back(store, snapshot)
+assert not done.left, done.left
+assert (ws / "ro/f").read_text() == "x" and (ws / "ro/deep/g").read_text() == "y"
+assert sorted(os.listdir(ws / "ro/deep")) == ["g"]
+assert os.stat(ws / "ro").st_mode & 0o777 == 0o555 and os.stat(ws / "ro/deep").st_mode & 0o777 == 0o555
+assert os.stat(ws / "ro").st_mtime_ns == before
+assert os.stat(ws / "locked").st_mode & 0o777 == 0
+print("good")
+"""
+
+
+def test_as_an_ordinary_user() -> None:
+    """Read-only directories and unreadable files, without root's rights. Not below pytest's private place."""
+    place = tempfile.mkdtemp(prefix="moat-user-", dir="/tmp")
+    try:
+        if os.geteuid() == 0:
+            os.chown(place, 65534, 65534)
+        done = subprocess.run(
+            [sys.executable, "-c", AS_A_USER, place, REPOSITORY], capture_output=True, text=True, timeout=60
+        )
+        assert done.stdout == "good\n", done.stderr
+    finally:
+        subprocess.run(["chmod", "-R", "u+rwx", place], check=True)
+        shutil.rmtree(place)
+
+
+def test_what_people_are_told(tmp_path: Path) -> None:
+    store, workspace = store_for(tmp_path)
+    write(workspace, {"a": "1", "b": "2", "d/c": "3", ".git/index": "i", ".git/hooks/post-checkout": "h"})
+    snapshot = keep(store)
+    write(workspace, {"a": "2", "new/x": "x", ".git/index": "j", ".git/hooks/post-checkout": "evil"})
+    (workspace / "b").unlink()
+    (workspace / "empty").mkdir()
+    os.utime(workspace / "d/c")
+    found = list(for_people(compare(store.tree(snapshot.tree), scan(store, Wish(kind=Kind.MANUAL)))))
+    assert [(c.letter, c.path) for c in found if not c.internal] == [
+        ("M", ".git/hooks/post-checkout"), ("M", "a"), ("D", "b"), ("A", "empty"), ("A", "new/x"),
+    ]  # fmt: skip
+    assert str(count(found)) == "2 files changed, 2 added, 1 removed"
+    assert count(found).internal == 1
