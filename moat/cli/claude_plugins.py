@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("verb", choices=("list", "update"), help="`update`: fetch branches and tags again")
     parser.add_argument("dir", nargs="?", default=".", help="workspace (default: this directory)")
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     workspace = Path(options.dir).expanduser().resolve()
     if not workspace.is_dir():
         raise UsageError(f"no directory {options.dir!r}", hint="moat claude plugins list [dir]")

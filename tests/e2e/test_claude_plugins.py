@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.claude_world import DIALOGS, RUNTIMES, World
+from tests.e2e.claude_world import DIALOGS, RUNTIMES, World, configure
 from tests.fakes.git_https import HOST, GitServer, commit
 from tests.fakes.plugins import write_marketplace
 
@@ -21,11 +21,8 @@ READY = "shift+tab to cycle"
 def server(world: World, tmp_path: Path) -> Iterator[GitServer]:
     """A git server that Moat reaches as if it were public."""
     with GitServer(tmp_path / "served") as git:
-        both = tmp_path / "both.pem"
-        both.write_bytes(world.fake.ca_file.read_bytes() + git.ca_file.read_bytes())
-        config = world.home / ".moat/config.yaml"
-        text = config.read_text().replace(str(world.fake.ca_file), str(both))
-        config.write_text(f'{text}    "{HOST}:{git.port}": "127.0.0.1:{git.port}"\n')
+        detours = {f"{HOST}:{git.port}": f"127.0.0.1:{git.port}"}
+        configure(world.home, world.fake, roots=git.ca_file.read_bytes(), detours=detours)
         yield git
 
 
@@ -82,8 +79,11 @@ def test_a_plugin_works_at_the_first_prompt_of_the_first_run(world, server, tmp_
     assert (plugin["id"], plugin["state"], plugin["commit"]) == ("hello@tools", "ready", pinned)
     assert len(server.requests) == fetched
 
-    # `--rebuild` looks again where the branch is.
-    again = world.answer("-p", "/hello:greet you", "--rebuild", runtime=runtime)
+    # `update` looks again where the branch is, and so does `--rebuild`, which in docker builds an image too.
+    more = ("--rebuild",) if runtime == "embedded" else ()
+    if not more:
+        assert world.moat("claude", "plugins", "update").returncode == 0
+    again = world.answer("-p", "/hello:greet you", *more, runtime=runtime)
     assert again == "You said: GREETING TWO you (prompt 1)"
 
 
@@ -173,3 +173,22 @@ def test_without_sync_logs_nothing_is_kept_and_nothing_can_be_continued(world):
         done = world.claude("-p", "hi", "--accept-config", *flag, runtime="embedded")
         assert done.returncode == 2
         assert "conversations are not kept and cannot be continued" in done.stderr
+
+
+def test_a_run_cannot_have_the_next_one_fetch_something(world, server):
+    """What an agent writes into the project's settings would leave this machine as a request.
+
+    Seen failing without `before_fetch`: the server was asked for the path that the run had chosen.
+    """
+    source = {"source": {"source": "git", "url": server.url("acme/what-the-agent-knows.git")}}
+    text = json.dumps({"extraKnownMarketplaces": {"tools": source}, "enabledPlugins": {"hello@tools": True}})
+    script = f"mkdir .claude && printf %s '{text}' > .claude/settings.json"
+    assert world.moat("run", "--runtime", "embedded", "--", "sh", "-c", script).returncode == 0
+    done = world.claude("-p", "hi", runtime="embedded")
+    assert done.returncode == 2, done.stderr
+    assert ".claude/settings.json was changed while run" in done.stderr
+    assert "add --accept-config" in done.stderr
+    assert server.requests == []
+    done = world.claude("-p", "hi", "--accept-config", runtime="embedded")
+    assert "failed to fetch marketplace tools" in done.stderr
+    assert server.requests != []

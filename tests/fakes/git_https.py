@@ -28,7 +28,7 @@ class GitServer:
     ) -> None:
         self.directory = directory
         self.password: str | None = None
-        self.redirect: str | None = None  # answer everything with a redirect to here
+        self.redirect: str | None = None  # another base URL, where everything has moved to below /moved
         self.requests: list[tuple[str, str | None]] = []  # path with query, Authorization
         pki = directory / ".pki"
         pki.mkdir(parents=True, exist_ok=True)
@@ -86,9 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bytes) -> None:
         git = self.server.git
         git.requests.append((self.path, self.headers.get("authorization")))
-        if git.redirect:
+        if git.redirect and not self.path.startswith("/moved/"):
             self.send_response(302)
-            self.send_header("Location", git.redirect + self.path)
+            self.send_header("Location", f"{git.redirect}/moved{self.path}")
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -108,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def _backend(self, body: bytes) -> bytes:
-        path, _, query = self.path.partition("?")
+        path, _, query = self.path.removeprefix("/moved").partition("?")
         program = (
             Path(subprocess.check_output(["git", "--exec-path"], text=True).strip()) / "git-http-backend"
         )

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import shutil
 import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,9 +19,11 @@ from moat.runtime.plugins.declared import Origin
 from moat.runtime.plugins.git import Access, Bounds, FetchError, fetched
 from moat.runtime.plugins.resolve import State
 from moat.runtime.plugins.source import Source
-from tests.fakes.git_https import HOST, GitServer
+from moat.vault.ssh import SshGrant
+from tests.fakes.git_https import HOST, GitServer, commit
 from tests.fakes.plugins import write_marketplace, write_plugin
 from tests.runtime.plugin_kit import Kit, greeting
+from tests.ssh.world import make_key, sshd
 
 ID = "hello@tools"
 
@@ -450,6 +457,7 @@ def test_a_workspace_cannot_have_this_machines_network_read(kit):
 
 
 def test_a_workspace_cannot_be_led_elsewhere_by_a_redirect(kit):
+    """Seen failing with redirects followed: a public host led to one that only this machine reaches."""
     kit.publish()
     kit.config(named(kit))
     kit.server.redirect = f"https://localhost:{kit.server.port}"
@@ -494,15 +502,75 @@ def test_settings_of_the_project_that_lead_out_of_it_are_not_read(kit):
     assert text == ".claude/settings.json: a link that leads out of the workspace is not followed"
 
 
+@pytest.fixture
+def agent() -> Iterator[Callable[[Path], str]]:
+    """`agent(key)`: the socket of a real ssh-agent that holds it."""
+    place = Path(tempfile.mkdtemp(prefix="pa-", dir="/tmp"))
+    sock = str(place / "s")
+    with subprocess.Popen(["ssh-agent", "-D", "-a", sock], stdout=subprocess.DEVNULL) as process:
+
+        def add(key: Path) -> str:
+            for _ in range(100):
+                if os.path.exists(sock):
+                    break
+                time.sleep(0.05)
+            subprocess.run(["ssh-add", "-q", key], env=dict(os.environ) | {"SSH_AUTH_SOCK": sock}, check=True)
+            return sock
+
+        yield add
+        process.terminate()
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def test_a_grant_opens_its_host_with_its_key_and_no_other(kit, agent):
+    """A real sshd that would let in both keys; the user's agent offers the other one.
+
+    Seen failing without IdentitiesOnly: the key of the agent was used.
+    """
+    granted, other = (make_key(kit.user / name) for name in ("granted", "other"))
+    place = Path(tempfile.mkdtemp(prefix="pl-", dir="/tmp"))
+    place.chmod(0o755)
+    try:
+        with sshd("git.moat.test", place / "s", [granted, other]) as server:
+            known = kit.user / "known"
+            known.write_text(f"git.moat.test {server.host_key}\n")
+            kind, key = Path(f"{granted}.pub").read_text().split()[:2]
+            assert kind == "ssh-ed25519"
+            grant = SshGrant(
+                host="git.moat.test",
+                hostname="127.0.0.1",
+                port=server.port,
+                known_as="git.moat.test",
+                known_hosts=(str(known),),
+                key=base64.b64decode(key),
+                key_path=str(granted),
+            )
+            work = kit.sources / "ssh"
+            write_marketplace(work)
+            pinned = commit(work, place / "s/octo/market.git")
+            url = f"git@git.moat.test:{place}/s/octo/market.git"
+            kit.config(named(kit).replace(kit.server.url("acme/tools.git"), url))
+            assert "ssh: needs the grant ssh:git.moat.test" in kit.problem()
+            plugin = kit.plugin(ssh=[grant], environ=dict(os.environ) | {"SSH_AUTH_SOCK": agent(other)})
+            assert (plugin.commit, greeting(plugin)) == (pinned, "ONE")
+            fingerprint = subprocess.check_output(["ssh-keygen", "-lf", granted], text=True).split()[1]
+            assert set(server.accepted()) == {fingerprint}
+            # What was fetched with a grant is not there for a run without it, pinned or not.
+            assert "ssh: needs the grant ssh:git.moat.test" in kit.problem()
+            known.write_text("")
+            assert "host key is known for git.moat.test" in kit.problem(ssh=[grant], refresh=True)
+    finally:
+        shutil.rmtree(place)
+
+
 def test_ssh_is_for_whom_a_grant_opens_the_host(kit, tmp_path):
     """Seen failing without the test in `environment`: git started ssh for an ungranted host."""
     marker = tmp_path / "ssh-was-started"
     environ = dict(os.environ) | {"GIT_SSH_COMMAND": f"touch {marker}; false"}
     source = Source(kind="git", location=f"git@{HOST}:acme/tools.git")
-    for access in (Access(own=False), Access(own=False, ssh=frozenset({"github.com"}))):
-        with pytest.raises(FetchError, match=f"ssh: needs the grant ssh:{HOST}"):
-            with fetched(source, Access(own=False, ssh=access.ssh, environ=environ), Bounds(), tmp_path):
-                pass
+    with pytest.raises(FetchError, match=f"ssh: needs the grant ssh:{HOST}"):
+        with fetched(source, Access(own=False, environ=environ), Bounds(), tmp_path):
+            pass
     assert not marker.exists()
     with pytest.raises(FetchError):
         with fetched(source, Access(own=True, environ=environ), Bounds(), tmp_path):

@@ -221,7 +221,8 @@ def environment(url: str, access: Access, directory: Path) -> dict[str, str]:
     if not access.own:
         _without_credentials(environ, directory, keep_ssh=is_ssh)
         settings |= {"credential.helper": "", "http.followRedirects": "false"}
-        settings |= _public(url, host, access, directory)
+        if not is_ssh:  # where SSH leads is what the user granted
+            settings |= _public(url, host, access, directory)
     command = _ssh_command(environ) if access.own else "false"
     if is_ssh and not access.own:
         command = _granted_ssh(access.ssh[host.lower()], directory)
@@ -311,7 +312,7 @@ def _public(url: str, host: str, access: Access, directory: Path) -> dict[str, s
 
     Otherwise a workspace could have this machine read a git server that only this machine can reach.
     """
-    port = (urlsplit(url).port if "://" in url else None) or (22 if _host(url)[1] else 443)
+    port = urlsplit(url).port or 443
     settings = {}
     if access.upstream.ca_bundle:
         merged = directory / "roots.pem"
