@@ -77,6 +77,19 @@ def test_what_the_fence_cannot_keep_out_is_told(moat: Callable[..., object], tmp
 
 
 @pytest.mark.embedded
+def test_an_ordinary_clone_is_not_worth_a_warning(moat: Callable[..., object], tmp_path: Path) -> None:
+    place = repository(tmp_path / "project")
+    script = "git clone -q . copy && git init -q new"
+    done = moat("run", "--runtime", "embedded", "--", "sh", "-c", script, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stderr
+    script = "git -C copy config remote.origin.url 'ext::sh evil' && printf '#!/bin/sh' > new/.git/hooks/post-merge"
+    done = moat("run", "--runtime", "embedded", "--", "sh", "-c", script, cwd=place)
+    assert "changed copy/.git/config" in done.stderr
+    assert "made new/.git/hooks/post-merge" in done.stderr
+
+
+@pytest.mark.embedded
 def test_the_user_may_open_it(moat: Callable[..., object], tmp_path: Path) -> None:
     place = repository(tmp_path / "project")
     script = "git config alias.x '!true' && echo '#!/bin/sh' > .git/hooks/pre-push"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,13 @@ MAX_ENTRIES = 400_000  # of the workspace; a second or two
 _FILES = ("config", "config.worktree", "commondir", "gitdir")
 _LARGEST = 1 << 20  # bytes of one file that are read
 _UNREAD = "unread"
+_PLAIN = (
+    "plain "  # before the digest of a configuration that runs nothing: what `git init` and `git clone` write
+)
+_HARMLESS = re.compile(
+    r"core\.(repositoryformatversion|filemode|bare|logallrefupdates|ignorecase|precomposeunicode|symlinks)"
+    r"|remote\..+\.(url|fetch)|branch\..+\.(remote|merge)|user\.(name|email)"
+)
 _SHOWN = 8
 
 
@@ -46,15 +54,19 @@ def look(workspace: Path, *, common: bool = True) -> State:
 
 def compare(before: State, after: State) -> tuple[str, ...]:
     """What changed, one line each for a person: `made .git/hooks/pre-commit`."""
-    made = [path for path in after if path not in before]
+    made = [path for path in after if path not in before and not after[path].startswith(_PLAIN)]
     new = sorted({_of(path) for path in made} - {_of(path) for path in before})
     lines = [f"made a git repository: {place}" for place in new]
     lines += [f"made {path}" for path in sorted(made) if _of(path) not in new]
-    lines += [f"changed {path}" for path in sorted(after) if path in before and before[path] != after[path]]
+    lines += [f"changed {path}" for path in sorted(after) if _worse(before.get(path), after[path])]
     lines += [f"removed {path}" for path in sorted(before) if path not in after]
     if len(lines) > _SHOWN:
         lines = [*lines[: _SHOWN - 1], f"and {len(lines) - _SHOWN + 1} more"]
     return tuple(lines)
+
+
+def _worse(before: str | None, after: str) -> bool:
+    return before not in {None, after} and not after.startswith(_PLAIN)
 
 
 def _of(path: str) -> str:
@@ -112,7 +124,15 @@ def _entries(place: Path, workspace: Path, found: dict[str, str]) -> None:
     hooks = [path for path in _listed(place / "hooks") if not path.name.endswith(".sample")]
     for path in (*(place / name for name in _FILES), *hooks):
         if os.path.lexists(path):
-            found[_name(path, workspace)] = _digest(path)
+            plain = path.name == "config" and _runs_nothing(path)
+            found[_name(path, workspace)] = f"{_PLAIN if plain else ''}{_digest(path)}"
+
+
+def _runs_nothing(config: Path) -> bool:
+    """Whether it holds nothing but what says where things are. `ext::…` as a URL would be a command."""
+    told = asks("config", "--file", str(config), "-z", "--list", cwd=config.parent)
+    items = [item.partition("\n") for item in (told or "").split("\0") if item]
+    return bool(items) and all(_HARMLESS.fullmatch(key) and "::" not in value for key, _, value in items)
 
 
 def _named(config: Path, tree: Path, workspace: Path, found: dict[str, str]) -> None:
