@@ -19,6 +19,7 @@ from tests.docs.blocks import blocks, steps
 DOCUMENTS = sorted([*REPOSITORY.glob("docs/*.md"), REPOSITORY / "README.md"])
 _GROUPS = {"deps", "system", "volumes"}  # whose first word is an action with flags of its own
 _WT_ACTIONS = {"list", "clean"}  # of `moat wt`
+_SNAPSHOT = {"list", "show", "diff", "restore", "prune"}  # of `moat snapshot`
 _ACTIONS = {"list", "show", "providers", "anthropic", "github", "mcp", "oauth", "ssh"}  # of `moat grant`
 
 
@@ -49,11 +50,8 @@ def test_there_are_commands_to_check() -> None:
 def test_a_shown_command_exists_with_its_flags(document: str, words: list[str]) -> None:
     words = words[: words.index("--")] if "--" in words else words
     assert words[0] in COMMANDS, f"{document}: moat {words[0]}"
-    has_action = (
-        words[0] in _GROUPS
-        or (words[0] == "grant" and words[1] in _ACTIONS)
-        or (words[0] == "wt" and words[1] in _WT_ACTIONS)
-    )
+    actions = {"grant": _ACTIONS, "snapshot": _SNAPSHOT, "wt": _WT_ACTIONS}.get(words[0], set())
+    has_action = words[0] in _GROUPS or not actions.isdisjoint(words[1:2])
     of = words[:2] if has_action or words[:2] == ["claude", "plugins"] else words[:1]
     text = help_of(of)
     for word in words:
