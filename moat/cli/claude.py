@@ -45,7 +45,7 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
     if command == "claude" and argv[:1] == ["plugins"]:
         return claude_plugins.main(argv[1:])
     words, initial = _split(argv)
-    options = _parser(command).parse_args(words)
+    options = parse(words, command)
     _check(options, initial)
     options.interactive = options.prompt is None
     home = Home.from_environment()
@@ -79,6 +79,11 @@ def _split(argv: Sequence[str]) -> tuple[list[str], str | None]:
         return words, None
     at = words.index("--")
     return words[:at], " ".join(words[at + 1 :]) or None
+
+
+def parse(words: Sequence[str], command: str = "claude") -> argparse.Namespace:
+    """What the flags before `--` say."""
+    return _parser(command).parse_args(words)
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moat.cli import claude, run
 from moat.cli.output import emit, emit_json, say, table
-from moat.cli.worktree import active
+from moat.cli.worktree import active, configuration, enter
 from moat.errors import UsageError
 from moat.paths import Home
 from moat.runtime import known
@@ -46,16 +46,26 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="moat wt",
         usage=_USAGE,
-        description="Work in a worktree of BRANCH, which is made when it is missing. With a command as "
-        "`moat run`, without one as `moat claude`, whose options it takes.",
+        description="Work in a worktree of BRANCH, which is made when it is missing. With a command, here "
+        "or in agent.yaml, as `moat run`; without one as `moat claude`. It takes their options.",
     )
     parser.add_argument("branch", metavar="BRANCH", help="a branch; a new one begins at HEAD")
     branch = parser.parse_args(argv[:1]).branch
-    words = [*argv[1:]]
-    if "--" not in words:
-        return claude.main([*words, "--worktree", branch])
-    at = words.index("--")
-    return run.main([*words[:at], "--worktree", branch, *words[at:]])
+    words = [*argv[1:], "--worktree", branch]
+    if "--" in argv:
+        at = argv.index("--")
+        return run.main([*argv[1:at], "--worktree", branch, *argv[at:]])
+    return run.main(words) if _has_command(words) else claude.main(words)
+
+
+def _has_command(words: Sequence[str]) -> bool:
+    """Whether agent.yaml says what to run there, and the flags do not ask Claude Code for something."""
+    options = claude.parse(words)
+    if options.prompt is not None or options.proceed or options.resume:
+        return False
+    return bool(
+        configuration(enter(options.worktree, Home.from_environment(), Path(options.dir or "."))).command
+    )
 
 
 def _rows(home: Home, *, everywhere: bool) -> list[Row]:

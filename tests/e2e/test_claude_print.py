@@ -16,6 +16,7 @@ from moat.paths import Home
 from moat.vault import open_vault
 from tests.e2e.claude_world import KINDS, RUNTIMES
 from tests.fakes.connect import connect_proxy
+from tests.git.kit import repository as make_repository
 
 pytestmark = pytest.mark.timeout(300)
 runtimes = pytest.mark.parametrize("runtime", RUNTIMES)
@@ -258,3 +259,22 @@ def test_the_directory_is_the_workspace(world):
     other.mkdir(parents=True)
     world.answer("./sub/project", "-p", bash("pwd; echo x > here"), runtime="embedded")
     assert (other / "here").exists()
+
+
+@pytest.mark.embedded
+def test_conversations_belong_to_the_worktree(world):
+    repository = world.workspace / "shop"
+    make_repository(repository)
+    first = world.moat("wt", "one", "--runtime", "embedded", "-p", "first", cwd=repository)
+    assert first.stdout == "You said: first (prompt 1)\n", first.stderr
+    other = world.moat("claude", "--worktree", "two", "--runtime", "embedded", "-p", "other", cwd=repository)
+    assert other.stdout == "You said: other (prompt 1)\n", other.stderr
+    more = world.moat("resume", "--worktree", "one", "--runtime", "embedded", "-p", "second", cwd=repository)
+    assert more.stdout == "You said: second (prompt 2)\n", more.stderr
+    none = world.moat("resume", "--runtime", "embedded", "-p", "third", cwd=repository)
+    assert none.returncode == 3
+    assert f"no conversation to continue in {repository}" in none.stderr
+    assert {(run["name"], run["worktree"]) for run in world.runs()} == {
+        ("shop-one", "one"),
+        ("shop-two", "two"),
+    }

@@ -44,6 +44,10 @@ def test_the_repository_behind_a_worktree_is_fenced(
         "echo 'gitdir: /tmp' > .git",
         "rm .git",
         f"echo x > {common}/worktrees/fix/commondir",
+        f"echo x > {common}/worktrees/fix/gitdir",
+        f"rm $(cat {common}/worktrees/fix/gitdir)",  # the same `.git` at its other path
+        f"echo 'gitdir: /tmp' > $(cat {common}/worktrees/fix/gitdir)",
+        f"echo x > {common}/commondir",
         f"ls {project}/file",  # of the main working tree nothing is shown
     )
     script = f"{tries(*attacks)}\necho done"
@@ -178,3 +182,59 @@ def test_the_file_of_the_main_working_tree_counts_for_a_worktree_without_one(
     own = moat("run", "--worktree", "b", "--runtime", "embedded", "--accept-config", cwd=project)
     assert (own.returncode, own.stdout) == (0, "its own\n"), own.stderr
     assert {run["name"] for run in json.loads(moat("list", "--json").stdout)} >= {"shop-b", "project-b"}
+
+
+@pytest.mark.embedded
+def test_what_git_can_and_cannot_do_in_a_worktree(moat: Callable[..., object], project: Path) -> None:
+    """The table in docs/worktrees.md."""
+    works = (
+        "echo two > new && git add new && git commit -qm two",
+        "git branch side",
+        "echo x >> file && git stash -q",
+        "git stash pop -q && grep x file && git checkout -q file",
+        "git tag v1",
+        "git rebase -q main",
+        "git merge -q side",
+        "git fetch -q .",
+        "git switch -q -c another",
+        "git worktree prune && git status",
+    )
+    refused = (
+        "git branch -D side",
+        "git tag -d v1",
+        "git gc -q",
+        "git pack-refs --all",
+        "git config user.name x",
+        "git bisect start",
+    )
+    script = (
+        "git config --global user.name A; git config --global user.email a@example.org\n"
+        f"{tries(*works, *refused)}\ngit gc"
+    )
+    done = moat("wt", "b", "--runtime", "embedded", "--", "sh", "-c", script, cwd=project)
+    expected = [f"ok {number}" for number in range(len(works))]
+    expected += [f"no {number}" for number in range(len(works), len(works) + len(refused))]
+    assert done.stdout.splitlines() == expected, done.stderr
+    assert "Read-only file system" in done.stderr
+    assert git("rev-parse", "side", "v1", cwd=project)
+    assert git("fsck", cwd=project) is not None
+
+
+@pytest.mark.embedded
+def test_the_command_of_the_file(moat: Callable[..., object], project: Path) -> None:
+    (project / "agent.yaml").write_text("command: [sh, -c, 'git branch --show-current']\n")
+    git("add", "agent.yaml", cwd=project)
+    git("commit", "--quiet", "-m", "file", cwd=project)
+    done = moat("wt", "b", "--runtime", "embedded", cwd=project)
+    assert (done.returncode, done.stdout) == (0, "b\n"), done.stderr
+    asked = moat("wt", "b", "--runtime", "embedded", "-p", "hello", cwd=project)
+    assert "No Claude Code credentials found" in asked.stderr, "a prompt is for Claude Code"
+
+
+@pytest.mark.embedded
+def test_a_head_that_is_a_pipe_holds_nobody_up(moat: Callable[..., object], project: Path) -> None:
+    script = "cd $(git rev-parse --git-dir) && rm HEAD && mkfifo HEAD"
+    assert moat("wt", "b", "--runtime", "embedded", "--", "sh", "-c", script, cwd=project).returncode == 0
+    done = moat("wt", "list", cwd=project, timeout=20)
+    assert "no worktree" in done.stdout
+    assert "look at it yourself" in moat("wt", "clean", cwd=project, timeout=20).stderr

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 from pathlib import Path
 
 from moat.errors import StartError
 
 _SECONDS = 300.0  # a checkout of a large repository
+_LARGEST_CONFIG = 1 << 20  # bytes
 _QUIET = ("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false", "-c", "gc.auto=0")
 
 
@@ -44,6 +46,21 @@ def asks(*words: str, cwd: Path) -> str | None:
         return git(*words, cwd=cwd)
     except GitError:
         return None
+
+
+def configured(file: Path, *words: str) -> str | None:
+    """What `git config words…` says about `file`, which a sandbox may have written; None: nothing.
+
+    Asked from where no repository is, so that none is obeyed. A pipe would never answer, a link would be
+    written through, and a giant be read to its end: none of them is asked.
+    """
+    try:
+        info = os.lstat(file)
+    except OSError:
+        return None
+    if not stat.S_ISREG(info.st_mode) or info.st_size > _LARGEST_CONFIG:
+        return None
+    return asks("config", "--file", str(file), *words, cwd=Path("/"))
 
 
 def _told(complaint: str) -> str:

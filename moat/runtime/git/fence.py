@@ -22,7 +22,7 @@ import stat
 from pathlib import Path
 
 from moat.errors import StartError
-from moat.runtime.git.command import asks
+from moat.runtime.git.command import configured
 from moat.runtime.git.layout import DOT_GIT, Repository
 from moat.runtime.sandbox import WORKSPACE, Mount
 
@@ -68,10 +68,7 @@ def complete(repository: Repository) -> None:
         _make(repository.own / "config", b"", owner)
         if not (repository.own / "hooks").exists():
             _make_directory(repository.own / "hooks", owner)
-    extended = asks(
-        "config", "--file", str(repository.common / "config"), "--type=bool", "extensions.worktreeConfig",
-        cwd=repository.common,
-    )  # fmt: skip
+    extended = configured(repository.common / "config", "--type=bool", "extensions.worktreeConfig")
     if extended and extended.strip() == "true":
         _make(repository.own / "config.worktree", b"", owner)
 

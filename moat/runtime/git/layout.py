@@ -53,12 +53,19 @@ def find(tree: Path) -> Repository | None:
 
 def pointer(file: Path, *, prefix: str = "") -> Path | None:
     """The path that `file` holds, absolute and without symlinks; relative ones start at its directory."""
+    line = content(file)
+    if line is None or not line.startswith(prefix) or len(line) == len(prefix):
+        return None
+    return Path(os.path.realpath(file.parent / line.removeprefix(prefix)))
+
+
+def content(file: Path) -> str | None:
+    """The text of a small file without its line end; None when there is none. A pipe does not hold us up."""
     try:
-        with file.open("rb") as opened:
-            data = opened.read(_POINTER_SIZE)
+        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as opened:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
+            return os.fsdecode(opened.read(_POINTER_SIZE)).rstrip("\n")
     except OSError:
         return None
-    text = os.fsdecode(data).rstrip("\n")
-    if not text.startswith(prefix) or len(text) == len(prefix):
-        return None
-    return Path(os.path.realpath(file.parent / text.removeprefix(prefix)))

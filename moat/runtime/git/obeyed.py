@@ -12,15 +12,16 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from moat.runtime.git.command import asks
+from moat.runtime.git.command import configured
 from moat.runtime.git.layout import DOT_GIT, find
 
 State = Mapping[str, str]  # path, relative to the workspace where it lies in it -> digest
 
 MAX_ENTRIES = 400_000  # of the workspace; a second or two
+TOO_MANY = f"made more than {MAX_ENTRIES:,} files: not all of them were looked through for repositories"
 _FILES = ("config", "config.worktree", "commondir", "gitdir")
 _LARGEST = 1 << 20  # bytes of one file that are read
 _UNREAD = "unread"
@@ -40,7 +41,7 @@ def look(workspace: Path, *, common: bool = True) -> State:
     `common`: of a worktree the repository's own configuration as well, for a run that could write it.
     """
     found: dict[str, str] = {}
-    for entry in git_entries(workspace):
+    for entry in git_entries(workspace, lambda: found.update({TOO_MANY: ""})):
         _one(entry, workspace, found)
     repository = find(workspace)
     if repository is not None:
@@ -54,12 +55,18 @@ def look(workspace: Path, *, common: bool = True) -> State:
 
 def compare(before: State, after: State) -> tuple[str, ...]:
     """What changed, one line each for a person: `made .git/hooks/pre-commit`."""
-    made = [path for path in after if path not in before and not after[path].startswith(_PLAIN)]
-    new = sorted({_of(path) for path in made} - {_of(path) for path in before})
-    lines = [f"made a git repository: {place}" for place in new]
+    made = [
+        path
+        for path in after
+        if path not in before and path != TOO_MANY and not after[path].startswith(_PLAIN)
+    ]
+    repositories = {_of(path) for path in made if _of(path) != path or path.endswith(DOT_GIT)}
+    new = sorted(repositories - {_of(path) for path in before})
+    lines = [TOO_MANY] if TOO_MANY in after and TOO_MANY not in before else []
+    lines += [f"made a git repository: {place}" for place in new]
     lines += [f"made {path}" for path in sorted(made) if _of(path) not in new]
     lines += [f"changed {path}" for path in sorted(after) if _worse(before.get(path), after[path])]
-    lines += [f"removed {path}" for path in sorted(before) if path not in after]
+    lines += [f"removed {path}" for path in sorted(before) if path not in after and path != TOO_MANY]
     if len(lines) > _SHOWN:
         lines = [*lines[: _SHOWN - 1], f"and {len(lines) - _SHOWN + 1} more"]
     return tuple(lines)
@@ -78,8 +85,11 @@ def _of(path: str) -> str:
     return path
 
 
-def git_entries(workspace: Path) -> Iterator[Path]:
-    """Each `.git` below `workspace`, and each directory that git takes for a bare repository."""
+def git_entries(workspace: Path, gave_up: Callable[[], object] = int) -> Iterator[Path]:
+    """Each `.git` below `workspace`, and each directory that git takes for a bare repository.
+
+    `gave_up` is called when there is more than is looked at.
+    """
     waiting, seen = [str(workspace)], 0
     while waiting:
         directory = waiting.pop()
@@ -97,8 +107,10 @@ def git_entries(workspace: Path) -> Iterator[Path]:
             yield Path(directory, DOT_GIT)
         if {"HEAD", "objects", "refs"} <= names:
             yield Path(directory)
-        if seen < MAX_ENTRIES:
-            waiting += below
+        waiting += below
+        if seen >= MAX_ENTRIES:
+            gave_up()
+            return
 
 
 def _one(entry: Path, workspace: Path, found: dict[str, str]) -> None:
@@ -130,15 +142,15 @@ def _entries(place: Path, workspace: Path, found: dict[str, str]) -> None:
 
 def _runs_nothing(config: Path) -> bool:
     """Whether it holds nothing but what says where things are. `ext::…` as a URL would be a command."""
-    told = asks("config", "--file", str(config), "-z", "--list", cwd=config.parent)
+    told = configured(config, "-z", "--list")
     items = [item.partition("\n") for item in (told or "").split("\0") if item]
     return bool(items) and all(_HARMLESS.fullmatch(key) and "::" not in value for key, _, value in items)
 
 
 def _named(config: Path, tree: Path, workspace: Path, found: dict[str, str]) -> None:
     """Files of the workspace that its configuration makes into hooks or configuration."""
-    words = ("config", "--file", str(config), "-z", "--get-regexp")
-    told = asks(*words, r"^(core\.hookspath|include\.path|includeif\..*\.path)$", cwd=tree) or ""
+    names = r"^(core\.hookspath|include\.path|includeif\..*\.path)$"
+    told = configured(config, "-z", "--get-regexp", names) or ""
     for item in filter(None, told.split("\0")):
         key, _, value = item.partition("\n")
         base = tree if key == "core.hookspath" else config.parent
@@ -177,7 +189,8 @@ def _digest(path: Path) -> str:
     except OSError:
         return _UNREAD
     executable = "x" if info.st_mode & 0o111 else "-"
-    return f"{content.hexdigest()} {info.st_size} {executable}"
+    late = info.st_ctime_ns if info.st_size > _LARGEST else ""  # of a giant, only the beginning was read
+    return f"{content.hexdigest()} {info.st_size} {executable} {late}"
 
 
 def _name(path: Path, workspace: Path) -> str:

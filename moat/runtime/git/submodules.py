@@ -12,7 +12,7 @@ import re
 import stat
 from pathlib import Path
 
-from moat.runtime.git.command import asks
+from moat.runtime.git.command import configured
 from moat.runtime.git.layout import DOT_GIT, Repository
 from moat.runtime.sandbox import WORKSPACE
 
@@ -41,7 +41,7 @@ def _private(config: Path) -> bool:
 
 
 def _settle(module: Path, tree: Path) -> None:
-    told = asks("config", "--file", str(module / "config"), "core.worktree", cwd=tree)
+    told = configured(module / "config", "core.worktree")
     if told is None:
         return
     place = Path(os.path.normpath(module / told.rstrip("\n")))
@@ -49,7 +49,7 @@ def _settle(module: Path, tree: Path) -> None:
         if place.is_relative_to(root) and place != root:
             target = tree / place.relative_to(root)
             if _point(tree, place.relative_to(root), module):
-                asks("config", "--file", str(module / "config"), "core.worktree", str(target), cwd=tree)
+                configured(module / "config", "core.worktree", str(target))
             return
 
 

@@ -145,9 +145,8 @@ def at(path: Path, made_for: str) -> Worktree | None:
     found = layout.find(path)
     if found is None or not found.linked:
         return None
-    try:
-        head = os.fsdecode((found.own / "HEAD").read_bytes()).strip()
-    except OSError:
+    head = layout.content(found.own / "HEAD")
+    if head is None:
         return None
     prefix = "ref: refs/heads/"
     branch = head.removeprefix(prefix) if head.startswith(prefix) else None
@@ -193,7 +192,10 @@ def work_in(tree: Worktree) -> list[str]:
         reasons.append(f"{commits} commit{'s' * (commits > 1)} {place}")
     if any(os.path.lexists(tree.own / name) for name in _UNFINISHED):
         reasons.append("an unfinished merge, rebase or bisect")
-    inner = [entry for entry in obeyed.git_entries(tree.path) if entry != tree.path / layout.DOT_GIT]
+    unseen: list[str] = []
+    entries = obeyed.git_entries(tree.path, lambda: unseen.append("too many files to look through"))
+    inner = [entry for entry in entries if entry != tree.path / layout.DOT_GIT]
+    reasons += unseen
     if inner:
         reasons.append(f"a repository or submodule in it: {inner[0].relative_to(tree.path)}")
     if (tree.own / "locked").exists():

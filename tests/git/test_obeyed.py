@@ -1,0 +1,127 @@
+"""Looking for what git would obey, in a workspace that was made to hold the one who looks up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moat.runtime.git import layout, obeyed
+from tests.git.kit import git, repository
+
+
+def hostile(place: Path) -> None:
+    """Pipes where files are expected, a giant, links to what is not the workspace's."""
+    for name in ("config", "commondir", "gitdir", "hooks/pre-commit"):
+        inner = repository(place / f"pipe-{name.replace('/', '-')}")
+        path = inner / ".git" / name
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    giant = repository(place / "giant") / ".git/config"
+    os.truncate(giant, 1 << 40)
+    linked = repository(place / "linked") / ".git/config"
+    linked.unlink()
+    linked.symlink_to("/dev/zero")
+
+
+def test_nothing_that_was_made_to_hold_us_up_does(tmp_path: Path) -> None:
+    """Seen failing without the look at the kind of file in `command.configured`: git waits for the pipe."""
+    hostile(tmp_path)
+    began = time.monotonic()
+    found = obeyed.look(tmp_path)
+    assert time.monotonic() - began < 10
+    told = obeyed.compare({}, found)
+    assert "made a git repository: pipe-config/.git" in told
+    assert "made a git repository: linked/.git" in told
+    assert "made a git repository: giant/.git" in told
+
+
+@pytest.mark.parametrize("name", ["gitdir", "commondir"])
+def test_a_pointer_that_is_a_pipe_leads_nowhere(tmp_path: Path, name: str) -> None:
+    """A run could leave this for the next one, which then would never start."""
+    own = tmp_path / "evil/worktrees/x"
+    own.mkdir(parents=True)
+    (own / "gitdir").write_text(f"{tmp_path}/.git\n")
+    (own / "commondir").write_text("../..\n")
+    (tmp_path / ".git").write_text(f"gitdir: {own}\n")
+    assert layout.find(tmp_path) is not None
+    (own / name).unlink()
+    os.mkfifo(own / name)
+    assert layout.find(tmp_path) is None
+
+
+def test_too_many_files_to_look_through_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run hides a repository behind empty files."""
+    monkeypatch.setattr(obeyed, "MAX_ENTRIES", 50)
+    before = obeyed.look(tmp_path)
+    for number in range(60):
+        (tmp_path / f"file-{number}").touch()
+    assert obeyed.compare(before, obeyed.look(tmp_path)) == (obeyed.TOO_MANY,)
+
+
+def test_the_tail_of_a_giant_hook_counts(tmp_path: Path) -> None:
+    hook = repository(tmp_path / "x") / ".git/hooks/pre-commit"
+    hook.write_bytes(b"#" * (2 << 20))
+    before = obeyed.look(tmp_path)
+    with hook.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"!")
+    assert obeyed.compare(before, obeyed.look(tmp_path)) == ("changed x/.git/hooks/pre-commit",)
+
+
+def test_files_of_the_workspace_that_its_configuration_names(tmp_path: Path) -> None:
+    place = repository(tmp_path / "x")
+    (place / ".husky").mkdir()
+    git("config", "core.hooksPath", ".husky", cwd=place)
+    git("config", "include.path", "../team.gitconfig", cwd=place)
+    before = obeyed.look(place)
+    (place / ".husky/pre-commit").write_text("#!/bin/sh\n")
+    (place / "team.gitconfig").write_text("[alias]\n")
+    assert set(obeyed.compare(before, obeyed.look(place))) == {
+        "made .husky/pre-commit",
+        "made team.gitconfig",
+    }
+
+
+@pytest.mark.embedded
+def test_an_added_repository_is_the_trap_that_is_told(moat: Callable[..., object], tmp_path: Path) -> None:
+    """What docs/security.md says is not stopped, done for real: `git status` above it runs its program."""
+    place = repository(tmp_path / "project")
+    proof = tmp_path / "ran-outside"
+    script = f"""mkdir lib; cd lib; git init -q .; git config user.name a; git config user.email a@example.org
+git commit -q --allow-empty -m x; git config core.fsmonitor "touch {proof}; false"; cd ..; git add lib 2>/dev/null"""
+    done = moat("run", "--name", "trap", "--runtime", "embedded", "--", "sh", "-c", script, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert not proof.exists(), "neither the sandbox nor Moat's own look runs it"
+    assert "made a git repository: lib/.git" in done.stderr
+    again = moat("run", "--runtime", "embedded", "--", "true", cwd=place)
+    assert "trap changed what git on this machine obeys" in again.stderr
+    assert not proof.exists()
+    git("status", cwd=place)
+    assert proof.exists(), "if git no longer does this, the documents can be friendlier"
+
+
+@pytest.mark.embedded
+def test_a_configuration_that_the_host_replaced_is_told(moat: Callable[..., object], tmp_path: Path) -> None:
+    """A mount on a single file ends when the host replaces it; what the run then writes is told."""
+    place = repository(tmp_path / "project")
+    script = "touch ready; while [ ! -e go ]; do sleep 0.05; done; printf '[alias]\\n\\tx = !true\\n' >> .git/config"
+    started = moat(
+        "run", "-d", "--name", "late", "--runtime", "embedded", "--", "sh", "-c", script, cwd=place
+    )
+    assert started.returncode == 0, started.stderr
+    deadline = time.monotonic() + 20
+    while not (place / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    git("config", "user.name", "Host", cwd=place)
+    (place / "go").touch()
+    while '"stopped"' not in moat("list", "--json").stdout:
+        assert time.monotonic() < deadline, moat("list", "--json").stdout
+        time.sleep(0.1)
+    assert "alias.x" in git("config", "--list", cwd=place)
+    next_one = moat("run", "--runtime", "embedded", "--", "true", cwd=place)
+    assert "changed .git/config" in next_one.stderr
