@@ -191,6 +191,18 @@ def test_a_terabyte_of_holes_takes_no_time_and_no_space(tmp_path: Path) -> None:
         assert file.read(20) == b"in the middle" + bytes(7)
 
 
+def test_what_was_not_kept_is_not_taken_for_new(tmp_path: Path) -> None:
+    """A pipe then, a file now: nothing is known of what was there, so the file stays and is told."""
+    store, workspace = store_for(tmp_path)
+    os.mkfifo(workspace / "x")
+    snapshot = keep(store)
+    (workspace / "x").unlink()
+    write(workspace, {"x": "a file now"})
+    done = bring_back(store, snapshot)
+    assert [(item.path, item.why) for item in done.left] == [("x", "it was not kept then: a named pipe")]
+    assert (workspace / "x").read_text() == "a file now"
+
+
 def test_special_files_are_told_and_never_opened(tmp_path: Path) -> None:
     store, workspace = store_for(tmp_path)
     os.mkfifo(workspace / "pipe")
@@ -298,7 +310,7 @@ def test_a_directory_swapped_for_a_link_in_the_middle_leads_nowhere(
 
 
 AS_A_USER = """
-import os, sys, tempfile
+import ctypes, os, sys, tempfile
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.runtime.snapshots.kit import *
