@@ -16,7 +16,7 @@ from moat.paths import Home
 from moat.runtime.records import RunRecord
 from moat.runtime.snapshots.diff import Change, count, for_people
 from moat.runtime.snapshots.patch import Kept, Now
-from moat.runtime.snapshots.restore import read_pending
+from moat.runtime.snapshots.pending import read_pending
 from moat.runtime.snapshots.store import Kind, Snapshot, open_store
 
 

@@ -11,7 +11,7 @@ from moat.cli.snapshot_place import Place
 from moat.cli.snapshot_restore import bring_back, refuse_other
 from moat.errors import MoatError
 from moat.runtime.snapshots.diff import Change, count
-from moat.runtime.snapshots.restore import read_pending
+from moat.runtime.snapshots.pending import read_pending
 from moat.runtime.snapshots.store import Snapshot
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from moat.runtime.records import describe_age
 from moat.runtime.snapshots import hold
 from moat.runtime.snapshots.diff import below, count, for_people
 from moat.runtime.snapshots.errors import SnapshotError
-from moat.runtime.snapshots.restore import Pending, Restored, read_pending, restore, restore_to
+from moat.runtime.snapshots.pending import Pending, read_pending
+from moat.runtime.snapshots.restore import Restored, restore, restore_to
 from moat.runtime.snapshots.store import Snapshot
 
 _SOME_LEFT = 1  # exit status: restored, but for what was told

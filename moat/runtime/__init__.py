@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moat.config import HostRules, NetworkConfig
+    from moat.config import HostRules, NetworkConfig, SnapshotConfig
     from moat.journal.entry import Entry
     from moat.journal.verify import Report
     from moat.proxy.events import Denial, ExchangeFinished
@@ -32,6 +32,7 @@ _HOMES = {
     "LocalRun": "moat.runtime.run",
     "Mount": "moat.runtime.sandbox",
     "NetworkConfig": "moat.config",
+    "SnapshotConfig": "moat.config",
     "Output": "moat.runtime.sandbox",
     "RemoteRun": "moat.runtime.remote",
     "Report": "moat.journal.verify",
@@ -58,6 +59,7 @@ __all__ = [
     "Report",
     "RunRecord",
     "Size",
+    "SnapshotConfig",
     "State",
     "attach",
     "list_runs",

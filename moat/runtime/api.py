@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from moat.config import NetworkConfig
+from moat.config import NetworkConfig, SnapshotConfig
 from moat.errors import UsageError
 from moat.journal import keeping, verify
 from moat.journal.entry import Entry, entries
@@ -39,6 +39,7 @@ def start(
     ports: Mapping[str, int] | None = None,
     dependencies: Iterable[str] = (),
     base_image: str | None = None,
+    snapshots: SnapshotConfig | None = None,
     home: Home | None = None,
     progress: Progress = _silent,
 ) -> AbstractAsyncContextManager[LocalRun]:
@@ -60,6 +61,7 @@ def start(
     stdin: the command's stdin is a pipe for `run.write` and `run.close_stdin`; else it is empty.
     ports: endpoint -> port in the sandbox; `run.record.endpoints` has the URLs. The gateway that serves them
     is a process of its own.
+    snapshots: when and of what snapshots are taken; None: never.
     runtime: `docker` or `embedded`; None: as `moat run` chooses.
 
     Entering raises UsageError, GrantError (all missing grants at once), VaultError, StartError.
@@ -80,6 +82,7 @@ def start(
         ports=dict(ports or {}),
         dependencies=tuple(dependencies),
         base_image=base_image,
+        snapshots=snapshots or SnapshotConfig(disabled=True),
     )
     return run_here(request, home=home, progress=progress)
 

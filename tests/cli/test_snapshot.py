@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from moat.paths import Home
-from moat.runtime.snapshots.restore import read_pending
+from moat.runtime.snapshots.pending import read_pending
 from moat.runtime.snapshots.store import open_store, stores
 from tests.runtime.snapshots.kit import check_store, look, write
 

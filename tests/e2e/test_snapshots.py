@@ -16,7 +16,7 @@ from moat.journal import read_lines
 from moat.paths import Home
 from moat.runtime import known
 from moat.runtime.snapshots import hold
-from moat.runtime.snapshots.restore import read_pending
+from moat.runtime.snapshots.pending import read_pending
 from moat.runtime.snapshots.store import Snapshot, Store, open_store
 from tests.runtime.snapshots.kit import check_store, entries, look, write
 

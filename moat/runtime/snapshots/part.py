@@ -22,15 +22,16 @@ from moat.runtime.parts import Addition, Part, RunContext
 from moat.runtime.sandbox import Progress, Sandbox
 from moat.runtime.snapshots.errors import SnapshotError
 from moat.runtime.snapshots.githead import head
-from moat.runtime.snapshots.restore import read_pending
+from moat.runtime.snapshots.pending import read_pending
+from moat.runtime.snapshots.plan import Plan
 from moat.runtime.snapshots.store import Kind, Snapshot, Store, open_store
 from moat.runtime.snapshots.take import Wish, take
-from moat.runtime.snapshots.watcher import Plan
 
 # As in `launch`: found also where Moat is not installed, and nothing is imported from a workspace.
 _PROGRAM = "import sys; sys.path.append(sys.argv[1]); import moat.runtime.snapshots.watcher as w; w.main()"
 _MOST = 1 << 20  # bytes of a line of the watcher
-_PATIENCE = 5.0  # seconds for the watcher to end
+_PATIENCE = 5.0  # seconds for the watcher to finish a snapshot
+_QUIET = 0.5  # seconds that a run lasts at least to be watched
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +44,8 @@ class Snapshots(Part):
         self._sandbox: Sandbox | None = None
         self._watcher: Process | None = None
         self._head = ""  # commit before the run
+        self._busy = False  # the watcher is taking a snapshot
+        self._over = False
 
     async def prepare(self, run: RunContext) -> Addition:
         """Take the pre-run snapshot. Raises SnapshotError: without it the command must not start."""
@@ -79,9 +82,7 @@ class Snapshots(Part):
         assert self._sandbox is not None
         config = self._run.request.snapshots
         if config.git_commits or config.builds or config.idle:
-            pid = await self._sandbox.first_pid() if config.builds else 0
-            self._watcher = await self._start(self._plan(first_pid=pid))
-            self._run.start("snapshots", self._listen)
+            self._run.start("snapshots", self._watch)
 
     async def resuming(self) -> None:
         """Whoever restored may have died on the way: the agent does not go on in a half restored tree."""
@@ -97,15 +98,17 @@ class Snapshots(Part):
 
     async def aclose(self) -> None:
         """Let the watcher finish what it is at; what it has not begun it leaves."""
+        self._over = True
         watcher, self._watcher = self._watcher, None
         if watcher is None:
             return
-        assert watcher.stdin is not None
-        await watcher.stdin.aclose()
-        with anyio.move_on_after(_PATIENCE):
-            await watcher.wait()
+        if self._busy:
+            assert watcher.stdin is not None
+            await watcher.stdin.aclose()
+            with anyio.move_on_after(_PATIENCE):
+                await watcher.wait()
         if watcher.returncode is None:
-            watcher.kill()
+            watcher.kill()  # at any moment that leaves the store as it was
         with anyio.CancelScope(shield=True):
             await watcher.wait()
 
@@ -133,13 +136,17 @@ class Snapshots(Part):
         await process.stdin.send(json.dumps(codec.encode(plan)).encode() + b"\n")
         return process
 
-    async def _listen(self) -> None:
+    async def _watch(self) -> None:
         """Its end is not the run's: snapshots are then missing, and the journal says so."""
-        watcher = self._watcher
-        if watcher is None:
+        assert self._run is not None
+        assert self._sandbox is not None
+        await anyio.sleep(_QUIET)
+        pid = await self._sandbox.first_pid() if self._run.request.snapshots.builds else 0
+        if self._over:
             return
+        self._watcher = watcher = await self._start(self._plan(first_pid=pid))
         await self._hear(watcher)
-        if self._watcher is not None and self._run is not None:
+        if not self._over:
             _log.error("the snapshot watcher ended")
             self._run.journal.record("snapshot.failed", kind="any", error="the process that takes them ended")
 
@@ -156,6 +163,7 @@ class Snapshots(Part):
     def _note(self, word: dict[str, Any]) -> None:
         assert self._run is not None
         record = self._run.journal.record
+        self._busy = "busy" in word
         match word:
             case {"taken": dict(value)}:
                 record("snapshot.taken", **described(codec.decode(Snapshot, value)))

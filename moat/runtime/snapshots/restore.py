@@ -8,8 +8,6 @@ done again from whatever there is by then. Only what the safety snapshot holds i
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import json
 import os
 import stat
 import time
@@ -17,12 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from moat.paths import write_private
-from moat.runtime import codec
 from moat.runtime.snapshots.diff import Change, below, exactly, merge
 from moat.runtime.snapshots.entry import DIRECTORY, FILE, LINK, Entry
 from moat.runtime.snapshots.errors import SnapshotError
 from moat.runtime.snapshots.objects import Objects
+from moat.runtime.snapshots.pending import Pending, write_pending
 from moat.runtime.snapshots.places import Places
 from moat.runtime.snapshots.store import Kind, Missing, Snapshot, Store
 from moat.runtime.snapshots.take import Tell, Wish, take
@@ -30,16 +27,6 @@ from moat.runtime.snapshots.walk import open_root
 
 TEMPORARY = ".moat-restore-"
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pending:
-    """A restore that has begun and is not complete."""
-
-    target: str  # snapshot ids
-    safety: str
-    paths: tuple[str, ...]
-    at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +43,6 @@ def _nothing(_done: int, _of: int) -> None:
 
 
 Told = Callable[[int, int], None]  # (paths done, of how many)
-
-
-def read_pending(store: Store) -> Pending | None:
-    try:
-        return codec.decode(Pending, json.loads((store.root / "restore").read_bytes()))
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        return None
 
 
 def restore(
@@ -98,7 +78,7 @@ def restore(
         return Restored(target=target, safety=None, left=tuple(left))
     _check(store, changes)
     note = Pending(target=target.id, safety=safety.id, paths=paths, at=time.time())
-    write_private(store.root / "restore", json.dumps(codec.encode(note)).encode())
+    write_pending(store, note)
     root = open_root(store.workspace)
     try:
         with Places(root) as places:
@@ -152,6 +132,8 @@ def _bring_back(
         assert entry is not None
         if b is not None and not b.kept:
             unknown.add(b.path)
+            if a is not None and a.kept and wanted(b.path):
+                left.append(Missing(b.path, f"it was not kept then: {b.data}"))
         elif a is not None and not a.kept:
             if b is not None and wanted(b.path):
                 left.append(Missing(b.path, f"{a.data} is in its place"))
@@ -383,5 +365,7 @@ def _own(entry: Entry, change: Callable[[int, int], None]) -> None:
 
 def _sync(fd: int) -> None:
     """All of the workspace's file system to the disk, before the note of the restore goes."""
+    import ctypes
+
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).syncfs(fd)

@@ -6,7 +6,7 @@ from moat.config import SnapshotConfig
 from moat.paths import Home
 from moat.runtime.snapshots.entry import FILE
 from moat.runtime.snapshots.objects import discard
-from moat.runtime.snapshots.restore import read_pending
+from moat.runtime.snapshots.pending import read_pending
 from moat.runtime.snapshots.store import Kind, Snapshot, Store, stores
 
 # What goes first when there are too many: what Moat took by itself, last what a person asked for.

@@ -214,9 +214,7 @@ class _Taking:
         entry, stamp, _ = known
         info = found.info
         return (
-            stamp.ctime == info.st_ctime_ns
-            and stamp.inode == info.st_ino
-            and stamp.device == info.st_dev
+            stamp == stamp_of(info)
             and entry.kind == FILE
             and entry.size == info.st_size
             and entry.mtime == info.st_mtime_ns

@@ -1,6 +1,6 @@
 """The process that takes snapshots while a run goes on.
 
-    python -m … with one JSON line on stdin (`Plan`); JSON lines on stdout: {"taken": …} or {"failed": …}
+    one JSON line on stdin (`Plan`); JSON lines on stdout: {"busy": …}, {"taken": …}, {"failed": …}
 
 A process of its own, since a walk through a big workspace would hold up the proxy's event loop. It ends
 when its stdin does, and so with the supervisor. Given `recover`, it completes a restore that was cut off.
@@ -15,7 +15,6 @@ import select
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from moat.runtime.snapshots import restore as restoring
 from moat.runtime.snapshots.builds import Builds
 from moat.runtime.snapshots.errors import SnapshotError
 from moat.runtime.snapshots.githead import head
+from moat.runtime.snapshots.pending import read_pending
+from moat.runtime.snapshots.plan import Plan
 from moat.runtime.snapshots.retention import thin
 from moat.runtime.snapshots.store import Kind, Snapshot, Store
 from moat.runtime.snapshots.take import Wish, take
@@ -35,17 +36,6 @@ _LOOK = 0.5  # seconds between two looks at processes and HEAD
 _REST = 5.0  # seconds between two snapshots that nobody asked for, at least
 _SHARE = 20  # a look through the workspace may take one part in so many of the time
 _NICE = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    root: Path  # of the store
-    workspace: str
-    run: str
-    config: SnapshotConfig
-    first_pid: int  # of the sandbox; 0: nobody looks for builds
-    head: str = ""  # commit before the run
-    recover: bool = False  # complete a restore instead, and end
 
 
 class Watcher:
@@ -88,6 +78,7 @@ class Watcher:
 
     def _take(self, kind: Kind, label: str) -> None:
         began = self._clock()
+        self._say({"busy": kind})
         wish = Wish.of(self._plan.config, kind, self._plan.run, label)
         try:
             with self._store.exclusive():
@@ -100,6 +91,7 @@ class Watcher:
                         self._say({"removed": [s.id for s in gone]})
         except MoatError as error:
             self._say({"failed": str(error), "kind": kind})
+        self._say({"rests": True})
         self._not_before = self._clock() + max(_REST, _SHARE / 2 * (self._clock() - began))
 
 
@@ -149,7 +141,7 @@ def fingerprint(workspace: str, config: SnapshotConfig) -> int:
 def recover(store: Store, run: str) -> Snapshot | None:
     """Complete a restore that was cut off; returns what was restored, None when there was none."""
     with store.exclusive():
-        pending = restoring.read_pending(store)
+        pending = read_pending(store)
         if pending is None:
             return None
         target = store.find(pending.target)

@@ -16,7 +16,8 @@ import pytest
 from moat.runtime.snapshots import retention
 from moat.runtime.snapshots.errors import SnapshotError
 from moat.runtime.snapshots.objects import SMALL
-from moat.runtime.snapshots.restore import read_pending, restore
+from moat.runtime.snapshots.pending import read_pending
+from moat.runtime.snapshots.restore import restore
 from moat.runtime.snapshots.store import Kind
 from moat.runtime.snapshots.take import Wish, take
 from moat.runtime.snapshots.watcher import recover
