@@ -245,7 +245,8 @@ class Exchange:
         else:
             raise _RefusedError(unclear(endpoint, f"it has more than {limit} bytes"))
         for call in judgement.calls:
-            self._setup.mcp.on_call(call)
+            if (unrecorded := self._setup.mcp.on_call(call)) is not None:
+                raise _RefusedError(denied(unrecorded))
         if judgement.answer is not None:
             raise _RefusedError(judgement.answer)
         return judged, McpResponse(endpoint, judgement.lists, limit)

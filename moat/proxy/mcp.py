@@ -116,11 +116,14 @@ class McpTable:
     """The MCP servers of a run, by host."""
 
     def __init__(
-        self, endpoints: Sequence[McpEndpoint] = (), on_call: Callable[[ToolCall], None] = lambda _: None
+        self,
+        endpoints: Sequence[McpEndpoint] = (),
+        on_call: Callable[[ToolCall], Denial | None] = lambda _: None,
     ) -> None:
-        """`on_call` is told of every tool call to a server with a policy; it must neither block nor raise.
+        """`on_call` is told of a tool call to a server with a policy before it goes out, and may refuse it.
 
-        So must `on_rejected`, which may be replaced: a server did not accept the credential of this grant.
+        It neither blocks nor raises.
+        Nor does `on_rejected`, which may be replaced: a server did not accept the credential of this grant.
         """
         self._remote = {each.host: each for each in endpoints if each.host != HOST_NAME}
         self._local = {each.port: each for each in endpoints if each.host == HOST_NAME}

@@ -13,9 +13,11 @@ from moat.config import McpServer
 from moat.errors import ConfigError, GrantError
 from moat.grants import CredentialInfo, InjectionRule
 from moat.proxy.address import Authority, AuthorityError, parse_authority
+from moat.proxy.events import Denial
 from moat.proxy.mcp import McpEndpoint, McpTable, ToolCall, ToolPolicy
 from moat.runtime.parts import Addition, Part, RunContext
 from moat.runtime.sandbox import HOST_NAME, HomeFile
+from moat.runtime.witness import unrecorded
 from moat.vault.providers import command
 
 _TOKEN = string.ascii_letters + string.digits
@@ -42,11 +44,12 @@ class McpPart(Part):
                 prefix = "Bearer " if rule.scheme == "bearer" else ""
                 headers[server.name] = {rule.header.title(): prefix + rule.placeholder}
 
-        def told(call: ToolCall) -> None:
+        def told(call: ToolCall) -> Denial | None:
             if call.refused:
                 run.journal.record("mcp.refused", server=call.server, tool=call.tool, rule=call.rule)
             else:
                 run.journal.record("mcp.called", server=call.server, tool=call.tool, rule=call.rule)
+            return unrecorded(run.journal)
 
         files: tuple[HomeFile, ...] = ()
         if run.request.agent == "claude":

@@ -30,6 +30,19 @@ class _Tally:
     numbers: list[int] = field(default_factory=list)
 
 
+def unrecorded(journal: Journal) -> Denial | None:
+    """Why nothing may happen now: the journal cannot be written. None when it can."""
+    failed = journal.failed
+    if failed is None:
+        return None
+    return Denial(
+        code="journal",
+        reason=f"the journal cannot be written: {failed.strerror}",
+        rule="nothing happens unrecorded",
+        hint="free space where Moat keeps its runs, then try again",
+    )
+
+
 class Witness:
     """What a Proxy asks for as `on_use` and `ready`, and tells as events."""
 
@@ -41,15 +54,7 @@ class Witness:
 
     def ready(self) -> Denial | None:
         """Why no exchange may start now, or None."""
-        failed = self._journal.failed
-        if failed is None:
-            return None
-        return Denial(
-            code="journal",
-            reason=f"the journal cannot be written: {failed.strerror}",
-            rule="nothing happens unrecorded",
-            hint="free space where Moat keeps its runs, then try again",
-        )
+        return unrecorded(self._journal)
 
     def on_use(self, exchange: int, host: str, grants: tuple[str, ...]) -> Denial | None:
         """Credentials are about to go to `host`. Why they may not, or None."""

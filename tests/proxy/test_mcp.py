@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from moat.proxy import Limits, Policy, UpstreamOptions
+from moat.proxy.events import Denial
 from moat.proxy.mcp import McpEndpoint, McpTable, ToolCall, ToolPolicy, judge
 from moat.proxy.mcp_filter import McpResponse, ToolFilter
 from moat.proxy.scrub import BodyScrubber, UnreadableBodyError
@@ -241,6 +242,18 @@ class Told:
 @pytest.fixture
 def told() -> Told:
     return Told()
+
+
+def test_a_call_that_cannot_be_recorded_does_not_go_out(make: HouseMaker, origin: Origin) -> None:
+    """Seen failing with the answer of `on_call` ignored in exchange.py."""
+    full = Denial(code="journal", reason="the journal cannot be written", rule="", hint="")
+    table = McpTable((endpoint(),), lambda _: full)
+    with make(origins={("api.test", 443): origin}, mcp=table) as house:
+        with house.tunnel() as wire:
+            answer = post(wire, call("read"))
+        assert answer.get("x-moat-denied") == "journal"
+        assert house.credentials.asked == []
+        assert house.event().denial == full
 
 
 @pytest.mark.parametrize("path", ["/mcp", "/mcp/", "/x/../mcp", "/%6dcp", "/other?x=1"])
