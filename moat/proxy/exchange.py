@@ -23,15 +23,18 @@ from moat.proxy.address import Authority, AuthorityError, parse_authority
 from moat.proxy.answers import Answer, denied, failed, malformed
 from moat.proxy.certs import RunCA
 from moat.proxy.download import Download
+from moat.proxy.equip import Equipment, equip, inspectable
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.http1 import (
     Form,
     Framing,
-    Headers,
     MalformedError,
     RequestHead,
-    forward_request_headers,
+    join_fields,
+    request_fields,
+    request_wire,
     split_absolute,
+    split_fields,
 )
 from moat.proxy.limits import Limits
 from moat.proxy.mcp import Judgement, McpEndpoint, McpTable, judge, unclear
@@ -41,12 +44,11 @@ from moat.proxy.policy import Policy
 from moat.proxy.scrub import UnreadableBodyError
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, StreamTimeoutError
-from moat.proxy.trace import shown
+from moat.proxy.trace import Shown
 from moat.proxy.upload import GONE, Judged, Upload
 from moat.proxy.upstream import AddressDeniedError, Connection, Upstream, UpstreamError
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
-_OPAQUE = frozenset({b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +174,9 @@ class Exchange:
         """The straight way of a request."""
         self._judge()
         judged, response = await self._judge_tools(self._mcp) if self._mcp else (None, None)
-        headers = await self._equip()
+        wire = await self._equip()
         upload = self._upload = Upload(
-            self._client, self._head, self._target, headers, judged=judged, patience=self._patience
+            self._client, self._head, wire, judged=judged, patience=self._patience
         )
         download = self._download = Download(self._client, self._head, self._secrets, response)
         connection = await self._acquire()
@@ -263,34 +265,36 @@ class Exchange:
             read += await body.next()
         return body, bytes(read)
 
-    async def _equip(self) -> Headers:
-        """The headers that go upstream, with the credentials that policy and the table allow here."""
-        head, authority = self._head, self._site.authority
-        headers = forward_request_headers(head)
+    async def _equip(self) -> bytes:
+        """The head that goes upstream, with the credentials that policy and the table allow here."""
+        head, site = self._head, self._site
+        fields = request_fields(head)
         if not head.host:
-            headers = ((b"Host", self._site.host), *headers)
+            fields = b"\r\nHost: " + site.host + fields
         if self._mcp is not None:
-            headers = self._mcp.readdressed(headers)
-            if self._mcp.policy is not None:
-                headers = _inspectable(headers)
-        rules = self._setup.table.for_host(authority.host, authority.port, self._site.scheme)
-        if not rules:
-            return headers
+            headers = self._mcp.readdressed(split_fields(fields))
+            fields = join_fields(inspectable(headers) if self._mcp.policy is not None else headers)
+        equipment = self._setup.table.equipment(site.authority.host, site.authority.port, site.scheme)
+        if equipment is not None:
+            fields = await self._inject(equipment, fields)
+        return request_wire(head.method, self._target, fields)
+
+    async def _inject(self, equipment: Equipment, fields: bytes) -> bytes:
         try:
-            plan = inject.make_plan(rules, headers)
-            credentials = {name: await self._credential(name) for name in plan.credentials}
-            injected = inject.carry_out(plan, credentials)
+            draft, others = equipment.draft(fields)
+            credentials = [await self._credential(name) for name in draft.plan.credentials]
+            equipped = equip(draft, others, credentials)
         except MoatError as error:
             raise _RefusedError(
                 failed(502, "credential", str(error), error.hint or "", retry=False)
             ) from error
-        if injected.grants:
+        if equipped.grants:
             # The last moment before a credential can leave: what cannot be recorded does not happen.
-            refusal = self._setup.on_use(self._number, str(authority), injected.grants)
+            refusal = self._setup.on_use(self._number, str(self._site.authority), equipped.grants)
             if refusal is not None:
                 raise _RefusedError(denied(refusal))
-        self._secrets, self._grants, self._hidden = injected.secrets, injected.grants, injected.names
-        return _inspectable(injected.headers) if self._secrets else injected.headers
+        self._secrets, self._grants, self._hidden = equipped.secrets, equipped.grants, equipped.names
+        return equipped.fields
 
     async def _credential(self, name: str) -> Credential:
         source = self._setup.credentials
@@ -409,14 +413,14 @@ class Exchange:
 
     def _record(self, started: float, duration: float) -> None:
         upload, download, answer = self._upload, self._download, self._answered
-        status, headers = (answer.status, answer.headers) if answer is not None else (0, ())
+        status, fields = (answer.status, join_fields(answer.headers)) if answer is not None else (0, b"")
         up, down, error = 0, 0, self._error
         if upload is not None:
             up = upload.body.size
         if download is not None:
             up, down, error = up + download.traffic.up, download.size, error or download.traffic.error
             if download.begun:
-                status, headers = download.status, download.headers
+                status, fields = download.status, download.fields
         self._setup.on_event(
             ExchangeFinished(
                 started=started,
@@ -424,8 +428,8 @@ class Exchange:
                 method=self._head.method.decode("latin-1"),
                 url=self._site.url(self._target),
                 status=status,
-                request_headers=shown(self._head.headers, self._hidden),
-                response_headers=shown(headers),
+                request_headers=Shown(self._head.block, self._hidden),
+                response_headers=Shown(fields),
                 request_bytes=up,
                 response_bytes=down,
                 grants=self._grants,
@@ -447,12 +451,3 @@ def _mismatch(reason: str) -> Denial:
 
 def _bad_upstream(error: MalformedError) -> Answer:
     return failed(502, "malformed", f"the response was malformed: {error.reason}")
-
-
-def _inspectable(headers: Headers) -> Headers:
-    """Headers of a request with a credential: its response has to be readable, whole and in order.
-
-    A range could cut an echoed secret in two, and a WebSocket extension would compress it.
-    """
-    kept = tuple(field for field in headers if field[0].lower() not in _OPAQUE)
-    return (*kept, (b"Accept-Encoding", b"identity"))

@@ -75,22 +75,15 @@ class McpResponse:
         if head.status == 401:
             raise LoginNeededError
 
-    def filtered(self, scrubber: BodyScrubber, headers: Headers) -> BodyScrubber | ToolFilter:
+    def filtered(self, scrubber: BodyScrubber, content_type: bytes) -> BodyScrubber | ToolFilter:
         """`scrubber` with a filter behind it, if the response can hold a list of tools."""
         policy = self.endpoint.policy
         if policy is None or policy.audit:
             return scrubber
-        if media_type(headers) == b"text/event-stream":
+        if content_type == b"text/event-stream":
             # Also without a question for the list: a stream that is taken up again repeats old answers.
             return ToolFilter(scrubber, _Events(policy, self.limit))
         return ToolFilter(scrubber, _Json(policy, self.limit)) if self.lists else scrubber
-
-
-def media_type(headers: Headers) -> bytes:
-    for name, value in headers:
-        if name.lower() == b"content-type":
-            return value.partition(b";")[0].strip().lower()
-    return b""
 
 
 class _Json:

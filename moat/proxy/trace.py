@@ -8,17 +8,17 @@ not happen (DESIGN, invariant 8).
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 
 import anyio
 from anyio.abc import TaskStatus
 
 from moat.journal import LineWriter
 from moat.proxy.events import Denial, ExchangeFinished
-from moat.proxy.http1 import Headers
+from moat.proxy.http1 import Headers, split_fields
 
 FLUSH_SECONDS = 0.1
 REDACTED = "[REDACTED]"
@@ -37,6 +37,45 @@ def shown(headers: Headers, names: frozenset[bytes] = frozenset()) -> tuple[tupl
             for name, value in headers
         ]
     )
+
+
+class Shown(Sequence[tuple[str, str]]):
+    """The fields of a block as they are recorded; taken apart when somebody looks at them first."""
+
+    __slots__ = ("_block", "_fields", "_names")
+
+    def __init__(self, block: bytes, names: frozenset[bytes] = frozenset()) -> None:
+        self._block = block
+        self._names = names
+        self._fields: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def fields(self) -> tuple[tuple[str, str], ...]:
+        if self._fields is None:
+            self._fields = shown(split_fields(self._block), self._names)
+            self._block = b""
+        return self._fields
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[tuple[str, str], ...]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[str, str] | tuple[tuple[str, str], ...]:
+        return self.fields[index]
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def __eq__(self, other: object) -> bool:
+        return self.fields == (other.fields if isinstance(other, Shown) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.fields)
+
+    def __repr__(self) -> str:
+        return repr(self.fields)
 
 
 # Names are few, and read for every header of every exchange.
@@ -61,8 +100,8 @@ def to_record(event: ExchangeFinished) -> dict[str, Any]:
         "url": event.url,
         "status": event.status,
         "duration_ms": round(event.duration * 1000, 1),
-        "request_headers": event.request_headers,
-        "response_headers": event.response_headers,
+        "request_headers": tuple(event.request_headers),
+        "response_headers": tuple(event.response_headers),
         "request_bytes": event.request_bytes,
         "response_bytes": event.response_bytes,
     }

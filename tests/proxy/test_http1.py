@@ -237,8 +237,8 @@ def test_a_chunked_request_is_announced_anew():
     head = request(b"POST / HTTP/1.1", HOST, b"transfer-encoding: CHUNKED", b"Expect: 100-continue", b"A: b")
     assert forward_request_headers(head) == (
         (b"Host", b"a.example"),
-        (b"Expect", b"100-continue"),
         (b"A", b"b"),
+        (b"Expect", b"100-continue"),
         (b"Transfer-Encoding", b"chunked"),
     )
 
