@@ -44,8 +44,6 @@ class ExchangeFinished:
     response_bytes: int  # body bytes that came down
     grants: tuple[str, ...] = ()  # credentials that were injected
     denial: Denial | None = None
-    warning: Denial | None = (
-        None  # policy objects to it and let it through
-    )
+    warning: Denial | None = None  # policy objects to it and let it through
     error: str = ""  # `upstream closed early`, `client went away`…
     id: int = 0  # number of the exchange in its run, in the order in which they began

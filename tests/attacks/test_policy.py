@@ -1,8 +1,7 @@
 """Rules and budgets, attacked from inside: every spelling of a path, every way to begin anew.
 
 How each was shown to fail: with `readings` returning the path as it is written, `/public/..%2fadmin/x` arrives;
-with a budget per connection (`Accounts` made in `Site.of`) all five requests pass; with `network.budget` read
-again for each exchange, the edited file would count.
+with a budget per connection (`Accounts` made in `Site.of`) all requests of the second round pass.
 """
 
 from __future__ import annotations
