@@ -37,6 +37,11 @@ class Home:
         return self.root / "credentials"
 
     @property
+    def providers(self) -> Path:
+        """The user's own providers, a YAML file each."""
+        return self.root / "providers"
+
+    @property
     def runs(self) -> Path:
         return self.root / "runs"
 

@@ -20,7 +20,20 @@ DOCUMENTS = sorted([*REPOSITORY.glob("docs/*.md"), REPOSITORY / "README.md"])
 _GROUPS = {"deps", "system", "volumes"}  # whose first word is an action with flags of its own
 _WT_ACTIONS = {"list", "clean"}  # of `moat wt`
 _SNAPSHOT = {"list", "show", "diff", "restore", "prune"}  # of `moat snapshot`
-_ACTIONS = {"list", "show", "providers", "anthropic", "github", "mcp", "oauth", "ssh"}  # of `moat grant`
+_ACTIONS = {
+    "list",
+    "show",
+    "providers",
+    "anthropic",
+    "github",
+    "mcp",
+    "oauth",
+    "ssh",
+    "linear",
+    "codex",
+    "npm",
+    "gitlab",
+}  # of `moat grant`
 
 
 def commands() -> list[tuple[str, list[str]]]:

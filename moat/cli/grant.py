@@ -10,12 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 from moat.cli.output import emit, emit_json, table
-from moat.errors import UsageError
+from moat.errors import EXIT_USAGE, ConfigError, UsageError
 from moat.grants import CredentialInfo
 from moat.paths import Home
 from moat.vault import Vault, open_vault
 from moat.vault.index import describe, timestamp
-from moat.vault.providers import ENTRIES, check_name, entry
+from moat.vault.providers import Entry, check_name, entries, entry, provider, yaml_file
+from moat.vault.providers.declared import Declared
 
 _WIZARDS = {
     "anthropic": "moat.cli.grant_anthropic",
@@ -46,10 +47,20 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"unknown option {argv[0]}", hint="`moat grant --help`")
     name, _, scope = argv[0].partition(":")  # `ssh:github.com` is short for `ssh --host github.com`
     row = entry(name)
-    wizard = importlib.import_module(_WIZARDS[row.name])
     scoped = row.words(check_name(argv[0]).partition(":")[2]) if scope else ()
-    status: int = wizard.main([*scoped, *argv[1:]])
-    return status
+    return _wizard(row.name)([*scoped, *argv[1:]])
+
+
+def _wizard(name: str) -> Callable[[Sequence[str]], int]:
+    """The `main` of a provider's wizard; providers that are nothing but a token share one."""
+    if name in _WIZARDS:
+        main: Callable[[Sequence[str]], int] = importlib.import_module(_WIZARDS[name]).main
+        return main
+    from moat.cli import grant_token
+
+    declared = provider(name)
+    assert isinstance(declared, Declared)
+    return lambda argv: grant_token.main(declared, argv)
 
 
 def _list(argv: Sequence[str]) -> int:
@@ -91,25 +102,46 @@ def _show(argv: Sequence[str]) -> int:
 def _providers(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="moat grant providers", description="List what can be granted.")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    if parser.parse_args(argv).json:
-        emit_json(
-            [
-                {
-                    "name": row.name,
-                    "aliases": list(row.aliases),
-                    "summary": row.summary,
-                    "credential_hosts": list(row.hosts),
-                    "opens_hosts": list(row.opens),
-                }
-                for row in ENTRIES
-            ]
-        )
+    parser.add_argument(
+        "--validate", action="store_true", help="check your own providers (~/.moat/providers/*.yaml)"
+    )
+    chosen = parser.parse_args(argv)
+    if chosen.validate:
+        return _validate_own(json=chosen.json)
+    rows = entries()
+    if chosen.json:
+        emit_json([_described(row) for row in rows])
         return 0
-    rows = [
+    lines = [
         (row.name, ", ".join(row.aliases), row.summary, ", ".join(row.hosts) or "its own host")
-        for row in ENTRIES
+        for row in rows
     ]
-    emit(table(("NAME", "ALIAS", "FOR", "CREDENTIAL GOES TO"), rows))
+    emit(table(("NAME", "ALIAS", "FOR", "CREDENTIAL GOES TO"), lines))
+    return 0
+
+
+def _described(row: Entry) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "aliases": list(row.aliases),
+        "summary": row.summary,
+        "credential_hosts": list(row.hosts),
+        "opens_hosts": list(row.opens),
+    }
+
+
+def _validate_own(*, json: bool) -> int:
+    names, wrong = yaml_file.names(), yaml_file.problems()
+    if json:
+        emit_json({"providers": list(names), "problems": list(wrong)})
+        return EXIT_USAGE if wrong else 0
+    if wrong:
+        raise ConfigError(wrong, hint="the keys are described in docs/providers.md")
+    emit(
+        f"{len(names)} of your own, all well: {', '.join(names)}"
+        if names
+        else "You have no providers of your own."
+    )
     return 0
 
 

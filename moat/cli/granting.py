@@ -101,14 +101,15 @@ def credential(
     kind: CredentialKind,
     secret: Secret,
     *,
+    hosts: tuple[str, ...] | None = None,
     expires_at: dt.datetime | None = None,
     metadata: Mapping[str, str],
 ) -> Credential:
-    """A credential made now, bound to the hosts of its provider."""
+    """A credential made now, bound to `hosts`, or to all of its provider."""
     info = CredentialInfo(
         name=name,
         kind=kind,
-        hosts=entry(name).hosts,
+        hosts=entry(name).hosts if hosts is None else hosts,
         created_at=dt.datetime.now(dt.UTC),
         expires_at=expires_at,
         metadata={key: value for key, value in metadata.items() if value},

@@ -22,40 +22,62 @@ class Fault:
     status: int = 400
 
 
+_ODD_BYTES = {
+    b"\x00": Fault("nul", "a NUL byte in the head"),
+    b"\n": Fault("bare-lf", "a line ends in LF without CR"),
+    b"\r": Fault("bare-cr", "a CR without LF"),
+}
+
+
 def unfinished(buffer: bytes | bytearray, limits: Limits, *, request: bool) -> Fault | None:
     """The fault of a buffer that holds no head of the grammar; None when a head may still come.
 
-    Incomplete heads are looked at too: a client that speaks TLS, SSH or bare LFs never sends the end.
+    Incomplete heads are looked at too: a client that speaks TLS, SSH or bare LFs never sends the end. What
+    is told first is what stands first, so that the verdict does not depend on how the bytes arrived.
     """
-    end = buffer.find(b"\r\n\r\n", 0, limits.head)
+    text = bytes(buffer[: limits.head])
+    end = text.find(b"\r\n\r\n")
+    if request:
+        if end == 0:
+            return Fault("empty-lines", "more than one empty line before the message")
+        text = text.removeprefix(b"\r\n")
+        end = text.find(b"\r\n\r\n")
     if end >= 0:
-        return _complete(bytes(buffer[: end + 2]), request=request)
-    if len(buffer) >= limits.head:
-        return Fault("head-too-large", f"the head is larger than {limits.head} bytes", 431)
-    text = bytes(buffer).removeprefix(b"\r\n") if request else bytes(buffer)
-    if _odd_bytes(text) and (fault := _byte_fault(text)):
-        return fault
+        return _complete(text[: end + 2], request=request)
     line, ended, _ = text.partition(b"\r\n")
+    fault = None
     if ended:
-        return _start_line_fault(line, request=request)
-    if len(line) > limits.target + _START_LINE_EXTRA:
-        return Fault("target-too-long", f"the start line is longer than {limits.target} bytes", 414)
-    return None
+        fault = _start_line_fault(line, request=request)
+    if fault is None and _odd_bytes(text):
+        fault = _byte_fault(text)
+    if fault is None and not ended and request:
+        fault = _long_line_fault(line, limits)
+    if fault is None and len(buffer) >= limits.head:
+        return Fault("head-too-large", f"the head is larger than {limits.head} bytes", 431)
+    return fault
 
 
 def _complete(head: bytes, *, request: bool) -> Fault:
-    message = head.removeprefix(b"\r\n") if request else head
-    start, *lines = message.removesuffix(b"\r\n").split(b"\r\n")
-    if not start and request:
-        return Fault("empty-lines", "more than one empty line before the message")
-    fault = _byte_fault(head) or _start_line_fault(start, request=request)
+    start, *lines = head.removesuffix(b"\r\n").split(b"\r\n")
+    fault = _start_line_fault(start, request=request) or _byte_fault(head)
     for line in lines:
         fault = fault or _field_fault(line)
     return fault or Fault("malformed-head", "the head is not HTTP/1.1")
 
 
+def _long_line_fault(line: bytes, limits: Limits) -> Fault | None:
+    """A request line whose end is overdue."""
+    if len(line) <= limits.target + _START_LINE_EXTRA:
+        return None
+    if b" " not in line[: limits.method + 1]:
+        return Fault("bad-method", f"the method is longer than {limits.method} bytes")
+    return Fault("target-too-long", f"the target is longer than {limits.target} bytes", 414)
+
+
 def _start_line_fault(line: bytes, *, request: bool) -> Fault | None:
-    return _request_line_fault(line) if request else _status_line_fault(line)
+    """What is wrong with a start line (without its CRLF)."""
+    fault = _byte_fault(line + b"\r\n")
+    return fault or (_request_line_fault(line) if request else _status_line_fault(line))
 
 
 def _odd_bytes(text: bytes | bytearray) -> bool:
@@ -66,16 +88,11 @@ def _odd_bytes(text: bytes | bytearray) -> bool:
 
 
 def _byte_fault(text: bytes) -> Fault | None:
-    """A byte that may stand nowhere in a head. A CR at the very end may still become CRLF."""
-    if b"\x00" in text:
-        return Fault("nul", "a NUL byte in the head")
-    if grammar.BARE_LF.search(text):
-        return Fault("bare-lf", "a line ends in LF without CR")
-    if grammar.BARE_CR.search(text.removesuffix(b"\r")):
-        return Fault("bare-cr", "a CR without LF")
-    if grammar.CONTROL.search(text):
-        return Fault("control-byte", "a control byte in the head")
-    return None
+    """The first byte that may stand nowhere in a head. A CR at the very end may still become CRLF."""
+    match = grammar.ODD.search(text)
+    if match is None or (match[0] == b"\r" and match.end() == len(text)):
+        return None
+    return _ODD_BYTES.get(match[0]) or Fault("control-byte", "a control byte in the head")
 
 
 def _request_line_fault(line: bytes) -> Fault | None:

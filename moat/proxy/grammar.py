@@ -36,6 +36,5 @@ CHUNK = re.compile(rb"([0-9A-Fa-f]++)((?:" + _EXTENSION + rb")*+)")
 REQUEST_LINE = re.compile(rb"(" + _TCHAR + rb"++) (" + _VCHAR + rb"++) HTTP/1\.[01]")
 STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9][0-9](?: " + _VALUE + rb"*+)?+")
 VERSION = re.compile(rb"HTTP/[0-9]+\.?[0-9]*\Z")
-BARE_LF = re.compile(rb"(?<!\r)\n")
-BARE_CR = re.compile(rb"\r(?!\n)")
-CONTROL = re.compile(rb"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]")
+# What may stand nowhere in a head: a control byte, or a line end that is not CRLF.
+ODD = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")

@@ -9,16 +9,16 @@ from __future__ import annotations
 import datetime as dt
 import secrets
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from shlex import quote
 
 from moat.config import McpServer
 from moat.errors import GrantError
-from moat.grants import CredentialInfo, InjectionRule
+from moat.grants import CredentialInfo, Grant, InjectionRule
 from moat.runtime.sandbox import HomeFile
 from moat.vault import Vault
-from moat.vault.providers import canonical, check_name, command, entry, grant_hosts, provider
+from moat.vault.providers import Held, canonical, check_name, command, entry, grant_hosts, provider
 
 _TOKEN = string.ascii_letters + string.digits
 
@@ -75,19 +75,37 @@ def check(
 
 
 def prepare(vault: Vault, names: Iterable[str], servers: Iterable[McpServer] = ()) -> Granted:
-    """Placeholders and rules of a run. The token in them is random, so that a leak tells its run."""
-    token = "".join(secrets.choice(_TOKEN) for _ in range(16))
+    """Placeholders and rules of a run. A part of each is random, so that a leak tells its run."""
     rules: list[InjectionRule] = []
-    env: dict[str, str] = {}
-    files: list[HomeFile] = []
+    held: dict[str, list[Held]] = {}
     hosts: list[str] = []
     for info in check(vault, names, servers):
-        if not entry(info.name.partition(":")[0]).module:
+        kind = Grant.parse(info.name).name
+        if not entry(kind).injected:
             continue
-        source = provider(info.name.partition(":")[0])
-        placeholder = source.placeholder(info, token)
-        rules += source.rules(info, placeholder)
-        env |= source.environment(info, placeholder)
-        files += [HomeFile(path, data) for path, data in source.files(info, placeholder)]
-        hosts += grant_hosts(info.name.partition(":")[0])
+        token = "".join(secrets.choice(_TOKEN) for _ in range(16))
+        one = Held(info, provider(kind).placeholder(info, token))
+        rules += _bound(info, provider(kind).rules(info, one.placeholder))
+        held.setdefault(kind, []).append(one)
+        hosts += grant_hosts(info.name)
+    env: dict[str, str] = {}
+    files: list[HomeFile] = []
+    for kind, credentials in held.items():
+        env |= provider(kind).environment(credentials)
+        files += [HomeFile(path, data) for path, data in provider(kind).files(credentials)]
     return Granted(tuple(rules), env, tuple(files), tuple(hosts))
+
+
+def _bound(info: CredentialInfo, rules: Sequence[InjectionRule]) -> Sequence[InjectionRule]:
+    """`rules`, none of which takes the credential further than what was said when it was granted.
+
+    A provider of the user's may have been edited since; whoever can edit it must not move a secret.
+    """
+    strange = {host for rule in rules for host in rule.hosts} - set(info.hosts)
+    if strange:
+        raise GrantError(
+            f"{info.name} was granted for {', '.join(info.hosts)}, and its provider now says "
+            f"{', '.join(sorted(strange))} too",
+            hint=f"look at it, then grant again: `{command(info.name)}`",
+        )
+    return rules

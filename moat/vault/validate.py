@@ -14,10 +14,12 @@ from enum import Enum
 from typing import Any
 
 from moat.config import UpstreamConfig
-from moat.grants import CredentialKind, Secret
+from moat.grants import CredentialKind, Grant, Secret
+from moat.vault.providers.declared import Declared
 
 _MODEL = "claude-haiku-4-5-20251001"
 _BODY_LIMIT = 64 * 1024  # bytes of an answer that are looked at
+_NAME = re.compile(r"[\w.@+ -]{1,100}")
 _LOGIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}(\[bot\])?")
 
 
@@ -75,6 +77,25 @@ async def check_github(secret: Secret, upstream: UpstreamConfig) -> Verdict:
     return _unknown("api.github.com", status, answer)
 
 
+async def check_declared(
+    provider: Declared, grant: Grant, secret: Secret, upstream: UpstreamConfig
+) -> Verdict:
+    """The request that a provider declares, with the credential where its injection puts it."""
+    check = provider.check
+    if check is None:
+        return Verdict(Outcome.UNKNOWN, f"{provider.name} has no request for it")
+    host = check.host.format(host=grant.scope or provider.hosts[0].removeprefix("*."))
+    headers = {**check.headers, provider.injection.header: provider.injection.value(secret)}
+    status, answer = await _ask(
+        check.method, host, check.path, headers=headers, body=check.body, upstream=upstream
+    )
+    if 200 <= status < 300:
+        return Verdict(Outcome.VALID, login=_login(answer, check.login))
+    if status in check.rejected:
+        return Verdict(Outcome.REJECTED, f"{host} does not accept this token (HTTP {status})")
+    return _unknown(host, status, answer)
+
+
 async def _ask(
     method: str,
     host: str,
@@ -109,6 +130,14 @@ def _unknown(host: str, status: int, answer: bytes) -> Verdict:
     if status == 0:
         return Verdict(Outcome.UNKNOWN, f"{host} cannot be reached ({answer.decode()})")
     return Verdict(Outcome.UNKNOWN, f"{host} answered HTTP {status}")
+
+
+def _login(answer: bytes, keys: tuple[str, ...]) -> str:
+    """Who it is, as far as that can be shown safely: an answer may hold anything."""
+    value: Any = _json(answer)
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else ""
 
 
 def _message(answer: bytes) -> str:

@@ -2,7 +2,7 @@
 
 How each was shown to fail: with `address.refuse` returning None the canary is reached through CONNECT;
 with the refusal of `length-and-chunked` removed (http1.py) that request arrives at the origin. The other
-malformed requests have a row each in tests/proxy/evil.py, and were taken out one by one there.
+malformed requests have a case each in tests/proxy/corpus/, and were taken out one by one there.
 """
 
 from __future__ import annotations

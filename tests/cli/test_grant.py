@@ -6,6 +6,7 @@ import base64
 import datetime as dt
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -341,7 +342,7 @@ def test_list_tells_what_has_expired(moat: Moat, home: Path) -> None:
 
 
 def test_providers(moat: Moat) -> None:
-    assert "anthropic  claude" in moat("grant", "providers").stdout
+    assert re.search(r"^anthropic +claude ", moat("grant", "providers").stdout, re.MULTILINE)
     known = {entry["name"]: entry for entry in json.loads(moat("grant", "providers", "--json").stdout)}
     assert known["anthropic"]["credential_hosts"] == ["api.anthropic.com"]
     assert known["github"]["aliases"] == ["gh"]

@@ -1,7 +1,7 @@
 """HTTP/1.1 heads: what is understood, what is refused, what goes on, and that it is quick.
 
 Defences and the tests that fail without them: two lengths, Transfer-Encoding, line ends, folding, names,
-values, Host, targets, versions and sizes are rows of `evil.REQUESTS`/`RESPONSES`; h2c smuggling:
+values, Host, targets, versions and sizes are cases of `corpus/` (test_corpus); h2c smuggling:
 `test_upgrade_passes_one_opaque_protocol`; hop-by-hop: `test_hop_by_hop_fields_stay_here`; response
 splitting: `test_render_refuses_line_ends`; slow matching: `test_no_input_is_slow`.
 """
@@ -27,7 +27,6 @@ from moat.proxy.http1 import (
     split_absolute,
 )
 from moat.proxy.limits import Limits
-from tests.proxy import evil
 
 LIMITS = Limits()
 
@@ -131,50 +130,6 @@ def test_one_empty_line_before_a_request_is_skipped():
     assert head is not None
     assert head.size == len(data)
     assert all(parse_request(data[:size], LIMITS) is None for size in range(len(data)))
-
-
-@pytest.mark.parametrize(("code", "data"), evil.REQUESTS)
-def test_evil_requests_are_refused(code, data):
-    with pytest.raises(MalformedError) as caught:
-        parse_request(data, LIMITS)
-    assert caught.value.code == code
-    assert caught.value.blame == "client"
-    assert 400 <= caught.value.status < 600
-    # A prefix may be refused already (by the same or an earlier fault) but is never a head.
-    for size in range(0, len(data), 1 if len(data) < 300 else len(data) // 40):
-        seen = outcome(lambda part: parse_request(part, LIMITS), data[:size])
-        assert seen is None or isinstance(seen, str)
-
-
-@pytest.mark.parametrize(("code", "data"), evil.RESPONSES)
-def test_evil_responses_are_refused(code, data):
-    with pytest.raises(MalformedError) as caught:
-        parse_response(data, b"GET", LIMITS)
-    assert (caught.value.code, caught.value.blame, caught.value.status) == (code, "upstream", 502)
-
-
-@pytest.mark.parametrize(
-    ("data", "status"),
-    [
-        (dict(evil.REQUESTS)["bad-version"], 505),
-        (dict(evil.REQUESTS)["head-too-large"], 431),
-        (dict(evil.REQUESTS)["too-many-fields"], 431),
-        (dict(evil.REQUESTS)["target-too-long"], 414),
-        (dict(evil.REQUESTS)["bad-expect"], 417),
-        (dict(evil.REQUESTS)["trace"], 405),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
-        (dict(evil.REQUESTS)["length-and-chunked"], 400),
-    ],
-)
-def test_statuses(data, status):
-    with pytest.raises(MalformedError) as caught:
-        parse_request(data, LIMITS)
-    assert caught.value.status == status
-
-
-def test_the_corpus_is_large():
-    assert len(evil.REQUESTS) + len(evil.RESPONSES) + len(evil.CHUNKED) >= 200
-    assert len({data for _, data in evil.REQUESTS}) == len(evil.REQUESTS)
 
 
 def test_limits_are_exact():

@@ -21,7 +21,7 @@ import pytest
 
 from moat.proxy import Limits, Policy, RunCA, UpstreamOptions
 from moat.rules import parse_host_rule
-from tests.proxy import evil
+from tests.proxy import cases
 from tests.proxy.conftest import PLACEHOLDER, House, HouseMaker, tls_origin
 from tests.proxy.peers import Origin, Wire, client_context, echo, reply
 from tests.proxy.test_exchange import API, OTHER, PLAIN, get
@@ -315,19 +315,21 @@ def test_trace_is_refused(make: HouseMaker) -> None:
 
 
 def test_no_malformed_head_reaches_the_upstream(make: HouseMaker) -> None:
-    """Every row of the evil corpus, in a tunnel: a 4xx or 5xx of our own, and no connection upstream."""
+    """Every head of the corpus that is refused, in a tunnel: its status, and no connection upstream."""
+    evil = [case for case in cases.everything() if case.reads == "request" and case.refused_in_head]
+    assert len(evil) > 200
     wrong: list[str] = []
     with Origin(nobody) as origin, make(origins={("a.example", 443): origin}, rules=()) as house:
-        for code, request in evil.REQUESTS:
+        for case in evil:
             with house.tunnel("a.example") as wire:
-                wire.send(request)
+                wire.send(case.wire)
                 try:
                     answer = wire.message()
                 except ConnectionError as error:
-                    wrong.append(f"{code}: {request[:60]!r}: {error}")
+                    wrong.append(f"{case.name}: {error}")
                     continue
-                if answer.status < 400 or answer.get("x-moat-denied") is None:
-                    wrong.append(f"{code}: {request[:60]!r}: {answer}")
+                if (answer.status, answer.get("x-moat-denied")) != (case.verdict.status, "malformed"):
+                    wrong.append(f"{case.name}: {answer}")
         assert origin.accepted == 0
     assert wrong == []
 

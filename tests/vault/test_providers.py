@@ -5,32 +5,73 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
 from moat.errors import GrantError
-from moat.grants import CredentialKind
-from moat.vault.providers import ENTRIES, canonical, entry, grant_hosts, provider
+from moat.grants import CredentialKind, Grant
+from moat.paths import Home
+from moat.vault.providers import Entry, Held, canonical, entries, entry, grant_hosts, provider, yaml_file
+from tests.docs.blocks import blocks
+from tests.providers_page import PAGE, page
 from tests.vault.conftest import Make
 
 TOKEN = "Ab3dEf9hIjKlMnOp"
 
 
-@pytest.mark.parametrize("row", [row for row in ENTRIES if row.module], ids=lambda row: row.name)
-def test_the_table_and_the_providers_agree(row: object, make: Make) -> None:
-    name = row.name  # type: ignore[attr-defined]
-    found = provider(name)
-    assert (found.name, found.aliases, found.hosts) == (row.name, row.aliases, row.hosts)  # type: ignore[attr-defined]
-    info = make(name=name).info
-    placeholder = found.placeholder(info, TOKEN)
-    assert TOKEN in placeholder
-    assert re.fullmatch(r"[A-Za-z0-9_-]+", placeholder)
-    for rule in found.rules(info, placeholder):
-        assert set(rule.hosts) <= set(found.hosts)  # a credential goes nowhere else
-        assert rule.credential == name
-        assert rule.placeholder == placeholder
-        assert rule.ports == (443,)
-        assert rule.header not in rule.strip
+@pytest.mark.parametrize("row", [row for row in entries() if row.injected], ids=lambda row: row.name)
+def test_every_provider_keeps_to_its_hosts(row: Entry, make: Make) -> None:
+    found = provider(row.name)
+    assert found.entry == row
+    for scope in (None, "host.example.com") if row.scope else (None,):
+        name = str(Grant(row.name, scope))
+        info = replace(make(name=name).info, hosts=row.bound(scope))
+        placeholder = found.placeholder(info, TOKEN)
+        assert TOKEN in placeholder
+        assert re.fullmatch(r"[A-Za-z0-9_-]+", placeholder)
+        for rule in found.rules(info, placeholder):
+            assert set(rule.hosts) <= set(info.hosts)  # a credential goes nowhere else
+            assert rule.credential == name
+            assert rule.placeholder == placeholder
+            assert rule.ports == (443,)
+            assert rule.header not in rule.strip
+        held = [Held(info, placeholder)]
+        told = "".join([*found.environment(held).values(), *(data.decode() for _, data in found.files(held))])
+        assert placeholder in told  # a tool inside has to find it
+
+
+def test_the_page_of_providers_is_made_from_them() -> None:
+    """`python -m tests.providers_page` writes it."""
+    assert PAGE.read_text() == page()
+
+
+def test_the_example_of_a_provider_of_one_s_own_is_accepted(state: Home) -> None:
+    (example,) = [block for block in blocks(PAGE) if block.file == "~/.moat/providers/acme.yaml"]
+    state.providers.mkdir(parents=True)
+    (state.providers / "acme.yaml").write_text(example.text)
+    assert yaml_file.problems() == ()
+    assert provider("acme").entry.summary == "Acme API"
+
+
+def test_two_registries_share_one_npmrc(make: Make) -> None:
+    npm = provider("npm")
+    first = make(name="npm").info
+    second = make(
+        name="npm:npm.example.com", paths="/a/\n/b/", routes="@acme:registry=https://npm.example.com/a/"
+    ).info
+    held = [
+        Held(replace(first, hosts=("registry.npmjs.org",)), "one"),
+        Held(replace(second, hosts=("npm.example.com",)), "two"),
+    ]
+    ((path, data),) = npm.files(held)
+    assert path == ".npmrc"
+    assert data.decode().splitlines() == [
+        "//registry.npmjs.org/:_authToken=one",
+        "@acme:registry=https://npm.example.com/a/",
+        "//npm.example.com/a/:_authToken=two",
+        "//npm.example.com/b/:_authToken=two",
+    ]
 
 
 def test_anthropic_by_api_key(make: Make) -> None:
@@ -43,8 +84,8 @@ def test_anthropic_by_api_key(make: Make) -> None:
     assert (rule.hosts, rule.header, rule.scheme) == (("api.anthropic.com",), "x-api-key", "raw")
     assert rule.strip == ("authorization",)
     assert rule.merge == ()
-    assert anthropic.environment(info, placeholder) == {"ANTHROPIC_API_KEY": placeholder}
-    assert anthropic.files(info, placeholder) == ()
+    assert anthropic.environment([Held(info, placeholder)]) == {"ANTHROPIC_API_KEY": placeholder}
+    assert anthropic.files([Held(info, placeholder)]) == ()
 
 
 def test_anthropic_by_subscription(make: Make) -> None:
@@ -62,8 +103,8 @@ def test_anthropic_by_subscription(make: Make) -> None:
     assert rule.strip == ("x-api-key",)
     assert rule.merge == (("anthropic-beta", "oauth-2025-04-20"),)
     # The variable would make Claude Code forget the plan.
-    assert anthropic.environment(info, placeholder) == {}
-    ((path, content),) = anthropic.files(info, placeholder)
+    assert anthropic.environment([Held(info, placeholder)]) == {}
+    ((path, content),) = anthropic.files([Held(info, placeholder)])
     assert path == ".claude/.credentials.json"
     login = json.loads(content)["claudeAiOauth"]
     assert login.keys() == {"accessToken", "expiresAt", "scopes", "subscriptionType", "rateLimitTier"}
@@ -76,7 +117,7 @@ def test_anthropic_by_subscription(make: Make) -> None:
 
 def test_anthropic_setup_token_claims_no_more_than_it_can(make: Make) -> None:
     info = make(kind=CredentialKind.OAUTH, source="setup-token").info
-    ((_, content),) = provider("anthropic").files(info, "sk-ant-oat01-p")
+    ((_, content),) = provider("anthropic").files([Held(info, "sk-ant-oat01-p")])
     login = json.loads(content)["claudeAiOauth"]
     assert login["scopes"] == ["user:inference"]
     assert login["subscriptionType"] == "max"
@@ -92,7 +133,7 @@ def test_github(make: Make) -> None:
     assert by_host["api.github.com"].scheme == by_host["uploads.github.com"].scheme == "bearer"
     assert (by_host["github.com"].scheme, by_host["github.com"].username) == ("basic", "x-access-token")
     assert "objects.githubusercontent.com" not in by_host  # signed URLs: a second authorisation breaks them
-    assert github.environment(info, placeholder) == {
+    assert github.environment([Held(info, placeholder)]) == {
         "GH_TOKEN": placeholder,
         "GITHUB_TOKEN": placeholder,
         "GIT_TERMINAL_PROMPT": "0",

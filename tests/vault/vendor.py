@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-Answer = tuple[int, object] | tuple[int, object, dict[str, str]]  # status, JSON body, headers
+Answer = tuple[int, object] | tuple[int, object, dict[str, str]]  # status, JSON body (or bytes), headers
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = Asked(host, self.command, self.path, headers, body)
         self.vendor.asked.append(asked)
         status, value, *more = self.vendor.answer(asked)
-        data = json.dumps(value).encode()
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
         for name, text in (more[0] if more else {}).items():
             self.send_header(name, text)
@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    do_GET = do_POST = _serve  # noqa: N815 - names of http.server
+    do_GET = do_POST = do_PUT = _serve  # noqa: N815 - names of http.server
 
     def log_message(self, *args: object) -> None:
         """Quiet."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moat.grants import CredentialInfo, CredentialKind, InjectionRule
-from moat.vault.providers import entry
+from moat.vault.providers.model import Entry, Held
 
 OAUTH_PREFIX = "sk-ant-oat"
 API_KEY_PREFIX = "sk-ant-"
@@ -22,18 +22,18 @@ API_HOST = "api.anthropic.com"
 # A real expiry would make Claude Code refresh with a token it does not have; the vault watches expiry.
 _FAR_FUTURE = 365 * 24 * 3600  # seconds
 
+_ENTRY = Entry(
+    "anthropic",
+    "Claude subscription or Anthropic API key",
+    (API_HOST,),
+    (API_HOST, "*.anthropic.com"),
+    aliases=("claude",),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Anthropic:
-    name: str = "anthropic"
-
-    @property
-    def aliases(self) -> tuple[str, ...]:
-        return entry(self.name).aliases
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        return entry(self.name).hosts
+    entry: Entry = _ENTRY
 
     def placeholder(self, info: CredentialInfo, token: str) -> str:
         if info.kind is CredentialKind.OAUTH:
@@ -45,7 +45,7 @@ class Anthropic:
         if info.kind is CredentialKind.OAUTH:
             rule = InjectionRule(
                 credential=info.name,
-                hosts=self.hosts,
+                hosts=self.entry.hosts,
                 header="authorization",
                 scheme="bearer",
                 placeholder=placeholder,
@@ -55,7 +55,7 @@ class Anthropic:
         else:
             rule = InjectionRule(
                 credential=info.name,
-                hosts=self.hosts,
+                hosts=self.entry.hosts,
                 header="x-api-key",
                 scheme="raw",
                 placeholder=placeholder,
@@ -63,10 +63,12 @@ class Anthropic:
             )
         return (rule,)
 
-    def environment(self, info: CredentialInfo, placeholder: str) -> Mapping[str, str]:
-        return {} if info.kind is CredentialKind.OAUTH else {"ANTHROPIC_API_KEY": placeholder}
+    def environment(self, held: Sequence[Held]) -> Mapping[str, str]:
+        one = held[0]
+        return {} if one.info.kind is CredentialKind.OAUTH else {"ANTHROPIC_API_KEY": one.placeholder}
 
-    def files(self, info: CredentialInfo, placeholder: str) -> tuple[tuple[str, bytes], ...]:
+    def files(self, held: Sequence[Held]) -> tuple[tuple[str, bytes], ...]:
+        info, placeholder = held[0].info, held[0].placeholder
         if info.kind is not CredentialKind.OAUTH:
             return ()
         login: dict[str, object] = {

@@ -6,28 +6,28 @@ URLs (objects, release assets) are left alone: a second authorisation makes them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from moat.grants import CredentialInfo, InjectionRule
-from moat.vault.providers import entry
+from moat.vault.providers.model import Entry, Held
 
 _API_HOSTS = ("api.github.com", "uploads.github.com", "raw.githubusercontent.com")
 _GIT_HOSTS = ("github.com", "gist.github.com")
 _BODY = 36  # characters after `ghp_`; gh checks the shape locally
 
+_ENTRY = Entry(
+    "github",
+    "GitHub API, gh and git over HTTPS",
+    (*_API_HOSTS, *_GIT_HOSTS),
+    ("github.com", "*.github.com", "*.githubusercontent.com"),
+    aliases=("gh",),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class GitHub:
-    name: str = "github"
-
-    @property
-    def aliases(self) -> tuple[str, ...]:
-        return entry(self.name).aliases
-
-    @property
-    def hosts(self) -> tuple[str, ...]:
-        return entry(self.name).hosts
+    entry: Entry = _ENTRY
 
     def placeholder(self, info: CredentialInfo, token: str) -> str:
         del info
@@ -51,12 +51,12 @@ class GitHub:
         )
         return (bearer, basic)
 
-    def environment(self, info: CredentialInfo, placeholder: str) -> Mapping[str, str]:
-        del info
+    def environment(self, held: Sequence[Held]) -> Mapping[str, str]:
+        placeholder = held[0].placeholder
         return {"GH_TOKEN": placeholder, "GITHUB_TOKEN": placeholder, "GIT_TERMINAL_PROMPT": "0"}
 
-    def files(self, info: CredentialInfo, placeholder: str) -> tuple[tuple[str, bytes], ...]:
-        del info, placeholder
+    def files(self, held: Sequence[Held]) -> tuple[tuple[str, bytes], ...]:
+        del held
         return ()
 
 

@@ -1,0 +1,99 @@
+"""`moat grant NAME` for every provider whose credential is one token (`moat.vault.providers.declared`)."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from moat.cli.granting import Wizard, begin, credential, insist, misshapen, options, read_stdin
+from moat.errors import GrantError, UsageError
+from moat.grants import CredentialKind, Grant
+from moat.vault.found import Found, about, in_environment, in_files
+from moat.vault.providers.declared import Declared
+
+_METHODS = ("env", "import", "prompt")
+
+
+def main(provider: Declared, argv: Sequence[str]) -> int:
+    chosen = _parser(provider).parse_args(argv)
+    host: str = getattr(chosen, "host", None) or ""
+    grant = Grant.parse(f"{provider.name}:{host.lower()}" if host else provider.name)
+    wizard = begin(chosen)
+    _announce(wizard, provider, grant)
+    given = (
+        Found("stdin", read_stdin()) if chosen.token_stdin else _find(wizard, provider, grant, chosen.method)
+    )
+    insist(misshapen(given.secret.reveal()), "check the token")
+    login = _validate(wizard, provider, grant, given) if wizard.validate else ""
+    found = credential(
+        str(grant),
+        CredentialKind.TOKEN,
+        given.secret,
+        hosts=provider.entry.bound(grant.scope),
+        metadata={**about(grant), "source": given.where, "login": login},
+    )
+    wizard.save(found, f"Credential {grant} saved to {{}}")
+    return 0
+
+
+def _parser(provider: Declared) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"moat grant {provider.name}",
+        description=f"Store a credential for {provider.summary}.",
+        epilog="Looked for in this order: "
+        + ", ".join([*provider.sources, "other tools' logins (asks first)", "a prompt"])
+        + ".",
+    )
+    parser.add_argument("--method", choices=_METHODS, help="take it from there only")
+    if provider.scoped:
+        parser.add_argument("--host", help=f"another host than {provider.hosts[0].removeprefix('*.')}")
+    options(parser)
+    return parser
+
+
+def _announce(wizard: Wizard, provider: Declared, grant: Grant) -> None:
+    """Where the credential will go, before it is asked for."""
+    hosts = ", ".join(provider.entry.bound(grant.scope))
+    wizard.console.print(f"For {provider.summary}. The credential goes to {hosts} and nowhere else.")
+
+
+def _find(wizard: Wizard, provider: Declared, grant: Grant, method: str | None) -> Found:
+    """Raises UsageError or GrantError when there is none and nobody to ask."""
+    console = wizard.console
+    # A variable is for the vendor's own host; another host's credential has to be meant.
+    asked = method == "env" or (method is None and not grant.scope)
+    if asked and (found := in_environment(provider)):
+        console.print(f"Using the token from {found.where}.")
+        return found
+    # Without a terminal another tool's login is taken only when it was asked for.
+    if method == "import" or (method is None and console.terminal):
+        found = in_files(grant)
+        if found and (method or console.confirm(f"Use the token in {found.where}?", default=True)):
+            return found
+    if method == "import":
+        raise GrantError(
+            f"no tool on this machine has a login for {grant}", hint="leave out --method to be asked"
+        )
+    if method == "env" or not console.terminal:
+        variables = f"set {provider.sources[0]}, or " if provider.sources else ""
+        raise UsageError(
+            f"no credential for {grant} given",
+            hint=f"{variables}pipe it into `moat grant {provider.name} --token-stdin`",
+        )
+    if provider.where:
+        console.print(f"You can make one at {provider.where}")
+    return Found("prompt", console.hidden("Token: ", misshapen))
+
+
+def _validate(wizard: Wizard, provider: Declared, grant: Grant, given: Found) -> str:
+    """Ask the vendor whose token it is; the login, or "" when it does not tell."""
+    from moat.vault.validate import Outcome, check_declared
+
+    if provider.check is None:
+        wizard.console.print("Not validated: this vendor has no request for it.")
+        return ""
+    wizard.console.print("Validating token...")
+    verdict = wizard.check(check_declared(provider, grant, given.secret, wizard.upstream))
+    if verdict.outcome is Outcome.VALID:
+        wizard.console.print(f"Authenticated as {verdict.login}." if verdict.login else "Token is valid.")
+    return verdict.login

@@ -1,0 +1,85 @@
+"""Credentials of this machine's user that could be granted: variables of the shell, logins of other tools."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from moat.errors import GrantError
+from moat.grants import Grant, Secret
+from moat.vault.npmrc import registries
+from moat.vault.providers.declared import Declared
+from moat.vault.providers.npm import PATHS, ROUTES
+
+_EMPTY: Mapping[str, str] = MappingProxyType({})
+_MAX_BYTES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    where: str  # `OPENAI_API_KEY`, `~/.npmrc`
+    secret: Secret
+    metadata: Mapping[str, str] = field(
+        default_factory=lambda: _EMPTY
+    )  # what else is known there, nothing secret
+
+
+def in_environment(provider: Declared, environment: Mapping[str, str] = os.environ) -> Found | None:
+    """The first variable that holds a token, without white space: a paste may have been wrapped."""
+    for name in provider.sources:
+        if token := "".join(environment.get(name, "").split()):
+            return Found(name, Secret(token))
+    return None
+
+
+def in_files(grant: Grant) -> Found | None:
+    """What another tool on this machine keeps for `grant`. Raises GrantError when it cannot be read."""
+    importer = _IMPORTERS.get(grant.name)
+    return None if importer is None else importer(grant.scope)
+
+
+def about(grant: Grant) -> Mapping[str, str]:
+    """What files of this machine say of a grant besides its secret: the routes of an npm registry."""
+    found = in_files(grant)
+    return found.metadata if found is not None else _EMPTY
+
+
+def _codex(scope: str | None) -> Found | None:
+    """Codex's API key. Its ChatGPT login is another thing: tokens of an hour, for Codex's own client."""
+    del scope
+    base = os.environ.get("CODEX_HOME")
+    path = (Path(base) if base else Path.home() / ".codex") / "auth.json"
+    key = _json(path).get("OPENAI_API_KEY")
+    return Found("~/.codex/auth.json", Secret(key)) if isinstance(key, str) and key else None
+
+
+def _npmrc(scope: str | None) -> Found | None:
+    host = scope or "registry.npmjs.org"
+    for registry in registries():
+        if registry.host == host:
+            facts = {PATHS: "\n".join(registry.paths), ROUTES: "\n".join(registry.routes)}
+            return Found("~/.npmrc", registry.token, facts)
+    return None
+
+
+def _json(path: Path) -> Mapping[str, object]:
+    try:
+        with path.open("rb") as file:
+            data = json.loads(file.read(_MAX_BYTES))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise GrantError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError:
+        # Not chained: the text of a JSON error may quote the file.
+        raise GrantError(f"{path} is not JSON", hint="log in with that tool again") from None
+    return data if isinstance(data, dict) else {}
+
+
+_IMPORTERS: Mapping[str, Callable[[str | None], Found | None]] = MappingProxyType(
+    {"npm": _npmrc, "openai": _codex}
+)

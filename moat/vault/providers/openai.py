@@ -1,0 +1,34 @@
+"""The `openai` grant: an OpenAI API key, for the API and for Codex.
+
+Codex reads its login from `~/.codex/auth.json`, or from CODEX_API_KEY with `codex exec`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moat.vault.providers.declared import Declared, Shape, plain
+from moat.vault.providers.model import Check, Held
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAI(Declared):
+    def files(self, held: Sequence[Held]) -> tuple[tuple[str, bytes], ...]:
+        login = json.dumps({"OPENAI_API_KEY": plain(held).placeholder})
+        return ((".codex/auth.json", login.encode()),)
+
+
+PROVIDER = OpenAI(
+    name="openai",
+    summary="OpenAI API and Codex",
+    hosts=("api.openai.com",),
+    aliases=("codex",),
+    opens=("chatgpt.com", "*.openai.com"),
+    shape=Shape("sk-proj-", 64),
+    sources=("OPENAI_API_KEY", "CODEX_API_KEY"),
+    variables=("OPENAI_API_KEY", "CODEX_API_KEY"),
+    check=Check("api.openai.com", "/v1/models", rejected=(401,)),
+    where="https://platform.openai.com/api-keys",
+)

@@ -1,0 +1,143 @@
+"""Every vendor's grant from inside a sandbox, with the vendor's own client where the machine has one.
+
+The stand-in accepts nothing but the real secret in the place where the vendor wants it. All that the tools hold
+are the placeholders that the sandbox was given.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from moat.grants import Credential, CredentialInfo, CredentialKind, Grant, Secret
+from moat.paths import Home
+from moat.vault import open_vault
+from moat.vault.providers import entry
+from tests.e2e.claude_world import RUNTIMES
+from tests.vault.conftest import NOW
+from tests.vault.vendor import Answer, Asked, Vendor, vendor
+
+Moat = Callable[..., subprocess.CompletedProcess[str]]
+SECRET = "real-secret-0123456789-ABCDEFGHIJ"
+HEAD = "0123456789" * 4
+
+
+def basic(user: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{SECRET}".encode()).decode()
+
+
+BEARER = f"Bearer {SECRET}"
+# host → what the vendor wants, in which header
+WANTED = {
+    "api.openai.com": ("authorization", BEARER),
+    "generativelanguage.googleapis.com": ("x-goog-api-key", SECRET),
+    "registry.npmjs.org": ("authorization", BEARER),
+    "npm.example.com": ("authorization", BEARER),
+    "upload.pypi.org": ("authorization", basic("__token__")),
+    "api.search.brave.com": ("x-subscription-token", SECRET),
+    "api.datadoghq.com": ("dd-api-key", SECRET),
+    "api.elevenlabs.io": ("xi-api-key", SECRET),
+    "api.linear.app": ("authorization", SECRET),
+    "sentry.io": ("authorization", BEARER),
+    "api.vercel.com": ("authorization", BEARER),
+    "git.example.com": ("private-token", SECRET),
+}
+GRANTS = (
+    "openai", "gemini", "npm", "npm:npm.example.com", "pypi", "brave-search", "datadog", "elevenlabs",
+    "linear", "sentry", "vercel", "gitlab", "gitlab:git.example.com",
+)  # fmt: skip
+HOSTS = (*WANTED, "gitlab.com")
+# One line per vendor: `name: ` and what its tool said. `curl` stands for libraries that send a header.
+SCRIPT = r"""
+ask() { name=$1; shift; echo "$name: $(curl -sS "$@" 2>&1)"; }
+ask openai -H "Authorization: Bearer $OPENAI_API_KEY" https://api.openai.com/v1/models
+ask codex -H "Authorization: Bearer $(python3 -c 'import json,os
+print(json.load(open(os.path.expanduser("~/.codex/auth.json")))["OPENAI_API_KEY"])')" https://api.openai.com/v1/models
+ask gemini -H "x-goog-api-key: $GEMINI_API_KEY" https://generativelanguage.googleapis.com/v1beta/models
+ask pypi --user "$TWINE_USERNAME:$TWINE_PASSWORD" https://upload.pypi.org/legacy/
+ask brave -H "X-Subscription-Token: $BRAVE_API_KEY" "https://api.search.brave.com/res/v1/web/search?q=x"
+ask datadog -H "DD-API-KEY: $DD_API_KEY" https://api.datadoghq.com/api/v1/validate
+ask elevenlabs -H "xi-api-key: $ELEVENLABS_API_KEY" https://api.elevenlabs.io/v1/user
+ask linear -H "Authorization: $LINEAR_API_KEY" https://api.linear.app/graphql -d '{}'
+ask sentry -H "Authorization: Bearer $SENTRY_AUTH_TOKEN" https://sentry.io/api/0/
+ask vercel -H "Authorization: Bearer $VERCEL_TOKEN" https://api.vercel.com/v2/user
+ask gitlab-api -H "PRIVATE-TOKEN: x" https://git.example.com/api/v4/user
+echo "gitlab: $(git ls-remote "https://oauth2:$GITLAB_TOKEN@gitlab.com/acme/x.git" 2>&1)"
+echo "gitlab-anonymous: $(git ls-remote https://gitlab.com/acme/x.git 2>&1)"
+echo "foreign: $(curl -sS -H "X: $OPENAI_API_KEY" https://api.linear.app/ 2>&1)"
+env; cat ~/.npmrc ~/.codex/auth.json ~/.gemini/settings.json; echo
+"""
+NPM = """
+echo "npm: $(npm whoami 2>&1)"
+echo "npm-scope: $(npm view @acme/x version --registry https://registry.npmjs.org/ 2>&1)"
+"""
+
+
+def answer(asked: Asked) -> Answer:
+    if asked.host == "gitlab.com":
+        if asked.headers.get("authorization") != basic("oauth2"):
+            return 401, {"sent": asked.headers}, {"WWW-Authenticate": 'Basic realm="GitLab"'}
+        return 200, f"{HEAD}\trefs/heads/main\n".encode()  # the protocol of a plain file server
+    header, value = WANTED[asked.host]
+    if asked.headers.get(header) != value:
+        return 401, {"sent": asked.headers}
+    if asked.path == "/@acme%2fx":
+        version = {"name": "@acme/x", "version": "1.2.3", "dist": {}}
+        return 200, {"name": "@acme/x", "dist-tags": {"latest": "1.2.3"}, "versions": {"1.2.3": version}}
+    return 200, {"username": "octocat", "host": asked.host}
+
+
+@pytest.fixture
+def granted(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vendor]:
+    monkeypatch.setenv("MOAT_KEYRING_BACKEND", "file")
+    monkeypatch.setenv("MOAT_KEY_FILE", str(tmp_path / "key"))
+    from moat.vault.key import NewKey
+
+    vault = open_vault(Home.from_environment(), new_key=lambda: NewKey(key_file=tmp_path / "key"))
+    for name in GRANTS:
+        grant = Grant.parse(name)
+        routes = {"routes": "@acme:registry=https://npm.example.com/"} if grant.scope else {}
+        hosts = entry(grant.name).bound(grant.scope)
+        info = CredentialInfo(name, CredentialKind.TOKEN, hosts, NOW, None, routes)
+        vault.put(Credential(info, Secret(SECRET)))
+    with vendor(tmp_path / "vendor", answer, *HOSTS) as server:
+        server.config(home / ".moat", *HOSTS)
+        yield server
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_every_vendor_gets_its_credential_and_the_sandbox_none(
+    moat: Moat, granted: Vendor, tmp_path: Path, runtime: str
+) -> None:
+    """Fails for a vendor when its `Declared` names another header or host, and for all without injection."""
+    (tmp_path / "workspace" / "agent.yaml").write_text("dependencies: [curl, git, python]\n")
+    script = SCRIPT + (NPM if runtime == "embedded" else "")  # npm is on the host, not in the base image
+    grants = [word for name in GRANTS for word in ("--grant", name)]
+    done = moat("run", "--runtime", runtime, *grants, "--", "sh", "-c", script, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    for name, host in {
+        "openai": "api.openai.com",
+        "codex": "api.openai.com",
+        "gemini": "generativelanguage.googleapis.com",
+        "pypi": "upload.pypi.org",
+        "brave": "api.search.brave.com",
+        "datadog": "api.datadoghq.com",
+        "elevenlabs": "api.elevenlabs.io",
+        "linear": "api.linear.app",
+        "sentry": "sentry.io",
+        "vercel": "api.vercel.com",
+        "gitlab-api": "git.example.com",
+    }.items():
+        assert json.loads(said[name]) == {"username": "octocat", "host": host}, name
+    assert said["gitlab"] == said["gitlab-anonymous"] == f"{HEAD}\trefs/heads/main"
+    assert "credential-host" in said["foreign"]  # a placeholder on its way to another vendor
+    if runtime == "embedded":
+        assert (said["npm"], said["npm-scope"]) == ("octocat", "1.2.3")
+    assert {asked.host for asked in granted.asked} >= set(HOSTS) - {"registry.npmjs.org", "npm.example.com"}

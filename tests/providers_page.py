@@ -1,0 +1,84 @@
+"""Writes docs/providers.md from the declarations: `python -m tests.providers_page`. A test compares the two."""
+
+from __future__ import annotations
+
+from moat.vault.providers import Entry, entries, provider
+from moat.vault.providers.declared import Declared
+from tests.conftest import REPOSITORY
+
+PAGE = REPOSITORY / "docs/providers.md"
+_HEAD = """\
+# Providers
+
+What can be granted; `moat grant providers` prints the same table. How granting works is in [grants.md](grants.md). The tables are made
+from the declarations in the code.
+
+A credential goes to the hosts named here, over HTTPS on port 443, and nowhere else. A grant also opens hosts under
+`network.policy: strict`. Under `docker` and `embedded` it is the same.
+"""
+_OWN = """\
+## Providers of your own
+
+A file `~/.moat/providers/NAME.yaml` (writable by you alone) makes `moat grant NAME` work like the built-in ones:
+
+```yaml file=~/.moat/providers/acme.yaml
+summary: Acme API
+hosts: [api.acme.example, "*.api.acme.example"]
+inject: {header: x-acme-key, scheme: raw}
+placeholder: {prefix: acme_, length: 64}
+env: [ACME_KEY]
+source_env: [ACME_KEY]
+validate: {url: "https://api.acme.example/me", login: user.name}
+```
+
+| key | |
+|---|---|
+| `summary` | one line for lists |
+| `hosts` | that may get the credential: `host`, or `*.host` for everything below it. The only key that must be there |
+| `opens` | more hosts that `network.policy: strict` opens |
+| `inject.header` | header that carries it; `authorization` if not said |
+| `inject.scheme` | `bearer` (if not said), `basic`, or `raw` for the credential as it is |
+| `inject.username` | user name for `basic` |
+| `placeholder.prefix`, `placeholder.length` | shape of what the sandbox holds, when a tool checks it; length 64 to 512 |
+| `env` | variables of the sandbox that hold the placeholder |
+| `source_env` | variables of your shell that `moat grant` looks into |
+| `validate.url`, `validate.method`, `validate.login` | a request that tells whether a credential is good (2xx), and where the JSON of its answer has your name |
+| `where` | page on which the vendor makes tokens |
+
+`moat grant providers --validate` checks all files, with line and column. A name that Moat has itself is not free. A credential stays bound
+to the hosts that were named when it was granted: when you add one, grant again. Workspaces cannot bring providers.
+"""
+
+
+def page() -> str:
+    rows = entries()
+    vendors = [row for row in rows if row.injected]
+    parts = [_HEAD, "## Vendors", ""]
+    parts += ["| grant | for | the credential goes to | as | in the sandbox |", "|---|---|---|---|---|"]
+    parts += [_row(row) for row in vendors]
+    parts += ["", "## By name", "", "| grant | for |", "|---|---|"]
+    parts += [f"| `{row.name}:<{row.scope}>` | {row.summary} |" for row in rows if not row.injected]
+    return "\n".join([*parts, "", _OWN])
+
+
+def _row(row: Entry) -> str:
+    names = ", ".join(f"`{name}`" for name in (row.name, *row.aliases))
+    hosts = ", ".join(f"`{host}`" for host in row.hosts)
+    if row.scope:
+        names += f", `{row.name}:<host>`"
+        hosts += "; with a scope " + ", ".join(f"`{host.format(host='<host>')}`" for host in row.scoped)
+    found = provider(row.name)
+    if not isinstance(found, Declared):
+        return (
+            f"| {names} | {row.summary} | {hosts} | see [grants.md](grants.md) | see [grants.md](grants.md) |"
+        )
+    injection = found.injection
+    scheme = {"bearer": "`Bearer`", "basic": f"`Basic` ({injection.username})", "raw": "as it is"}[
+        injection.scheme
+    ]
+    inside = ", ".join(f"`{name}`" for name in found.variables) or "files"
+    return f"| {names} | {row.summary} | {hosts} | `{injection.header}`, {scheme} | {inside} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
