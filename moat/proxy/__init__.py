@@ -17,7 +17,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moat.proxy.address import Authority
+    from moat.authority import Authority
+    from moat.proxy.budget import Budget
     from moat.proxy.certs import RunCA
     from moat.proxy.events import Denial, ExchangeFinished
     from moat.proxy.limits import Limits
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Authority",
+    "Budget",
     "Denial",
     "ExchangeFinished",
     "Limits",
@@ -41,22 +43,23 @@ __all__ = [
 
 # Resolved at first use (PEP 562): `moat --help` imports this package and must not pay for anyio.
 _HOME = {
-    "Authority": "address",
-    "Denial": "events",
-    "ExchangeFinished": "events",
-    "Limits": "limits",
-    "Policy": "policy",
-    "Proxy": "server",
-    "RunCA": "certs",
-    "Trace": "trace",
-    "Upstream": "upstream",
-    "UpstreamOptions": "upstream",
+    "Authority": "moat.authority",
+    "Budget": "moat.proxy.budget",
+    "Denial": "moat.proxy.events",
+    "ExchangeFinished": "moat.proxy.events",
+    "Limits": "moat.proxy.limits",
+    "Policy": "moat.proxy.policy",
+    "Proxy": "moat.proxy.server",
+    "RunCA": "moat.proxy.certs",
+    "Trace": "moat.proxy.trace",
+    "Upstream": "moat.proxy.upstream",
+    "UpstreamOptions": "moat.proxy.upstream",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(f"moat.proxy.{_HOME[name]}"), name)
+        return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -18,18 +18,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, time
 
-from moat.proxy.address import Authority, AuthorityError, parse_authority
+from moat.authority import Authority, AuthorityError, parse_authority
 from moat.proxy.answers import CHALLENGE, ESTABLISHED, Answer, denied, malformed
-from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.budget import Spending
+from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Warned
 from moat.proxy.exchange import After, Exchange, Setup, Site
 from moat.proxy.http1 import Form, Framing, MalformedError, RequestHead, render_response, split_absolute
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import HOST_NAME, ssh_denial
-from moat.proxy.relay import Traffic, relay
+from moat.proxy.relay import Traffic, Watch, relay
 from moat.proxy.ssh import IDENTIFICATION, SshWatch, refusal
 from moat.proxy.stream import Stream, StreamError
 from moat.proxy.tls import TLSError
-from moat.proxy.upstream import AddressDeniedError, UpstreamError
+from moat.proxy.upstream import UpstreamError
 
 _TLS_HANDSHAKE = b"\x16"  # first byte of every TLS connection: content type "handshake"
 _LINGER_SECONDS = 2.0  # how long a client may go on sending after our last answer
@@ -91,7 +92,7 @@ class Tunnel:
         granted = authority in setup.tunnels  # for SSH alone: never asked about by an exchange
         return (
             setup.ready()
-            or (None if granted else setup.policy.authority(authority.host, authority.port))
+            or (None if granted else _enforced(setup.policy.authority(authority.host, authority.port)))
             or setup.upstream.check(authority)
         )
 
@@ -118,7 +119,7 @@ class Tunnel:
             return await self._refuse(
                 None, malformed(MalformedError("bad-authority", str(error), 400, "client"))
             )
-        site = Site.of("http", authority, self._judge(authority))
+        site = Site.of(self.setup, "http", authority, self._judge(authority))
         return await Exchange(self.setup, self.client, site, head).run()
 
     # --- the proxy's own password ----------------------------------------------------------------
@@ -163,7 +164,7 @@ class Tunnel:
             scheme = "https"
             if not await self._terminate(authority, denial):
                 return
-        site = Site.of(scheme, authority, denial)
+        site = Site.of(self.setup, scheme, authority, denial)
         while (head := await self._request(site)) is not None:
             if not await self._after(await Exchange(self.setup, self.client, site, head).run()):
                 return
@@ -197,7 +198,12 @@ class Tunnel:
         started, clock, traffic = time(), monotonic(), Traffic()
         number = next(self.setup.numbers)
         status, denial = 0, None
+        watches: list[Watch] = [SshWatch(tunnel)] if tunnel else []
+        spending: Spending | None = None
         try:
+            if accounts := self.setup.accounts.at(authority.host, authority.port):
+                spending = Spending(accounts)
+                watches.append(spending)
             upstream = await self.setup.upstream.dial(authority)
             try:
                 await self.stream.send(greeting)
@@ -205,11 +211,10 @@ class Tunnel:
                 self.stream.unread(self.client.buffer)
                 self.client.buffer = b""
                 idle = self.setup.limits.tunnel_idle_timeout
-                watch = SshWatch(tunnel) if tunnel else None
-                await relay(self.stream, upstream, traffic, idle=idle, watch=watch)
+                await relay(self.stream, upstream, traffic, idle=idle, watches=watches)
             finally:
                 upstream.close()
-        except AddressDeniedError as error:
+        except DeniedError as error:
             denial = error.denial
             await self._apologise(greeting, denial.reason, ssh=tunnel is not None)
         except (UpstreamError, StreamError) as error:
@@ -228,7 +233,7 @@ class Tunnel:
                     response_headers=(),
                     request_bytes=traffic.up,
                     response_bytes=traffic.down,
-                    denial=denial,
+                    denial=denial or (spending.denial if spending is not None else None),
                     error=traffic.error,
                     id=number,
                 )
@@ -303,6 +308,11 @@ class Tunnel:
                 id=next(self.setup.numbers),
             )
         )
+
+
+def _enforced(denial: Denial | None) -> Denial | None:
+    """What ends a tunnel. A warning is the exchanges' to record."""
+    return None if isinstance(denial, Warned) else denial
 
 
 async def linger(stream: Stream) -> None:

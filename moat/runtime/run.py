@@ -322,6 +322,8 @@ class LocalRun:
             agent=self.record.agent,
             grants=self.record.grants,
             policy=self._request.network.policy,
+            mode=self._request.network.mode,
+            budgets=tuple(map(str, self._request.network.budgets)),
             host_ports=self._request.network.host,
         )
         with self._preparing:
@@ -534,6 +536,8 @@ class LocalRun:
             if scope.cancelled_caught:
                 _log.error("%s was not released in %d s", what, _RELEASE)
                 self.journal.record("run.not_released", what=what, error="it took too long")
+        if self._gateway:
+            self.outcome.update(warned=self._gateway.warned)
         self.outcome.conclude(asked=self._stop_asked.is_set())
         record = self.record
         self.journal.record("run.ended", state=record.state, exit_code=record.exit_code, error=record.error)
