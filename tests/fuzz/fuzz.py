@@ -70,7 +70,7 @@ def minimise(target: str) -> int:
 def child(target: str, arguments: list[str]) -> None:
     import atheris
 
-    with atheris.instrument_imports(include=["moat.proxy"]):
+    with atheris.instrument_imports(include=["moat.proxy", "moat.authority"]):
         from tests.fuzz.targets import TARGETS
     atheris.Setup([sys.argv[0], *arguments], TARGETS[target])
     atheris.Fuzz()

@@ -11,7 +11,8 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from moat.proxy.address import AuthorityError, parse_authority, refuse
+from moat.authority import AuthorityError, parse_authority
+from moat.proxy.address import refuse
 from moat.proxy.certs import RunCA
 from moat.proxy.http1 import (
     Form,
