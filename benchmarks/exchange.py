@@ -4,7 +4,7 @@
 
 The tunnel, its exchanges, the pool, injection, scrubbing and the records are the product; only sockets and
 TLS are constants. A request has nine headers, a response seventeen, nine of them different every time, and
-the origin echoes the credential. Calls per exchange do not depend on the machine: `bench --check` watches them.
+the origin echoes the credential. Calls per exchange do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.tunnel import Tunnel
 
-SECRET = "real-secret-token"  # noqa: S105
+SECRET = "real-secret-token"
 REQUEST = b"""GET /v1/things?page=2 HTTP/1.1\r
 Host: bench.test\r
 User-Agent: claude-cli/2.1.0 (external, cli)\r
@@ -106,7 +106,7 @@ class ConstantStream:
 class ConstantUpstream(Upstream):
     """The real pool, over origins that are not there."""
 
-    async def dial(self, authority: Authority) -> Any:
+    async def dial(self, _authority: Authority) -> Any:
         return ConstantStream(responses())
 
 

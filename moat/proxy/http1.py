@@ -140,7 +140,19 @@ def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
     if b"connection" in special:
         kept = _unnominated(kept, options)
     return RequestHead(
-        method, target, form, minor, block, kept, host, framing, length, keep_alive, expects, upgrade, match.end()
+        method,
+        target,
+        form,
+        minor,
+        block,
+        kept,
+        host,
+        framing,
+        length,
+        keep_alive,
+        expects,
+        upgrade,
+        match.end(),
     )
 
 
@@ -198,7 +210,7 @@ def split_absolute(target: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def request_fields(head: RequestHead) -> bytes:
-    """Fields that go upstream, each with a CRLF before it: no hop-by-hop or Proxy-* field, framing written anew.
+    """Fields that go upstream, as a block: no hop-by-hop or Proxy-* field, framing written anew.
 
     Content-Length stays (leading zeros dropped), `Transfer-Encoding: chunked` is appended when the body is
     chunked, `Connection: Upgrade` with `Upgrade` when `head.upgrade` asks for it, Expect when
@@ -215,7 +227,7 @@ def request_fields(head: RequestHead) -> bytes:
 
 
 def response_fields(head: ResponseHead, *, framing: Framing | None = None, close: bool = False) -> bytes:
-    """Fields that go to the client: no hop-by-hop field, framing written anew.
+    """Fields that go to the client, as a block: no hop-by-hop field, framing written anew.
 
     `framing` says how the body leaves here when that differs from how it came (re-chunked, decoded):
     LENGTH and NONE keep the upstream's Content-Length, CHUNKED writes Transfer-Encoding, UNTIL_CLOSE

@@ -100,8 +100,8 @@ def to_record(event: ExchangeFinished) -> dict[str, Any]:
         "url": event.url,
         "status": event.status,
         "duration_ms": round(event.duration * 1000, 1),
-        "request_headers": tuple(event.request_headers),
-        "response_headers": tuple(event.response_headers),
+        "request_headers": _fields(event.request_headers),
+        "response_headers": _fields(event.response_headers),
         "request_bytes": event.request_bytes,
         "response_bytes": event.response_bytes,
     }
@@ -109,15 +109,21 @@ def to_record(event: ExchangeFinished) -> dict[str, Any]:
         record["grants"] = event.grants
     if event.denial is not None:
         record["denial"] = asdict(event.denial)
+    if event.warning is not None:
+        record["warning"] = asdict(event.warning)
     if event.error:
         record["error"] = event.error
     return record
 
 
+def _fields(shown: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    return shown.fields if isinstance(shown, Shown) else shown
+
+
 def from_record(record: Mapping[str, Any]) -> ExchangeFinished:
     """The event of a JSON object, for display. Raises ValueError (also for a missing field)."""
     try:
-        denial = record.get("denial")
+        denial, warning = record.get("denial"), record.get("warning")
         return ExchangeFinished(
             started=dt.datetime.fromisoformat(record["ts"]).timestamp(),
             duration=record["duration_ms"] / 1000,
@@ -130,6 +136,7 @@ def from_record(record: Mapping[str, Any]) -> ExchangeFinished:
             response_bytes=record["response_bytes"],
             grants=tuple(record.get("grants", ())),
             denial=Denial(**denial) if denial else None,
+            warning=Denial(**warning) if warning else None,
             error=record.get("error", ""),
             id=record.get("id", 0),
         )
