@@ -19,7 +19,9 @@ Buffer = bytes | bytearray
 Blame = Literal["client", "upstream"]
 
 _MAX_LENGTH = 2**63 - 1  # what every other parser's signed 64-bit integer holds
-_FRAMED = (b"host", b"content-length", b"transfer-encoding")  # never hop-by-hop, whatever Connection says
+_FRAMED = frozenset(
+    {b"host", b"content-length", b"transfer-encoding"}
+)  # never hop-by-hop, whatever Connection says
 # CGI-style servers read `_` as `-`: these would be a second opinion on framing behind our back.
 _LOOK_ALIKE = frozenset({b"content_length", b"transfer_encoding"})
 # Of the fields that `grammar.SPECIAL` names, those that are the next hop's business too.
@@ -31,6 +33,7 @@ _CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress"
 _COMMON_OPTIONS = {
     value: frozenset({value.lower()}) for value in (b"keep-alive", b"Keep-Alive", b"close", b"Upgrade")
 }
+_NO_OPTIONS: frozenset[bytes] = frozenset()
 _HARMLESS_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"upgrade"})
 # Upgrading to HTTP once more would carry requests past policy (h2c smuggling); TLS would hide them.
 _HTTP_AGAIN = (b"h2", b"h3", b"http/", b"tls/")
@@ -311,6 +314,8 @@ def _one_line(start: bytes) -> bytes:
 
 def connection_options(values: Sequence[bytes]) -> frozenset[bytes]:
     """The lower-case options of Connection fields."""
+    if not values:
+        return _NO_OPTIONS
     if len(values) == 1 and (common := _COMMON_OPTIONS.get(values[0])):
         return common
     return frozenset(option.strip(b" \t") for option in b",".join(values).lower().split(b","))
@@ -334,16 +339,20 @@ def _special(block: bytes, limits: Limits, blame: Blame) -> tuple[dict[bytes, li
     found: dict[bytes, list[bytes]] = {}
     pieces = iter(grammar.SPECIAL.split(block))
     kept = [next(pieces)]
-    for name, value, others in zip(pieces, pieces, pieces, strict=True):
-        key, value = name.lower(), value.rstrip(b" \t")  # noqa: PLW2901
-        found.setdefault(key, []).append(value)
+    for name, sent, others in zip(pieces, pieces, pieces, strict=True):
+        key, value = name.lower(), sent.rstrip(b" \t")
+        if key in found:
+            found[key].append(value)
+        else:
+            found[key] = [value]
         if key in _END_TO_END:
             if key == b"content-length":
-                value = value.lstrip(b"0") or b"0"  # noqa: PLW2901
-            kept.append(b"\r\n%b: %b" % (name, value))
+                value = value.lstrip(b"0") or b"0"
+            kept += (b"\r\n", name, b": ", value)
+        elif key in _LOOK_ALIKE:
+            text = f"`{key.decode()}` would be read as a framing header by some servers"
+            _refuse(blame, "look-alike", text)
         kept.append(others)
-    for name in _LOOK_ALIKE & found.keys():
-        _refuse(blame, "look-alike", f"`{name.decode()}` would be read as a framing header by some servers")
     return found, b"".join(kept)
 
 
@@ -370,9 +379,9 @@ def _host(special: dict[bytes, list[bytes]], minor: int) -> bytes:
 
 def _options(special: dict[bytes, list[bytes]], blame: Blame) -> frozenset[bytes]:
     options = connection_options(special.get(b"connection", ()))
-    for name in _FRAMED:
-        if name in options:  # would drop the framing or the authority at the next hop
-            _refuse(blame, "bad-connection", f"Connection names `{name.decode()}`")
+    # Those would drop the framing or the authority at the next hop.
+    if not options <= _HARMLESS_OPTIONS and (framed := _FRAMED & options):
+        _refuse(blame, "bad-connection", f"Connection names `{min(framed).decode()}`")
     return options
 
 

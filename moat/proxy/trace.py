@@ -8,7 +8,7 @@ not happen (DESIGN, invariant 8).
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, overload
@@ -18,7 +18,6 @@ from anyio.abc import TaskStatus
 
 from moat.journal import LineWriter
 from moat.proxy.events import Denial, ExchangeFinished
-from moat.proxy.http1 import Headers, split_fields
 
 FLUSH_SECONDS = 0.1
 REDACTED = "[REDACTED]"
@@ -29,18 +28,11 @@ _SECRET_NAMES = frozenset(
 )
 
 
-def shown(headers: Headers, names: frozenset[bytes] = frozenset()) -> tuple[tuple[str, str], ...]:
-    """Header fields as they are recorded. `names` (lower case) are redacted besides the usual ones."""
-    return tuple(
-        [
-            (_text(name), REDACTED if _hidden(name, names) else value.decode("latin-1"))
-            for name, value in headers
-        ]
-    )
-
-
 class Shown(Sequence[tuple[str, str]]):
-    """The fields of a block as they are recorded; taken apart when somebody looks at them first."""
+    """The fields of a block as they are recorded; taken apart when somebody looks at them first.
+
+    `names` (lower case) are redacted besides the usual ones.
+    """
 
     __slots__ = ("_block", "_fields", "_names")
 
@@ -52,7 +44,7 @@ class Shown(Sequence[tuple[str, str]]):
     @property
     def fields(self) -> tuple[tuple[str, str], ...]:
         if self._fields is None:
-            self._fields = shown(split_fields(self._block), self._names)
+            self._fields = tuple(_taken_apart(self._block, self._names))
             self._block = b""
         return self._fields
 
@@ -78,15 +70,16 @@ class Shown(Sequence[tuple[str, str]]):
         return repr(self.fields)
 
 
+def _taken_apart(block: bytes, names: frozenset[bytes]) -> Iterator[tuple[str, str]]:
+    for line in block[2:].decode("latin-1").split("\r\n") if block else ():
+        name, _, value = line.partition(":")
+        yield name, REDACTED if _hidden(name, names) else value.strip(" \t")
+
+
 # Names are few, and read for every header of every exchange.
 @lru_cache(maxsize=512)
-def _text(name: bytes) -> str:
-    return name.decode("latin-1")
-
-
-@lru_cache(maxsize=512)
-def _hidden(name: bytes, names: frozenset[bytes]) -> bool:
-    key = name.lower()
+def _hidden(name: str, names: frozenset[bytes]) -> bool:
+    key = name.encode("latin-1").lower()
     return key in _SECRET_NAMES or key in names or key.startswith(b"proxy-")
 
 
