@@ -169,7 +169,7 @@ def filtered(
 ) -> bytes:
     headers = ((b"Content-Type", kind.encode()),)
     response = McpResponse(endpoint(policy), lists=lists, limit=limit)
-    body = response.filtered(BodyScrubber((b"hush",), headers, Limits()), headers)
+    body = response.filtered(BodyScrubber((b"hush",), headers, Limits()), kind.encode())
     return b"".join([b"".join(body.feed(piece)) for piece in pieces]) + body.finish()
 
 
@@ -210,7 +210,7 @@ def test_events_without_a_list_leave_as_they_came():
 
 def test_an_event_beyond_the_limit_is_not_held():
     body = McpResponse(endpoint(), lists=False, limit=1000).filtered(
-        BodyScrubber((), (), Limits()), ((b"content-type", b"text/event-stream"),)
+        BodyScrubber((), (), Limits()), b"text/event-stream"
     )
     assert isinstance(body, ToolFilter)
     big = b"data: " + b"x" * 5000
