@@ -169,7 +169,7 @@ def filtered(
 ) -> bytes:
     headers = ((b"Content-Type", kind.encode()),)
     response = McpResponse(endpoint(policy), lists=lists, limit=limit)
-    body = response.filtered(BodyScrubber((b"hush",), headers, Limits()), kind.encode())
+    body = response.filtered(BodyScrubber((b"hush",), headers, Limits()), kind.partition(";")[0].encode())
     return b"".join([b"".join(body.feed(piece)) for piece in pieces]) + body.finish()
 
 
