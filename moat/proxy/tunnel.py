@@ -21,7 +21,7 @@ from time import monotonic, time
 from moat.authority import Authority, AuthorityError, parse_authority
 from moat.proxy.answers import CHALLENGE, ESTABLISHED, Answer, denied, malformed
 from moat.proxy.budget import Spending
-from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Warned
+from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.exchange import After, Exchange, Setup, Site
 from moat.proxy.http1 import Form, Framing, MalformedError, RequestHead, render_response, split_absolute
 from moat.proxy.message import MessageReader
@@ -94,9 +94,16 @@ class Tunnel:
         setup = self.setup
         return (
             setup.ready()
-            or (None if ssh else _enforced(setup.policy.authority(authority.host, authority.port)))
+            or (None if ssh else self._policy_denial(authority))
             or setup.upstream.check(authority)
         )
+
+    def _policy_denial(self, authority: Authority) -> Denial | None:
+        """What ends a tunnel. What is only warned of, or is to be asked about, is each exchange's."""
+        denial = self.setup.policy.authority(authority.host, authority.port)
+        if isinstance(denial, Warned) or (isinstance(denial, Undecided) and self.setup.desk is not None):
+            return None
+        return denial
 
     def _is_opaque(self, authority: Authority) -> bool:
         """A port of this machine carries any protocol, unless an MCP server is known to be there."""
@@ -310,11 +317,6 @@ class Tunnel:
                 id=next(self.setup.numbers),
             )
         )
-
-
-def _enforced(denial: Denial | None) -> Denial | None:
-    """What ends a tunnel. A warning is the exchanges' to record."""
-    return None if isinstance(denial, Warned) else denial
 
 
 async def linger(stream: Stream) -> None:
