@@ -66,7 +66,7 @@ class Setup:
     on_use: Callable[[int, str, tuple[str, ...]], Denial | None]
     numbers: Iterator[int] = field(default_factory=lambda: count(1))  # of exchanges
     tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
-    mcp: McpTable = McpTable()  # noqa: RUF009 - empty and never changed
+    mcp: McpTable = field(default_factory=McpTable)
     accounts: Accounts = Accounts()  # noqa: RUF009 - the same
     desk: Desk | None = None  # None: nobody is asked
 
@@ -167,12 +167,12 @@ class Exchange:
             await self._answer(malformed(error) if error.blame == "client" else _bad_upstream(error))
         except UnreadableBodyError as error:
             await self._answer(failed(502, "unreadable", str(error), error.hint or "", retry=False))
-        except LoginNeededError:
-            assert self._mcp is not None
+        except LoginNeededError as needed:
             for grant in self._grants:
                 self._setup.mcp.on_rejected(grant)
-            reason = f"the MCP server {self._mcp.name} does not accept the request without a valid login"
-            await self._answer(failed(403, "mcp-login", reason, self._mcp.login, retry=False))
+            server = needed.server
+            reason = f"the MCP server {server.name} does not accept the request without a valid login"
+            await self._answer(failed(403, "mcp-login", reason, server.login, retry=False))
         except UpstreamError as error:
             # A wrong certificate is still wrong in ten seconds; clients would try for minutes.
             again = error.code != "certificate"
@@ -187,7 +187,7 @@ class Exchange:
             self._spending = self._spend()
         if self._setup.desk is not None:
             await self._ask(self._setup.desk)
-        judged, response = await self._judge_tools(self._mcp) if self._mcp else (None, None)
+        judged, lists = await self._judge_tools(self._mcp) if self._mcp else (None, False)
         headers = await self._equip()
         upload = self._upload = Upload(
             self._client,
@@ -197,6 +197,7 @@ class Exchange:
             judged=judged or (self._body(), b""),
             patience=self._patience,
         )
+        response = McpResponse(self._mcp, self._challenged, lists, self._setup.limits.mcp_message)
         download = self._download = Download(
             self._client, self._head, self._secrets, response, self._spending
         )
@@ -220,8 +221,8 @@ class Exchange:
             denial = self._policy_denial() or setup.table.leaks(
                 host, port, site.scheme, head.headers, head.target
             )
-            if denial is None and self._mcp is not None:
-                denial = self._mcp.login_denial(self._target.decode())
+            if denial is None:
+                denial = self._login_denial()
         if denial is not None:
             raise _RefusedError(denied(denial))
 
@@ -237,6 +238,15 @@ class Exchange:
             self._undecided = True
             return None
         return denial
+
+    def _login_denial(self) -> Denial | None:
+        """A client must not fetch a token of its own, whether its MCP server is configured or not."""
+        target = self._target.decode()
+        server = self._mcp or self._setup.mcp.asked(self._site.authority.host, target)
+        return server.login_denial(target) if server is not None else None
+
+    def _challenged(self, headers: Headers) -> McpEndpoint | None:
+        return self._setup.mcp.challenged(self._site.authority.host, headers)
 
     async def _ask(self, desk: Desk) -> None:
         """Put the request to the decider. Raises DeniedError; StreamError when the client has left."""
@@ -287,15 +297,18 @@ class Exchange:
                 return _mismatch(f"the request is for {found}, its connection for {site.authority}")
         return None
 
-    async def _judge_tools(self, endpoint: McpEndpoint) -> tuple[Judged | None, McpResponse]:
-        """What a request asks an MCP server for. With a policy for its tools the body is read first."""
+    async def _judge_tools(self, endpoint: McpEndpoint) -> tuple[Judged | None, bool]:
+        """What a request asks an MCP server for: its body, if it was read, and whether a list will come back.
+
+        With a policy for its tools the body is read first.
+        """
         head, limit = self._head, self._setup.limits.mcp_message
         if endpoint.policy is None:
-            return None, McpResponse(endpoint, lists=False, limit=limit)
+            return None, False
         if head.upgrade:
             raise _RefusedError(unclear(endpoint, "it leaves HTTP"))
         if head.framing is Framing.NONE:
-            return None, McpResponse(endpoint, lists=False, limit=limit)
+            return None, False
         _, read = judged = await self._read_body(limit)
         if len(read) <= limit:
             judgement = judge(endpoint, head.headers, read)
@@ -308,7 +321,7 @@ class Exchange:
                 raise _RefusedError(denied(unrecorded))
         if judgement.answer is not None:
             raise _RefusedError(judgement.answer)
-        return judged, McpResponse(endpoint, judgement.lists, limit)
+        return judged, judgement.lists
 
     async def _read_body(self, limit: int) -> Judged:
         """The request's body, or its beginning when it is longer than `limit`."""
