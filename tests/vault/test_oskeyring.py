@@ -17,7 +17,7 @@ from moat.errors import GrantError, VaultError
 from moat.paths import Home
 from moat.vault import open_vault
 from moat.vault.index import Ref
-from moat.vault.oskeyring import CHUNK, KeyringStore
+from moat.vault.oskeyring import CHUNK, KeyringStore, call
 from tests.vault.conftest import Make, traces
 from tests.vault.keyring_session import LEAVES_CONNECTIONS, KeyringSession
 
@@ -260,8 +260,6 @@ def test_a_keyring_that_forgets_fails_the_probe() -> None:
 
 
 def test_an_error_of_a_backend_cannot_quote_the_secret() -> None:
-    from moat.vault.oskeyring import call
-
     def loud(secret: str) -> None:
         raise RuntimeError(f"cannot store {secret}")
 
@@ -271,3 +269,53 @@ def test_an_error_of_a_backend_cannot_quote_the_secret() -> None:
     assert SECRET not in f"{error} {error!r} {caught.value.hint}"
     assert error is not None
     assert error.__suppress_context__
+
+
+def test_what_passes_is_tried_again_and_what_does_not_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The errors are the ones seen when gnome-keyring was asked by several processes under load (busykeyring)."""
+    from keyring.errors import InitError, KeyringLocked
+    from secretstorage import exceptions
+
+    from moat.vault import busykeyring
+
+    monkeypatch.setattr(busykeyring, "PAUSES", (0.0, 0.0))
+    asked: list[str] = []
+
+    def failing(error: BaseException, times: int) -> str:
+        asked.append(type(error).__name__)
+        if len(asked) <= times:
+            raise error
+        return "the secret"
+
+    gone = exceptions.SecretServiceNotAvailableException("disconnected without replying")
+    no_collection = InitError("Failed to create the collection")
+    no_collection.__cause__ = gone
+    for error in (gone, no_collection, exceptions.ItemNotFoundException(), TimeoutError()):
+        asked.clear()
+        assert call(failing, error, 2, deadline=5) == "the secret"
+        asked.clear()
+        with pytest.raises(VaultError, match="the OS keyring failed"):
+            call(failing, error, 9, deadline=5)
+        assert len(asked) == 3  # and no more: a service that is absent is told
+    for error in (exceptions.PromptDismissedException(), KeyringLocked(), RuntimeError()):
+        asked.clear()
+        with pytest.raises(VaultError):
+            call(failing, error, 9, deadline=5)
+        assert len(asked) == 1  # nobody is asked twice to unlock it
+
+
+@LEAVES_CONNECTIONS
+def test_a_keyring_that_was_killed_is_no_endless_wait(
+    gnome_keyring: KeyringSession, state: Home, make: Make
+) -> None:
+    """D-Bus starts another one, which is locked and has nobody to ask for the password here."""
+    open_vault(state).put(make(secret=SECRET))
+    os.kill(gnome_keyring.daemon, signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(VaultError, match=r"the OS keyring (is locked|failed)") as caught:
+        open_vault(state).get("anthropic")
+    assert time.monotonic() - started < 30
+    assert "unlock the keyring" in str(caught.value.hint)
+    assert open_vault(state).list() == (make().info,)
