@@ -18,6 +18,9 @@ MESSAGES = {
     "No Claude Code credentials found": "e2e/test_claude_print.py::test_without_a_credential_both_ways_to_one_are_told",
     "Credential expired": "e2e/test_claude_print.py::test_an_expired_credential_is_told",
     "The journal cannot be written": "attacks/test_journal.py::test_a_credential_stays_when_its_use_cannot_be_recorded",
+    "moat refused this request: the budget of … does not allow it": (
+        "proxy/test_budget.py::test_an_upload_that_says_its_length_is_refused_before_anything_is_opened"
+    ),
     "No OS keyring answers here": "vault/test_oskeyring.py::test_no_bus_at_all",
     "The OS keyring is locked": "vault/test_oskeyring.py::test_locked_keyring",
     "The sealed credentials need their passphrase": "vault/test_sealed.py::test_nobody_to_ask",

@@ -45,9 +45,11 @@ def describe(exchange: Mapping[str, Any], *, verbose: bool = False) -> Iterator[
     yield safe(
         f"[{clock(str(get('ts', '')))}] {get('method')} {get('url')} {status} ({_ms(get('duration_ms'))})"
     )
-    denial, error = get("denial"), get("error")
+    denial, warning, error = get("denial"), get("warning"), get("error")
     if isinstance(denial, dict):
         yield safe(f"    denied: {denial.get('reason')} ({denial.get('rule')})")
+    if isinstance(warning, dict):
+        yield safe(f"    warned: {warning.get('reason')} ({warning.get('rule')})")
     if error:
         yield safe(f"    error: {error}")
     if not verbose:

@@ -17,8 +17,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moat.proxy.address import Authority
+    from moat.authority import Authority
+    from moat.proxy.budget import Budget
     from moat.proxy.certs import RunCA
+    from moat.proxy.decider import Decider, Question
     from moat.proxy.events import Denial, ExchangeFinished
     from moat.proxy.limits import Limits
     from moat.proxy.policy import Policy
@@ -28,11 +30,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Authority",
+    "Budget",
+    "Decider",
     "Denial",
     "ExchangeFinished",
     "Limits",
     "Policy",
     "Proxy",
+    "Question",
     "RunCA",
     "Trace",
     "Upstream",
@@ -41,22 +46,25 @@ __all__ = [
 
 # Resolved at first use (PEP 562): `moat --help` imports this package and must not pay for anyio.
 _HOME = {
-    "Authority": "address",
-    "Denial": "events",
-    "ExchangeFinished": "events",
-    "Limits": "limits",
-    "Policy": "policy",
-    "Proxy": "server",
-    "RunCA": "certs",
-    "Trace": "trace",
-    "Upstream": "upstream",
-    "UpstreamOptions": "upstream",
+    "Authority": "moat.authority",
+    "Budget": "moat.proxy.budget",
+    "Decider": "moat.proxy.decider",
+    "Denial": "moat.proxy.events",
+    "ExchangeFinished": "moat.proxy.events",
+    "Limits": "moat.proxy.limits",
+    "Policy": "moat.proxy.policy",
+    "Proxy": "moat.proxy.server",
+    "Question": "moat.proxy.decider",
+    "RunCA": "moat.proxy.certs",
+    "Trace": "moat.proxy.trace",
+    "Upstream": "moat.proxy.upstream",
+    "UpstreamOptions": "moat.proxy.upstream",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(f"moat.proxy.{_HOME[name]}"), name)
+        return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from moat.proxy.address import AuthorityError, literal, split_host_port
+from moat.authority import AuthorityError, literal, split_host_port
 
 if TYPE_CHECKING:
     from cryptography import x509

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from time import monotonic
 
+from moat.proxy.budget import Spending
 from moat.proxy.http1 import (
     Framing,
     Headers,
@@ -36,11 +37,13 @@ class Download:
         request: RequestHead,
         secrets: tuple[bytes, ...],
         mcp: McpResponse | None = None,
+        spending: Spending | None = None,
     ) -> None:
         self._client = client
         self._request = request
         self._secrets = secrets
         self._mcp = mcp
+        self._spending = spending
         self._body: Body | None = None
         self._scrubber: BodyScrubber | ToolFilter | None = None
         self._writer = BodyWriter(chunked=False)
@@ -68,7 +71,7 @@ class Download:
     async def run(self, upstream: MessageReader, upload: Upload) -> bool:
         """Carry it all. True when the upstream connection can be used again.
 
-        Raises MalformedError, UnreadableBodyError, StreamError (of either side).
+        Raises MalformedError, UnreadableBodyError, DeniedError, StreamError (of either side).
         """
         head = self._head = await self._final_head(upstream)
         if head.status == 101:
@@ -79,6 +82,9 @@ class Download:
         # A stream of events may be silent for hours; whether its peer lives, TCP keeps asking.
         patience = math.inf if _is_event_stream(head.headers) else self._client.limits.body_idle_timeout
         body = self._body = upstream.body(head, blame="upstream")
+        if self._spending is not None:
+            self._spending.response(head.length if head.framing is Framing.LENGTH else 0)
+            body.meter = self._spending.received_body
         wire = self._start(head, upload)
         while True:
             wire = await self._frame(wire, body)
@@ -98,6 +104,8 @@ class Download:
         for _ in range(_INTERIM_RESPONSES):
             head = await upstream.response(self._request.method, self._request.upgrade)
             self.heard = True
+            if self._spending is not None:
+                self._spending.received(head.size)
             if head.status >= 200 or head.status == 101:
                 return head
             if self._request.minor:
@@ -173,6 +181,7 @@ class Download:
             self.traffic,
             idle=client.limits.tunnel_idle_timeout,
             scrubber=Scrubber(self._secrets) if self._secrets else None,
+            watches=(self._spending,) if self._spending is not None else (),
         )
 
 

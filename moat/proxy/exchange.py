@@ -16,14 +16,16 @@ from types import MappingProxyType
 
 import anyio
 
+from moat.authority import Authority, AuthorityError, parse_authority
 from moat.errors import MoatError
 from moat.grants import Credential, CredentialSource
 from moat.proxy import inject
-from moat.proxy.address import Authority, AuthorityError, parse_authority
 from moat.proxy.answers import Answer, denied, failed, malformed
+from moat.proxy.budget import Account, Accounts, Spending
 from moat.proxy.certs import RunCA
+from moat.proxy.decider import Desk, Question
 from moat.proxy.download import Download
-from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.http1 import (
     Form,
     Framing,
@@ -37,13 +39,13 @@ from moat.proxy.limits import Limits
 from moat.proxy.mcp import Judgement, McpEndpoint, McpTable, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
-from moat.proxy.policy import Policy
+from moat.proxy.policy import Policy, SitePolicy
 from moat.proxy.scrub import UnreadableBodyError
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, StreamTimeoutError
 from moat.proxy.trace import shown
 from moat.proxy.upload import GONE, Judged, Upload
-from moat.proxy.upstream import AddressDeniedError, Connection, Upstream, UpstreamError
+from moat.proxy.upstream import Connection, Upstream, UpstreamError
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
 _OPAQUE = frozenset({b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions"})
@@ -65,6 +67,8 @@ class Setup:
     numbers: Iterator[int] = field(default_factory=lambda: count(1))  # of exchanges
     tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
     mcp: McpTable = McpTable()  # noqa: RUF009 - empty and never changed
+    accounts: Accounts = Accounts()  # noqa: RUF009 - the same
+    desk: Desk | None = None  # None: nobody is asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +78,16 @@ class Site:
     scheme: str  # `https`: inside TLS that we terminated; `http`
     authority: Authority
     host: bytes  # the Host field that clients usually send: equal to it, nothing has to be parsed
-    denial: Denial | None = None  # everything that is sent here is answered with this
+    denial: Denial | None  # everything that is sent here is answered with this
+    policy: SitePolicy
+    accounts: tuple[Account, ...]  # budgets that exchanges spend from
 
     @classmethod
-    def of(cls, scheme: str, authority: Authority, denial: Denial | None) -> Site:
-        return cls(scheme, authority, authority.host_header(scheme).encode(), denial)
+    def of(cls, setup: Setup, scheme: str, authority: Authority, denial: Denial | None) -> Site:
+        host, port = authority.host, authority.port
+        header = authority.host_header(scheme).encode()
+        policy, accounts = setup.policy.site(host, port), setup.accounts.at(host, port)
+        return cls(scheme, authority, header, denial, policy, accounts)
 
     def url(self, target: bytes) -> str:
         """`target` as a URL; an absolute one that was refused before it was taken apart is one already."""
@@ -119,11 +128,14 @@ class Exchange:
         self._read: Body | None = None  # of a request that was looked into before it went up
         self._upload: Upload | None = None
         self._download: Download | None = None
+        self._spending: Spending | None = None  # None: no budget applies
         self._after = After.CLOSE
         # for the record
         self._answered: Answer | None = None  # what we said ourselves
         self._grants: tuple[str, ...] = ()
         self._error = ""
+        self._warning: Denial | None = None
+        self._undecided = False  # no rule of the policy allows it
 
     async def run(self) -> After:
         """Do the exchange, answer the client in every case, and record it."""
@@ -149,7 +161,7 @@ class Exchange:
             await self._converse()
         except _RefusedError as refused:
             await self._answer(refused.answer)
-        except AddressDeniedError as refused:
+        except DeniedError as refused:
             await self._answer(denied(refused.denial))
         except MalformedError as error:
             await self._answer(malformed(error) if error.blame == "client" else _bad_upstream(error))
@@ -171,12 +183,23 @@ class Exchange:
     async def _converse(self) -> None:
         """The straight way of a request."""
         self._judge()
+        if self._site.accounts:
+            self._spending = self._spend()
+        if self._setup.desk is not None:
+            await self._ask(self._setup.desk)
         judged, response = await self._judge_tools(self._mcp) if self._mcp else (None, None)
         headers = await self._equip()
         upload = self._upload = Upload(
-            self._client, self._head, self._target, headers, judged=judged, patience=self._patience
+            self._client,
+            self._head,
+            self._target,
+            headers,
+            judged=judged or (self._body(), b""),
+            patience=self._patience,
         )
-        download = self._download = Download(self._client, self._head, self._secrets, response)
+        download = self._download = Download(
+            self._client, self._head, self._secrets, response, self._spending
+        )
         connection = await self._acquire()
         try:
             await self._carry(connection, upload, download)
@@ -194,14 +217,50 @@ class Exchange:
         denial = site.denial or self._authority_mismatch() or setup.ready()
         if denial is None:
             host, port = site.authority.host, site.authority.port
-            method, target = head.method.decode(), self._target.decode()
-            denial = setup.policy.exchange(
-                host, port, site.scheme, method, target, headers=head.headers
-            ) or setup.table.leaks(host, port, site.scheme, head.headers, head.target)
+            denial = self._policy_denial() or setup.table.leaks(
+                host, port, site.scheme, head.headers, head.target
+            )
             if denial is None and self._mcp is not None:
-                denial = self._mcp.login_denial(target)
+                denial = self._mcp.login_denial(self._target.decode())
         if denial is not None:
             raise _RefusedError(denied(denial))
+
+    def _policy_denial(self) -> Denial | None:
+        policy, head = self._site.policy, self._head
+        if policy.silent:
+            return None
+        denial = policy.exchange(self._site.scheme, head.method.decode(), self._target.decode(), head.headers)
+        if isinstance(denial, Warned):
+            self._warning = denial
+            return None
+        if isinstance(denial, Undecided) and self._setup.desk is not None:
+            self._undecided = True
+            return None
+        return denial
+
+    async def _ask(self, desk: Desk) -> None:
+        """Put the request to the decider. Raises DeniedError; StreamError when the client has left."""
+        site, head = self._site, self._head
+        host, port = site.authority.host, site.authority.port
+        bound = self._setup.table.for_host(host, port, site.scheme)
+        question = Question(
+            exchange=self._number,
+            scheme=site.scheme,
+            host=host,
+            port=port,
+            method=head.method.decode(),
+            url=site.url(self._target),
+            headers=shown(head.headers),
+            grants=tuple(dict.fromkeys(rule.rule.credential for rule in bound)),
+            undecided=self._undecided,
+        )
+        await desk.ask(question, self._client.stream, at_eof=head.keep_alive)
+
+    def _spend(self) -> Spending:
+        """Begin to spend what the request costs. Raises DeniedError."""
+        head = self._head
+        length = head.length if head.framing is Framing.LENGTH else 0
+        return Spending(self._site.accounts, head.size, length)
 
     def _authority_mismatch(self) -> Denial | None:
         """One authority: target, Host header and tunnel agree (invariant 4). Sets the origin-form target."""
@@ -253,7 +312,7 @@ class Exchange:
 
     async def _read_body(self, limit: int) -> Judged:
         """The request's body, or its beginning when it is longer than `limit`."""
-        client, body = self._client, self._client.body(self._head, blame="client")
+        client, body = self._client, self._body()
         self._read = body
         if self._head.expect_continue:
             await client.stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -262,6 +321,13 @@ class Exchange:
             client.stream.deadline = monotonic() + self._setup.limits.body_idle_timeout
             read += await body.next()
         return body, bytes(read)
+
+    def _body(self) -> Body:
+        """The request's body; its bytes are spent as they are read."""
+        body = self._client.body(self._head, blame="client")
+        if self._spending is not None:
+            body.meter = self._spending.sent
+        return body
 
     async def _equip(self) -> Headers:
         """The headers that go upstream, with the credentials that policy and the table allow here."""
@@ -348,13 +414,13 @@ class Exchange:
 
     @staticmethod
     async def _both_ways(connection: Connection, upload: Upload, download: Download) -> bool:
-        failure: StreamError | MoatError | LoginNeededError | None = None
+        failure: StreamError | MoatError | DeniedError | LoginNeededError | None = None
         reusable = False
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(upload.send_rest, connection.stream)
             try:
                 reusable = await download.run(connection.reader, upload)
-            except (StreamError, MalformedError, UnreadableBodyError, LoginNeededError) as error:
+            except (StreamError, MalformedError, UnreadableBodyError, DeniedError, LoginNeededError) as error:
                 failure = upload.fault or error
             tasks.cancel_scope.cancel()  # an answer that is complete needs no more of the request
         if failure is not None:
@@ -411,6 +477,9 @@ class Exchange:
         upload, download, answer = self._upload, self._download, self._answered
         status, headers = (answer.status, answer.headers) if answer is not None else (0, ())
         up, down, error = 0, 0, self._error
+        denial = answer.denial if answer is not None else None
+        if denial is None and self._spending is not None:
+            denial = self._spending.denial
         if upload is not None:
             up = upload.body.size
         if download is not None:
@@ -429,7 +498,8 @@ class Exchange:
                 request_bytes=up,
                 response_bytes=down,
                 grants=self._grants,
-                denial=answer.denial if answer is not None else None,
+                denial=denial,
+                warning=self._warning if denial is None else None,
                 error=error,
                 id=self._number,
             )

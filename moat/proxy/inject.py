@@ -16,7 +16,7 @@ from moat.errors import MoatError
 from moat.grants import Credential, InjectionRule
 from moat.proxy.events import Denial
 from moat.proxy.http1 import Headers
-from moat.proxy.policy import HostPattern, parse_host_pattern
+from moat.rules import HostPattern, parse_host_pattern
 
 _BASIC = re.compile(rb"(basic[ \t]++)([A-Za-z0-9+/_-]++=*+)", re.IGNORECASE)
 _FIELD_VALUE = re.compile(rb"[\x21-\x7e\x80-\xff](?:[\t \x21-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")

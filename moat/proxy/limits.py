@@ -52,6 +52,8 @@ class Limits:
 
     connections: int = 512
     """Connections of the sandbox at one time. npm and pip open under 64; each idle one costs ~35 KiB."""
+    questions: int = 64
+    """Requests that wait for a decider at one time. Each holds one of the connections; the rest go on."""
     upstream_idle: int = 64
     """Idle pooled connections of a run, over all hosts: file descriptors are finite."""
 
@@ -66,6 +68,8 @@ class Limits:
     """Either side. Two round trips; a peer that takes longer is not coming."""
     dial_timeout: float = 30.0
     """Resolve and connect, over all addresses of a host: what browsers and Go's dialer use."""
+    question_timeout: float = 30.0
+    """A decider's time for one request: what a program needs, and what a client without a deadline bears."""
     client_idle_timeout: float = 120.0
     """A kept-alive client connection between requests; longer than the upstream's, so that the client's
     next request finds its connection open."""

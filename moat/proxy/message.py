@@ -6,6 +6,7 @@ A body is never collected: `next()` gives what has arrived. What was read beyond
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import Literal
 
@@ -86,7 +87,7 @@ class MessageReader:
 class Body:
     """Payload of one message, as it comes."""
 
-    __slots__ = ("_chunks", "_framing", "_left", "_reader", "done", "size")
+    __slots__ = ("_chunks", "_framing", "_left", "_reader", "done", "meter", "size")
 
     def __init__(
         self, reader: MessageReader, framing: Framing, length: int, blame: Literal["client", "upstream"]
@@ -97,6 +98,7 @@ class Body:
         self._chunks = ChunkedReader(reader.limits, blame=blame) if framing is Framing.CHUNKED else None
         self.done = framing is Framing.NONE
         self.size = 0  # payload bytes seen so far
+        self.meter: Callable[[int], None] | None = None  # told of payload before anybody gets it; may raise
 
     @property
     def trailers(self) -> Headers:
@@ -104,7 +106,10 @@ class Body:
         return self._chunks.trailers if self._chunks is not None else ()
 
     def take(self) -> bytes:
-        """Payload that is here already, without waiting; perhaps none. Raises MalformedError."""
+        """Payload that is here already, without waiting; perhaps none.
+
+        Raises MalformedError, and what `meter` raises.
+        """
         reader = self._reader
         data = reader.buffer
         if not data or self.done:
@@ -121,6 +126,8 @@ class Body:
             payload, reader.buffer = data, b""
             self._left -= len(data)  # meaningless, and not read, for a body that ends with the connection
         self.size += len(payload)
+        if self.meter is not None:
+            self.meter(len(payload))
         return payload
 
     async def wait(self) -> None:

@@ -14,9 +14,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
+from moat.authority import Authority
 from moat.grants import CredentialSource, InjectionRule
-from moat.proxy.address import Authority
+from moat.proxy.budget import Accounts, Budget
 from moat.proxy.certs import RunCA
+from moat.proxy.decider import Decider, Desk
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.exchange import Setup
 from moat.proxy.inject import InjectionTable
@@ -64,6 +66,8 @@ class Proxy:
         on_use: Callable[[int, str, tuple[str, ...]], Denial | None] = always_allowed,
         tunnels: Iterable[SshTunnel] = (),
         mcp: McpTable = McpTable(),  # noqa: B008 - empty and never changed
+        budgets: Sequence[Budget] = (),
+        decider: Decider | None = None,
     ) -> None:
         """`on_event` must neither block nor raise. `ready` says why no exchange may start now.
 
@@ -71,12 +75,26 @@ class Proxy:
         out, and may say why they must not.
 
         `token` is asked for on TCP listeners only; reaching a unix socket is permission enough. Raises
-        ValueError for a rule with a bad host pattern. `tunnels` are open in every policy mode.
+        ValueError for a rule with a bad host pattern. `tunnels` are open in every policy mode. What `budgets`
+        allow is counted from here on; all that match a host apply to it. `decider` is asked about every
+        exchange that policy does not refuse, see `moat.proxy.decider`.
         """
         opened = {tunnel.authority: tunnel for tunnel in tunnels}
         table = InjectionTable(rules)
         self._setup = Setup(
-            policy, ca, table, credentials, upstream, limits, on_event, ready, on_use, tunnels=opened, mcp=mcp
+            policy,
+            ca,
+            table,
+            credentials,
+            upstream,
+            limits,
+            on_event,
+            ready,
+            on_use,
+            tunnels=opened,
+            mcp=mcp,
+            accounts=Accounts(budgets),
+            desk=decider and Desk(decider, seconds=limits.question_timeout, most=limits.questions),
         )
         self._token = token
         self._slots = anyio.Semaphore(limits.connections)

@@ -70,6 +70,8 @@ def to_record(event: ExchangeFinished) -> dict[str, Any]:
         record["grants"] = event.grants
     if event.denial is not None:
         record["denial"] = asdict(event.denial)
+    if event.warning is not None:
+        record["warning"] = asdict(event.warning)
     if event.error:
         record["error"] = event.error
     return record
@@ -78,7 +80,7 @@ def to_record(event: ExchangeFinished) -> dict[str, Any]:
 def from_record(record: Mapping[str, Any]) -> ExchangeFinished:
     """The event of a JSON object, for display. Raises ValueError (also for a missing field)."""
     try:
-        denial = record.get("denial")
+        denial, warning = record.get("denial"), record.get("warning")
         return ExchangeFinished(
             started=dt.datetime.fromisoformat(record["ts"]).timestamp(),
             duration=record["duration_ms"] / 1000,
@@ -91,6 +93,7 @@ def from_record(record: Mapping[str, Any]) -> ExchangeFinished:
             response_bytes=record["response_bytes"],
             grants=tuple(record.get("grants", ())),
             denial=Denial(**denial) if denial else None,
+            warning=Denial(**warning) if warning else None,
             error=record.get("error", ""),
             id=record.get("id", 0),
         )

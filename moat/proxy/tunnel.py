@@ -18,18 +18,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, time
 
-from moat.proxy.address import Authority, AuthorityError, parse_authority
+from moat.authority import Authority, AuthorityError, parse_authority
 from moat.proxy.answers import CHALLENGE, ESTABLISHED, Answer, denied, malformed
-from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.budget import Spending
+from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.exchange import After, Exchange, Setup, Site
 from moat.proxy.http1 import Form, Framing, MalformedError, RequestHead, render_response, split_absolute
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import HOST_NAME, ssh_denial
-from moat.proxy.relay import Traffic, relay
+from moat.proxy.relay import Traffic, Watch, relay
 from moat.proxy.ssh import IDENTIFICATION, SshWatch, refusal
 from moat.proxy.stream import Stream, StreamError
 from moat.proxy.tls import TLSError
-from moat.proxy.upstream import AddressDeniedError, UpstreamError
+from moat.proxy.upstream import UpstreamError
 
 _TLS_HANDSHAKE = b"\x16"  # first byte of every TLS connection: content type "handshake"
 _LINGER_SECONDS = 2.0  # how long a client may go on sending after our last answer
@@ -91,9 +92,16 @@ class Tunnel:
         granted = authority in setup.tunnels  # for SSH alone: never asked about by an exchange
         return (
             setup.ready()
-            or (None if granted else setup.policy.authority(authority.host, authority.port))
+            or (None if granted else self._policy_denial(authority))
             or setup.upstream.check(authority)
         )
+
+    def _policy_denial(self, authority: Authority) -> Denial | None:
+        """What ends a tunnel. What is only warned of, or is to be asked about, is each exchange's."""
+        denial = self.setup.policy.authority(authority.host, authority.port)
+        if isinstance(denial, Warned) or (isinstance(denial, Undecided) and self.setup.desk is not None):
+            return None
+        return denial
 
     def _is_opaque(self, authority: Authority) -> bool:
         """A port of this machine carries any protocol, unless an MCP server is known to be there."""
@@ -118,7 +126,7 @@ class Tunnel:
             return await self._refuse(
                 None, malformed(MalformedError("bad-authority", str(error), 400, "client"))
             )
-        site = Site.of("http", authority, self._judge(authority))
+        site = Site.of(self.setup, "http", authority, self._judge(authority))
         return await Exchange(self.setup, self.client, site, head).run()
 
     # --- the proxy's own password ----------------------------------------------------------------
@@ -163,7 +171,7 @@ class Tunnel:
             scheme = "https"
             if not await self._terminate(authority, denial):
                 return
-        site = Site.of(scheme, authority, denial)
+        site = Site.of(self.setup, scheme, authority, denial)
         while (head := await self._request(site)) is not None:
             if not await self._after(await Exchange(self.setup, self.client, site, head).run()):
                 return
@@ -197,7 +205,12 @@ class Tunnel:
         started, clock, traffic = time(), monotonic(), Traffic()
         number = next(self.setup.numbers)
         status, denial = 0, None
+        watches: list[Watch] = [SshWatch(tunnel)] if tunnel else []
+        spending: Spending | None = None
         try:
+            if accounts := self.setup.accounts.at(authority.host, authority.port):
+                spending = Spending(accounts)
+                watches.append(spending)
             upstream = await self.setup.upstream.dial(authority)
             try:
                 await self.stream.send(greeting)
@@ -205,11 +218,10 @@ class Tunnel:
                 self.stream.unread(self.client.buffer)
                 self.client.buffer = b""
                 idle = self.setup.limits.tunnel_idle_timeout
-                watch = SshWatch(tunnel) if tunnel else None
-                await relay(self.stream, upstream, traffic, idle=idle, watch=watch)
+                await relay(self.stream, upstream, traffic, idle=idle, watches=watches)
             finally:
                 upstream.close()
-        except AddressDeniedError as error:
+        except DeniedError as error:
             denial = error.denial
             await self._apologise(greeting, denial.reason, ssh=tunnel is not None)
         except (UpstreamError, StreamError) as error:
@@ -228,7 +240,7 @@ class Tunnel:
                     response_headers=(),
                     request_bytes=traffic.up,
                     response_bytes=traffic.down,
-                    denial=denial,
+                    denial=denial or (spending.denial if spending is not None else None),
                     error=traffic.error,
                     id=number,
                 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from time import monotonic
 
+from moat.proxy.events import DeniedError
 from moat.proxy.http1 import Framing, Headers, MalformedError, RequestHead, render_request
 from moat.proxy.message import Body, BodyWriter, MessageReader
 from moat.proxy.stream import Stream, StreamError
@@ -33,7 +34,7 @@ class Upload:
         """Takes what has arrived of the body; `judged` is what somebody has read of it already.
 
         `patience`: seconds from the last of the request to the head of its answer; None: the usual limit.
-        Raises MalformedError.
+        Raises MalformedError, DeniedError.
         """
         self._client = client
         self._patience = client.limits.response_head_timeout if patience is None else patience
@@ -44,7 +45,7 @@ class Upload:
         self.start = start + self._writer.end() if self.whole else start
         self.done = False  # all of it is on its way
         self.gone = False  # the client has left
-        self.fault: MalformedError | None = None  # what the client did wrong in its body
+        self.fault: MalformedError | DeniedError | None = None  # what is wrong with its body
 
     async def send_start(self, upstream: Stream) -> None:
         await upstream.send(self.start)
@@ -68,7 +69,7 @@ class Upload:
                     return  # it takes no more, but it may have answered, and that answer counts
                 if last:
                     self._finish()
-        except MalformedError as error:
+        except (MalformedError, DeniedError) as error:
             self.fault = error
             upstream.abort(str(error))
         except StreamError:

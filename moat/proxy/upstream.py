@@ -20,9 +20,10 @@ from urllib.parse import unquote, urlsplit
 import anyio
 import anyio.to_thread
 
+from moat.authority import Authority, parse_authority
 from moat.errors import ConfigError, MoatError
-from moat.proxy.address import Authority, parse_authority, refuse
-from moat.proxy.events import Denial
+from moat.proxy.address import refuse
+from moat.proxy.events import Denial, DeniedError
 from moat.proxy.http1 import MalformedError, render_request
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
@@ -59,12 +60,8 @@ class UpstreamError(Exception):
         self.hint = hint
 
 
-class AddressDeniedError(Exception):
+class AddressDeniedError(DeniedError):
     """The address guard said no; nothing was connected."""
-
-    def __init__(self, denial: Denial) -> None:
-        super().__init__(denial.reason)
-        self.denial = denial
 
 
 @dataclass(slots=True, eq=False)

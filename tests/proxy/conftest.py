@@ -136,8 +136,9 @@ def house(
     listener: socket.socket | None = None,
     tunnels: Sequence[SshTunnel] = (),
     mcp: McpTable | None = None,
+    **more: Any,
 ) -> Iterator[House]:
-    """A proxy that reaches `origins` by name, on one event loop."""
+    """A proxy that reaches `origins` by name, on one event loop. `more` is the proxy's own."""
     backend, backend_options = LOOPS[loop]
     connect_to = {name: origin.address for name, origin in (origins or {}).items()}
     policy, limits, options = policy or Policy(), limits or Limits(), options or UpstreamOptions()
@@ -162,6 +163,7 @@ def house(
                 tunnels=tunnels,
                 mcp=mcp or McpTable(),
                 **({"ready": ready} if ready else {}),
+                **more,
             )
 
         async def built() -> Proxy:

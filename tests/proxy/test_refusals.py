@@ -20,7 +20,7 @@ from dataclasses import replace
 import pytest
 
 from moat.proxy import Limits, Policy, RunCA, UpstreamOptions
-from moat.proxy.policy import parse_host_rule
+from moat.rules import parse_host_rule
 from tests.proxy import cases
 from tests.proxy.conftest import PLACEHOLDER, House, HouseMaker, tls_origin
 from tests.proxy.peers import Origin, Wire, client_context, echo, reply

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from moat.authority import Authority
 from moat.proxy import Policy
-from moat.proxy.address import Authority
 from moat.proxy.ssh import KeyExchange, SshTunnel, refusal
 from moat.proxy.upstream import UpstreamOptions
 from moat.sshwire import Fields, string

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import secretstorage
 
 from moat.errors import GrantError, VaultError
 from moat.paths import Home
@@ -92,6 +93,38 @@ def test_profiles_are_apart(
     assert open_vault(state).get("anthropic").secret.reveal() == "at work"
     monkeypatch.delenv("MOAT_PROFILE")
     assert open_vault(state).get("anthropic").secret.reveal() == "at home"
+
+
+@LEAVES_CONNECTIONS
+def test_a_keyring_that_is_away_for_a_moment(
+    gnome_keyring: KeyringSession, state: Home, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bus turns the first connections away. Fails without the second try in `_patiently`."""
+    open_vault(state).put(make(secret="kept"))
+    connect, refused = secretstorage.dbus_init, iter(range(3))
+
+    def crowded() -> object:
+        for _ in refused:
+            raise secretstorage.SecretServiceNotAvailableException("the bus is busy")
+        return connect()
+
+    monkeypatch.setattr(secretstorage, "dbus_init", crowded)
+    assert open_vault(state).get("anthropic").secret.reveal() == "kept"
+
+
+@LEAVES_CONNECTIONS
+def test_a_keyring_that_dies(
+    gnome_keyring: KeyringSession, state: Home, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_vault(state).put(make(secret="kept"))
+    monkeypatch.setattr("moat.vault.oskeyring.RETRY_SECONDS", 0.5)
+    vault = open_vault(state)
+    assert vault.get("anthropic").secret.reveal() == "kept"
+    (gnome_keyring.files / "login.keyring").rename(gnome_keyring.files / "away")
+    os.kill(gnome_keyring.daemon, signal.SIGKILL)
+    with pytest.raises(VaultError, match=r"the OS keyring|no OS keyring"):
+        open_vault(state).put(make(secret="new"))
+    assert open_vault(state).info("anthropic").name == "anthropic"
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "a b"])

@@ -15,6 +15,7 @@ from time import monotonic
 import anyio
 
 from moat.proxy.download import Download
+from moat.proxy.events import DeniedError
 from moat.proxy.http1 import Headers, MalformedError, RequestHead, forward_request_headers
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
@@ -174,7 +175,7 @@ async def _greeted(stream: Stream) -> bytes:
 
 async def _both_ways(upstream: MessageReader, upload: Upload, download: Download) -> bool:
     """The rest of the request and the answer, which may come before all of it has gone."""
-    failure: StreamError | MalformedError | None = None
+    failure: StreamError | MalformedError | DeniedError | None = None
     reusable = False
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(upload.send_rest, upstream.stream)
