@@ -45,10 +45,8 @@ def passes(error: BaseException | None) -> bool:
         from secretstorage import exceptions
     except ImportError:  # another system's keyring
         return False
-    from keyring.errors import InitError
-
-    if isinstance(error, InitError):
-        return passes(error.__cause__)
+    if error is not None and isinstance(error.__cause__, exceptions.SecretStorageException):
+        return passes(error.__cause__)  # keyring's InitError
     if isinstance(error, exceptions.PromptDismissedException):
         return False  # the user's word, and a kind of ItemNotFoundException
     busy = (exceptions.SecretServiceNotAvailableException, exceptions.ItemNotFoundException, TimeoutError)
