@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -25,9 +24,6 @@ T = TypeVar("T")
 SERVICE = "moat"
 CHUNK = 1200  # characters; the Windows credential store holds 1280 (2560 bytes of UTF-16)
 DEADLINE = 60.0  # seconds: long enough to type the password into the desktop's unlock dialog
-# A busy bus turns connections away, and a service that is being started anew is absent for a moment.
-RETRY_SECONDS = 5.0
-_PAUSE = 0.1
 
 _ALLOWED = {
     ("keyring.backends.SecretService", "Keyring"): "Secret Service",
@@ -102,7 +98,7 @@ class KeyringStore:
         return f"{account}/{index}" if index else account
 
     def _call(self, function: Callable[..., T], *arguments: object) -> T:
-        return call(lambda: _patiently(function, *arguments), deadline=self._deadline)
+        return call(function, *arguments, deadline=self._deadline)
 
 
 def split(payload: str) -> list[str]:
@@ -135,20 +131,6 @@ def call(function: Callable[..., T], *arguments: object, deadline: float) -> T:
     if failure:
         raise _translate(failure[0]) from None
     return result[0]
-
-
-def _patiently(function: Callable[..., T], *arguments: object) -> T:
-    """Ask again while the service says that it is not there. Each of our calls can be done twice."""
-    deadline = time.monotonic() + RETRY_SECONDS
-    while True:
-        try:
-            return function(*arguments)
-        except Exception as error:
-            # By name: the class is of a library that is there on Linux only.
-            absent = type(error).__name__ == "SecretServiceNotAvailableException"
-            if not absent or time.monotonic() > deadline:
-                raise
-        time.sleep(_PAUSE)
 
 
 def _translate(error: BaseException) -> VaultError:
