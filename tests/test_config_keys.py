@@ -47,7 +47,6 @@ IN_BOTH = {
     "runtime": "e2e/test_claude_print.py::test_the_file_and_the_flags_reach_the_run",
     "hooks.pre_run": MAKINGS,
     "container.memory": MAKINGS,
-    "container.cpus": RUN,
     "volumes": MAKINGS,
     "mcp": MCP,
     "mcp.tools": TOOLS,
@@ -57,8 +56,8 @@ IN_BOTH = {
     "snapshots.triggers": AGENT,
     "snapshots.exclude": AGENT,
 }
-# What the engine alone can give: a test with it, and one that shows what `embedded` says.
-DOCKER_ONLY = {
+# A test for each runtime: docker, then embedded, which has to say what it cannot give.
+IN_EACH = {
     "base_image": ("runtime/test_image_build.py::test_a_base_image_that_cannot_be_had", IMAGE_ONLY),
     "hooks.post_build": (
         "runtime/test_image_build.py::test_every_kind_of_dependency_works_for_the_agent",
@@ -69,6 +68,10 @@ DOCKER_ONLY = {
         IMAGE_ONLY,
     ),
     "services": (SERVICES, IMAGE_ONLY),
+    "container.cpus": (
+        "runtime/test_makings.py::test_a_container_is_held_to_its_processors_and_memory",
+        "runtime/test_makings.py::test_embedded_holds_a_run_to_its_processors",
+    ),
 }
 # What happens on the host, the same whatever made the sandbox.
 ON_THE_HOST = {
@@ -116,7 +119,7 @@ def known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], se
 
 def test_the_table_has_every_key(known: tuple[set[str], set[str]]) -> None:
     read, refused = known
-    assert read == (IN_BOTH.keys() | DOCKER_ONLY.keys() | ON_THE_HOST.keys()) - {"mcp.tools"}
+    assert read == (IN_BOTH.keys() | IN_EACH.keys() | ON_THE_HOST.keys()) - {"mcp.tools"}
     assert refused == REFUSED
 
 
@@ -153,7 +156,7 @@ def test_a_key_works_in_both_runtimes(key: str, test: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "test", sorted({*(test for pair in DOCKER_ONLY.values() for test in pair), *ON_THE_HOST.values()})
+    "test", sorted({*(test for pair in IN_EACH.values() for test in pair), *ON_THE_HOST.values()})
 )
 def test_the_other_tests_are_there(test: str) -> None:
     path, _, name = test.partition("::")

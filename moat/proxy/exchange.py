@@ -67,7 +67,7 @@ class Setup:
     on_use: Callable[[int, str, tuple[str, ...]], Denial | None]
     numbers: Iterator[int] = field(default_factory=lambda: count(1))  # of exchanges
     tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
-    mcp: McpTable = McpTable()  # noqa: RUF009 - empty and never changed
+    mcp: McpTable = field(default_factory=McpTable)
     accounts: Accounts = Accounts()  # noqa: RUF009 - the same
     desk: Desk | None = None  # None: nobody is asked
 
@@ -169,12 +169,12 @@ class Exchange:
             await self._answer(malformed(error) if error.blame == "client" else _bad_upstream(error))
         except UnreadableBodyError as error:
             await self._answer(failed(502, "unreadable", str(error), error.hint or "", retry=False))
-        except LoginNeededError:
-            assert self._mcp is not None
+        except LoginNeededError as needed:
             for grant in self._grants:
                 self._setup.mcp.on_rejected(grant)
-            reason = f"the MCP server {self._mcp.name} does not accept the request without a valid login"
-            await self._answer(failed(403, "mcp-login", reason, self._mcp.login, retry=False))
+            server = needed.server
+            reason = f"the MCP server {server.name} does not accept the request without a valid login"
+            await self._answer(failed(403, "mcp-login", reason, server.login, retry=False))
         except UpstreamError as error:
             # A wrong certificate is still wrong in ten seconds; clients would try for minutes.
             again = error.code != "certificate"
@@ -189,7 +189,7 @@ class Exchange:
             self._spending = self._spend()
         if self._setup.desk is not None:
             await self._ask(self._setup.desk)
-        judged, response = await self._judge_tools(self._mcp) if self._mcp else (None, None)
+        judged, lists = await self._judge_tools(self._mcp) if self._mcp else (None, False)
         wire = await self._equip()
         upload = self._upload = Upload(
             self._client,
@@ -198,6 +198,7 @@ class Exchange:
             judged=judged or (self._body(), b""),
             patience=self._patience,
         )
+        response = McpResponse(self._mcp, self._challenged, lists, self._setup.limits.mcp_message)
         download = self._download = Download(
             self._client, self._head, self._secrets, response, self._spending
         )
@@ -217,9 +218,9 @@ class Exchange:
         setup, site, head = self._setup, self._site, self._head
         denial = site.denial or self._authority_mismatch() or setup.ready()
         if denial is None:
-            denial = self._policy_denial() or site.rules.leaks(head.target, head.block)
-            if denial is None and self._mcp is not None:
-                denial = self._mcp.login_denial(self._target.decode())
+            denial = (
+                self._policy_denial() or site.rules.leaks(head.target, head.block) or self._login_denial()
+            )
         if denial is not None:
             raise _RefusedError(denied(denial))
 
@@ -235,6 +236,15 @@ class Exchange:
             self._undecided = True
             return None
         return denial
+
+    def _login_denial(self) -> Denial | None:
+        """A client must not fetch a token of its own, whether its MCP server is configured or not."""
+        target = self._target.decode()
+        server = self._mcp or self._setup.mcp.asked(self._site.authority.host, target)
+        return server.login_denial(target) if server is not None else None
+
+    def _challenged(self, headers: Headers) -> McpEndpoint | None:
+        return self._setup.mcp.challenged(self._site.authority.host, headers)
 
     async def _ask(self, desk: Desk) -> None:
         """Put the request to the decider. Raises DeniedError; StreamError when the client has left."""
@@ -284,15 +294,18 @@ class Exchange:
                 return _mismatch(f"the request is for {found}, its connection for {site.authority}")
         return None
 
-    async def _judge_tools(self, endpoint: McpEndpoint) -> tuple[Judged | None, McpResponse]:
-        """What a request asks an MCP server for. With a policy for its tools the body is read first."""
+    async def _judge_tools(self, endpoint: McpEndpoint) -> tuple[Judged | None, bool]:
+        """What a request asks an MCP server for: its body, if it was read, and whether a list will come back.
+
+        With a policy for its tools the body is read first.
+        """
         head, limit = self._head, self._setup.limits.mcp_message
         if endpoint.policy is None:
-            return None, McpResponse(endpoint, lists=False, limit=limit)
+            return None, False
         if head.upgrade:
             raise _RefusedError(unclear(endpoint, "it leaves HTTP"))
         if head.framing is Framing.NONE:
-            return None, McpResponse(endpoint, lists=False, limit=limit)
+            return None, False
         _, read = judged = await self._read_body(limit)
         if len(read) <= limit:
             judgement = judge(endpoint, head.headers, read)
@@ -305,7 +318,7 @@ class Exchange:
                 raise _RefusedError(denied(unrecorded))
         if judgement.answer is not None:
             raise _RefusedError(judgement.answer)
-        return judged, McpResponse(endpoint, judgement.lists, limit)
+        return judged, judgement.lists
 
     async def _read_body(self, limit: int) -> Judged:
         """The request's body, or its beginning when it is longer than `limit`."""

@@ -65,7 +65,7 @@ class Proxy:
         ready: Callable[[], Denial | None] = always_ready,
         on_use: Callable[[int, str, tuple[str, ...]], Denial | None] = always_allowed,
         tunnels: Iterable[SshTunnel] = (),
-        mcp: McpTable = McpTable(),  # noqa: B008 - empty and never changed
+        mcp: McpTable | None = None,
         budgets: Sequence[Budget] = (),
         decider: Decider | None = None,
     ) -> None:
@@ -92,7 +92,7 @@ class Proxy:
             ready,
             on_use,
             tunnels=opened,
-            mcp=mcp,
+            mcp=mcp or McpTable(),
             accounts=Accounts(budgets),
             desk=decider and Desk(decider, seconds=limits.question_timeout, most=limits.questions),
         )

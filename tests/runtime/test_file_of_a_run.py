@@ -42,7 +42,6 @@ network:
   rules:
     - open.example.com: ["allow GET /yes", "deny * /yes/no"]
   budget: {requests: 3}
-container: {cpus: 1}
 command:
   - sh
   - -c
@@ -57,7 +56,6 @@ command:
     ask rule open.example.com/other
     ask third open.example.com/yes
     ask over open.example.com/yes
-    cat /sys/fs/cgroup/cpu.max 2>/dev/null | sed 's/^/said cpu=/'
 """
 
 
@@ -116,8 +114,6 @@ def test_what_the_file_says_is_so_inside(
     assert (said["closed"], said["rule"]) == ("403", "403")
     assert said["third"] == "200"
     assert said["over"] in {"403", "429"}, "three have gone out"
-    if runtime == "docker":
-        assert said["cpu"].split() == ["100000", "100000"]
     (run,) = json.loads(moat("list", "--json").stdout)
     assert (run["name"], run["agent"], run["runtime"], run["grants"]) == (
         *("of-the-file", "tester", runtime, ["linear"]),
