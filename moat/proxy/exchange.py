@@ -28,6 +28,7 @@ from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, 
 from moat.proxy.http1 import (
     Form,
     Framing,
+    Headers,
     MalformedError,
     RequestHead,
     join_fields,
