@@ -19,7 +19,8 @@ REQUEST = re.compile(
 )
 # The space before an empty reason is often missing; nobody reads that in two ways.
 RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: (" + _VALUE + rb"*+))?+" + _FIELDS)
-FIELD = re.compile(rb"\r\n(" + _TCHAR + rb"++):[ \t]*+([^\r\n]*+)")  # inside what _FIELDS has matched
+FIELD = re.compile(rb"\r\n([^:]++):[ \t]*+([^\r]*+)")  # inside what _FIELDS has matched
+FIELD_TEXT = re.compile(r"\r\n([^:]++):[ \t]*+([^\r]*+)")  # the same, decoded
 FIELD_LINE = re.compile(rb"(" + _TCHAR + rb"++):[ \t]*+(" + _VALUE + rb"*+)")
 
 

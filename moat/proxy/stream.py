@@ -280,8 +280,9 @@ class Stream(ABC):
         that has finished its direction counts as gone; otherwise only one whose connection broke.
         """
         self._gone = call
-        self._gone_at_eof = at_eof
-        self._check_gone()
+        if call is not None:
+            self._gone_at_eof = at_eof
+            self._check_gone()
 
     def _check_gone(self) -> None:
         if self._gone is not None and (self._broken is not None or (self._ended and self._gone_at_eof)):
