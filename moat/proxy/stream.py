@@ -23,7 +23,7 @@ import socket
 import ssl
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -85,7 +85,7 @@ class Stream(ABC):
     # --- what the transports provide -------------------------------------------------------------
 
     @abstractmethod
-    async def _more(self) -> None:
+    def _more(self) -> Awaitable[None]:
         """Wait until the inbox has grown, the peer has finished, or the stream broke."""
 
     @abstractmethod

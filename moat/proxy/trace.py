@@ -11,6 +11,8 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import compress, count
+from operator import itemgetter
 from typing import Any, overload
 
 import anyio
@@ -22,6 +24,7 @@ from moat.proxy.events import Denial, ExchangeFinished
 
 FLUSH_SECONDS = 0.1
 REDACTED = "[REDACTED]"
+_NAME = itemgetter(0)
 _KNOWN = 512  # names of fields that are remembered
 # Whoever sent these, their values are nobody's business: the sandbox may log in somewhere by itself.
 _SECRET_NAMES = frozenset(
@@ -76,10 +79,9 @@ def _taken_apart(block: bytes, names: frozenset[bytes]) -> list[tuple[str, str]]
     fields = grammar.FIELD_TEXT.findall(block.decode("latin-1"))
     if b" \r" in block or b"\t\r" in block or block.endswith((b" ", b"\t")):
         fields = [(name, value.rstrip(" \t")) for name, value in fields]
-    hidden = _hidden_among(names)
-    for at, (name, _) in enumerate(fields):
-        if hidden[name]:
-            fields[at] = (name, REDACTED)
+    hidden = map(_hidden_among(names).__getitem__, map(_NAME, fields))
+    for at in compress(count(), hidden):
+        fields[at] = (fields[at][0], REDACTED)
     return fields
 
 
