@@ -7,6 +7,7 @@ two directions are in `upload` and `download`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -345,6 +346,7 @@ class Exchange:
         while not body.done and len(read) <= limit:
             client.stream.deadline = monotonic() + self._setup.limits.body_idle_timeout
             read += await body.next()
+        client.stream.deadline = math.inf  # the client waits for us now
         return body, bytes(read)
 
     def _body(self) -> Body:
