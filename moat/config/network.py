@@ -14,7 +14,7 @@ from moat.rules import parse_entry_host, parse_host_rule, parse_rule
 
 _REFUSED = {
     "allow": "write network.rules instead, e.g. rules: [api.example.com]",
-    "keep_policy": "not supported yet",
+    "keep_policy": "no other engine is asked: see network.rules, network.budget, and `tools` of MCP servers",
 }
 
 
