@@ -55,6 +55,10 @@ class Limits:
     upstream_idle: int = 64
     """Idle pooled connections of a run, over all hosts: file descriptors are finite."""
 
+    dial_addresses: int = 8
+    """Addresses of one name that are tried. A hostile name server could send thousands, and each attempt
+    holds a file descriptor until it ends."""
+
     # Time.
 
     request_head_timeout: float = 60.0
@@ -66,6 +70,8 @@ class Limits:
     """Either side. Two round trips; a peer that takes longer is not coming."""
     dial_timeout: float = 30.0
     """Resolve and connect, over all addresses of a host: what browsers and Go's dialer use."""
+    dial_stagger: float = 0.25
+    """How long an address may stay silent before the next one is tried as well: RFC 8305 §5."""
     client_idle_timeout: float = 120.0
     """A kept-alive client connection between requests; longer than the upstream's, so that the client's
     next request finds its connection open."""
