@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moat.authority import Authority
     from moat.proxy.budget import Budget
     from moat.proxy.certs import RunCA
+    from moat.proxy.decider import Decider, Question
     from moat.proxy.events import Denial, ExchangeFinished
     from moat.proxy.limits import Limits
     from moat.proxy.policy import Policy
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
 __all__ = [
     "Authority",
     "Budget",
+    "Decider",
     "Denial",
     "ExchangeFinished",
     "Limits",
     "Policy",
     "Proxy",
+    "Question",
     "RunCA",
     "Trace",
     "Upstream",
@@ -45,11 +48,13 @@ __all__ = [
 _HOME = {
     "Authority": "moat.authority",
     "Budget": "moat.proxy.budget",
+    "Decider": "moat.proxy.decider",
     "Denial": "moat.proxy.events",
     "ExchangeFinished": "moat.proxy.events",
     "Limits": "moat.proxy.limits",
     "Policy": "moat.proxy.policy",
     "Proxy": "moat.proxy.server",
+    "Question": "moat.proxy.decider",
     "RunCA": "moat.proxy.certs",
     "Trace": "moat.proxy.trace",
     "Upstream": "moat.proxy.upstream",

@@ -21,6 +21,11 @@ class Warned(Denial):
     """What policy objects to and lets through: it is recorded, and the exchange goes on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Undecided(Denial):
+    """What no rule decides, in a policy that asks. Where nobody can be asked, a denial like any other."""
+
+
 class DeniedError(Exception):
     """Leaves the straight way of an exchange or a tunnel with a denial."""
 

@@ -23,8 +23,9 @@ from moat.proxy import inject
 from moat.proxy.answers import Answer, denied, failed, malformed
 from moat.proxy.budget import Account, Accounts, Spending
 from moat.proxy.certs import RunCA
+from moat.proxy.decider import Desk, Question
 from moat.proxy.download import Download
-from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Warned
+from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.http1 import (
     Form,
     Framing,
@@ -67,6 +68,7 @@ class Setup:
     tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
     mcp: McpTable = McpTable()  # noqa: RUF009 - empty and never changed
     accounts: Accounts = Accounts()  # noqa: RUF009 - the same
+    desk: Desk | None = None  # None: nobody is asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ class Exchange:
         self._grants: tuple[str, ...] = ()
         self._error = ""
         self._warning: Denial | None = None
+        self._undecided = False  # no rule of the policy allows it
 
     async def run(self) -> After:
         """Do the exchange, answer the client in every case, and record it."""
@@ -182,6 +185,8 @@ class Exchange:
         self._judge()
         if self._site.accounts:
             self._spending = self._spend()
+        if self._setup.desk is not None:
+            await self._ask(self._setup.desk)
         judged, response = await self._judge_tools(self._mcp) if self._mcp else (None, None)
         headers = await self._equip()
         upload = self._upload = Upload(
@@ -228,7 +233,28 @@ class Exchange:
         if isinstance(denial, Warned):
             self._warning = denial
             return None
+        if isinstance(denial, Undecided) and self._setup.desk is not None:
+            self._undecided = True
+            return None
         return denial
+
+    async def _ask(self, desk: Desk) -> None:
+        """Put the request to the decider. Raises DeniedError; StreamError when the client has left."""
+        site, head = self._site, self._head
+        host, port = site.authority.host, site.authority.port
+        bound = self._setup.table.for_host(host, port, site.scheme)
+        question = Question(
+            exchange=self._number,
+            scheme=site.scheme,
+            host=host,
+            port=port,
+            method=head.method.decode(),
+            url=site.url(self._target),
+            headers=shown(head.headers),
+            grants=tuple(dict.fromkeys(rule.rule.credential for rule in bound)),
+            undecided=self._undecided,
+        )
+        await desk.ask(question, self._client.stream, at_eof=head.keep_alive)
 
     def _spend(self) -> Spending:
         """Begin to spend what the request costs. Raises DeniedError."""

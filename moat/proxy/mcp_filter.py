@@ -112,7 +112,10 @@ class _Json:
 
 
 class _Events:
-    """Server-sent events, one by one. An event that grows beyond the limit leaves as it came."""
+    """Server-sent events, one by one.
+
+    An event that grows beyond the limit leaves as it came, unless it names tools: then the response ends.
+    """
 
     def __init__(self, policy: ToolPolicy, limit: int) -> None:
         self._policy = policy
@@ -133,18 +136,26 @@ class _Events:
         while (end := _END_OF_EVENT.search(self._held, searched)) is not None:
             event = bytes(self._held[: end.end()])
             del self._held[: end.end()]
+            if self._large:
+                self._insist_on_no_tools(event)
             clean = event if self._large or _MARK not in event else self._event(event)
             out.append(clean)
             if event.endswith(b"\r") and not self._held:
                 self._line_feed = b"\n" if clean is event else b""
             self._large, searched = False, 0
         if self._large or len(self._held) > self._limit:
-            kept = len(self._held) - 3  # its end may be cut in two
+            self._insist_on_no_tools(self._held)
+            kept = len(self._held) - len(_MARK) + 1  # the mark, or the event's end, may be cut in two
             if kept > 0:
                 out.append(bytes(self._held[:kept]))
                 del self._held[:kept]
             self._large = True
         return b"".join(out)
+
+    def _insist_on_no_tools(self, part: bytes | bytearray) -> None:
+        """Inside of a JSON string the mark's quotes are escaped: what a tool answered does not hold it."""
+        if _MARK in part:
+            raise UnreadableBodyError(f"an event with a list of tools has more than {self._limit} bytes")
 
     def finish(self) -> bytes:
         return bytes(self._held)  # a client drops an event that has no end

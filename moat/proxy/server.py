@@ -18,6 +18,7 @@ from moat.authority import Authority
 from moat.grants import CredentialSource, InjectionRule
 from moat.proxy.budget import Accounts, Budget
 from moat.proxy.certs import RunCA
+from moat.proxy.decider import Decider, Desk
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.exchange import Setup
 from moat.proxy.inject import InjectionTable
@@ -66,6 +67,7 @@ class Proxy:
         tunnels: Iterable[SshTunnel] = (),
         mcp: McpTable = McpTable(),  # noqa: B008 - empty and never changed
         budgets: Sequence[Budget] = (),
+        decider: Decider | None = None,
     ) -> None:
         """`on_event` must neither block nor raise. `ready` says why no exchange may start now.
 
@@ -74,7 +76,8 @@ class Proxy:
 
         `token` is asked for on TCP listeners only; reaching a unix socket is permission enough. Raises
         ValueError for a rule with a bad host pattern. `tunnels` are open in every policy mode. What `budgets`
-        allow is counted from here on; all that match a host apply to it.
+        allow is counted from here on; all that match a host apply to it. `decider` is asked about every
+        exchange that policy does not refuse, see `moat.proxy.decider`.
         """
         opened = {tunnel.authority: tunnel for tunnel in tunnels}
         table = InjectionTable(rules)
@@ -91,6 +94,7 @@ class Proxy:
             tunnels=opened,
             mcp=mcp,
             accounts=Accounts(budgets),
+            desk=decider and Desk(decider, seconds=limits.question_timeout, most=limits.questions),
         )
         self._token = token
         self._slots = anyio.Semaphore(limits.connections)

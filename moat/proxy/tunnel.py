@@ -21,7 +21,7 @@ from time import monotonic, time
 from moat.authority import Authority, AuthorityError, parse_authority
 from moat.proxy.answers import CHALLENGE, ESTABLISHED, Answer, denied, malformed
 from moat.proxy.budget import Spending
-from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Warned
+from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.exchange import After, Exchange, Setup, Site
 from moat.proxy.http1 import Form, Framing, MalformedError, RequestHead, render_response, split_absolute
 from moat.proxy.message import MessageReader
@@ -33,8 +33,6 @@ from moat.proxy.tls import TLSError
 from moat.proxy.upstream import UpstreamError
 
 _TLS_HANDSHAKE = b"\x16"  # first byte of every TLS connection: content type "handshake"
-_LINGER_SECONDS = 2.0  # how long a client may go on sending after our last answer
-_LINGER_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -92,9 +90,16 @@ class Tunnel:
         granted = authority in setup.tunnels  # for SSH alone: never asked about by an exchange
         return (
             setup.ready()
-            or (None if granted else _enforced(setup.policy.authority(authority.host, authority.port)))
+            or (None if granted else self._policy_denial(authority))
             or setup.upstream.check(authority)
         )
+
+    def _policy_denial(self, authority: Authority) -> Denial | None:
+        """What ends a tunnel. What is only warned of, or is to be asked about, is each exchange's."""
+        denial = self.setup.policy.authority(authority.host, authority.port)
+        if isinstance(denial, Warned) or (isinstance(denial, Undecided) and self.setup.desk is not None):
+            return None
+        return denial
 
     def _is_opaque(self, authority: Authority) -> bool:
         """A port of this machine carries any protocol, unless an MCP server is known to be there."""
@@ -137,7 +142,7 @@ class Tunnel:
         headers = CHALLENGE if again else (*CHALLENGE, (b"Connection", b"close"))
         await self.stream.send(render_response(407, b"Proxy Authentication Required", headers))
         if not again:
-            await linger(self.stream)
+            await self._linger()
         return again
 
     # --- inside ----------------------------------------------------------------------------------
@@ -244,7 +249,7 @@ class Tunnel:
         with suppress(StreamError):
             if ssh:
                 await self.stream.send(greeting + refusal(f"moat could not connect: {reason}"))
-                await linger(self.stream)
+                await self._linger()
             elif greeting:
                 await self.stream.send(render_response(502, b"Bad Gateway", ((b"Content-Length", b"0"),)))
 
@@ -254,7 +259,7 @@ class Tunnel:
             denial = ssh_denial(authority.host, authority.port)
         self._record("CONNECT", str(authority), 0, denial=denial)
         await self.stream.send(refusal(f"moat refused this connection: {denial.reason}; {denial.hint}"))
-        await linger(self.stream)
+        await self._linger()
 
     # --- requests that are none, and the end ----------------------------------------------------
 
@@ -281,12 +286,26 @@ class Tunnel:
         self._record("-", url, answer.status, denial=answer.denial)
         self.stream.deadline = monotonic() + self.setup.limits.close_timeout
         await self.stream.send(answer.wire())
-        await linger(self.stream)
+        await self._linger()
         return After.CLOSE
+
+    async def _linger(self) -> None:
+        """End our direction and drop what the client still sends, for a while.
+
+        Closing while data waits to be read makes the kernel reset the connection, and the reset can overtake
+        the answer that was sent just before.
+        """
+        stream, limits = self.stream, self.setup.limits
+        stream.deadline = monotonic() + limits.close_timeout
+        dropped = 0
+        with suppress(StreamError):
+            await stream.send_eof()
+            while dropped < limits.linger and (data := await stream.receive()):
+                dropped += len(data)
 
     async def _after(self, after: After) -> bool:
         if after is After.LINGER:
-            await linger(self.stream)
+            await self._linger()
         return after is After.KEEP
 
     def _record(
@@ -308,25 +327,6 @@ class Tunnel:
                 id=next(self.setup.numbers),
             )
         )
-
-
-def _enforced(denial: Denial | None) -> Denial | None:
-    """What ends a tunnel. A warning is the exchanges' to record."""
-    return None if isinstance(denial, Warned) else denial
-
-
-async def linger(stream: Stream) -> None:
-    """End our direction and drop what the client still sends, for a while.
-
-    Closing while data waits to be read makes the kernel reset the connection, and the reset can overtake
-    the answer that was sent just before.
-    """
-    stream.deadline = monotonic() + _LINGER_SECONDS
-    dropped = 0
-    with suppress(StreamError):
-        await stream.send_eof()
-        while dropped < _LINGER_BYTES and (data := await stream.receive()):
-            dropped += len(data)
 
 
 def _password(value: bytes) -> bytes:

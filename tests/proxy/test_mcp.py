@@ -215,10 +215,24 @@ def test_an_event_beyond_the_limit_is_not_held():
     assert isinstance(body, ToolFilter)
     big = b"data: " + b"x" * 5000
     out = b"".join(body.feed(big))
-    assert len(big) - len(out) <= 3
+    assert len(big) - len(out) <= 6
     out += b"".join(body.feed(b"\n\ndata: " + json.dumps(LIST).encode() + b"\n\n"))
     assert out.startswith(big)
     assert json.loads(out[len(big) + 8 :].decode().strip()) == SHORT
+
+
+@pytest.mark.parametrize("size", [1, 7, 700])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_list_in_an_event_beyond_the_limit_ends_the_response(size, where):
+    """Fails when `_insist_on_no_tools` does nothing."""
+    filler = "x" * 3000
+    value = LIST | {"note": filler} if where == "before" else {"note": filler} | LIST
+    data = b"data: " + json.dumps(value).encode() + b"\n\n"
+    with pytest.raises(UnreadableBodyError, match="an event with a list of tools has more than 1000 bytes"):
+        filtered("text/event-stream", [data[i : i + size] for i in range(0, len(data), size)], limit=1000)
+    answer = {"result": {"content": [{"text": json.dumps(LIST) + filler}]}}  # a tool may speak of tools
+    told = b"data: " + json.dumps(answer).encode() + b"\n\n"
+    assert filtered("text/event-stream", [told], limit=1000) == told
 
 
 # --- in the proxy -----------------------------------------------------------------------------------------

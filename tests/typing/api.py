@@ -13,11 +13,22 @@ import anyio
 import moat.proxy
 import moat.runtime
 from moat.grants import Credential, CredentialSource
-from moat.runtime import HostRules, LocalRun, Mount, NetworkConfig, Output, RunRecord, Size
+from moat.runtime import BudgetConfig, HostRules, LocalRun, Mount, NetworkConfig, Output, RunRecord, Size
+
+
+async def decide(question: moat.proxy.Question) -> bool | moat.proxy.Denial:
+    assert_type(question.grants, tuple[str, ...])
+    if question.undecided:
+        return moat.proxy.Denial("mine", f"{question.method} {question.url}", "my own rule")
+    return question.host == "pypi.org"
 
 
 async def start_a_run() -> int:
-    network = NetworkConfig(policy="strict", rules=(HostRules("pypi.org", ("allow GET /simple/**",)),))
+    network = NetworkConfig(
+        policy="strict",
+        rules=(HostRules("pypi.org", ("allow GET /simple/**",)),),
+        budgets=(BudgetConfig(requests=1000), BudgetConfig(host="pypi.org", download=10**9)),
+    )
     async with moat.runtime.start(
         ["pytest", "-q"],
         workspace="project",
@@ -26,6 +37,7 @@ async def start_a_run() -> int:
         network=network,
         mounts=[Mount(Path("/data"), "/data", read_only=True)],
         tty=Size(80, 24),
+        decider=decide,
     ) as run:
         assert_type(run, LocalRun)
         assert_type(run.id, str)
@@ -70,6 +82,8 @@ async def run_a_proxy(source: CredentialSource, hosts: Sequence[str]) -> None:
         credentials=source,
         upstream=upstream,
         on_event=events.append,
+        budgets=[moat.proxy.Budget(requests=100, upload=10**6)],
+        decider=decide,
     )
     async with anyio.create_task_group() as tasks:
         await tasks.start(proxy.serve, socket.create_server(("127.0.0.1", 0)))
