@@ -24,6 +24,7 @@ from moat.proxy.budget import Spending
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.exchange import After, Exchange, Setup, Site
 from moat.proxy.http1 import Form, Framing, MalformedError, RequestHead, render_response, split_absolute
+from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import HOST_NAME, ssh_denial
 from moat.proxy.relay import Traffic, Watch, relay
@@ -142,7 +143,7 @@ class Tunnel:
         headers = CHALLENGE if again else (*CHALLENGE, (b"Connection", b"close"))
         await self.stream.send(render_response(407, b"Proxy Authentication Required", headers))
         if not again:
-            await self._linger()
+            await linger(self.stream, self.setup.limits)
         return again
 
     # --- inside ----------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ class Tunnel:
         with suppress(StreamError):
             if ssh:
                 await self.stream.send(greeting + refusal(f"moat could not connect: {reason}"))
-                await self._linger()
+                await linger(self.stream, self.setup.limits)
             elif greeting:
                 await self.stream.send(render_response(502, b"Bad Gateway", ((b"Content-Length", b"0"),)))
 
@@ -259,7 +260,7 @@ class Tunnel:
             denial = ssh_denial(authority.host, authority.port)
         self._record("CONNECT", str(authority), 0, denial=denial)
         await self.stream.send(refusal(f"moat refused this connection: {denial.reason}; {denial.hint}"))
-        await self._linger()
+        await linger(self.stream, self.setup.limits)
 
     # --- requests that are none, and the end ----------------------------------------------------
 
@@ -286,26 +287,12 @@ class Tunnel:
         self._record("-", url, answer.status, denial=answer.denial)
         self.stream.deadline = monotonic() + self.setup.limits.close_timeout
         await self.stream.send(answer.wire())
-        await self._linger()
+        await linger(self.stream, self.setup.limits)
         return After.CLOSE
-
-    async def _linger(self) -> None:
-        """End our direction and drop what the client still sends, for a while.
-
-        Closing while data waits to be read makes the kernel reset the connection, and the reset can overtake
-        the answer that was sent just before.
-        """
-        stream, limits = self.stream, self.setup.limits
-        stream.deadline = monotonic() + limits.close_timeout
-        dropped = 0
-        with suppress(StreamError):
-            await stream.send_eof()
-            while dropped < limits.linger and (data := await stream.receive()):
-                dropped += len(data)
 
     async def _after(self, after: After) -> bool:
         if after is After.LINGER:
-            await self._linger()
+            await linger(self.stream, self.setup.limits)
         return after is After.KEEP
 
     def _record(
@@ -327,6 +314,20 @@ class Tunnel:
                 id=next(self.setup.numbers),
             )
         )
+
+
+async def linger(stream: Stream, limits: Limits) -> None:
+    """End our direction and drop what the client still sends, for a while.
+
+    Closing while data waits to be read makes the kernel reset the connection, and the reset can overtake
+    the answer that was sent just before.
+    """
+    stream.deadline = monotonic() + limits.close_timeout
+    dropped = 0
+    with suppress(StreamError):
+        await stream.send_eof()
+        while dropped < limits.linger and (data := await stream.receive()):
+            dropped += len(data)
 
 
 def _password(value: bytes) -> bytes:

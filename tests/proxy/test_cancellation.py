@@ -238,9 +238,7 @@ async def test_nothing_is_left(story: str, awaits: Awaits, anyio_backend: str) -
         assert ended
 
 
-async def _once(
-    proxy: Proxy, upstream: Upstream, awaits: Awaits, story: Story, trust: Any
-) -> list[str]:
+async def _once(proxy: Proxy, upstream: Upstream, awaits: Awaits, story: Story, trust: Any) -> list[str]:
     """The story, cancelled where `awaits` says; what the client met."""
     ours, theirs = _pair()
     failures: list[str] = []

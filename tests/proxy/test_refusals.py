@@ -3,7 +3,7 @@
 Defences, and the tests that fail without them: policy before everything (`Exchange._judge`, `Tunnel._judge`),
 the address guard (`Upstream._guard`), one authority (`Exchange._authority_mismatch`, `RunCA`'s SNI check),
 the leak guard (`InjectionTable.leaks`), strict heads (`http1`), the token (`Tunnel._authorised`), answers
-that survive (`Tunnel._linger`), verification (`tls.verifying_context`), deadlines (`Watch.tick`). Each was
+that survive (`tunnel.linger`), verification (`tls.verifying_context`), deadlines (`Watch.tick`). Each was
 replaced by a function that does nothing, and the test named after it was seen to fail.
 """
 
