@@ -21,11 +21,11 @@ from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider, Desk
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.exchange import Setup
-from moat.proxy.inject import InjectionTable
 from moat.proxy.limits import Limits
 from moat.proxy.mcp import McpTable
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import Policy
+from moat.proxy.site_rules import InjectionTable
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, open_stream
 from moat.proxy.tunnel import Tunnel
@@ -65,7 +65,7 @@ class Proxy:
         ready: Callable[[], Denial | None] = always_ready,
         on_use: Callable[[int, str, tuple[str, ...]], Denial | None] = always_allowed,
         tunnels: Iterable[SshTunnel] = (),
-        mcp: McpTable = McpTable(),  # noqa: B008 - empty and never changed
+        mcp: McpTable | None = None,
         budgets: Sequence[Budget] = (),
         decider: Decider | None = None,
     ) -> None:
@@ -92,7 +92,7 @@ class Proxy:
             ready,
             on_use,
             tunnels=opened,
-            mcp=mcp,
+            mcp=mcp or McpTable(),
             accounts=Accounts(budgets),
             desk=decider and Desk(decider, seconds=limits.question_timeout, most=limits.questions),
         )

@@ -66,7 +66,7 @@ class Tunnel:
 
     async def captured(self, authority: Authority) -> None:
         """Serve a client that believes it has reached `authority` itself."""
-        denial = self._judge(authority)
+        denial = self._judge(authority, ssh=authority in self.setup.tunnels)
         if denial is None and self._is_opaque(authority):
             await self._opaque(authority, b"")
         else:
@@ -78,20 +78,22 @@ class Tunnel:
         except AuthorityError as error:
             await self._refuse(None, malformed(MalformedError("bad-authority", str(error), 400, "client")))
             return
-        denial = self._judge(authority)
+        denial = self._judge(authority, ssh=authority in self.setup.tunnels)
         if denial is None and self._is_opaque(authority):
             await self._opaque(authority, ESTABLISHED)
             return
         await self.stream.send(ESTABLISHED)
         await self._inside(authority, denial)
 
-    def _judge(self, authority: Authority) -> Denial | None:
-        """What can be refused before a name is resolved. Names are checked when they are dialled."""
+    def _judge(self, authority: Authority, *, ssh: bool = False) -> Denial | None:
+        """What can be refused before a name is resolved. Names are checked when they are dialled.
+
+        ssh: for a tunnel that carries SSH and nothing else, which its grant opens whatever policy says.
+        """
         setup = self.setup
-        granted = authority in setup.tunnels  # for SSH alone: never asked about by an exchange
         return (
             setup.ready()
-            or (None if granted else self._policy_denial(authority))
+            or (None if ssh else self._policy_denial(authority))
             or setup.upstream.check(authority)
         )
 

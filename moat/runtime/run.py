@@ -401,6 +401,7 @@ class LocalRun:
             self.journal.record("login.renewed", grant=grant, outcome=outcome)
 
         source = RunCredentials(vault, upstream, vault.directory, told)
+        self._resources.append(("logins", source.aclose))
         if mcp is not None:
             mcp.on_rejected = source.rejected
         return source
