@@ -20,7 +20,7 @@ from moat.runtime.sandbox import Mount
 
 
 def main(argv: Sequence[str]) -> int:
-    flags, command = _split(argv)
+    flags, command = split_command(argv)
     options = _parser().parse_args(flags)
     workspace = Path(options.dir).expanduser().absolute()
     if not workspace.is_dir():
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     return start(request, detach=options.detach, json=options.json, home=home)
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+def split_command(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """What is before the first `--`, and the command after it."""
     if "--" not in argv:
         return list(argv), ()
