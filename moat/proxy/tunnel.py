@@ -24,6 +24,7 @@ from moat.proxy.budget import Spending
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.exchange import After, Exchange, Setup, Site
 from moat.proxy.http1 import Form, Framing, MalformedError, RequestHead, render_response, split_absolute
+from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import HOST_NAME, ssh_denial
 from moat.proxy.relay import Traffic, Watch, relay
@@ -33,8 +34,6 @@ from moat.proxy.tls import TLSError
 from moat.proxy.upstream import UpstreamError
 
 _TLS_HANDSHAKE = b"\x16"  # first byte of every TLS connection: content type "handshake"
-_LINGER_SECONDS = 2.0  # how long a client may go on sending after our last answer
-_LINGER_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -146,7 +145,7 @@ class Tunnel:
         headers = CHALLENGE if again else (*CHALLENGE, (b"Connection", b"close"))
         await self.stream.send(render_response(407, b"Proxy Authentication Required", headers))
         if not again:
-            await linger(self.stream)
+            await linger(self.stream, self.setup.limits)
         return again
 
     # --- inside ----------------------------------------------------------------------------------
@@ -253,7 +252,7 @@ class Tunnel:
         with suppress(StreamError):
             if ssh:
                 await self.stream.send(greeting + refusal(f"moat could not connect: {reason}"))
-                await linger(self.stream)
+                await linger(self.stream, self.setup.limits)
             elif greeting:
                 await self.stream.send(render_response(502, b"Bad Gateway", ((b"Content-Length", b"0"),)))
 
@@ -263,7 +262,7 @@ class Tunnel:
             denial = ssh_denial(authority.host, authority.port)
         self._record("CONNECT", str(authority), 0, denial=denial)
         await self.stream.send(refusal(f"moat refused this connection: {denial.reason}; {denial.hint}"))
-        await linger(self.stream)
+        await linger(self.stream, self.setup.limits)
 
     # --- requests that are none, and the end ----------------------------------------------------
 
@@ -290,12 +289,12 @@ class Tunnel:
         self._record("-", url, answer.status, denial=answer.denial)
         self.stream.deadline = monotonic() + self.setup.limits.close_timeout
         await self.stream.send(answer.wire())
-        await linger(self.stream)
+        await linger(self.stream, self.setup.limits)
         return After.CLOSE
 
     async def _after(self, after: After) -> bool:
         if after is After.LINGER:
-            await linger(self.stream)
+            await linger(self.stream, self.setup.limits)
         return after is After.KEEP
 
     def _record(
@@ -319,17 +318,17 @@ class Tunnel:
         )
 
 
-async def linger(stream: Stream) -> None:
+async def linger(stream: Stream, limits: Limits) -> None:
     """End our direction and drop what the client still sends, for a while.
 
     Closing while data waits to be read makes the kernel reset the connection, and the reset can overtake
     the answer that was sent just before.
     """
-    stream.deadline = monotonic() + _LINGER_SECONDS
+    stream.deadline = monotonic() + limits.close_timeout
     dropped = 0
     with suppress(StreamError):
         await stream.send_eof()
-        while dropped < _LINGER_BYTES and (data := await stream.receive()):
+        while dropped < limits.linger and (data := await stream.receive()):
             dropped += len(data)
 
 
