@@ -8,7 +8,7 @@ two directions are in `upload` and `download`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -400,8 +400,8 @@ class Exchange:
 
     # --- both directions -------------------------------------------------------------------------
 
-    async def _acquire(self, *, fresh: bool = False) -> Connection:
-        return await self._setup.upstream.acquire(self._site.scheme, self._site.authority, fresh=fresh)
+    def _acquire(self, *, fresh: bool = False) -> Awaitable[Connection]:
+        return self._setup.upstream.acquire(self._site.scheme, self._site.authority, fresh=fresh)
 
     def _may_repeat(self, connection: Connection, error: StreamError) -> bool:
         """A pooled connection that the server was just closing: nothing came back, doing it twice is safe."""

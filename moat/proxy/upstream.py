@@ -71,11 +71,8 @@ class Connection:
 
     key: tuple[str, str, int]  # scheme, host, port
     reader: MessageReader
+    stream: Stream
     reused: bool = False  # came from the pool: it may turn out to have just been closed
-
-    @property
-    def stream(self) -> Stream:
-        return self.reader.stream
 
     def __repr__(self) -> str:
         return f"<Connection {self.key[1]}:{self.key[2]}{' reused' if self.reused else ''}>"
@@ -147,7 +144,7 @@ class Upstream:
         except BaseException:
             stream.abort()
             raise
-        return Connection(key, MessageReader(stream, self._limits))
+        return Connection(key, MessageReader(stream, self._limits), stream)
 
     def release(self, connection: Connection) -> None:
         """Give back a connection whose last exchange was read to its end."""
