@@ -42,12 +42,32 @@ from moat.proxy.policy import Policy, SitePolicy
 from moat.proxy.scrub import UnreadableBodyError
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, StreamTimeoutError
+from moat.proxy.tls import H2, HTTP1
 from moat.proxy.trace import shown
 from moat.proxy.upload import GONE, Judged, Upload
 from moat.proxy.upstream import Connection, Upstream, UpstreamError
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
-_OPAQUE = frozenset({b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions"})
+_OPAQUE = frozenset({
+    b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions",
+    b"grpc-accept-encoding", b"connect-accept-encoding",
+})  # fmt: skip
+
+
+@dataclass(slots=True)
+class Places:
+    """How many of something may exist at one time."""
+
+    free: int = 0
+
+    def take(self) -> bool:
+        if not self.free:
+            return False
+        self.free -= 1
+        return True
+
+    def give_back(self) -> None:
+        self.free += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +87,36 @@ class Setup:
     tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
     mcp: McpTable = McpTable()  # noqa: RUF009 - empty and never changed
     accounts: Accounts = Accounts()  # noqa: RUF009 - the same
+    streams: Places = field(default_factory=Places)  # of HTTP/2
+
+    def refused(
+        self,
+        method: str,
+        url: str,
+        status: int,
+        *,
+        denial: Denial | None = None,
+        error: str = "",
+        protocol: str = HTTP1,
+    ) -> None:
+        """Record what never became an exchange."""
+        self.on_event(
+            ExchangeFinished(
+                started=time(),
+                duration=0.0,
+                method=method,
+                url=url,
+                status=status,
+                request_headers=(),
+                response_headers=(),
+                request_bytes=0,
+                response_bytes=0,
+                denial=denial,
+                error=error,
+                id=next(self.numbers),
+                protocol=protocol,
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +129,21 @@ class Site:
     denial: Denial | None  # everything that is sent here is answered with this
     policy: SitePolicy
     accounts: tuple[Account, ...]  # budgets that exchanges spend from
+    protocol: str = HTTP1  # what the client speaks, as in ALPN
 
     @classmethod
-    def of(cls, setup: Setup, scheme: str, authority: Authority, denial: Denial | None) -> Site:
+    def of(
+        cls,
+        setup: Setup,
+        scheme: str,
+        authority: Authority,
+        denial: Denial | None,
+        protocol: str = HTTP1,
+    ) -> Site:
         host, port = authority.host, authority.port
         header = authority.host_header(scheme).encode()
         policy, accounts = setup.policy.site(host, port), setup.accounts.at(host, port)
-        return cls(scheme, authority, header, denial, policy, accounts)
+        return cls(scheme, authority, header, denial, policy, accounts, protocol)
 
     def url(self, target: bytes) -> str:
         """`target` as a URL; an absolute one that was refused before it was taken apart is one already."""
@@ -218,7 +276,9 @@ class Exchange:
             if denial is None and self._mcp is not None:
                 denial = self._mcp.login_denial(self._target.decode())
         if denial is not None:
-            raise _RefusedError(denied(denial))
+            # Who uses an HTTP/2 connection for several hosts then opens another (RFC 9110 §15.5.20).
+            misdirected = site.protocol == H2 and denial.code == "authority"
+            raise _RefusedError(denied(denial, status=421 if misdirected else 0))
 
     def _policy_denial(self) -> Denial | None:
         policy, head = self._site.policy, self._head
@@ -341,7 +401,7 @@ class Exchange:
     @property
     def _patience(self) -> float:
         """Seconds until the head of the response is late. A tool may work for long before it answers."""
-        limits = self._setup.limits
+        limits = self._client.limits
         return limits.response_head_timeout if self._mcp is None else limits.tunnel_idle_timeout
 
     # --- both directions -------------------------------------------------------------------------
@@ -476,6 +536,7 @@ class Exchange:
                 warning=self._warning if denial is None else None,
                 error=error,
                 id=self._number,
+                protocol=self._site.protocol,
             )
         )
 

@@ -19,7 +19,7 @@ from moat.grants import CredentialSource, InjectionRule
 from moat.proxy.budget import Accounts, Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.events import Denial, ExchangeFinished
-from moat.proxy.exchange import Setup
+from moat.proxy.exchange import Places, Setup
 from moat.proxy.inject import InjectionTable
 from moat.proxy.limits import Limits
 from moat.proxy.mcp import McpTable
@@ -91,6 +91,7 @@ class Proxy:
             tunnels=opened,
             mcp=mcp,
             accounts=Accounts(budgets),
+            streams=Places(limits.h2_streams_of_run),
         )
         self._token = token
         self._slots = anyio.Semaphore(limits.connections)
