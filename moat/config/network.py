@@ -14,7 +14,7 @@ from moat.rules import parse_entry_host, parse_host_rule, parse_rule
 
 _REFUSED = {
     "allow": "write network.rules instead, e.g. rules: [api.example.com]",
-    "keep_policy": "not supported yet",
+    "keep_policy": "no other engine is asked: see network.rules, network.budget, and `tools` of MCP servers",
 }
 
 
@@ -28,7 +28,7 @@ class HostRules:
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    policy: Literal["permissive", "strict"] = "permissive"
+    policy: Literal["permissive", "strict", "ask"] = "permissive"  # ask: of the Python API, with a decider
     rules: tuple[HostRules, ...] = ()
     host: tuple[int, ...] = ()  # ports of the host that the sandbox may reach as `moat-host:<port>`
     mode: Literal["enforce", "warn"] = "enforce"  # warn: what policy and rules refuse is only recorded
@@ -49,7 +49,7 @@ def read(check: Checker, node: Node) -> NetworkConfig:
         node,
         "network",
         {
-            "policy": lambda value: check.choice(value, "network.policy", ("permissive", "strict")),
+            "policy": lambda value: check.choice(value, "network.policy", ("permissive", "strict"), ("ask",)),
             "mode": lambda value: check.choice(value, "network.mode", ("enforce", "warn")),
             "rules": lambda value: _rules(check, value),
             "host": lambda value: _host_ports(check, value),

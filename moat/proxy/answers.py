@@ -16,7 +16,7 @@ from moat.proxy.http1 import Headers, MalformedError, render_response
 ESTABLISHED = b"HTTP/1.1 200 Connection Established\r\n\r\n"
 # Basic: git, curl and every SDK know it. Only TCP listeners with a token ever ask (DESIGN §4).
 CHALLENGE: Headers = ((b"Proxy-Authenticate", b'Basic realm="moat"'), (b"Content-Length", b"0"))
-_STATUS_OF_DENIAL = {"malformed": 400, "rate": 429, "journal": 503, "limit": 503}  # anything else: 403
+_STATUS_OF_DENIAL = {"malformed": 400, "journal": 503, "limit": 503}  # anything else: 403
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Answer:
 
 def denied(denial: Denial, *, status: int = 0) -> Answer:
     """Refused on purpose. `x-should-retry` stops SDKs that would try eleven times, unless waiting helps."""
-    status = status or _STATUS_OF_DENIAL.get(denial.code, 403)
+    status = status or (429 if denial.retry_after else _STATUS_OF_DENIAL.get(denial.code, 403))
     content: dict[str, str | int] = {
         "error": f"moat refused this request: {denial.reason}",
         "reason": denial.code,

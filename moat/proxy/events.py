@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -21,6 +22,11 @@ class Warned(Denial):
     """What policy objects to and lets through: it is recorded, and the exchange goes on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Undecided(Denial):
+    """What no rule decides, in a policy that asks. Where nobody can be asked, a denial like any other."""
+
+
 class DeniedError(Exception):
     """Leaves the straight way of an exchange or a tunnel with a denial."""
 
@@ -38,8 +44,8 @@ class ExchangeFinished:
     method: str  # `CONNECT` for a refused or opaque tunnel
     url: str  # scheme://host[:port]/target; credentials never appear: the target is as the sandbox sent it
     status: int  # 0: no response was sent
-    request_headers: tuple[tuple[str, str], ...]  # as the sandbox sent them, secrets redacted
-    response_headers: tuple[tuple[str, str], ...]  # as the sandbox got them
+    request_headers: Sequence[tuple[str, str]]  # as the sandbox sent them, secrets redacted
+    response_headers: Sequence[tuple[str, str]]  # as the sandbox got them
     request_bytes: int  # body bytes that went up
     response_bytes: int  # body bytes that came down
     grants: tuple[str, ...] = ()  # credentials that were injected

@@ -6,10 +6,9 @@ Whatever two servers could read in two ways is refused, never repaired.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 from enum import Enum
-from typing import Literal, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
 from moat.errors import MoatError
 from moat.proxy import diagnosis, grammar
@@ -20,18 +19,21 @@ Buffer = bytes | bytearray
 Blame = Literal["client", "upstream"]
 
 _MAX_LENGTH = 2**63 - 1  # what every other parser's signed 64-bit integer holds
-_FRAMED = (b"host", b"content-length", b"transfer-encoding")  # never hop-by-hop, whatever Connection says
+_FRAMED = frozenset(
+    {b"host", b"content-length", b"transfer-encoding"}
+)  # never hop-by-hop, whatever Connection says
 # CGI-style servers read `_` as `-`: these would be a second opinion on framing behind our back.
 _LOOK_ALIKE = frozenset({b"content_length", b"transfer_encoding"})
-_SPECIAL = _LOOK_ALIKE | {*_FRAMED, b"connection", b"expect", b"upgrade"}
-_HOP_BY_HOP = frozenset({
-    b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer", b"upgrade", b"http2-settings",
-    b"transfer-encoding", b"proxy-authenticate", b"proxy-authorization", b"proxy-authentication-info",
-})  # fmt: skip
+# Of the fields that `grammar.SPECIAL` names, those that are the next hop's business too.
+_END_TO_END = frozenset({b"host", b"content-length", b"content-type", b"content-encoding"})
+_CONTENT_LENGTH = frozenset({b"content-length"})
+_CHUNKED = b"\r\nTransfer-Encoding: chunked"
+_UPGRADE = b"\r\nConnection: Upgrade\r\nUpgrade: %b"
 _CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"identity"})
 _COMMON_OPTIONS = {
     value: frozenset({value.lower()}) for value in (b"keep-alive", b"Keep-Alive", b"close", b"Upgrade")
 }
+_NO_OPTIONS: frozenset[bytes] = frozenset()
 _HARMLESS_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"upgrade"})
 # Upgrading to HTTP once more would carry requests past policy (h2c smuggling); TLS would hide them.
 _HTTP_AGAIN = (b"h2", b"h3", b"http/", b"tls/")
@@ -70,15 +72,15 @@ class MalformedError(MoatError):
         self.blame = blame
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(NamedTuple):
     """A request head that is framed beyond doubt. `size` bytes of the buffer belong to it."""
 
     method: bytes  # as sent; tokens are case-sensitive
     target: bytes  # as sent: visible ASCII, no `#`
     form: Form
     minor: int  # 0 or 1
-    headers: Headers  # names as sent, values without surrounding white space
+    block: bytes  # all header fields as sent, each with a CRLF before it
+    kept: bytes  # those of them that go on to the next hop, whatever the framing; the same shape
     host: bytes  # the one Host field; b"" only when HTTP/1.0 sent none
     framing: Framing  # NONE, LENGTH or CHUNKED
     length: int  # body bytes when framing is LENGTH, else 0
@@ -87,20 +89,33 @@ class RequestHead:
     upgrade: bytes  # lower-case protocol token the client asks to switch to, or b""
     size: int
 
+    @property
+    def headers(self) -> Headers:
+        """Names as sent, values without surrounding white space. Taken apart anew each time."""
+        return split_fields(self.block)
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
+
+class ResponseHead(NamedTuple):
     """A response head. A 1xx other than 101 is followed by another head."""
 
     status: int  # 100..999
     reason: bytes
     minor: int
-    headers: Headers
+    block: bytes  # all header fields as sent, each with a CRLF before it
+    kept: bytes  # those of them that go on to the next hop, whatever the framing; the same shape
     framing: Framing
     length: int
+    measured: bool  # there is a Content-Length, which need not be the body's: HEAD, 304
+    content_type: bytes  # the media type, lower case, without parameters; b"" when none is named
+    encoded: bool  # a Content-Encoding is named
     keep_alive: bool  # the upstream connection can carry another request after the body
     upgrade: bytes  # lower-case token of a 101, else b""
     size: int
+
+    @property
+    def headers(self) -> Headers:
+        """Names as sent, values without surrounding white space. Taken apart anew each time."""
+        return split_fields(self.block)
 
 
 def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
@@ -114,8 +129,7 @@ def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
         return None
     method, target, minor_digit, block = match.groups()
     minor = 1 if minor_digit == b"1" else 0
-    headers = _fields(block, limits, "client")
-    special = _special(headers, "client")
+    special, kept = _special(block, limits, "client")
     host = _host(special, minor)
     options = _options(special, "client")
     framing, length = _framing(special, minor, "client")
@@ -126,8 +140,22 @@ def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
     # A proxy must not keep an HTTP/1.0 client's connection (RFC 9112 §9.3).
     keep_alive = minor == 1 and b"close" not in options
     expects = _expects_continue(special, minor, framing)
+    if b"connection" in special:
+        kept = _unnominated(kept, options)
     return RequestHead(
-        method, target, form, minor, headers, host, framing, length, keep_alive, expects, upgrade, match.end()
+        method,
+        target,
+        form,
+        minor,
+        block,
+        kept,
+        host,
+        framing,
+        length,
+        keep_alive,
+        expects,
+        upgrade,
+        match.end(),
     )
 
 
@@ -148,8 +176,7 @@ def parse_response(
     minor_digit, code, reason, block = match.groups()
     minor = 1 if minor_digit == b"1" else 0
     status = int(code)
-    headers = _fields(block, limits, "upstream")
-    special = _special(headers, "upstream")
+    special, kept = _special(block, limits, "upstream")
     options = _options(special, "upstream")
     framing, length = _framing(special, minor, "upstream")
     switched = b""
@@ -163,9 +190,13 @@ def parse_response(
     elif framing is Framing.NONE and b"content-length" not in special:
         framing = Framing.UNTIL_CLOSE
     keep_alive = minor == 1 and framing is not Framing.UNTIL_CLOSE and b"close" not in options
+    if b"connection" in special:
+        kept = _unnominated(kept, options)
     return ResponseHead(
-        status, reason or b"", minor, headers, framing, length, keep_alive, switched, match.end()
-    )
+        status, reason or b"", minor, block, kept, framing, length, b"content-length" in special,
+        _media_type(special), b"content-encoding" in special,
+        keep_alive, switched, match.end(),
+    )  # fmt: skip
 
 
 def split_absolute(target: bytes) -> tuple[bytes, bytes, bytes]:
@@ -181,27 +212,25 @@ def split_absolute(target: bytes) -> tuple[bytes, bytes, bytes]:
     return scheme.lower(), authority, path
 
 
-def forward_request_headers(head: RequestHead) -> Headers:
-    """Fields that go upstream: no hop-by-hop or Proxy-* field, framing written anew.
+def request_fields(head: RequestHead) -> bytes:
+    """Fields that go upstream, as a block: no hop-by-hop or Proxy-* field, framing written anew.
 
     Content-Length stays (leading zeros dropped), `Transfer-Encoding: chunked` is appended when the body is
-    chunked, `Connection: Upgrade` with `Upgrade` when `head.upgrade` asks for it. Host stays as sent, Expect
-    only when `head.expect_continue` says that it means something.
+    chunked, `Connection: Upgrade` with `Upgrade` when `head.upgrade` asks for it, Expect when
+    `head.expect_continue` says that it means something. All else stays as sent.
     """
-    fields = _end_to_end(head.headers)
-    if not head.expect_continue:
-        fields = [field for field in fields if field[0].lower() != b"expect"]
+    fields = head.kept
+    if head.expect_continue:
+        fields += b"\r\nExpect: 100-continue"
     if head.framing is Framing.CHUNKED:
-        fields.append((b"Transfer-Encoding", b"chunked"))
+        fields += _CHUNKED
     if head.upgrade:
-        fields += [(b"Connection", b"Upgrade"), (b"Upgrade", head.upgrade)]
-    return tuple(fields)
+        fields += _UPGRADE % head.upgrade
+    return fields
 
 
-def forward_response_headers(
-    head: ResponseHead, *, framing: Framing | None = None, close: bool = False
-) -> Headers:
-    """Fields that go to the client: no hop-by-hop field, framing written anew.
+def response_fields(head: ResponseHead, *, framing: Framing | None = None, close: bool = False) -> bytes:
+    """Fields that go to the client, as a block: no hop-by-hop field, framing written anew.
 
     `framing` says how the body leaves here when that differs from how it came (re-chunked, decoded):
     LENGTH and NONE keep the upstream's Content-Length, CHUNKED writes Transfer-Encoding, UNTIL_CLOSE
@@ -209,43 +238,87 @@ def forward_response_headers(
     (RFC 9110 §8.6). `close` appends `Connection: close`.
     """
     framing = framing or head.framing
-    fields = _end_to_end(head.headers)
-    if framing in {Framing.CHUNKED, Framing.UNTIL_CLOSE} or head.status < 200 or head.status == 204:
-        fields = [field for field in fields if field[0].lower() != b"content-length"]
+    fields = head.kept
+    unmeasured = framing is Framing.CHUNKED or framing is Framing.UNTIL_CLOSE
+    if head.measured and (unmeasured or head.status < 200 or head.status == 204):
+        fields = without(fields, _CONTENT_LENGTH)
     if framing is Framing.CHUNKED:
-        fields.append((b"Transfer-Encoding", b"chunked"))
+        fields += _CHUNKED
     if head.upgrade:
-        fields += [(b"Connection", b"Upgrade"), (b"Upgrade", head.upgrade)]
+        fields += _UPGRADE % head.upgrade
     elif close:
-        fields.append((b"Connection", b"close"))
+        fields += b"\r\nConnection: close"
+    return fields
+
+
+def forward_request_headers(head: RequestHead) -> Headers:
+    """`request_fields`, taken apart."""
+    return split_fields(request_fields(head))
+
+
+def forward_response_headers(
+    head: ResponseHead, *, framing: Framing | None = None, close: bool = False
+) -> Headers:
+    """`response_fields`, taken apart."""
+    return split_fields(response_fields(head, framing=framing, close=close))
+
+
+def split_fields(block: bytes) -> Headers:
+    """The fields of a block that the grammar has matched; values without white space around them."""
+    fields = grammar.FIELD.findall(block)
+    if b" \r" in block or b"\t\r" in block or block.endswith((b" ", b"\t")):
+        return tuple([(name, value.rstrip(b" \t")) for name, value in fields])
     return tuple(fields)
 
 
-def render_request(method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+def join_fields(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The reverse of `split_fields`. Raises ValueError when a field would break out of its line."""
+    lines = [b"\r\n%b: %b" % field for field in headers]
+    block = b"".join(lines)
+    # An injected credential or a rewritten field with a line end in it would be a request of its own.
+    if block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or b"\x00" in block:
+        raise ValueError("a header field holds a line end or a NUL")
+    return block
+
+
+def without(block: bytes, names: Collection[bytes]) -> bytes:
+    """A block of fields without those with one of the (lower-case) names."""
+    return join_fields(field for field in split_fields(block) if field[0].lower() not in names)
+
+
+def render_request(method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """A request head on the wire. Raises ValueError when a field would break out of its line."""
-    return _render(b"%b %b HTTP/1.1\r\n" % (method, target), headers)
+    return request_wire(method, target, join_fields(headers))
 
 
-def render_response(status: int, reason: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+def render_response(status: int, reason: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """A response head on the wire. Raises ValueError when a field would break out of its line."""
-    return _render(b"HTTP/1.1 %d %b\r\n" % (status, reason), headers)
+    return response_wire(status, reason, join_fields(headers))
+
+
+def request_wire(method: bytes, target: bytes, fields: bytes) -> bytes:
+    """The same, of a block of fields that is known to be one."""
+    return b"%b%b\r\n\r\n" % (_one_line(b"%b %b HTTP/1.1" % (method, target)), fields)
+
+
+def response_wire(status: int, reason: bytes, fields: bytes) -> bytes:
+    """The same, of a block of fields that is known to be one."""
+    return b"%b%b\r\n\r\n" % (_one_line(b"HTTP/1.1 %d %b" % (status, reason)), fields)
+
+
+def _one_line(start: bytes) -> bytes:
+    if b"\r" in start or b"\n" in start or b"\x00" in start:
+        raise ValueError("a start line holds a line end or a NUL")
+    return start
 
 
 def connection_options(values: Sequence[bytes]) -> frozenset[bytes]:
     """The lower-case options of Connection fields."""
+    if not values:
+        return _NO_OPTIONS
     if len(values) == 1 and (common := _COMMON_OPTIONS.get(values[0])):
         return common
     return frozenset(option.strip(b" \t") for option in b",".join(values).lower().split(b","))
-
-
-def _render(start: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    lines = [b"%b: %b\r\n" % field for field in headers]
-    head = b"%b%b\r\n" % (start, b"".join(lines))
-    ends = len(lines) + 2
-    # An injected credential or a rewritten field with a line end in it would be a request of its own.
-    if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\x00" in head:
-        raise ValueError("a header field holds a line end or a NUL")
-    return head
 
 
 def _refuse(blame: Blame, code: str, reason: str, status: int = 400) -> NoReturn:
@@ -259,25 +332,38 @@ def _unfinished(buffer: Buffer, limits: Limits, blame: Blame) -> None:
         _refuse(blame, fault.code, fault.reason, fault.status)
 
 
-def _fields(block: bytes, limits: Limits, blame: Blame) -> Headers:
-    fields = grammar.FIELD.findall(block)
-    if len(fields) > limits.fields:
+def _special(block: bytes, limits: Limits, blame: Blame) -> tuple[dict[bytes, list[bytes]], bytes]:
+    """The fields that a proxy reads, by lower-case name, and all that is not hop-by-hop, as a block."""
+    if block.count(b"\r\n") > limits.fields:
         _refuse(blame, "too-many-fields", f"more than {limits.fields} header fields", 431)
-    if b" \r" in block or b"\t\r" in block:
-        return tuple([(name, value.rstrip(b" \t")) for name, value in fields])
-    return tuple(fields)
-
-
-def _special(headers: Headers, blame: Blame) -> dict[bytes, list[bytes]]:
-    """The fields that decide framing and the connection, by lower-case name."""
     found: dict[bytes, list[bytes]] = {}
-    for name, value in headers:
-        key = name.lower()
-        if key in _SPECIAL:
-            found.setdefault(key, []).append(value)
-    for name in _LOOK_ALIKE & found.keys():
-        _refuse(blame, "look-alike", f"`{name.decode()}` would be read as a framing header by some servers")
-    return found
+    pieces = iter(grammar.SPECIAL.split(block))
+    kept = [next(pieces)]
+    for name, sent, others in zip(pieces, pieces, pieces, strict=True):
+        key, value = name.lower(), sent.rstrip(b" \t")
+        if key in found:
+            found[key].append(value)
+        else:
+            found[key] = [value]
+        if key in _END_TO_END:
+            if key == b"content-length":
+                value = value.lstrip(b"0") or b"0"
+            kept += (b"\r\n", name, b": ", value)
+        elif key in _LOOK_ALIKE:
+            text = f"`{key.decode()}` would be read as a framing header by some servers"
+            _refuse(blame, "look-alike", text)
+        kept.append(others)
+    return found, b"".join(kept)
+
+
+def _media_type(special: dict[bytes, list[bytes]]) -> bytes:
+    values = special.get(b"content-type")
+    return values[0].partition(b";")[0].rstrip(b" \t").lower() if values else b""
+
+
+def _unnominated(kept: bytes, options: frozenset[bytes]) -> bytes:
+    """Without the fields that Connection makes hop-by-hop (RFC 9110 §7.6.1)."""
+    return kept if options <= _HARMLESS_OPTIONS else without(kept, options)
 
 
 def _host(special: dict[bytes, list[bytes]], minor: int) -> bytes:
@@ -293,9 +379,9 @@ def _host(special: dict[bytes, list[bytes]], minor: int) -> bytes:
 
 def _options(special: dict[bytes, list[bytes]], blame: Blame) -> frozenset[bytes]:
     options = connection_options(special.get(b"connection", ()))
-    for name in _FRAMED:
-        if name in options:  # would drop the framing or the authority at the next hop
-            _refuse(blame, "bad-connection", f"Connection names `{name.decode()}`")
+    # Those would drop the framing or the authority at the next hop.
+    if not options <= _HARMLESS_OPTIONS and (framed := _FRAMED & options):
+        _refuse(blame, "bad-connection", f"Connection names `{min(framed).decode()}`")
     return options
 
 
@@ -306,7 +392,7 @@ def _framing(special: dict[bytes, list[bytes]], minor: int, blame: Blame) -> tup
     if codings is not None:
         if lengths is not None:
             _refuse(blame, "length-and-chunked", "both Content-Length and Transfer-Encoding")
-        _chunked(codings, minor, blame)
+        _check_chunked(codings, minor, blame)
         return Framing.CHUNKED, 0
     if lengths is None:
         return Framing.NONE, 0
@@ -318,7 +404,7 @@ def _framing(special: dict[bytes, list[bytes]], minor: int, blame: Blame) -> tup
     return (Framing.LENGTH, length) if length else (Framing.NONE, 0)
 
 
-def _chunked(codings: list[bytes], minor: int, blame: Blame) -> None:
+def _check_chunked(codings: list[bytes], minor: int, blame: Blame) -> None:
     """Accept `Transfer-Encoding: chunked` and nothing else."""
     if minor == 0:
         _refuse(blame, "chunked-http10", "Transfer-Encoding in an HTTP/1.0 message")
@@ -377,21 +463,3 @@ def _switched(special: dict[bytes, list[bytes]], options: frozenset[bytes], aske
     if not asked or tokens != [asked] or b"upgrade" not in options:
         _refuse("upstream", "unasked-upgrade", "a 101 response to a request that did not ask for it")
     return asked
-
-
-def _end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Fields without the hop-by-hop ones, also those that Connection nominates (RFC 9110 §7.6.1)."""
-    fields = []
-    options: list[bytes] = []
-    for field in headers:
-        name = field[0].lower()
-        if name == b"connection":
-            options.append(field[1])
-        elif name == b"content-length":
-            fields.append((field[0], field[1].lstrip(b"0") or b"0"))
-        elif name not in _HOP_BY_HOP and not name.startswith(b"proxy-"):
-            fields.append(field)
-    nominated = connection_options(options)
-    if nominated <= _HARMLESS_OPTIONS:
-        return fields
-    return [field for field in fields if field[0].lower() not in nominated]

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import parse_qsl
 
-from moat.proxy.events import Denial, Warned
+from moat.proxy.events import Denial, Undecided, Warned
 from moat.proxy.paths import AmbiguousPathError, readings
 from moat.rules import HostPattern, HostRule, PathRule
 
 HOST_NAME = "moat-host"  # synthetic name of the machine that Moat runs on
 
 _WEB_PORTS = (80, 443)
+_NO_RULE = "no rule"
 # Servers that honour these act on another method or path than the request line says.
 _METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
 _PATH_OVERRIDES = frozenset({b"x-original-url", b"x-rewrite-url"})
@@ -35,7 +36,7 @@ class Policy:
     The entries of `hosts` that match are asked in order, see `moat.rules`; then the mode decides.
     """
 
-    mode: Literal["permissive", "strict"] = "permissive"
+    mode: Literal["permissive", "strict", "ask"] = "permissive"  # ask: what no rule decides, a decider does
     hosts: tuple[HostRule, ...] = ()
     host_ports: frozenset[int] = frozenset()  # ports of `moat-host` that `network.host` opens
     enforce: bool = True  # False: what `mode` and `hosts` refuse is let through as `Warned`
@@ -49,7 +50,7 @@ class Policy:
         elif self.mode == "permissive" or entries:
             denial = None
         else:
-            denial = self._softened(_host_denial(_exactly(host, port)))
+            denial = self._without_rule(_host_denial(_exactly(host, port), self.mode))
         return SitePolicy(self, _exactly(host, port), denial, rules)
 
     def authority(self, host: str, port: int) -> Denial | None:
@@ -79,6 +80,10 @@ class Policy:
             or (any_port and entry.pattern.port is None and entry.pattern.names(host))
         ]
 
+    def _without_rule(self, denial: Denial) -> Denial:
+        """The word on what no rule decides, in another mode than permissive."""
+        return undecided(denial) if self.mode == "ask" else self._softened(denial)
+
     def _softened(self, denial: Denial) -> Denial:
         """A denial as it is enforced: a warning when it is not."""
         return denial if self.enforce else warned(denial)
@@ -101,7 +106,7 @@ class SitePolicy:
     def exchange(
         self, scheme: str, method: str, target: str, headers: Sequence[tuple[bytes, bytes]] = ()
     ) -> Denial | None:
-        """None, or why this request is refused; a `Warned` lets it pass.
+        """None, or why this request is refused. A `Warned` lets it pass; an `Undecided` may be asked about.
 
         `target` is origin-form, query included. `headers` lets fields that override method or URL be judged
         where path rules apply.
@@ -116,17 +121,24 @@ class SitePolicy:
         except AmbiguousPathError as error:
             return self.policy._softened(_ambiguous_denial(what, str(error)))
         warning: Denial | None = None
+        unknown: Denial | None = None
         for reading in paths:
             for each in methods:
                 denied_by, warned_by = self._ask(each, reading)
-                if denied_by:
+                if denied_by == _NO_RULE:
+                    unknown = self.policy._without_rule(_rule_denial(what, self._no_rule))
+                elif denied_by:
                     return self.policy._softened(_rule_denial(what, denied_by))
                 if warned_by and warning is None:
                     warning = warned(_rule_denial(what, warned_by))
-        return warning
+        return unknown or warning
+
+    @property
+    def _no_rule(self) -> str:
+        return f"network.policy: {self.policy.mode} (no rule of this host matches)"
 
     def _ask(self, method: str, path: str) -> tuple[str, str]:
-        """The rule or default that denies one reading of a request, and the first that warns of it, or ""."""
+        """The rule that denies one reading of a request (or `_NO_RULE`), and the first that warns of it."""
         warned_by = ""
         for pattern, rule in self.rules:
             if not rule.matches(method, path):
@@ -137,14 +149,17 @@ class SitePolicy:
             if rule.action == "deny":
                 return text, warned_by
             warned_by = warned_by or text
-        if self.policy.mode == "strict":
-            return "network.policy: strict (no rule of this host matches)", warned_by
-        return "", warned_by
+        return "" if self.policy.mode == "permissive" else _NO_RULE, warned_by
 
 
 def warned(denial: Denial) -> Warned:
     """The same objection, to be recorded only."""
     return Warned(denial.code, denial.reason, denial.rule, denial.hint)
+
+
+def undecided(denial: Denial) -> Undecided:
+    """The same, where somebody may be asked."""
+    return Undecided(denial.code, denial.reason, denial.rule, denial.hint)
 
 
 def _overriding(headers: Sequence[tuple[bytes, bytes]]) -> list[str]:
@@ -171,11 +186,11 @@ def _exactly(host: str, port: int) -> HostPattern:
     return HostPattern(host, wildcard=False, port=None if port in _WEB_PORTS else port)
 
 
-def _host_denial(pattern: HostPattern) -> Denial:
+def _host_denial(pattern: HostPattern, mode: str) -> Denial:
     return Denial(
         code="policy",
         reason=f"{pattern} is not among the hosts that this run may reach",
-        rule="network.policy: strict",
+        rule=f"network.policy: {mode}",
         hint=f"{_BY_DESIGN}to allow it, the user adds `- {pattern}` to network.rules in agent.yaml "
         "and starts a new run",
     )

@@ -8,17 +8,16 @@ not happen (DESIGN, invariant 8).
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 
 import anyio
 from anyio.abc import TaskStatus
 
 from moat.journal import LineWriter
 from moat.proxy.events import Denial, ExchangeFinished
-from moat.proxy.http1 import Headers
 
 FLUSH_SECONDS = 0.1
 REDACTED = "[REDACTED]"
@@ -29,25 +28,58 @@ _SECRET_NAMES = frozenset(
 )
 
 
-def shown(headers: Headers, names: frozenset[bytes] = frozenset()) -> tuple[tuple[str, str], ...]:
-    """Header fields as they are recorded. `names` (lower case) are redacted besides the usual ones."""
-    return tuple(
-        [
-            (_text(name), REDACTED if _hidden(name, names) else value.decode("latin-1"))
-            for name, value in headers
-        ]
-    )
+class Shown(Sequence[tuple[str, str]]):
+    """The fields of a block as they are recorded; taken apart when somebody looks at them first.
+
+    `names` (lower case) are redacted besides the usual ones.
+    """
+
+    __slots__ = ("_block", "_fields", "_names")
+
+    def __init__(self, block: bytes, names: frozenset[bytes] = frozenset()) -> None:
+        self._block = block
+        self._names = names
+        self._fields: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def fields(self) -> tuple[tuple[str, str], ...]:
+        if self._fields is None:
+            self._fields = tuple(_taken_apart(self._block, self._names))
+            self._block = b""
+        return self._fields
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[tuple[str, str], ...]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[str, str] | tuple[tuple[str, str], ...]:
+        return self.fields[index]
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def __eq__(self, other: object) -> bool:
+        return self.fields == (other.fields if isinstance(other, Shown) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.fields)
+
+    def __repr__(self) -> str:
+        return repr(self.fields)
+
+
+def _taken_apart(block: bytes, names: frozenset[bytes]) -> Iterator[tuple[str, str]]:
+    for line in block[2:].decode("latin-1").split("\r\n") if block else ():
+        name, _, value = line.partition(":")
+        yield name, REDACTED if _hidden(name, names) else value.strip(" \t")
 
 
 # Names are few, and read for every header of every exchange.
 @lru_cache(maxsize=512)
-def _text(name: bytes) -> str:
-    return name.decode("latin-1")
-
-
-@lru_cache(maxsize=512)
-def _hidden(name: bytes, names: frozenset[bytes]) -> bool:
-    key = name.lower()
+def _hidden(name: str, names: frozenset[bytes]) -> bool:
+    key = name.encode("latin-1").lower()
     return key in _SECRET_NAMES or key in names or key.startswith(b"proxy-")
 
 
@@ -61,8 +93,8 @@ def to_record(event: ExchangeFinished) -> dict[str, Any]:
         "url": event.url,
         "status": event.status,
         "duration_ms": round(event.duration * 1000, 1),
-        "request_headers": event.request_headers,
-        "response_headers": event.response_headers,
+        "request_headers": _fields(event.request_headers),
+        "response_headers": _fields(event.response_headers),
         "request_bytes": event.request_bytes,
         "response_bytes": event.response_bytes,
     }
@@ -77,6 +109,10 @@ def to_record(event: ExchangeFinished) -> dict[str, Any]:
     if event.protocol != "http/1.1":
         record["protocol"] = event.protocol
     return record
+
+
+def _fields(shown: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    return shown.fields if isinstance(shown, Shown) else shown
 
 
 def from_record(record: Mapping[str, Any]) -> ExchangeFinished:

@@ -10,7 +10,7 @@ import math
 from time import monotonic
 
 from moat.proxy.events import DeniedError
-from moat.proxy.http1 import Framing, Headers, MalformedError, RequestHead, render_request
+from moat.proxy.http1 import Framing, MalformedError, RequestHead
 from moat.proxy.message import Body, BodyWriter, MessageReader
 from moat.proxy.stream import Stream, StreamError
 
@@ -25,14 +25,14 @@ class Upload:
         self,
         client: MessageReader,
         head: RequestHead,
-        target: bytes,
-        headers: Headers,
+        wire: bytes,
         *,
         judged: Judged | None = None,
         patience: float | None = None,
     ) -> None:
-        """Takes what has arrived of the body; `judged` is what somebody has read of it already.
+        """Takes what has arrived of the body. `wire` is the head as it goes up.
 
+        `judged` is the body with what somebody has read of it already.
         `patience`: seconds from the last of the request to the head of its answer; None: the usual limit.
         Raises MalformedError, DeniedError.
         """
@@ -40,7 +40,7 @@ class Upload:
         self._patience = client.limits.response_head_timeout if patience is None else patience
         self._writer = BodyWriter(chunked=head.framing is Framing.CHUNKED)
         self.body, read = judged or (client.body(head, blame="client"), b"")
-        start = render_request(head.method, target, headers) + self._writer.piece(read + self.body.take())
+        start = wire + self._writer.piece(read + self.body.take())
         self.whole = self.body.done  # `start` is the complete request: it can be sent a second time
         self.start = start + self._writer.end() if self.whole else start
         self.done = False  # all of it is on its way

@@ -14,6 +14,7 @@ from moat.journal import Journal, LineWriter, read_lines
 from moat.paths import Home
 from moat.proxy.budget import Budget
 from moat.proxy.certs import RunCA
+from moat.proxy.decider import Decider
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.mcp import McpTable
 from moat.proxy.policy import Policy
@@ -104,6 +105,7 @@ class Gateway:
         start: Start,
         tunnels: Iterable[SshTunnel] = (),
         mcp: McpTable | None = None,
+        decider: Decider | None = None,
     ) -> None:
         """Makes everything; listens nowhere yet. Raises ConfigError, OSError."""
         self._ca = RunCA.generate(run_id)
@@ -124,6 +126,7 @@ class Gateway:
             tunnels=tunnels,
             mcp=mcp or McpTable(),
             budgets=budgets_of(network),
+            decider=decider,
         )
         self.egress = RunEgress(self._proxy, start)
         self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)
