@@ -273,6 +273,11 @@ class Link:
             except ProtocolError as error:
                 self.flush()
                 raise LinkError(_words(error)) from error
+            pending = self.h2.incoming_buffer._data
+            if int.from_bytes(pending[:3], "big") > self.h2.max_inbound_frame_size and len(pending) >= 3:
+                # The library waits for all of a frame before it finds it too large: up to 16 MiB.
+                self._terminate(ErrorCodes.FRAME_SIZE_ERROR)
+                raise LinkError("a frame is too large")
             for event in events:
                 self._account(event)
                 if isinstance(event, WindowUpdated):

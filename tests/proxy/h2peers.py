@@ -74,8 +74,13 @@ class Peer:
 
     def receive(self) -> list[Event]:
         """What comes next; [] at the end of the connection."""
-        data = self.wire.receive()
-        events = self.h2.receive_data(data) if data else []
+        events: list[Event] = []
+        while not events and (data := self.wire.receive()):
+            events = self._taken_in(data)
+        return events
+
+    def _taken_in(self, data: bytes) -> list[Event]:
+        events = self.h2.receive_data(data)
         for event in events:
             if isinstance(event, DataReceived) and self.hungry and event.flow_controlled_length:
                 self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
@@ -83,8 +88,6 @@ class Peer:
                 self.goaway = event
         with contextlib.suppress(OSError):
             self.flush()
-        if data and not events:
-            return self.receive()
         return events
 
     def send(self, stream: int, data: bytes, *, end: bool = False) -> None:
