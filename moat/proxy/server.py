@@ -105,7 +105,7 @@ class Proxy:
             streams=Places(limits.h2_streams_of_run),
         )
         self._token = token
-        self._slots = anyio.Semaphore(limits.connections)
+        self._slots = anyio.Semaphore(limits.connections, fast_acquire=True)
         self._listening: set[anyio.CancelScope] = set()
         self._serving: set[anyio.CancelScope] = set()
         self._tunnels: set[Tunnel] = set()
@@ -260,7 +260,7 @@ class Proxy:
         """One connection from its first byte to its last. What goes wrong in it ends it, and nothing else."""
         try:
             stream = await open_stream(sock, self._setup.upstream.watch)
-            token = self._token if sock.family != socket.AF_UNIX else None
+            token = self._token if self._token and sock.family != socket.AF_UNIX else None
             tunnel = Tunnel(self._setup, MessageReader(stream, self._setup.limits), token)
             self._tunnels.add(tunnel)
             try:
