@@ -185,7 +185,8 @@ def test_a_body_is_as_long_as_it_said(make: HouseMaker, length: str | None) -> N
             client.h2.reset_stream(stream)
             client.flush()
         assert house.event().error == "client went away"
-        assert got.get(timeout=10) == (b"3\r\n123\r\n" if length is None else b"123")
+        whole = {"4": [b"123"], "6": [b"123", b"12345"], None: [b"3\r\n123\r\n"]}
+        assert got.get(timeout=10) in whole[length]
 
 
 # --- responses -----------------------------------------------------------------------------------
