@@ -92,8 +92,11 @@ class ConstantStream:
     async def send(self, data: bytes) -> None:
         pass
 
-    async def start_tls(self, *_: Any, **__: Any) -> None:
-        pass
+    async def start_tls(self, *_: Any, **__: Any) -> ConstantStream:
+        return self
+
+    def selected_alpn_protocol(self) -> str:
+        return "http/1.1"
 
     def __getattr__(self, name: str) -> Any:
         if name in {"aclose", "send_eof"}:
