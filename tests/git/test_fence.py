@@ -110,3 +110,37 @@ def test_a_git_file_that_leads_elsewhere_opens_nothing(moat: Callable[..., objec
     done = moat("run", "--runtime", "embedded", "--", "ls", f"{other}/.git", cwd=place)
     assert done.returncode != 0
     assert "HEAD" not in done.stdout
+
+
+LINKS = """cd .git
+ln -sf {victim} COMMIT_EDITMSG; rm logs/HEAD; ln -s {victim} logs/HEAD; ln -s {victim}2 packed-refs
+mkdir -p logs/refs/heads/hooks; ln -s {victim} logs/refs/heads/hooks/x
+sleep 4; ls COMMIT_EDITMSG logs/HEAD packed-refs 2>&1 | wc -l; ln -s {victim} FETCH_HEAD; cd ../in
+ln -sf {victim} .git/COMMIT_EDITMSG"""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_git_here_does_not_write_through_a_link_of_the_sandbox(
+    runtime: str, moat: Callable[..., object], tmp_path: Path
+) -> None:
+    """Git appends reflogs and writes messages through links, with text that the agent chooses: `~/.bashrc`.
+
+    Seen failing with `obeyed.cut` removing nothing: the commit below is then in `victim`.
+    """
+    place = repository(tmp_path / "project")
+    repository(place / "in")
+    victim = tmp_path / "victim"
+    victim.write_text("mine\n")
+    script = LINKS.format(victim=victim)
+    done = moat("run", "--runtime", runtime, "--", "sh", "-c", script, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert f"warning: made .git/logs/HEAD, a link to {victim}: removed" in done.stderr, "told at once"
+    for name in ("FETCH_HEAD", "packed-refs", "logs/refs/heads/hooks/x"):
+        assert f"made .git/{name}, a link to {victim}" in done.stderr
+    assert f"made in/.git/COMMIT_EDITMSG, a link to {victim}: removed" in done.stderr
+    git("commit", "--quiet", "--allow-empty", "-m", "two", cwd=place)
+    git("pack-refs", "--all", cwd=place)
+    git("fetch", "--quiet", ".", "main", cwd=place)
+    git("commit", "--quiet", "--allow-empty", "-m", "two", cwd=place / "in")
+    assert victim.read_text() == "mine\n"
+    assert not Path(f"{victim}2").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -238,3 +239,39 @@ def test_a_head_that_is_a_pipe_holds_nobody_up(moat: Callable[..., object], proj
     done = moat("wt", "list", cwd=project, timeout=20)
     assert "no worktree" in done.stdout
     assert "look at it yourself" in moat("wt", "clean", cwd=project, timeout=20).stderr
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_logs_of_other_branches_are_out_of_reach(
+    runtime: str, moat: Callable[..., object], project: Path, tmp_path: Path
+) -> None:
+    """Git on the host appends to what a log leads to: a link made here would be written through by a commit on `main`.
+
+    Seen failing with `logs` among the shared directories of `fence`: the commit is then in `victim`, during the run.
+    """
+    victim = tmp_path / "victim"
+    victim.write_text("mine\n")
+    tip = git("rev-parse", "HEAD", cwd=project).strip()
+    logs = project / ".git/logs"
+    before = (logs / "HEAD").read_bytes()
+    script = f"""cd {logs}; rm HEAD; ln -s {victim} HEAD; ln -sf {victim} refs/heads/main; mkfifo pipe
+echo '{tip} {tip} A <a@example.org> 1 +0000	moved' >> refs/heads/fix; printf 'no log\\033' > refs/heads/odd
+touch /workspace/ready; while [ -e /workspace/ready ]; do sleep 0.1; done"""
+    started = moat("wt", "fix", "-d", "--runtime", runtime, "--", "sh", "-c", script, cwd=project)
+    assert started.returncode == 0, started.stderr
+    path = trees(moat, project)["fix"]
+    until(lambda: (path / "ready").exists())
+    git("commit", "--quiet", "--allow-empty", "-m", "two", cwd=project)
+    (path / "ready").unlink()
+    until(lambda: json.loads(moat("list", "--json").stdout)[0]["state"] not in {"running", "stopping"})
+    assert victim.read_text() == "mine\n"
+    assert len((logs / "HEAD").read_bytes()) > len(before)
+    assert git("reflog", "show", "--format=%gs", "fix", cwd=project).splitlines()[0] == "moved"
+    assert not (logs / "refs/heads/odd").exists()
+
+
+def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

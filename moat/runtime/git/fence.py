@@ -10,8 +10,8 @@ these are read-only mounts in it:
     worktrees                         others' HEAD and index; `git gc` inside would take them for deleted
 
 A worktree has its own part of the repository (HEAD, index) apart from the common one, which is shown at its
-path on the host, because git's pointers name that. There everything is read-only but objects, refs and logs:
-no lock can be made beside `config` or `packed-refs`. A mount on a single file ends when somebody on the host
+path on the host, because git's pointers name that. There everything is read-only but objects and refs (of the
+logs it has a copy, see `reflogs`): no lock can be made beside `config` or `packed-refs`. A mount on a single file ends when somebody on the host
 replaces that file (`git config`); a read-only directory does not have that gap.
 """
 
@@ -28,7 +28,7 @@ from moat.runtime.sandbox import WORKSPACE, Mount
 
 HERE = b".\n"  # the content of our `commondir`
 _READ_ONLY = ("config", "config.worktree", "hooks", "commondir", "worktrees")
-_SHARED = ("objects", "refs", "logs", "lfs", "rr-cache")  # directories of the common part, for every worktree
+_SHARED = ("objects", "refs", "lfs", "rr-cache")  # directories of the common part, for every worktree
 _POINTERS = ("commondir", "gitdir", "config.worktree")
 _SYSTEM = ("/usr", "/etc", "/proc", "/sys", "/dev", "/run/moat", "/bin", "/sbin", "/lib", "/lib64", WORKSPACE)
 
