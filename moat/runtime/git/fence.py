@@ -18,6 +18,7 @@ replaces that file (`git config`); a read-only directory does not have that gap.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from pathlib import Path
 
@@ -62,9 +63,13 @@ def mounts(repository: Repository, *, writable: bool) -> tuple[Mount, ...]:
 
 
 def complete(repository: Repository) -> None:
-    """Make what is missing and what a sandbox could otherwise make. Leaves nothing that git notices."""
+    """Make what is missing and what a sandbox could otherwise make. Leaves nothing that git notices.
+
+    Raises StartError where something cannot be kept from a sandbox.
+    """
     owner = os.stat(repository.common)
     if not repository.linked:
+        _refuse_links(repository.own)
         _make(repository.own / "config", b"", owner)
         if not (repository.own / "hooks").exists():
             _make_directory(repository.own / "hooks", owner)
@@ -87,6 +92,17 @@ def remove_commondir(own: Path) -> None:
         return
 
 
+def _refuse_links(own: Path) -> None:
+    """A mount on a link covers what it leads to, and not the link, which the sandbox could then replace."""
+    for name in _READ_ONLY:
+        if (own / name).is_symlink():
+            hint = "make it a plain file or directory, or let the run write it with --writable-git"
+            if name == "hooks":
+                target = shlex.quote(os.path.realpath(own / name))
+                hint = f"git config core.hooksPath {target} && rm {shlex.quote(str(own / name))}\n{hint}"
+            raise StartError(f"{own / name} is a symbolic link, which a sandbox could replace", hint=hint)
+
+
 def _inside(own: Path) -> tuple[Mount, ...]:
     target = f"{WORKSPACE}/{DOT_GIT}"
     guarded = [name for name in _READ_ONLY if _plain(own / name)]
@@ -107,7 +123,7 @@ def _at_home(directory: Path, names: tuple[str, ...], *, read_only: bool) -> lis
 
 
 def _plain(path: Path) -> bool:
-    """A file or a directory; a link is left to the watch, for its target is not ours to cover."""
+    """A file or a directory; nothing is mounted on a link."""
     try:
         mode = os.lstat(path).st_mode
     except OSError:

@@ -60,7 +60,7 @@ def bring_back(common: Path, run: Path) -> None:
     with contextlib.suppress(SnapshotError):
         root = open_root(common / LOGS)
         try:
-            for path, content in _logs(run / _COPY):
+            for path, content in _logs(Path(os.path.realpath(run)) / _COPY):
                 size, digest = bases.get(path, (0, _digest(b"")))
                 lines = content[size:]
                 if _digest(content[:size]) == digest and _LINES.fullmatch(lines):

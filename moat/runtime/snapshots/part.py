@@ -20,6 +20,7 @@ from moat.errors import MoatError
 from moat.runtime import codec
 from moat.runtime.parts import Addition, Part, RunContext
 from moat.runtime.sandbox import Progress, Sandbox
+from moat.runtime.snapshots import hold
 from moat.runtime.snapshots.errors import SnapshotError
 from moat.runtime.snapshots.githead import head
 from moat.runtime.snapshots.pending import read_pending
@@ -59,6 +60,7 @@ class Snapshots(Part):
         self._head = head(Path(store.workspace))
         if run.request.snapshots.pre_run:
             given_up = threading.Event()
+            others = [user for user in hold.users(run.home, store.workspace) if user.id != run.id]
             try:
                 snapshot = await anyio.to_thread.run_sync(
                     pre_run,
@@ -67,6 +69,7 @@ class Snapshots(Part):
                     run.id,
                     run.progress,
                     given_up,
+                    bool(others),
                     abandon_on_cancel=True,
                 )
             finally:
@@ -177,7 +180,12 @@ class Snapshots(Part):
 
 
 def pre_run(
-    store: Store, config: SnapshotConfig, run: str, progress: Progress, given_up: threading.Event
+    store: Store,
+    config: SnapshotConfig,
+    run: str,
+    progress: Progress,
+    given_up: threading.Event,
+    living: bool,  # another run uses the workspace
 ) -> Snapshot:
     """Blocks. Raises SnapshotError."""
 
@@ -188,7 +196,7 @@ def pre_run(
             progress(f"keeping a snapshot of the workspace: {entries:,} files, {size >> 20} MiB read")
 
     with store.exclusive(lambda: progress("waiting for another snapshot of this workspace")):
-        snapshot = take(store, Wish.of(config, Kind.PRE_RUN, run), tell=tell)
+        snapshot = take(store, Wish.of(config, Kind.PRE_RUN, run), tell=tell, living=living)
     assert snapshot is not None
     return snapshot
 

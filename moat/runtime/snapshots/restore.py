@@ -18,6 +18,7 @@ from pathlib import Path
 from moat.runtime.snapshots.diff import Change, below, exactly, merge
 from moat.runtime.snapshots.entry import DIRECTORY, FILE, LINK, Entry
 from moat.runtime.snapshots.errors import SnapshotError
+from moat.runtime.snapshots.flush import flush
 from moat.runtime.snapshots.objects import Objects
 from moat.runtime.snapshots.pending import Pending, write_pending
 from moat.runtime.snapshots.places import Places
@@ -51,12 +52,13 @@ def restore(
     paths: tuple[str, ...] = (),
     *,
     run: str = "",
+    living: bool = True,
     tell: Tell = lambda _entries, _size: None,
     told: Told = _nothing,
 ) -> Restored:
     """Make the workspace, or `paths` in it, what `target` holds. The caller holds `store.exclusive()`.
 
-    run: whose snapshot the safety snapshot is. Raises SnapshotError; the workspace may then be half
+    run: whose snapshot the safety snapshot is. living: a sandbox uses the workspace. Raises SnapshotError; the workspace may then be half
     restored, which `read_pending` tells, and `restore` again completes.
     """
     wish = Wish(
@@ -66,7 +68,7 @@ def restore(
         gitignored=target.gitignored,
         exclude=target.exclude,
     )
-    safety = take(store, wish, tell=tell)
+    safety = take(store, wish, tell=tell, living=living)
     assert safety is not None
     wanted = below(paths)
     left: list[Missing] = []
@@ -84,7 +86,7 @@ def restore(
         with Places(root) as places:
             work = _Work(store.objects, places, left, wanted, told)
             work.run(changes, lambda: (e for e in store.tree(target.tree) if e.kind == DIRECTORY))
-        _sync(root)
+        flush(root)  # before the note goes
     except OSError as error:
         raise _cut_off(error) from None
     finally:
@@ -110,7 +112,7 @@ def restore_to(
     place.mkdir(parents=True, exist_ok=True)
     if any(place.iterdir()):
         raise SnapshotError(f"{place} is not empty", hint="name a directory that does not exist")
-    root = open_root(place)
+    root = open_root(os.path.realpath(place))
     try:
         with Places(root) as places:
             work = _Work(store.objects, places, [], wanted, told)
@@ -361,11 +363,3 @@ def _own(entry: Entry, change: Callable[[int, int], None]) -> None:
     """Only root can give files away; everybody else's are their own."""
     with contextlib.suppress(PermissionError):
         change(entry.uid, entry.gid)
-
-
-def _sync(fd: int) -> None:
-    """All of the workspace's file system to the disk, before the note of the restore goes."""
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).syncfs(fd)
