@@ -96,8 +96,9 @@ class Part:
 def parts_of(request: RunRequest) -> list[Part]:
     """The parts that this run needs, in the order in which they are asked. Imports only those."""
     from moat.runtime.git.guard import GitGuard
+    from moat.runtime.snapshots.unfinished import Unfinished
 
-    found: list[Part] = []
+    found: list[Part] = [Unfinished()]
     if not request.snapshots.disabled:
         from moat.runtime.snapshots.part import Snapshots
 

@@ -144,3 +144,19 @@ def test_git_here_does_not_write_through_a_link_of_the_sandbox(
     git("commit", "--quiet", "--allow-empty", "-m", "two", cwd=place / "in")
     assert victim.read_text() == "mine\n"
     assert not Path(f"{victim}2").exists()
+
+
+@pytest.mark.embedded
+def test_a_link_in_place_of_the_hooks_is_refused(moat: Callable[..., object], tmp_path: Path) -> None:
+    """A sandbox could replace the link. Seen failing without `fence._refuse_links`: the hook is then written."""
+    place = repository(tmp_path / "project")
+    (tmp_path / "shared").mkdir()
+    (place / ".git/hooks").rename(tmp_path / "old")
+    script = "rm .git/hooks && mkdir .git/hooks && echo x > .git/hooks/pre-commit"
+    for target in (tmp_path / "shared", tmp_path / "nowhere"):
+        (place / ".git/hooks").symlink_to(target)
+        done = moat("run", "--runtime", "embedded", "--", "sh", "-c", script, cwd=place)
+        assert done.returncode == 3
+        assert ".git/hooks is a symbolic link, which a sandbox could replace" in done.stderr
+        assert f"git config core.hooksPath {target} && rm {place}/.git/hooks" in done.stderr
+        (place / ".git/hooks").unlink()

@@ -260,7 +260,7 @@ touch /workspace/ready; while [ -e /workspace/ready ]; do sleep 0.1; done"""
     started = moat("wt", "fix", "-d", "--runtime", runtime, "--", "sh", "-c", script, cwd=project)
     assert started.returncode == 0, started.stderr
     path = trees(moat, project)["fix"]
-    until(lambda: (path / "ready").exists())
+    until((path / "ready").exists)
     git("commit", "--quiet", "--allow-empty", "-m", "two", cwd=project)
     (path / "ready").unlink()
     until(lambda: json.loads(moat("list", "--json").stdout)[0]["state"] not in {"running", "stopping"})
@@ -268,6 +268,18 @@ touch /workspace/ready; while [ -e /workspace/ready ]; do sleep 0.1; done"""
     assert len((logs / "HEAD").read_bytes()) > len(before)
     assert git("reflog", "show", "--format=%gs", "fix", cwd=project).splitlines()[0] == "moved"
     assert not (logs / "refs/heads/odd").exists()
+
+
+@pytest.mark.docker
+def test_a_name_that_docker_has_no_word_for(moat: Callable[..., object], tmp_path: Path) -> None:
+    """Seen failing without `binds._check_name`: the engine then speaks of a path that does not exist."""
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff odd"))
+    odd.mkdir()
+    os.chown(odd, 4321, 4321)
+    done = moat("run", "--runtime", "docker", "--", "true", cwd=odd)
+    assert done.returncode == 3
+    assert "\\xff odd: its name is not UTF-8" in done.stderr
+    assert "--runtime embedded" in done.stderr
 
 
 def until(reached: Callable[[], bool]) -> None:

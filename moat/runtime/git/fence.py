@@ -10,9 +10,12 @@ these are read-only mounts in it:
     worktrees                         others' HEAD and index; `git gc` inside would take them for deleted
 
 A worktree has its own part of the repository (HEAD, index) apart from the common one, which is shown at its
-path on the host, because git's pointers name that. There everything is read-only but objects and refs (of the
-logs it has a copy, see `reflogs`): no lock can be made beside `config` or `packed-refs`. A mount on a single file ends when somebody on the host
-replaces that file (`git config`); a read-only directory does not have that gap.
+path on the host, because git's pointers name that. There everything is read-only but objects and refs, and of
+the logs there is a copy (`reflogs`): no lock can be made beside `config` or `packed-refs`.
+
+A mount on a single file ends when somebody on the host replaces that file (`git config`); a read-only
+directory does not have that gap. A lock of ours beside `config` would close it, and would keep the user's
+`git push -u` from working for as long as a run lasts.
 """
 
 from __future__ import annotations

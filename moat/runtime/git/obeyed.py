@@ -72,7 +72,7 @@ def cut(workspace: Path, before: State, repository: Repository | None = None) ->
     for place in sorted(places):
         made |= links.cut(place, lambda path, to: before.get(_name(path, workspace)) == _link(to))
     return tuple(
-        f"made {_name(path, workspace)}, a link to {shown(target)}: removed, git here would have written there"
+        f"made {_name(path, workspace)}, a link to {shown(target)}: removed, git would have written there"
         for path, target in sorted(made.items())
     )
 
@@ -236,6 +236,6 @@ def _name(path: Path, workspace: Path) -> str:
 
 
 def shown(text: str) -> str:
-    """Names are the agent's: nothing of them may draw on a terminal; bytes that are no text become escapes."""
+    """Names are the agent's: nothing of them may draw on a terminal. What is no text becomes an escape."""
     plain = os.fsencode(text).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in plain)

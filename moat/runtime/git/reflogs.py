@@ -1,9 +1,9 @@
 """The reflogs of a repository for a run in one of its worktrees: a copy, and what it added brought back.
 
 Git appends to a reflog through whatever symbolic link is in its place, with words that a branch's name can
-choose. So a sandbox that works in a worktree, and with it on branches that the user has checked out elsewhere,
-never has the real ones: it gets a copy, and afterwards the lines that it added are appended to the real ones.
-A log that it rewrote (`git reflog expire`) stays as it was.
+choose. So a sandbox that works in a worktree never has the real ones, to which the user's commits in the main
+working tree are appended: it gets a copy, and afterwards the lines that it added are brought back. A log that
+it rewrote (`git reflog expire`) stays as it was.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LARGEST = 64 << 20  # bytes of one log
 _WORDS = rb"[^\x00-\x1f\x7f]*"
-_LINES = re.compile(
-    rb"(?:[0-9a-f]{40,64} [0-9a-f]{40,64} %b> \d+ [+-]\d{4}(?:\t%b)?\n)+" % (_WORDS, _WORDS)
-)
+_LINES = re.compile(rb"(?:[0-9a-f]{40,64} [0-9a-f]{40,64} %b> \d+ [+-]\d{4}(?:\t%b)?\n)+" % (_WORDS, _WORDS))
 
 
 def lend(common: Path, run: Path) -> tuple[Mount, ...]:
@@ -52,7 +50,7 @@ def lend(common: Path, run: Path) -> tuple[Mount, ...]:
 
 
 def bring_back(common: Path, run: Path) -> None:
-    """Append what the run added, once. What cannot be is left out: the branches themselves are as they are."""
+    """Append what the run added, once. What cannot be is left out: the branches are as they are."""
     try:
         bases = json.loads((run / _BASE).read_bytes())
     except (OSError, ValueError):
@@ -63,9 +61,9 @@ def bring_back(common: Path, run: Path) -> None:
             for path, content in _logs(Path(os.path.realpath(run)) / _COPY):
                 size, digest = bases.get(path, (0, _digest(b"")))
                 lines = content[size:]
-                if _digest(content[:size]) == digest and _LINES.fullmatch(lines):
-                    if path in bases or _is_reference(common, path):
-                        _append(root, path, lines)
+                added = _digest(content[:size]) == digest and _LINES.fullmatch(lines)
+                if added and (path in bases or _is_reference(common, path)):
+                    _append(root, path, lines)
         finally:
             os.close(root)
     (run / _BASE).unlink(missing_ok=True)
@@ -116,7 +114,7 @@ def _digest(content: bytes) -> str:
 
 def _give(place: Path, owner: os.stat_result) -> None:
     """To the owner of the repository, where Moat is run by root on somebody else's."""
-    os.chmod(place, 0o755)
+    place.chmod(0o755)
     if os.geteuid() == 0:
         for directory, _, files in os.walk(place):
             for path in (Path(directory), *(Path(directory, name) for name in files)):

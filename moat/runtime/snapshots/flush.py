@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from pathlib import Path
 
-# A page that was written to the disk is write-protected there: who writes to it again gives the file new times.
+# A page that was written to the disk is write-protected there: the next write gives the file new times.
 _NOTICE = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
 
 
 def flush(fd: int) -> bool:
     """Write the file system of `fd` to the disk; whether it notices later writes through old mappings."""
+    import ctypes  # most runs end before anything is to be flushed
+
     with contextlib.suppress(OSError, AttributeError):
         return ctypes.CDLL(None, use_errno=True).syncfs(fd) == 0 and _type(fd) in _NOTICE
     return False

@@ -342,12 +342,12 @@ def clone(source: int, out: int) -> bool:
     return True
 
 
-class Scattered(Exception):
+class ScatteredError(Exception):
     """A sparse file has its data in too many places."""
 
 
 def find_segments(fd: int, size: int, most: int) -> Segments | None:
-    """Where an open file really has data; None: everywhere. Raises Scattered for more than `most` places."""
+    """Where an open file really has data; None: everywhere. Raises ScatteredError beyond `most` places."""
     found: Segments = []
     at = 0
     try:
@@ -362,7 +362,7 @@ def find_segments(fd: int, size: int, most: int) -> Segments | None:
             if at <= start:
                 return None
             if len(found) >= most:
-                raise Scattered
+                raise ScatteredError
             found.append((start, at - start))
     except OSError:  # the file system knows no holes
         return None

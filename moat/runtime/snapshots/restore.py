@@ -58,8 +58,9 @@ def restore(
 ) -> Restored:
     """Make the workspace, or `paths` in it, what `target` holds. The caller holds `store.exclusive()`.
 
-    run: whose snapshot the safety snapshot is. living: a sandbox uses the workspace. Raises SnapshotError; the workspace may then be half
-    restored, which `read_pending` tells, and `restore` again completes.
+    run: whose snapshot the safety snapshot is. living: a sandbox uses the workspace.
+    Raises SnapshotError; the workspace may then be half restored, which `read_pending` tells, and
+    `restore` again completes.
     """
     wish = Wish(
         kind=Kind.SAFETY,

@@ -36,7 +36,7 @@ from moat.runtime.snapshots.entry import (
 from moat.runtime.snapshots.errors import disk_error
 from moat.runtime.snapshots.flush import flush
 from moat.runtime.snapshots.ignore import Rules
-from moat.runtime.snapshots.objects import SMALL, Hasher, Scattered, Writer, find_segments, read_segments
+from moat.runtime.snapshots.objects import SMALL, Hasher, ScatteredError, Writer, find_segments, read_segments
 from moat.runtime.snapshots.store import Kind, Missing, Row, Snapshot, Store, new_id
 from moat.runtime.snapshots.walk import Found, open_root, walk
 
@@ -258,7 +258,7 @@ class _Taking:
         size, held = info.st_size, info.st_blocks * 512
         try:
             segments = find_segments(fd, size, MAX_SEGMENTS) if held < size else None
-        except Scattered:
+        except ScatteredError:
             if size > _THINNEST * held:  # its holes would be read for years
                 raise OSError(errno.EFBIG, f"a sparse file in more than {MAX_SEGMENTS:,} pieces") from None
             segments = None

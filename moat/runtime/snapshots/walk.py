@@ -20,7 +20,7 @@ MAX_ENTRIES = 1_000_000
 MAX_DEPTH = 200  # directories inside each other; a file descriptor is held for each
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_WAY = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # not each directory above can be listed
+_WAY = _DIRECTORY | getattr(os, "O_PATH", 0)  # a directory above need not be one that can be listed
 
 
 class Found(NamedTuple):
