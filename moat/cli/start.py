@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 
 from moat.cli import terminal
 from moat.cli.output import Progress, emit, emit_json, git_warning, say
@@ -137,9 +138,14 @@ def _handoff(request: RunRequest, home: Home) -> bytes:
     from moat.runtime.granted import check, unique
     from moat.vault import open_vault
 
-    vault = open_vault(home, passphrase=_passphrase if _is_terminal(0) else None)
+    vault = open_vault(home, passphrase=passphrase())
     check(vault, request.grants, request.mcp)
     return vault.handoff(unique(request.grants))
+
+
+def passphrase() -> Callable[[], str] | None:
+    """What asks for the passphrase of sealed credentials; None: there is nobody to ask."""
+    return _passphrase if _is_terminal(0) else None
 
 
 def _passphrase() -> str:
