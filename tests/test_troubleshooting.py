@@ -32,6 +32,9 @@ MESSAGES = {
     "The login oauth:… is no longer accepted by its server": (
         "e2e/test_claude_mcp.py::test_a_server_that_demands_oauth_gets_it_from_the_host_alone"
     ),
+    "The login oauth:… was lost: Moat was cut off while its server renewed it": (
+        "vault/test_oauth_source.py::test_an_answer_that_was_lost_in_a_crash_is_told"
+    ),
     "The credential mcp:… is bound to …, and the MCP server … is at …": (
         "e2e/test_claude_mcp.py::test_a_workspace_cannot_send_a_credential_elsewhere"
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from moat.cli.common import add_credential_options
 from moat.cli.menu import AskPassphrase, Console
 from moat.cli.output import emit, emit_json, table
+from moat.cli.parser import Parser
 from moat.errors import EXIT_USAGE, ConfigError, GrantError, UsageError
 from moat.grants import CredentialInfo
 from moat.paths import Home
@@ -76,7 +76,7 @@ def _wizard(name: str) -> Callable[[Sequence[str]], int]:
 
 
 def _list(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="moat grant list", description="List stored credentials.")
+    parser = Parser(prog="moat grant list", description="List stored credentials.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_credential_options(parser)
     options = parser.parse_args(argv)
@@ -92,9 +92,8 @@ def _list(argv: Sequence[str]) -> int:
 
 
 def _show(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="moat grant show",
-        description="Show what is known of a credential; its secret if asked for.",
+    parser = Parser(
+        prog="moat grant show", description="Show what is known of a credential; its secret if asked for."
     )
     parser.add_argument("name", help="a name of `moat grant list`")
     what = parser.add_mutually_exclusive_group()
@@ -132,7 +131,7 @@ def _show_token(vault: Vault, name: str) -> int:
 
 
 def _providers(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="moat grant providers", description="List what can be granted.")
+    parser = Parser(prog="moat grant providers", description="List what can be granted.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--validate", action="store_true", help="check your own providers (~/.moat/providers/*.yaml)"

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shlex
 import sys
+from collections.abc import Callable
 
 from moat.cli import terminal
 from moat.cli.output import Progress, emit, emit_json, git_warning, say
@@ -138,7 +139,7 @@ def _handoff(request: RunRequest, home: Home) -> bytes:
     from moat.runtime.granted import check, unique
     from moat.vault import open_vault
 
-    vault = open_vault(home, passphrase=_passphrase if _is_terminal(0) else None)
+    vault = open_vault(home, passphrase=passphrase())
     try:
         check(vault, request.grants, request.mcp)
     except MissingGrantsError as missing:
@@ -165,6 +166,11 @@ def _grant_now(missing: MissingGrantsError) -> bool:
         if status:
             return False
     return True
+
+
+def passphrase() -> Callable[[], str] | None:
+    """What asks for the passphrase of sealed credentials; None: there is nobody to ask."""
+    return _passphrase if _is_terminal(0) else None
 
 
 def _passphrase() -> str:

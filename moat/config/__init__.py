@@ -21,7 +21,7 @@ from moat.config.plugins import Marketplace
 from moat.config.ports import check_port, parse_port
 from moat.config.snapshots import SnapshotConfig
 from moat.config.user import load_user
-from moat.config.workspace import load
+from moat.config.workspace import load, load_file
 
 __all__ = [
     "WELL_KNOWN",
@@ -45,6 +45,7 @@ __all__ = [
     "check_port",
     "check_url",
     "load",
+    "load_file",
     "load_user",
     "parse_host",
     "parse_mount",

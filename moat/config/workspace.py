@@ -59,7 +59,12 @@ def load(workspace: Path) -> RunConfig:
             ["moat.yaml:1:1: agent.yaml is here as well, and only one of them can count"],
             hint="remove agent.yaml or moat.yaml",
         )
-    path = present[0]
+    return load_file(present[0])
+
+
+def load_file(path: Path) -> RunConfig:
+    """The configuration in one file, whose directory is its workspace. Raises ConfigError."""
+    workspace = path.parent
     checker = Checker(path.name)
     found: dict[str, Any] = {}
     try:

@@ -39,7 +39,7 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             ("grant", "host", "exchanges", "count"),
         ),
         "login.renewed": (
-            "a login to an MCP server was renewed, or not: `outcome` is renewed, failed, lost or not stored",
+            "a login was renewed, or not: `outcome` is renewed, failed, lost, interrupted or not stored",
             ("grant", "outcome"),
         ),
         "mcp.called": (

@@ -11,15 +11,16 @@ from time import monotonic
 from moat.proxy.budget import Spending
 from moat.proxy.http1 import (
     Framing,
-    Headers,
     MalformedError,
     RequestHead,
     ResponseHead,
-    forward_response_headers,
-    render_response,
+    join_fields,
+    response_fields,
+    response_wire,
+    split_fields,
 )
-from moat.proxy.mcp_filter import McpResponse, ToolFilter, media_type
-from moat.proxy.message import Body, BodyWriter, MessageReader
+from moat.proxy.mcp_filter import McpResponse, ToolFilter
+from moat.proxy.message import PLAIN, Body, BodyWriter, MessageReader
 from moat.proxy.relay import Traffic, relay
 from moat.proxy.scrub import BodyScrubber, Scrubber, mask, scrub_headers
 from moat.proxy.stream import BUFFER
@@ -46,13 +47,13 @@ class Download:
         self._spending = spending
         self._body: Body | None = None
         self._scrubber: BodyScrubber | ToolFilter | None = None
-        self._writer = BodyWriter(chunked=False)
+        self._writer = PLAIN
         self._head: ResponseHead | None = None
         self.begun = False  # bytes of the final response have left: nothing else can be answered
         self.heard = False  # the upstream has answered something, be it a 1xx
         self.keep = False  # the client's connection can carry another request
-        self.headers: Headers = ()  # as the client gets them
-        self.traffic = Traffic()  # after a 101
+        self.fields = b""  # as the client gets them, each with a CRLF before it
+        self.traffic: Traffic | None = None  # after a 101
 
     @property
     def status(self) -> int:
@@ -61,7 +62,7 @@ class Download:
     @property
     def size(self) -> int:
         """Body bytes that came down."""
-        return (self._body.size if self._body is not None else 0) + self.traffic.down
+        return self._body.size if self._body is not None else self.traffic.down if self.traffic else 0
 
     @property
     def until_close(self) -> bool:
@@ -77,10 +78,12 @@ class Download:
         if head.status == 101:
             await self._switch(upstream, head)
             return False
-        if self._mcp is not None:
+        if head.status == 401 and self._mcp is not None:
             self._mcp.check(head)
         # A stream of events may be silent for hours; whether its peer lives, TCP keeps asking.
-        patience = math.inf if _is_event_stream(head.headers) else self._client.limits.body_idle_timeout
+        patience = (
+            math.inf if head.content_type == b"text/event-stream" else self._client.limits.body_idle_timeout
+        )
         body = self._body = upstream.body(head, blame="upstream")
         if self._spending is not None:
             self._spending.response(head.length if head.framing is Framing.LENGTH else 0)
@@ -109,35 +112,39 @@ class Download:
             if head.status >= 200 or head.status == 101:
                 return head
             if self._request.minor:
-                await self._client.stream.send(self._render(head, forward_response_headers(head)))
+                await self._client.stream.send(self._render(head, response_fields(head)))
         raise MalformedError("interim", "too many interim responses", 502, "upstream")
 
     def _start(self, head: ResponseHead, upload: Upload) -> bytes:
         """Decide how the body leaves, and make the head that says so."""
-        tools = self._mcp is not None and self._mcp.filters
-        if (self._secrets or tools) and head.framing is not Framing.NONE:
-            scrubber = BodyScrubber(self._secrets, head.headers, self._client.limits)
-            self._scrubber = self._mcp.filtered(scrubber, head.headers) if self._mcp else scrubber
         framing = head.framing
+        tools = self._mcp is not None and self._mcp.filters
+        if (self._secrets or tools) and framing is not Framing.NONE:
+            scrubber = BodyScrubber(self._secrets, head.headers if head.encoded else (), self._client.limits)
+            self._scrubber = (
+                self._mcp.filtered(scrubber, head.content_type) if self._mcp and tools else scrubber
+            )
         if framing is Framing.LENGTH and self._scrubber is not None and self._scrubber.decoded:
             framing = Framing.CHUNKED  # the length was that of the encoded body
         if framing is Framing.CHUNKED and not self._request.minor:
             framing = Framing.UNTIL_CLOSE  # HTTP/1.0 knows no chunks
         self.keep = self._request.keep_alive and upload.done and framing is not Framing.UNTIL_CLOSE
-        self._writer = BodyWriter(chunked=framing is Framing.CHUNKED)
-        headers = forward_response_headers(head, framing=framing, close=not self.keep)
+        self._writer = BodyWriter.of(framing)
+        fields = response_fields(head, framing=framing, close=not self.keep)
         if self._scrubber is not None and self._scrubber.decoded:
-            headers = self._scrubber.headers(headers)
-        return self._render(head, headers)
+            fields = join_fields(self._scrubber.headers(split_fields(fields)))
+        return self._render(head, fields)
 
-    def _render(self, head: ResponseHead, headers: Headers) -> bytes:
+    def _render(self, head: ResponseHead, fields: bytes) -> bytes:
         """The head on the wire, masked when a secret is anywhere in it."""
-        self.headers = headers
-        wire = render_response(head.status, head.reason, headers)
-        if any(secret in wire for secret in self._secrets):
-            self.headers = scrub_headers(headers, self._secrets)
-            wire = mask(wire, self._secrets)  # a secret holds no line end, and a mask is as long
-        return wire
+        reason = head.reason
+        for secret in self._secrets:
+            if secret in fields or secret in reason:
+                # A secret holds no line end, and a mask is as long: what it masks stays a head.
+                fields, reason = mask(fields, self._secrets), mask(reason, self._secrets)
+                break
+        self.fields = fields
+        return response_wire(head.status, reason, fields)
 
     async def _frame(self, wire: bytes, body: Body) -> bytes:
         """`wire` and what has come of the body, as it leaves here; what grows large is sent at once."""
@@ -170,8 +177,9 @@ class Download:
     async def _switch(self, upstream: MessageReader, head: ResponseHead) -> None:
         """101: from here on the bytes are not HTTP. They are passed on, masked if a credential went up."""
         client = self._client
-        await self._send(self._render(head, forward_response_headers(head)))
+        await self._send(self._render(head, response_fields(head)))
         client.stream.when_gone(None)
+        self.traffic = Traffic()
         for reader in (client, upstream):
             reader.stream.unread(reader.buffer)
             reader.buffer = b""
@@ -183,7 +191,3 @@ class Download:
             scrubber=Scrubber(self._secrets) if self._secrets else None,
             watches=(self._spending,) if self._spending is not None else (),
         )
-
-
-def _is_event_stream(headers: Headers) -> bool:
-    return media_type(headers) == b"text/event-stream"

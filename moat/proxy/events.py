@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -43,8 +44,8 @@ class ExchangeFinished:
     method: str  # `CONNECT` for a refused or opaque tunnel
     url: str  # scheme://host[:port]/target; credentials never appear: the target is as the sandbox sent it
     status: int  # 0: no response was sent
-    request_headers: tuple[tuple[str, str], ...]  # as the sandbox sent them, secrets redacted
-    response_headers: tuple[tuple[str, str], ...]  # as the sandbox got them
+    request_headers: Sequence[tuple[str, str]]  # as the sandbox sent them, secrets redacted
+    response_headers: Sequence[tuple[str, str]]  # as the sandbox got them
     request_bytes: int  # body bytes that went up
     response_bytes: int  # body bytes that came down
     grants: tuple[str, ...] = ()  # credentials that were injected

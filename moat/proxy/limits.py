@@ -38,6 +38,9 @@ class Limits:
     trailers: int = 8 * KIB
     """Trailer section of a chunked body: checksums and a gRPC status, never more than a few fields."""
 
+    linger: int = 4 * 1024 * KIB
+    """Bytes that a client may still send after an answer that ends its connection; they are dropped."""
+
     # Responses that are opened to be scrubbed.
 
     decoded_step: int = 64 * KIB
@@ -57,6 +60,10 @@ class Limits:
     upstream_idle: int = 64
     """Idle pooled connections of a run, over all hosts: file descriptors are finite."""
 
+    dial_addresses: int = 8
+    """Addresses of one name that are tried. A hostile name server could send thousands, and each attempt
+    holds a file descriptor until it ends."""
+
     # Time.
 
     request_head_timeout: float = 60.0
@@ -68,6 +75,8 @@ class Limits:
     """Either side. Two round trips; a peer that takes longer is not coming."""
     dial_timeout: float = 30.0
     """Resolve and connect, over all addresses of a host: what browsers and Go's dialer use."""
+    dial_stagger: float = 0.25
+    """How long an address may stay silent before the next one is tried as well: RFC 8305 §5."""
     question_timeout: float = 30.0
     """A decider's time for one request: what a program needs, and what a client without a deadline bears."""
     client_idle_timeout: float = 120.0
@@ -80,5 +89,6 @@ class Limits:
     """Silence in the middle of a body, either way. SSE servers ping within a minute; TCP can be dead."""
     tunnel_idle_timeout: float = 3600.0
     """Silence on an upgraded connection (WebSocket): applications ping themselves, dead peers do not."""
-    close_timeout: float = 5.0
-    """Polite close (TLS close_notify, flush) before the socket is dropped."""
+    close_timeout: float = 2.0
+    """How long a client may go on sending after an answer that ends its connection. Closing at once would
+    reset the connection, perhaps before the client has read why."""

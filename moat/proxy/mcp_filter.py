@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,41 +56,48 @@ class ToolFilter:
 class LoginNeededError(Exception):
     """The server wants to know who asks, and a client would now go and fetch a token of its own."""
 
+    def __init__(self, server: McpEndpoint) -> None:
+        super().__init__(server.name)
+        self.server = server
+
+
+def _nobody(_: Headers) -> None:
+    """No other server is known."""
+
 
 @dataclass(frozen=True, slots=True)
 class McpResponse:
-    """What is done to the response of an MCP server."""
+    """What is done to the response of an MCP server, or of a host that may turn out to be one."""
 
-    endpoint: McpEndpoint
-    lists: bool  # the request asks for a list of tools
-    limit: int
+    endpoint: McpEndpoint | None
+    challenged: Callable[[Headers], McpEndpoint | None] = _nobody  # whose a 401 with these headers is
+    lists: bool = False  # the request asks for a list of tools
+    limit: int = 0
+
+    @property
+    def _policy(self) -> ToolPolicy | None:
+        """What a list has to be shortened by."""
+        policy = self.endpoint.policy if self.endpoint is not None else None
+        return None if policy is None or policy.audit else policy
 
     @property
     def filters(self) -> bool:
-        policy = self.endpoint.policy
-        return policy is not None and not policy.audit
+        return self._policy is not None
 
     def check(self, head: ResponseHead) -> None:
         """Raises LoginNeededError."""
-        if head.status == 401:
-            raise LoginNeededError
+        if head.status == 401 and (server := self.endpoint or self.challenged(head.headers)) is not None:
+            raise LoginNeededError(server)
 
-    def filtered(self, scrubber: BodyScrubber, headers: Headers) -> BodyScrubber | ToolFilter:
+    def filtered(self, scrubber: BodyScrubber, content_type: bytes) -> BodyScrubber | ToolFilter:
         """`scrubber` with a filter behind it, if the response can hold a list of tools."""
-        policy = self.endpoint.policy
-        if policy is None or policy.audit:
+        policy = self._policy
+        if policy is None:
             return scrubber
-        if media_type(headers) == b"text/event-stream":
+        if content_type == b"text/event-stream":
             # Also without a question for the list: a stream that is taken up again repeats old answers.
             return ToolFilter(scrubber, _Events(policy, self.limit))
         return ToolFilter(scrubber, _Json(policy, self.limit)) if self.lists else scrubber
-
-
-def media_type(headers: Headers) -> bytes:
-    for name, value in headers:
-        if name.lower() == b"content-type":
-            return value.partition(b";")[0].strip().lower()
-    return b""
 
 
 class _Json:

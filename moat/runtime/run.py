@@ -25,7 +25,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from moat import config
-from moat.errors import MoatError, StartError, UsageError
+from moat.errors import MoatError, StartError, UsageError, one_error
 from moat.grants import CredentialSource
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
@@ -46,7 +46,7 @@ from moat.runtime.records import Ownership, RunRecord, State
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
 from moat.runtime.session import OutputLog, Session
-from moat.runtime.tasks import first_of, one_error
+from moat.runtime.tasks import first_of
 from moat.runtime.variables import sandbox_environment
 from moat.runtime.viewers import ControlServer
 from moat.runtime.workspace import check_mounts, check_workspace
@@ -401,6 +401,7 @@ class LocalRun:
             self.journal.record("login.renewed", grant=grant, outcome=outcome)
 
         source = RunCredentials(vault, upstream, vault.directory, told)
+        self._resources.append(("logins", source.aclose))
         if mcp is not None:
             mcp.on_rejected = source.rejected
         return source

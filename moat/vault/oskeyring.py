@@ -12,11 +12,11 @@ from __future__ import annotations
 import importlib
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from moat.errors import VaultError
+from moat.vault.busykeyring import patiently
 from moat.vault.index import Ref
 
 T = TypeVar("T")
@@ -24,9 +24,6 @@ T = TypeVar("T")
 SERVICE = "moat"
 CHUNK = 1200  # characters; the Windows credential store holds 1280 (2560 bytes of UTF-16)
 DEADLINE = 60.0  # seconds: long enough to type the password into the desktop's unlock dialog
-# A busy bus turns connections away, and a service that is being started anew is absent for a moment.
-RETRY_SECONDS = 5.0
-_PAUSE = 0.1
 
 _ALLOWED = {
     ("keyring.backends.SecretService", "Keyring"): "Secret Service",
@@ -94,16 +91,14 @@ class KeyringStore:
         del live  # every secret has entries of its own
         self.open(probe=False)
         for index in range(ref.chunks):
-            account = self._account(name, ref, index)
-            if self._call(self._backend.get_password, SERVICE, account) is not None:
-                self._call(self._backend.delete_password, SERVICE, account)
+            self._call(_forget, self._backend, self._account(name, ref, index))
 
     def _account(self, name: str, ref: Ref, index: int) -> str:
         account = f"{self._profile}/{name}/{ref.id}"
         return f"{account}/{index}" if index else account
 
     def _call(self, function: Callable[..., T], *arguments: object) -> T:
-        return call(lambda: _patiently(function, *arguments), deadline=self._deadline)
+        return call(function, *arguments, deadline=self._deadline)
 
 
 def split(payload: str) -> list[str]:
@@ -112,7 +107,7 @@ def split(payload: str) -> list[str]:
 
 
 def call(function: Callable[..., T], *arguments: object, deadline: float) -> T:
-    """Run a keyring call in a thread; turn what it raises, or its silence, into VaultError.
+    """Run a keyring call in a thread, patiently; turn what it raises, or its silence, into VaultError.
 
     The thread is a daemon: a keyring that never answers must not keep the process alive. No text of a
     foreign error is passed on beyond the keyring library's own, since it could quote the secret.
@@ -122,7 +117,7 @@ def call(function: Callable[..., T], *arguments: object, deadline: float) -> T:
 
     def work() -> None:
         try:
-            result.append(function(*arguments))
+            result.append(patiently(function, *arguments))
         except BaseException as error:  # handed to the caller
             failure.append(error)
 
@@ -136,20 +131,6 @@ def call(function: Callable[..., T], *arguments: object, deadline: float) -> T:
     if failure:
         raise _translate(failure[0]) from None
     return result[0]
-
-
-def _patiently(function: Callable[..., T], *arguments: object) -> T:
-    """Ask again while the service says that it is not there. Each of our calls can be done twice."""
-    deadline = time.monotonic() + RETRY_SECONDS
-    while True:
-        try:
-            return function(*arguments)
-        except Exception as error:
-            # By name: the class is of a library that is there on Linux only.
-            absent = type(error).__name__ == "SecretServiceNotAvailableException"
-            if not absent or time.monotonic() > deadline:
-                raise
-        time.sleep(_PAUSE)
 
 
 def _translate(error: BaseException) -> VaultError:
@@ -215,11 +196,17 @@ def _product(backend: Any) -> str | None:
     return product if genuine is kind else None
 
 
+def _forget(backend: Any, account: str) -> None:
+    """Delete an entry when it is there. Once more does no harm."""
+    if backend.get_password(SERVICE, account) is not None:
+        backend.delete_password(SERVICE, account)
+
+
 def _probe(backend: Any) -> None:
     """Write, read and delete a random value. Raises VaultError when it does not come back."""
     account, value = f"probe/{secrets.token_hex(8)}", secrets.token_hex(16)
     backend.set_password(SERVICE, account, value)
     returned = backend.get_password(SERVICE, account)
-    backend.delete_password(SERVICE, account)
+    _forget(backend, account)
     if returned != value or backend.get_password(SERVICE, account) is not None:
         raise VaultError("the OS keyring did not return what was written to it", hint=_FILES)

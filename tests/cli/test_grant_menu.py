@@ -625,7 +625,17 @@ def test_profiles_are_apart_and_a_flag_names_one(start: Start, project: Path) ->
         listed.sees(told)
         listed.ends()
     run = start(
-        "run", str(project), "--runtime", "embedded", "--profile", "work", "-g", "pypi", "--", "echo", "ran"
+        "run",
+        str(project),
+        "--runtime",
+        "embedded",
+        "--profile",
+        "work",
+        "-g",
+        "pypi",
+        "--",
+        "echo",
+        "it ran",
     )
     run.sees("it ran")
     run.ends()

@@ -92,6 +92,22 @@ async def run_a_proxy(source: CredentialSource, hosts: Sequence[str]) -> None:
         tasks.cancel_scope.cancel()
 
 
+async def open_a_proxy(token: str) -> list[str]:
+    seen: list[str] = []
+    rule = moat.proxy.InjectionRule(credential="demo", hosts=("api.example.com",), header="authorization")
+    policy = moat.proxy.Policy("strict", (moat.proxy.parse_host_rule("*", ["allow GET /**"]),))
+    async with moat.proxy.Proxy.open(rules=[rule], credentials={"demo": token}, policy=policy) as proxy:
+        assert_type(proxy, moat.proxy.OpenProxy)
+        assert_type(proxy.url, str)
+        async for event in proxy.events(buffer=10):
+            if isinstance(event, moat.proxy.Missed):
+                assert_type(event.count, int)
+            else:
+                assert_type(event, moat.proxy.ExchangeFinished)
+                seen.append(event.warning.rule if event.warning else event.url)
+    return seen
+
+
 def sources(credential: Credential) -> CredentialSource:
     return OneCredential(credential)
 
