@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.git.kit import RUNTIMES, git, repository, tries
+from tests.git.kit import RUNTIMES, git, repository, tries, until
 
 # Each would make the user's next git command run the agent's program, outside of the fence.
 ATTACKS = (
@@ -160,3 +161,27 @@ def test_a_link_in_place_of_the_hooks_is_refused(moat: Callable[..., object], tm
         assert ".git/hooks is a symbolic link, which a sandbox could replace" in done.stderr
         assert f"git config core.hooksPath {target} && rm {place}/.git/hooks" in done.stderr
         (place / ".git/hooks").unlink()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_restore_under_a_run_takes_no_mount_away(
+    runtime: str, moat: Callable[..., object], tmp_path: Path
+) -> None:
+    """What Moat put there after the pre-run snapshot is a mount point; removing it would open the place.
+
+    Seen failing without `restore._without_guarded`: `commondir` and `hooks` can then be made.
+    """
+    place = repository(tmp_path / "project")
+    shutil.rmtree(place / ".git/hooks")
+    attacks = ATTACKS[:2] + ATTACKS[-2:] + ("mkdir -p .git/hooks && touch .git/hooks/pre-commit",)
+    script = f"touch ready; while [ -e ready ]; do sleep 0.1; done\n{tries(*attacks)}\ntouch done; sleep 60"
+    moat("run", "-d", "--name", "at-work", "--runtime", runtime, "--", "sh", "-c", script, cwd=place)
+    until((place / "ready").exists)
+    done = moat("snapshot", "restore", "--yes", cwd=place)  # removes `ready` as well
+    assert ".git/hooks (it is kept from a run that goes on" in done.stderr
+    until((place / "done").exists)
+    told = moat("logs", "at-work").stdout
+    moat("stop", "at-work")
+    assert told.split("\n")[:-1] == [f"no {number}" for number in range(len(attacks))]
+    assert (place / ".git/hooks").exists()
+    assert not (place / ".git/commondir").exists()

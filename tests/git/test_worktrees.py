@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.git.kit import RUNTIMES, git, repository, tries
+from tests.git.kit import RUNTIMES, git, repository, tries, until
 
 
 @pytest.fixture
@@ -280,10 +279,3 @@ def test_a_name_that_docker_has_no_word_for(moat: Callable[..., object], tmp_pat
     assert done.returncode == 3
     assert "\\xff odd: its name is not UTF-8" in done.stderr
     assert "--runtime embedded" in done.stderr
-
-
-def until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not reached():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

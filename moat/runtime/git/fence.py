@@ -31,7 +31,7 @@ from moat.runtime.git.layout import DOT_GIT, Repository
 from moat.runtime.sandbox import WORKSPACE, Mount
 
 HERE = b".\n"  # the content of our `commondir`
-_READ_ONLY = ("config", "config.worktree", "hooks", "commondir", "worktrees")
+READ_ONLY = ("config", "config.worktree", "hooks", "commondir", "worktrees")
 _SHARED = ("objects", "refs", "lfs", "rr-cache")  # directories of the common part, for every worktree
 _POINTERS = ("commondir", "gitdir", "config.worktree")
 _SYSTEM = ("/usr", "/etc", "/proc", "/sys", "/dev", "/run/moat", "/bin", "/sbin", "/lib", "/lib64", WORKSPACE)
@@ -97,7 +97,7 @@ def remove_commondir(own: Path) -> None:
 
 def _refuse_links(own: Path) -> None:
     """A mount on a link covers what it leads to, and not the link, which the sandbox could then replace."""
-    for name in _READ_ONLY:
+    for name in READ_ONLY:
         if (own / name).is_symlink():
             hint = "make it a plain file or directory, or let the run write it with --writable-git"
             if name == "hooks":
@@ -108,7 +108,7 @@ def _refuse_links(own: Path) -> None:
 
 def _inside(own: Path) -> tuple[Mount, ...]:
     target = f"{WORKSPACE}/{DOT_GIT}"
-    guarded = [name for name in _READ_ONLY if _plain(own / name)]
+    guarded = [name for name in READ_ONLY if _plain(own / name)]
     return (
         Mount(own, target),
         *(Mount(own / name, f"{target}/{name}", read_only=True) for name in guarded),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from moat.runtime.git.fence import HERE, READ_ONLY
 from moat.runtime.snapshots.diff import Change, below, exactly, merge
 from moat.runtime.snapshots.entry import DIRECTORY, FILE, LINK, Entry
 from moat.runtime.snapshots.errors import SnapshotError
@@ -27,6 +28,7 @@ from moat.runtime.snapshots.take import Tell, Wish, take
 from moat.runtime.snapshots.walk import open_root
 
 TEMPORARY = ".moat-restore-"
+_GUARDED = frozenset(READ_ONLY)
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -74,6 +76,8 @@ def restore(
     wanted = below(paths)
     left: list[Missing] = []
     changes = list(_bring_back(store.tree(safety.tree), store.tree(target.tree), left, wanted))
+    if living:
+        changes = list(_without_guarded(changes, left))
     if not changes:
         store.remove(safety)
         with contextlib.suppress(FileNotFoundError):
@@ -145,6 +149,18 @@ def _bring_back(
                 continue
             if wanted(entry.path) or entry.path.rpartition("/")[2].startswith(TEMPORARY):
                 yield Change(entry.path, a, b)
+
+
+def _without_guarded(changes: Iterable[Change], left: list[Missing]) -> Iterator[Change]:
+    """What a read-only mount may keep from a living sandbox is not replaced: the mount would end with it."""
+    for change in changes:
+        where, _, name = change.path.rpartition("/")
+        inside = name in _GUARDED and (where == ".git" or where.endswith("/.git"))
+        pointer = name == ".git" and change.before is not None and change.before.kind == FILE
+        if change.before is None or not (inside or pointer):
+            yield change
+        elif change.before.size != len(HERE) or name != "commondir":  # ours, for as long as the run lasts
+            left.append(Missing(change.path, "it is kept from a run that goes on; stop the run first"))
 
 
 def _ancestors(path: str) -> Iterator[str]:
