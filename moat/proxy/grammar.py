@@ -42,9 +42,9 @@ def fields_named(names: Iterable[bytes], *, also: bytes = b"") -> re.Pattern[byt
 # What a proxy has to read of a head; `http1` knows what for.
 SPECIAL = fields_named(
     (
-        b"connection", b"content-length", b"content_length", b"content-type", b"content-encoding", b"expect",
-        b"host", b"http2-settings", b"keep-alive", b"te", b"trailer", b"transfer-encoding",
-        b"transfer_encoding", b"upgrade",
+        b"connection", b"content-length", b"content_length", b"content-type", b"content-encoding",
+        b"connect-content-encoding", b"expect", b"grpc-encoding", b"host", b"http2-settings", b"keep-alive",
+        b"te", b"trailer", b"transfer-encoding", b"transfer_encoding", b"upgrade",
     ),
     also=rb"[Pp](?i:roxy-)" + _TCHAR + rb"*+",
 )  # fmt: skip
