@@ -72,8 +72,11 @@ class Connection:
 
     key: tuple[str, str, int]  # scheme, host, port
     reader: MessageReader
-    stream: Stream
     reused: bool = False  # came from the pool: it may turn out to have just been closed
+    stream: Stream = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stream = self.reader.stream
 
     def __repr__(self) -> str:
         return f"<Connection {self.key[1]}:{self.key[2]}{' reused' if self.reused else ''}>"
@@ -167,7 +170,7 @@ class Upstream:
         except BaseException:
             stream.abort()
             raise
-        return Connection(key, MessageReader(stream, self._limits), stream)
+        return Connection(key, MessageReader(stream, self._limits))
 
     async def _acquire_stream(
         self, key: tuple[str, str, int], authority: Authority, *, fresh: bool
