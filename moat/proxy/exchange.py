@@ -7,7 +7,7 @@ two directions are in `upload` and `download`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
@@ -37,6 +37,7 @@ from moat.proxy.http1 import (
     split_absolute,
     split_fields,
 )
+from moat.proxy.inject import CompiledRule, in_frames
 from moat.proxy.limits import Limits
 from moat.proxy.mcp import Judgement, McpEndpoint, McpTable, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
@@ -126,6 +127,7 @@ class Exchange:
         self._number = next(setup.numbers)
         self._target = head.target  # origin-form once judged
         self._secrets: tuple[bytes, ...] = ()  # what must not come back
+        self._swaps: tuple[tuple[bytes, bytes], ...] = ()  # placeholder -> secret in messages of a WebSocket
         self._hidden: frozenset[bytes] = frozenset()  # header names that carried a credential
         self._mcp: McpEndpoint | None = setup.mcp.at(site.authority.host, site.authority.port)
         self._read: Body | None = None  # of a request that was looked into before it went up
@@ -201,7 +203,12 @@ class Exchange:
         )
         response = McpResponse(self._mcp, self._challenged, lists, self._setup.limits.mcp_message)
         download = self._download = Download(
-            self._client, self._head, self._secrets, response, self._spending
+            self._client,
+            self._head,
+            self._secrets,
+            response,
+            spending=self._spending,
+            swaps=self._swaps,
         )
         connection = await self._acquire()
         try:
@@ -351,6 +358,9 @@ class Exchange:
             fields = join_fields(inspectable(headers) if self._mcp.policy is not None else headers)
         if site.rules.rules:
             fields = await self._inject(site.rules, fields)
+        if site.rules.in_frames and head.upgrade == b"websocket":
+            await self._prepare_frames(site.rules.in_frames)
+            fields = join_fields(inspectable(split_fields(fields)))
         return request_wire(head.method, self._target, fields)
 
     async def _inject(self, rules: SiteRules, fields: bytes) -> bytes:
@@ -362,13 +372,29 @@ class Exchange:
             raise _RefusedError(
                 failed(502, "credential", str(error), error.hint or "", retry=False)
             ) from error
-        if equipped.grants:
-            # The last moment before a credential can leave: what cannot be recorded does not happen.
-            refusal = self._setup.on_use(self._number, str(self._site.authority), equipped.grants)
-            if refusal is not None:
-                raise _RefusedError(denied(refusal))
+        self._use(equipped.grants)
         self._secrets, self._grants, self._hidden = equipped.secrets, equipped.grants, equipped.names
         return equipped.fields
+
+    async def _prepare_frames(self, rules: Sequence[CompiledRule]) -> None:
+        """Credentials that may go out in messages of a WebSocket. They count as used when it opens."""
+        names = tuple(dict.fromkeys(rule.rule.credential for rule in rules))
+        try:
+            self._swaps, secrets = in_frames(rules, {name: await self._credential(name) for name in names})
+        except MoatError as error:
+            raise _RefusedError(
+                failed(502, "credential", str(error), error.hint or "", retry=False)
+            ) from error
+        self._use(tuple(name for name in names if name not in self._grants))
+        self._grants = tuple(dict.fromkeys((*self._grants, *names)))
+        self._secrets = tuple(dict.fromkeys((*self._secrets, *secrets)))
+
+    def _use(self, grants: tuple[str, ...]) -> None:
+        """The last moment before a credential can leave: what cannot be recorded does not happen."""
+        if grants:
+            refusal = self._setup.on_use(self._number, str(self._site.authority), grants)
+            if refusal is not None:
+                raise _RefusedError(denied(refusal))
 
     async def _credential(self, name: str) -> Credential:
         source = self._setup.credentials
@@ -488,7 +514,7 @@ class Exchange:
     def _record(self, started: float, duration: float) -> None:
         upload, download, answer = self._upload, self._download, self._answered
         status, fields = (answer.status, join_fields(answer.headers)) if answer is not None else (0, b"")
-        up, down, error = 0, 0, self._error
+        up, down, messages, error = 0, 0, (0, 0), self._error
         denial = answer.denial if answer is not None else None
         if denial is None and self._spending is not None:
             denial = self._spending.denial
@@ -496,6 +522,7 @@ class Exchange:
             up = upload.body.size
         if download is not None:
             up, down, error = up + download.traffic.up, download.size, error or download.traffic.error
+            messages = download.traffic.messages
             if download.begun:
                 status, fields = download.status, download.fields
         self._setup.on_event(
@@ -509,6 +536,7 @@ class Exchange:
                 response_headers=Shown(fields),
                 request_bytes=up,
                 response_bytes=down,
+                messages=messages,
                 grants=self._grants,
                 denial=denial,
                 warning=self._warning if denial is None else None,
