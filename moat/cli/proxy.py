@@ -17,6 +17,7 @@ from pathlib import Path
 import anyio
 
 from moat.cli.output import emit, say
+from moat.cli.parser import Parser
 from moat.cli.run import split_command
 from moat.cli.start import passphrase
 from moat.cli.trace import describe
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat proxy",
         usage="moat proxy [options] [-- command [argument...]]",
         description="Serve the proxy on a loopback port, without a sandbox: it adds credentials to the "

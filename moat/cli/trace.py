@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +9,14 @@ from typing import Any
 
 from moat.cli.logs import alive_while, follow
 from moat.cli.output import clock, emit, safe
+from moat.cli.parser import Parser
 from moat.journal import parse_line
 from moat.paths import Home
 from moat.runtime import known
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat trace", description="Show what a run asked of the network, and what became of it."
     )
     parser.add_argument("run", nargs="?", help="name or id (default: the newest)")
