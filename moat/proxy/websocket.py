@@ -14,6 +14,7 @@ looked at.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class FrameError(StreamError):
         super().__init__(f"websocket: {reason}")
 
 
-class _Frames:
+class _Frames(ABC):
     """One direction, taken apart and put together again. `messages` counts those that are complete."""
 
     masked = False  # clients mask, servers do not (RFC 6455 §5.1)
@@ -78,9 +79,9 @@ class _Frames:
 
     # --- what the two directions do with it ------------------------------------------------------
 
+    @abstractmethod
     def _text(self, opcode: int, payload: bytes, *, last: bool) -> bytes:
         """What can leave of a message, with its next payload."""
-        raise NotImplementedError
 
     def _control(self, payload: bytes) -> bytes:
         return payload
