@@ -23,7 +23,7 @@ from websockets.sync.server import Server, ServerConnection, serve
 
 from moat.proxy.budget import Budget
 from moat.proxy.stream import StreamError
-from moat.proxy.websocket import ClientFrames, FrameError, ServerFrames
+from moat.proxy.websocket import _WHOLE, ClientFrames, FrameError, ServerFrames
 from tests.proxy.conftest import PLACEHOLDER, RULE, SECRET, House, house, tls_origin
 from tests.proxy.peers import Wire, world
 from tests.proxy.test_exchange import API, get
@@ -169,7 +169,7 @@ def test_random_messages_in_random_frames_and_pieces() -> None:
             size = chance.randrange(1, 100_000)
             leaving += frames.feed(wire[at : at + size])
             at += size
-            assert len(frames._buffer) <= 64 * 1024 + 14
+            assert len(frames._buffer) <= _WHOLE + 14
         assert [text for _, text in read(leaving).messages] == [
             text.replace(SECRET.encode(), STARS.encode()) for text in texts
         ]
