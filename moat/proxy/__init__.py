@@ -7,8 +7,8 @@ decision    what policy says about an authority or an exchange, with the reason
 injection   putting the credential on an exchange that policy allowed
 
 The way of a request, file by file: `server` accepts, `tunnel` finds out where to and terminates TLS,
-`message` and `http1` read heads and bodies, `exchange` judges, equips and carries, `upstream` connects,
-`stream` moves bytes, `trace` writes down what happened.
+`message` and `http1` read heads and bodies, `site` says what holds at that authority, `exchange` judges,
+equips and carries, `upstream` connects, `stream` moves bytes, `trace` writes down what happened.
 """
 
 from __future__ import annotations

@@ -8,22 +8,17 @@ two directions are in `upload` and `download`.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Sequence
 from enum import Enum
-from functools import partial
-from itertools import count
 from time import monotonic, time
-from types import MappingProxyType
 
 import anyio
 
-from moat.authority import Authority, AuthorityError, parse_authority
+from moat.authority import AuthorityError, parse_authority
 from moat.errors import MoatError
-from moat.grants import Credential, CredentialSource
+from moat.grants import Credential
 from moat.proxy.answers import Answer, denied, failed, malformed
-from moat.proxy.budget import Account, Accounts, Spending
-from moat.proxy.certs import RunCA
+from moat.proxy.budget import Spending
 from moat.proxy.decider import Desk, Question
 from moat.proxy.download import Download
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
@@ -40,136 +35,19 @@ from moat.proxy.http1 import (
     split_fields,
 )
 from moat.proxy.inject import CompiledRule, in_frames
-from moat.proxy.limits import Limits
-from moat.proxy.mcp import Judgement, McpEndpoint, McpTable, judge, unclear
+from moat.proxy.mcp import Judgement, McpEndpoint, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
-from moat.proxy.policy import Policy, SitePolicy
 from moat.proxy.scrub import UnreadableBodyError
-from moat.proxy.site_rules import Equipped, InjectionTable, SiteRules, equip, inspectable
-from moat.proxy.ssh import SshTunnel
+from moat.proxy.site import Setup, Site
+from moat.proxy.site_rules import Equipped, SiteRules, equip, inspectable
 from moat.proxy.stream import StreamError, StreamTimeoutError
-from moat.proxy.tls import H2, HTTP1
+from moat.proxy.tls import H2
 from moat.proxy.trace import Shown
 from moat.proxy.upload import GONE, Judged, Upload
-from moat.proxy.upstream import Connection, Upstream, UpstreamError
+from moat.proxy.upstream import Connection, UpstreamError
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
-
-
-@dataclass(slots=True)
-class Places:
-    """How many of something may exist at one time."""
-
-    free: int = 0
-
-    def take(self) -> bool:
-        if not self.free:
-            return False
-        self.free -= 1
-        return True
-
-    def give_back(self) -> None:
-        self.free += 1
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What all exchanges of a proxy share."""
-
-    policy: Policy
-    ca: RunCA
-    table: InjectionTable
-    credentials: CredentialSource | None
-    upstream: Upstream
-    limits: Limits
-    on_event: Callable[[ExchangeFinished], None]
-    ready: Callable[[], Denial | None]
-    on_use: Callable[[int, str, tuple[str, ...]], Denial | None]
-    numbers: Iterator[int] = field(default_factory=lambda: count(1))  # of exchanges
-    tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
-    mcp: McpTable = field(default_factory=McpTable)
-    accounts: Accounts = Accounts()  # noqa: RUF009 - the same
-    streams: Places = field(default_factory=Places)  # of HTTP/2
-    desk: Desk | None = None  # None: nobody is asked
-
-    def refused(
-        self,
-        method: str,
-        url: str,
-        status: int,
-        *,
-        denial: Denial | None = None,
-        error: str = "",
-        protocol: str = HTTP1,
-    ) -> None:
-        """Record what never became an exchange."""
-        self.on_event(
-            ExchangeFinished(
-                started=time(),
-                duration=0.0,
-                method=method,
-                url=url,
-                status=status,
-                request_headers=(),
-                response_headers=(),
-                request_bytes=0,
-                response_bytes=0,
-                denial=denial,
-                error=error,
-                id=next(self.numbers),
-                protocol=protocol,
-            )
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Where an exchange goes, as CONNECT, capture or the request target said, and whether it may."""
-
-    scheme: str  # `https`: inside TLS that we terminated; `http`
-    authority: Authority
-    host: bytes  # the Host field that clients usually send: equal to it, nothing has to be parsed
-    denial: Denial | None  # everything that is sent here is answered with this
-    policy: SitePolicy
-    rules: SiteRules
-    accounts: tuple[Account, ...]  # budgets that exchanges spend from
-    name: str  # of the authority
-    prefix: str  # of its URLs
-    response: McpResponse  # of a host that is not known to be an MCP server
-    protocol: str = HTTP1  # what the client speaks, as in ALPN
-
-    @classmethod
-    def of(
-        cls,
-        setup: Setup,
-        scheme: str,
-        authority: Authority,
-        denial: Denial | None,
-        protocol: str = HTTP1,
-    ) -> Site:
-        host, port = authority.host, authority.port
-        header = authority.host_header(scheme).encode()
-        policy, rules = setup.policy.site(host, port), setup.table.site(host, port, scheme)
-        return cls(
-            scheme,
-            authority,
-            header,
-            denial,
-            policy,
-            rules,
-            setup.accounts.at(host, port),
-            name=str(authority),
-            prefix=f"{scheme}://{header.decode()}",
-            protocol=protocol,
-            response=McpResponse(None, partial(setup.mcp.challenged, host)),
-        )
-
-    def url(self, target: bytes) -> str:
-        """`target` as a URL; an absolute one that was refused before it was taken apart is one already."""
-        if not target.startswith((b"/", b"*")):
-            return target.decode("latin-1")
-        return self.prefix + target.decode("latin-1")
 
 
 class After(Enum):

@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 from moat.proxy import h2_fields
 from moat.proxy.answers import malformed
 from moat.proxy.chunked import encode_chunk
-from moat.proxy.exchange import Exchange, Setup, Site
+from moat.proxy.exchange import Exchange
 from moat.proxy.h2_link import (
     DataReceived,
     ErrorCodes,
@@ -36,6 +36,7 @@ from moat.proxy.http1 import MalformedError
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.pipe import PipeEnd
+from moat.proxy.site import Setup, Site
 from moat.proxy.stream import Stream, StreamError
 from moat.proxy.upload import GONE
 

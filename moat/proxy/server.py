@@ -24,11 +24,11 @@ from moat.proxy.budget import Accounts, Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider, Desk
 from moat.proxy.events import Denial, ExchangeFinished
-from moat.proxy.exchange import Places, Setup
 from moat.proxy.limits import Limits
 from moat.proxy.mcp import McpTable
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import Policy
+from moat.proxy.site import Places, Setup
 from moat.proxy.site_rules import InjectionTable
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, open_stream
