@@ -7,9 +7,11 @@ two directions are in `upload` and `download`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from itertools import count
 from time import monotonic, time
 from types import MappingProxyType
@@ -28,7 +30,6 @@ from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, 
 from moat.proxy.http1 import (
     Form,
     Framing,
-    Headers,
     MalformedError,
     RequestHead,
     join_fields,
@@ -43,7 +44,7 @@ from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
 from moat.proxy.policy import Policy, SitePolicy
 from moat.proxy.scrub import UnreadableBodyError
-from moat.proxy.site_rules import InjectionTable, SiteRules, equip, inspectable
+from moat.proxy.site_rules import Equipped, InjectionTable, SiteRules, equip, inspectable
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, StreamTimeoutError
 from moat.proxy.trace import Shown
@@ -85,18 +86,33 @@ class Site:
     rules: SiteRules
     accounts: tuple[Account, ...]  # budgets that exchanges spend from
 
+    name: str  # of the authority
+    prefix: str  # of its URLs
+    response: McpResponse  # of a host that is not known to be an MCP server
+
     @classmethod
     def of(cls, setup: Setup, scheme: str, authority: Authority, denial: Denial | None) -> Site:
         host, port = authority.host, authority.port
         header = authority.host_header(scheme).encode()
         policy, rules = setup.policy.site(host, port), setup.table.site(host, port, scheme)
-        return cls(scheme, authority, header, denial, policy, rules, setup.accounts.at(host, port))
+        return cls(
+            scheme,
+            authority,
+            header,
+            denial,
+            policy,
+            rules,
+            setup.accounts.at(host, port),
+            name=str(authority),
+            prefix=f"{scheme}://{header.decode()}",
+            response=McpResponse(None, partial(setup.mcp.challenged, host)),
+        )
 
     def url(self, target: bytes) -> str:
         """`target` as a URL; an absolute one that was refused before it was taken apart is one already."""
         if not target.startswith((b"/", b"*")):
             return target.decode("latin-1")
-        return f"{self.scheme}://{self.host.decode()}{target.decode('latin-1')}"
+        return self.prefix + target.decode("latin-1")
 
 
 class After(Enum):
@@ -118,6 +134,19 @@ class _RefusedError(Exception):
 class Exchange:
     """State of one exchange; what its record will tell is collected on the way."""
 
+    # What most exchanges leave as it is here.
+    _read: Body | None = None  # of a request that was looked into before it went up
+    _upload: Upload | None = None
+    _download: Download | None = None
+    _spending: Spending | None = None  # None: no budget applies
+    _after: After = After.CLOSE
+    _undecided = False  # no rule of the policy allows it
+    _equipped = Equipped(b"")  # with its credentials
+    # for the record
+    _answered: Answer | None = None  # what we said ourselves
+    _error = ""
+    _warning: Denial | None = None
+
     def __init__(self, setup: Setup, client: MessageReader, site: Site, head: RequestHead) -> None:
         self._setup = setup
         self._client = client
@@ -125,20 +154,7 @@ class Exchange:
         self._head = head
         self._number = next(setup.numbers)
         self._target = head.target  # origin-form once judged
-        self._secrets: tuple[bytes, ...] = ()  # what must not come back
-        self._hidden: frozenset[bytes] = frozenset()  # header names that carried a credential
         self._mcp: McpEndpoint | None = setup.mcp.at(site.authority.host, site.authority.port)
-        self._read: Body | None = None  # of a request that was looked into before it went up
-        self._upload: Upload | None = None
-        self._download: Download | None = None
-        self._spending: Spending | None = None  # None: no budget applies
-        self._after = After.CLOSE
-        # for the record
-        self._answered: Answer | None = None  # what we said ourselves
-        self._grants: tuple[str, ...] = ()
-        self._error = ""
-        self._warning: Denial | None = None
-        self._undecided = False  # no rule of the policy allows it
 
     async def run(self) -> After:
         """Do the exchange, answer the client in every case, and record it."""
@@ -171,7 +187,7 @@ class Exchange:
         except UnreadableBodyError as error:
             await self._answer(failed(502, "unreadable", str(error), error.hint or "", retry=False))
         except LoginNeededError as needed:
-            for grant in self._grants:
+            for grant in self._equipped.grants:
                 self._setup.mcp.on_rejected(grant)
             server = needed.server
             reason = f"the MCP server {server.name} does not accept the request without a valid login"
@@ -199,9 +215,11 @@ class Exchange:
             judged=judged or (self._body(), b""),
             patience=self._patience,
         )
-        response = McpResponse(self._mcp, self._challenged, lists, self._setup.limits.mcp_message)
+        response = self._site.response
+        if self._mcp is not None:
+            response = McpResponse(self._mcp, lists=lists, limit=self._setup.limits.mcp_message)
         download = self._download = Download(
-            self._client, self._head, self._secrets, response, self._spending
+            self._client, self._head, self._equipped.secrets, response, self._spending
         )
         connection = await self._acquire()
         try:
@@ -243,9 +261,6 @@ class Exchange:
         target = self._target.decode()
         server = self._mcp or self._setup.mcp.asked(self._site.authority.host, target)
         return server.login_denial(target) if server is not None else None
-
-    def _challenged(self, headers: Headers) -> McpEndpoint | None:
-        return self._setup.mcp.challenged(self._site.authority.host, headers)
 
     async def _ask(self, desk: Desk) -> None:
         """Put the request to the decider. Raises DeniedError; StreamError when the client has left."""
@@ -331,6 +346,7 @@ class Exchange:
         while not body.done and len(read) <= limit:
             client.stream.deadline = monotonic() + self._setup.limits.body_idle_timeout
             read += await body.next()
+        client.stream.deadline = math.inf  # the client waits for us now
         return body, bytes(read)
 
     def _body(self) -> Body:
@@ -356,7 +372,7 @@ class Exchange:
     async def _inject(self, rules: SiteRules, fields: bytes) -> bytes:
         try:
             draft, others = rules.draft(fields)
-            credentials = [await self._credential(name) for name in draft.plan.credentials]
+            credentials = [await self._credential(name) for name in draft.credentials]
             equipped = equip(draft, others, credentials)
         except MoatError as error:
             raise _RefusedError(
@@ -364,10 +380,10 @@ class Exchange:
             ) from error
         if equipped.grants:
             # The last moment before a credential can leave: what cannot be recorded does not happen.
-            refusal = self._setup.on_use(self._number, str(self._site.authority), equipped.grants)
+            refusal = self._setup.on_use(self._number, self._site.name, equipped.grants)
             if refusal is not None:
                 raise _RefusedError(denied(refusal))
-        self._secrets, self._grants, self._hidden = equipped.secrets, equipped.grants, equipped.names
+        self._equipped = equipped
         return equipped.fields
 
     async def _credential(self, name: str) -> Credential:
@@ -406,7 +422,8 @@ class Exchange:
         """
         stream = connection.stream
         # A client that announced its last request may finish its direction and still read the answer.
-        self._client.stream.when_gone(lambda: upload.leave(stream), at_eof=self._head.keep_alive)
+        upload.upstream = stream
+        self._client.stream.when_gone(upload.leave, at_eof=self._head.keep_alive)
         stream.deadline = monotonic() + self._patience
         try:
             await upload.send_start(stream)
@@ -495,7 +512,9 @@ class Exchange:
         if upload is not None:
             up = upload.body.size
         if download is not None:
-            up, down, error = up + download.traffic.up, download.size, error or download.traffic.error
+            down = download.size
+            if download.traffic is not None:
+                up, error = up + download.traffic.up, error or download.traffic.error
             if download.begun:
                 status, fields = download.status, download.fields
         self._setup.on_event(
@@ -505,11 +524,11 @@ class Exchange:
                 method=self._head.method.decode("latin-1"),
                 url=self._site.url(self._target),
                 status=status,
-                request_headers=Shown(self._head.block, self._hidden),
+                request_headers=Shown(self._head.block, self._equipped.names),
                 response_headers=Shown(fields),
                 request_bytes=up,
                 response_bytes=down,
-                grants=self._grants,
+                grants=self._equipped.grants,
                 denial=denial,
                 warning=self._warning if denial is None else None,
                 error=error,

@@ -104,7 +104,7 @@ class Proxy:
             desk=decider and Desk(decider, seconds=limits.question_timeout, most=limits.questions),
         )
         self._token = token
-        self._slots = anyio.Semaphore(limits.connections)
+        self._slots = anyio.Semaphore(limits.connections, fast_acquire=True)
         self._listening: set[anyio.CancelScope] = set()
         self._serving: set[anyio.CancelScope] = set()
         self._tunnels: set[Tunnel] = set()
@@ -259,7 +259,7 @@ class Proxy:
         """One connection from its first byte to its last. What goes wrong in it ends it, and nothing else."""
         try:
             stream = await open_stream(sock, self._setup.upstream.watch)
-            token = self._token if sock.family != socket.AF_UNIX else None
+            token = self._token if self._token and sock.family != socket.AF_UNIX else None
             tunnel = Tunnel(self._setup, MessageReader(stream, self._setup.limits), token)
             self._tunnels.add(tunnel)
             try:
