@@ -24,7 +24,7 @@ from moat.proxy.budget import Accounts, Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider, Desk
 from moat.proxy.events import Denial, ExchangeFinished
-from moat.proxy.exchange import Setup
+from moat.proxy.exchange import Places, Setup
 from moat.proxy.limits import Limits
 from moat.proxy.mcp import McpTable
 from moat.proxy.message import MessageReader
@@ -102,6 +102,7 @@ class Proxy:
             mcp=mcp or McpTable(),
             accounts=Accounts(budgets),
             desk=decider and Desk(decider, seconds=limits.question_timeout, most=limits.questions),
+            streams=Places(limits.h2_streams_of_run),
         )
         self._token = token
         self._slots = anyio.Semaphore(limits.connections, fast_acquire=True)
