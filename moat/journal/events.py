@@ -78,13 +78,13 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         ),
         "snapshot.taken": (
             "a snapshot of the workspace was kept; `tree` is the hash of what it holds",
-            ("id", "kind", "label", "tree", "files", "added"),
+            ("id", "kind", "label", "tree", "files", "added", "workspace"),
         ),
         "snapshot.failed": ("no snapshot could be taken; the run goes on", ("kind", "error")),
-        "snapshot.removed": ("snapshots were removed, by retention or by hand", ("ids", "why")),
+        "snapshot.removed": ("snapshots were removed, by retention or by hand", ("ids", "why", "workspace")),
         "snapshot.restored": (
             "the workspace, or paths in it, were brought back; `safety` holds what was there before",
-            ("id", "safety", "paths", "written", "removed", "left", "why"),
+            ("id", "safety", "paths", "written", "removed", "left", "why", "workspace"),
         ),
         "copy.failed": ("entries cannot be copied to a second place", ("to", "error")),
         "copy.resumed": ("copying works again; so many entries are missing there", ("to", "missed")),
