@@ -27,6 +27,7 @@ from moat.proxy.certs import RunCA
 from moat.proxy.decider import Desk, Question
 from moat.proxy.download import Download
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
+from moat.proxy.h2_pool import begins_h2
 from moat.proxy.http1 import (
     Form,
     Framing,
@@ -279,8 +280,8 @@ class Exchange:
         connection = await self._acquire()
         try:
             await self._carry(connection, upload, download)
-        except StreamError as error:
-            if not self._may_repeat(connection, error):
+        except (StreamError, MalformedError) as error:
+            if not (self._may_repeat(connection, error) or self._was_not_understood(connection)):
                 raise
             await self._carry(await self._acquire(fresh=True), upload, download)
         self._after = After.KEEP if download.keep else After.CLOSE if upload.done else After.LINGER
@@ -458,9 +459,20 @@ class Exchange:
     # --- both directions -------------------------------------------------------------------------
 
     async def _acquire(self, *, fresh: bool = False) -> Connection:
-        return await self._setup.upstream.acquire(self._site.scheme, self._site.authority, fresh=fresh)
+        site = self._site
+        return await self._setup.upstream.acquire(
+            site.scheme, site.authority, fresh=fresh, protocol=site.protocol
+        )
 
-    def _may_repeat(self, connection: Connection, error: StreamError) -> bool:
+    def _was_not_understood(self, connection: Connection) -> bool:
+        """A server that speaks HTTP/2 without having agreed on it has taken our request for noise."""
+        assert self._upload is not None
+        if self._site.scheme != "https" or not begins_h2(connection.reader.buffer):
+            return False
+        self._setup.upstream.multiplexed.remember(connection.key, H2, only=True)
+        return self._upload.whole
+
+    def _may_repeat(self, connection: Connection, error: StreamError | MalformedError) -> bool:
         """A pooled connection that the server was just closing: nothing came back, doing it twice is safe."""
         assert self._upload is not None
         assert self._download is not None
@@ -469,7 +481,7 @@ class Exchange:
             and self._head.method in _IDEMPOTENT
             and self._upload.whole
             and not (self._upload.gone or self._download.heard or connection.reader.buffer)
-            and not isinstance(error, StreamTimeoutError)
+            and not isinstance(error, (StreamTimeoutError, MalformedError))
         )
 
     async def _carry(self, connection: Connection, upload: Upload, download: Download) -> None:
