@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moat.cli.logs import alive_while, follow
-from moat.cli.output import clock, emit, safe
+from moat.cli.output import clock, emit, safe, say
 from moat.cli.parser import Parser
 from moat.journal import parse_line
 from moat.paths import Home
@@ -32,10 +32,24 @@ def main(argv: Sequence[str]) -> int:
         return 0
     alive = alive_while(home, record, follow=options.follow)
     for exchange in _exchanges(follow(path, 0, alive)):
-        emit(json.dumps(exchange) if options.json else "\n".join(describe(exchange, verbose=options.verbose)))
+        if options.json:
+            emit(json.dumps(exchange))
+        elif missing := _missing(exchange):
+            say(f"warning: {missing}")
+        else:
+            emit("\n".join(describe(exchange, verbose=options.verbose)))
         if options.follow:
             sys.stdout.flush()
     return 0
+
+
+def _missing(line: Mapping[str, Any]) -> str:
+    """What a line says that is no exchange; empty for one that is."""
+    if "full" in line:
+        return f"the trace has reached its limit of {line['full']:,} bytes; what came later is not in it"
+    if "dropped" in line:
+        return f"{line['dropped']:,} exchanges are not in this trace"
+    return ""
 
 
 def describe(exchange: Mapping[str, Any], *, verbose: bool = False) -> Iterator[str]:

@@ -186,8 +186,9 @@ class LocalRun:
         """A run without a journal does not begin: nothing of it remains."""
         shown = [self._request.workspace, *(m.source for m in self._request.mounts if not m.read_only)]
         try:
-            self._copies = copies_of(config.load_user(self._home).journal, shown)
-            return keeping.begin(self._home, self.id, self._copies)
+            settings = config.load_user(self._home).journal
+            self._copies = copies_of(settings, shown)
+            return keeping.begin(self._home, self.id, self._copies, limit=settings.max_size)
         except (OSError, MoatError) as error:
             shutil.rmtree(self._directory, ignore_errors=True)
             records.remove(self._home, self.id)
@@ -365,13 +366,15 @@ class LocalRun:
         network = dataclasses.replace(
             request.network, host=tuple(dict.fromkeys((*request.network.host, *extra.host_ports)))
         )
+        user = config.load_user(self._home)
         gateway = Gateway(
             run_id=self.id,
             network=network,
-            upstream=config.load_user(self._home).upstream,
+            upstream=user.upstream,
             granted=given,
             credentials=self._credentials(vault, extra.mcp),
             trace=self._home.run(self.id) / "network.jsonl",
+            trace_limit=user.journal.max_trace,
             journal=self.journal,
             start=start,
             tunnels=extra.tunnels,
