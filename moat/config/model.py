@@ -41,6 +41,8 @@ class NetworkConfig:
     policy: Literal["permissive", "strict"] = "permissive"
     rules: tuple[HostRules, ...] = ()
     host: tuple[int, ...] = ()  # ports of the host that the sandbox may reach as `moat-host:<port>`
+    # Responses to requests with a credential that cannot be searched for it.
+    unreadable: Literal["withhold", "pass"] = "withhold"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -200,6 +200,7 @@ class _Workspace:
             "policy": lambda value: self._check.choice(value, "network.policy", ("permissive", "strict")),
             "rules": self._rules,
             "host": self._host_ports,
+            "unreadable": lambda value: self._check.choice(value, "network.unreadable", ("withhold", "pass")),
         }
         found: dict[str, Any] = self._check.fields(node, "network", known, _NETWORK_REFUSED)
         return NetworkConfig(**found)

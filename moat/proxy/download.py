@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from time import monotonic
+from typing import Literal
 
 from moat.proxy.http1 import (
     Framing,
@@ -20,9 +21,12 @@ from moat.proxy.http1 import (
 from moat.proxy.mcp_filter import McpResponse, ToolFilter, media_type
 from moat.proxy.message import Body, BodyWriter, MessageReader
 from moat.proxy.relay import Traffic, relay
-from moat.proxy.scrub import BodyScrubber, Scrubber, mask, scrub_headers
+from moat.proxy.scrub import BodyScrubber, Scrubber, UnreadableBodyError, mask, scrub_headers
 from moat.proxy.stream import BUFFER
 from moat.proxy.upload import Upload
+
+Unreadable = Literal["withhold", "pass"]
+"""What becomes of a response to a request with a credential whose body cannot be looked into."""
 
 _INTERIM_RESPONSES = 16  # 1xx answers before the final one; servers send one or two
 
@@ -36,7 +40,10 @@ class Download:
         request: RequestHead,
         secrets: tuple[bytes, ...],
         mcp: McpResponse | None = None,
+        *,
+        unreadable: Unreadable = "withhold",
     ) -> None:
+        self._unreadable = unreadable
         self._client = client
         self._request = request
         self._secrets = secrets
@@ -50,6 +57,7 @@ class Download:
         self.keep = False  # the client's connection can carry another request
         self.headers: Headers = ()  # as the client gets them
         self.traffic = Traffic()  # after a 101
+        self.unchecked = ""  # why the body passed without being looked into
 
     @property
     def status(self) -> int:
@@ -106,10 +114,7 @@ class Download:
 
     def _start(self, head: ResponseHead, upload: Upload) -> bytes:
         """Decide how the body leaves, and make the head that says so."""
-        tools = self._mcp is not None and self._mcp.filters
-        if (self._secrets or tools) and head.framing is not Framing.NONE:
-            scrubber = BodyScrubber(self._secrets, head.headers, self._client.limits)
-            self._scrubber = self._mcp.filtered(scrubber, head.headers) if self._mcp else scrubber
+        self._scrubber = self._scrubber_of(head)
         framing = head.framing
         if framing is Framing.LENGTH and self._scrubber is not None and self._scrubber.decoded:
             framing = Framing.CHUNKED  # the length was that of the encoded body
@@ -122,14 +127,24 @@ class Download:
             headers = self._scrubber.headers(headers)
         return self._render(head, headers)
 
+    def _scrubber_of(self, head: ResponseHead) -> BodyScrubber | ToolFilter | None:
+        """What looks into the body. Raises UnreadableBodyError: then it is withheld."""
+        tools = self._mcp is not None and self._mcp.filters
+        if head.framing is Framing.NONE or not (self._secrets or tools):
+            return None
+        try:
+            scrubber = BodyScrubber(self._secrets, head.headers, self._client.limits)
+        except UnreadableBodyError as error:
+            if tools or self._unreadable == "withhold":
+                raise
+            self.unchecked = f"passed unchecked: {error}"
+            return None
+        return self._mcp.filtered(scrubber, head.headers) if self._mcp else scrubber
+
     def _render(self, head: ResponseHead, headers: Headers) -> bytes:
-        """The head on the wire, masked when a secret is anywhere in it."""
-        self.headers = headers
-        wire = render_response(head.status, head.reason, headers)
-        if any(secret in wire for secret in self._secrets):
-            self.headers = scrub_headers(headers, self._secrets)
-            wire = mask(wire, self._secrets)  # a secret holds no line end, and a mask is as long
-        return wire
+        """The head on the wire, without secrets."""
+        self.headers = scrub_headers(headers, self._secrets) if self._secrets else headers
+        return render_response(head.status, mask(head.reason, self._secrets), self.headers)
 
     async def _frame(self, wire: bytes, body: Body) -> bytes:
         """`wire` and what has come of the body, as it leaves here; what grows large is sent at once."""

@@ -22,7 +22,7 @@ from moat.proxy import inject
 from moat.proxy.address import Authority, AuthorityError, parse_authority
 from moat.proxy.answers import Answer, denied, failed, malformed
 from moat.proxy.certs import RunCA
-from moat.proxy.download import Download
+from moat.proxy.download import Download, Unreadable
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.http1 import (
     Form,
@@ -46,6 +46,10 @@ from moat.proxy.upload import GONE, Judged, Upload
 from moat.proxy.upstream import AddressDeniedError, Connection, Upstream, UpstreamError
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
+_UNREADABLE = (
+    "the request carries a credential, and this answer cannot be searched for it; ask the server for another "
+    "format. The user can let such answers through unchecked: `unreadable: pass` under `network:` in agent.yaml"
+)
 _OPAQUE = frozenset({b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions"})
 
 
@@ -65,6 +69,7 @@ class Setup:
     numbers: Iterator[int] = field(default_factory=lambda: count(1))  # of exchanges
     tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
     mcp: McpTable = McpTable()  # noqa: RUF009 - empty and never changed
+    unreadable: Unreadable = "withhold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +159,7 @@ class Exchange:
         except MalformedError as error:
             await self._answer(malformed(error) if error.blame == "client" else _bad_upstream(error))
         except UnreadableBodyError as error:
-            await self._answer(failed(502, "unreadable", str(error), error.hint or "", retry=False))
+            await self._answer(failed(502, "unreadable", str(error), _UNREADABLE, retry=False))
         except LoginNeededError:
             assert self._mcp is not None
             for grant in self._grants:
@@ -176,7 +181,9 @@ class Exchange:
         upload = self._upload = Upload(
             self._client, self._head, self._target, headers, judged=judged, patience=self._patience
         )
-        download = self._download = Download(self._client, self._head, self._secrets, response)
+        download = self._download = Download(
+            self._client, self._head, self._secrets, response, unreadable=self._setup.unreadable
+        )
         connection = await self._acquire()
         try:
             await self._carry(connection, upload, download)
@@ -415,6 +422,7 @@ class Exchange:
             up = upload.body.size
         if download is not None:
             up, down, error = up + download.traffic.up, download.size, error or download.traffic.error
+            error = error or download.unchecked
             if download.begun:
                 status, headers = download.status, download.headers
         self._setup.on_event(

@@ -17,6 +17,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from moat.grants import CredentialSource, InjectionRule
 from moat.proxy.address import Authority
 from moat.proxy.certs import RunCA
+from moat.proxy.download import Unreadable
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.exchange import Setup
 from moat.proxy.inject import InjectionTable
@@ -64,6 +65,7 @@ class Proxy:
         on_use: Callable[[int, str, tuple[str, ...]], Denial | None] = always_allowed,
         tunnels: Iterable[SshTunnel] = (),
         mcp: McpTable = McpTable(),  # noqa: B008 - empty and never changed
+        unreadable: Unreadable = "withhold",
     ) -> None:
         """`on_event` must neither block nor raise. `ready` says why no exchange may start now.
 
@@ -72,12 +74,16 @@ class Proxy:
 
         `token` is asked for on TCP listeners only; reaching a unix socket is permission enough. Raises
         ValueError for a rule with a bad host pattern. `tunnels` are open in every policy mode.
+
+        `unreadable`: a response to a request with a credential that is encoded so that it cannot be searched
+        for it is withheld, or passes unsearched.
         """
         opened = {tunnel.authority: tunnel for tunnel in tunnels}
         table = InjectionTable(rules)
         self._setup = Setup(
-            policy, ca, table, credentials, upstream, limits, on_event, ready, on_use, tunnels=opened, mcp=mcp
-        )
+            policy, ca, table, credentials, upstream, limits, on_event, ready, on_use,
+            tunnels=opened, mcp=mcp, unreadable=unreadable,
+        )  # fmt: skip
         self._token = token
         self._slots = anyio.Semaphore(limits.connections)
         self._listening: set[anyio.CancelScope] = set()

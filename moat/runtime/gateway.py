@@ -98,6 +98,7 @@ class Gateway:
             on_use=self._witness.on_use,
             tunnels=tunnels,
             mcp=mcp or McpTable(),
+            unreadable=network.unreadable,
         )
         self.egress = RunEgress(self._proxy, start)
         self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)
