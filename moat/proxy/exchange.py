@@ -48,7 +48,7 @@ from moat.proxy.upstream import AddressDeniedError, Connection, Upstream, Upstre
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
 _UNREADABLE = (
     "the request carries a credential, and this answer cannot be searched for it; ask the server for another "
-    "format. The user can let such answers through unchecked: `unreadable: pass` under `network:` in agent.yaml"
+    "format. The user can let such answers through: `unreadable: pass` under `network:` in agent.yaml"
 )
 _OPAQUE = frozenset({b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions"})
 

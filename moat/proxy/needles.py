@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _WINDOW = 8  # bytes; fewer give false alarms, more do not fit between the special characters of a key
 _ENCODED_FROM = 8  # bytes of a secret from which on its encoded forms are long enough to mean something
 _BREAK = b"\r\n\t \x00"
-_ALIKE = 8  # base64 characters before a line break that are held back; fewer are only remembered
+_ENOUGH = 8  # base64 characters before a line break that are held back; fewer are only remembered
 _NEAR = 64  # bytes in which most runs end
 _MATERIAL = frozenset(b"%\\&#;{}" + _BREAK).union(range(48, 58), range(65, 91), range(97, 123))
 
@@ -89,7 +89,7 @@ class Needles:
         # The bytes that an occurrence is made of: any other ends it.
         self._material = bytes(_MATERIAL.union(*self._texts))
         self._edge = re.compile(b"[^" + re.escape(self._material) + b"]")
-        self._views = all_views if any(spelling.escaped for spelling in spellings) else views
+        self._alike = any(spelling.escaped for spelling in spellings)  # to escapes
         # No letters in a row to look for: then everything is read closely.
         self._thorough = any(not spelling.windows for spelling in spellings)
         patterns = [
@@ -131,13 +131,14 @@ class Needles:
         at_break = b"\n" in run[len(stem) :] or run.endswith(b"\r")
         if not stem or not (at_break or has_escape(run)):
             return size, True
-        for view in self._views(stem if at_break else run):
-            cut = view.trim()
-            found = self._beginning(view.text, self._broken if at_break else self._texts)
-            if found or cut:
-                size = max(size, len(run) - view.start(len(view.text) - found))
-                matched = max(matched, found)
-        return size, not at_break or matched >= _ALIKE
+        for opened, alone in ((views, False), (all_views, True))[: 1 + self._alike]:
+            for view in opened(stem if at_break else run):
+                cut = view.trim(alone=alone)
+                found = self._beginning(view.text, self._broken if at_break else self._texts)
+                if found or cut:
+                    size = max(size, len(run) - view.start(len(view.text) - found))
+                    matched = max(matched, found)
+        return size, not at_break or matched >= _ENOUGH
 
     def _beginning(self, text: bytes, needles: Sequence[bytes]) -> int:
         """Length of the longest suffix of `text` that is the beginning, and not all, of a needle."""
@@ -154,7 +155,7 @@ class Needles:
     def _read(self, text: bytes, suspicions: list[int]) -> Iterator[tuple[int, int]]:
         """The spans that a close reading of all suspicious places finds."""
         for start, end in self._regions(text, suspicions):
-            for view in self._views(text[start:end]):
+            for view in (all_views if self._alike else views)(text[start:end]):
                 for needle in self._texts:
                     for at in _all(view.text, needle):
                         yield start + view.start(at), start + view.end(at + len(needle))

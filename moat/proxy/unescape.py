@@ -92,9 +92,12 @@ class View:
             at, view = (mark[3] if at - 1 < mark[1] else mark[3] + at - mark[1]), view._from
         return at
 
-    def trim(self) -> bool:
-        """Take off an escape that the end of the text may have cut: half of it reads as something else."""
-        at = _unfinished(self.text)
+    def trim(self, *, alone: bool = False) -> bool:
+        """Take off an escape that the end of the text may have cut: half of it reads as something else.
+
+        `alone`: also when a backslash before it makes it none, for whom backslashes mean nothing.
+        """
+        at = _unfinished(self.text, alone=alone)
         if at < 0:
             return False
         self.text = self.text[:at]
@@ -115,7 +118,21 @@ def views(text: bytes) -> Iterator[View]:
 
     Each is made of the one before when it is asked for, so that a trimmed one counts.
     """
-    view: View | None = View(text)
+    yield from _from(View(text))
+
+
+def all_views(text: bytes) -> Iterator[View]:
+    """The same, and each kind of escape opened alone, in any order: for what itself looks like an escape."""
+    first = View(text)
+    yield from _from(first)
+    newest = [first]
+    for _ in range(_DEPTH - 1):
+        newest = [view for each in newest for kind in _ONE_KIND if (view := each.opened(kind)) is not None]
+        yield from newest
+
+
+def _from(first: View) -> Iterator[View]:
+    view: View | None = first
     for _ in range(_DEPTH + 1):
         if view is None:
             return
@@ -123,24 +140,14 @@ def views(text: bytes) -> Iterator[View]:
         view = view.opened()
 
 
-def all_views(text: bytes) -> Iterator[View]:
-    """The same, and each kind of escape opened alone, in any order: for what itself looks like an escape."""
-    yield from views(text)
-    newest = [View(text)]
-    for _ in range(_DEPTH - 1):
-        newest = [view for each in newest for kind in _ONE_KIND if (view := each.opened(kind)) is not None]
-        yield from newest
-
-
-def _unfinished(text: bytes) -> int:
+def _unfinished(text: bytes, *, alone: bool = False) -> int:
     """Where an escape begins that the end of `text` may have cut, or -1."""
     match = _UNFINISHED.search(text, max(0, len(text) - 40))
     if match is None:
         return -1
     before = text[: match.start()]
-    # The second backslash of two begins nothing.
-    pairs = match[0].startswith(b"\\") and (len(before) - len(before.rstrip(b"\\"))) % 2
-    return -1 if pairs else match.start()
+    escaped = (len(before) - len(before.rstrip(b"\\"))) % 2
+    return -1 if escaped and not alone else match.start()
 
 
 def _plain(match: re.Match[bytes]) -> bytes | None:
