@@ -12,6 +12,7 @@ import nox
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT, max_version="3.14")  # from requires-python on
+FUZZED = ("connect", "heads", "chunks", "conversation", "hello")
 TEST_GROUP = nox.project.dependency_groups(PROJECT, "test")
 
 nox.needs_version = ">=2025.10"
@@ -74,6 +75,16 @@ def bench(session: nox.Session) -> None:
     install(session)
     for script in sorted(Path("benchmarks").glob("*.py")):
         session.run("python", str(script), *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz each target for a minute, or `-- TARGET SECONDS`, or `-- TARGET --minimise`; see tests/fuzz."""
+    install(session)
+    session.install(*nox.project.dependency_groups(PROJECT, "fuzz"))
+    runs = [session.posargs] if session.posargs else [[target, "60"] for target in FUZZED]
+    for arguments in runs:
+        session.run("python", "-m", "tests.fuzz.fuzz", *arguments)
 
 
 @nox.session

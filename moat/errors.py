@@ -5,7 +5,8 @@ it (`hint`). Only `moat.cli` turns an error into output and an exit status. Voic
 stop, the thing first and the reason after it.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 EXIT_USAGE = 2
 EXIT_START = 3
@@ -54,3 +55,24 @@ class RunNotFoundError(MoatError):
     """No run, or more than one, answers to the given name or id."""
 
     exit_code = EXIT_USAGE
+
+
+@contextlib.contextmanager
+def one_error() -> Iterator[None]:
+    """A task group reports groups; a caller wants the one thing that went wrong."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        known = [error for error in leaves if isinstance(error, MoatError)]
+        if known or len(leaves) == 1:
+            raise (known or leaves)[0] from None
+        raise
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

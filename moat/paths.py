@@ -114,6 +114,15 @@ def write_private(path: Path, data: bytes) -> None:
         raise
 
 
+def sync_directory(path: Path) -> None:
+    """Return when the names of files in `path` would survive a power failure as well."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path` (created 0600) across processes. Blocks."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from moat.config import (
+    BudgetConfig,
     HostRules,
     Marketplace,
     MountConfig,
@@ -107,6 +108,34 @@ base_image: debian:bookworm-slim
     )
 
 
+def test_budgets_and_the_mode_of_the_network(workspace):
+    text = """\
+network:
+  mode: warn
+  rules:
+    - "*": [deny DELETE /**, "warn  POST /**"]
+  budget:
+    requests: 5000
+    requests_per_minute: 120
+    upload: 64KiB
+    download: 2 GB
+    response: 1048576
+    hosts:
+      "*.Example.com:*": {requests: 10}
+      "*": {download: 1MB}
+"""
+    network = load(write(workspace, text)).network
+    assert network.mode == "warn"
+    assert network.rules == (HostRules("*", ("deny DELETE /**", "warn POST /**")),)
+    assert network.budgets == (
+        BudgetConfig(
+            requests=5000, requests_per_minute=120, upload=65536, download=2_000_000_000, response=1048576
+        ),
+        BudgetConfig(host="*.example.com:*", requests=10),
+        BudgetConfig(host="*", download=1_000_000),
+    )
+
+
 def test_an_alias_repeats_a_value(workspace):
     text = "network: {rules: [{a.test: &r [allow GET /x]}, {b.test: *r}]}"
     rules = load(write(workspace, text)).network.rules
@@ -184,15 +213,15 @@ runtime: podman
         ("network: {host: [0]}", "agent.yaml:1:18: a port in network.host must be between 1 and 65535"),
         (
             "network: {rules: ['*']}",
-            "agent.yaml:1:19: '*' is not a host, e.g. api.example.com, *.example.com or host:8443",
+            "agent.yaml:1:19: '*' without rules: to allow every host, set network.policy to permissive",
         ),
         (
             "network: {rules: ['a.test:99999']}",
-            "agent.yaml:1:19: 'a.test:99999' is not a host, e.g. api.example.com, *.example.com or host:8443",
+            "agent.yaml:1:19: 'a.test:99999' has a port that is not a plain number from 1 to 65535; a host is e.g. api.example.com, *.example.com or host:8443",
         ),
         (
             "network: {rules: ['https://a.test']}",
-            "agent.yaml:1:19: 'https://a.test' is not a host, e.g. api.example.com, *.example.com or host:8443",
+            "agent.yaml:1:19: 'https://a.test': only a host and a port, without scheme or path",
         ),
         (
             "network: {rules: [a.test, A.test]}",
@@ -200,15 +229,37 @@ runtime: podman
         ),
         (
             "network: {rules: [{a.test: [alow GET /x]}]}",
-            "agent.yaml:1:29: 'alow GET /x' is not a rule, e.g. `allow GET /repos/**` or `deny * /admin/**`",
+            "agent.yaml:1:29: 'alow GET /x': a rule begins with allow, deny, warn, not 'alow'",
         ),
         (
             "network: {rules: [{a.test: ['allow GET /x*']}]}",
-            "agent.yaml:1:29: 'allow GET /x*': 'x*' is not a path segment; * and ** stand for whole segments",
+            (
+                "agent.yaml:1:29: path pattern '/x*': 'x*' is not possible ('*' and '**' stand for whole segments; "
+                "queries and percent-encoding cannot be matched)"
+            ),
         ),
         (
             "network: {rules: [{a.test: []}]}",
             "agent.yaml:1:28: no rules for a.test; write the host alone to allow all of it",
+        ),
+        (
+            "network: {mode: wran}",
+            "agent.yaml:1:17: network.mode must be one of enforce, warn; did you mean 'warn'?",
+        ),
+        ("network: {budget: {}}", "agent.yaml:1:19: network.budget says nothing"),
+        ("network: {budget: {hosts: {a.test: {}}}}", "agent.yaml:1:36: the budget of a.test says nothing"),
+        ("network: {budget: {request: 5}}", "agent.yaml:1:20: unknown key 'request'; did you mean 'requests'?"),
+        (
+            "network: {budget: {requests: 0}}",
+            "agent.yaml:1:30: network.budget: requests must be between 1 and 1000000000",
+        ),
+        (
+            "network: {budget: {upload: 1.5GB}}",
+            "agent.yaml:1:28: network.budget: upload must be an amount of bytes, e.g. 500MB, 2GB or 64KiB",
+        ),
+        (
+            "network: {budget: {hosts: {A.test: {requests: 1}, a.test.: {requests: 2}}}}",
+            "agent.yaml:1:51: a.test is listed twice; put its budget in one place",
         ),
         ("network: {allow: [a.test]}", "agent.yaml:1:11: 'allow': write network.rules instead, e.g. rules: [api.example.com]"),
         ("ports: [3000]", "agent.yaml:1:8: ports must be a mapping, not a list"),

@@ -120,7 +120,7 @@ def test_no_hosts(text):
 
 
 def test_what_config_accepts_the_proxy_understands(workspace):
-    from moat.proxy.policy import parse_host_rule
+    from moat.rules import parse_host_rule
 
     rules = ["allow GET /", "deny * /a/*/b/**", "allow M-SEARCH /x.y~z/", "allow POST /a:b@c"]
     text = (

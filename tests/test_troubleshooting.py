@@ -18,6 +18,9 @@ MESSAGES = {
     "No Claude Code credentials found": "e2e/test_claude_print.py::test_without_a_credential_both_ways_to_one_are_told",
     "Credential expired": "e2e/test_claude_print.py::test_an_expired_credential_is_told",
     "The journal cannot be written": "attacks/test_journal.py::test_a_credential_stays_when_its_use_cannot_be_recorded",
+    "moat refused this request: the budget of … does not allow it": (
+        "proxy/test_budget.py::test_an_upload_that_says_its_length_is_refused_before_anything_is_opened"
+    ),
     "No OS keyring answers here": "vault/test_oskeyring.py::test_no_bus_at_all",
     "The OS keyring is locked": "vault/test_oskeyring.py::test_locked_keyring",
     "The sealed credentials need their passphrase": "vault/test_sealed.py::test_nobody_to_ask",
@@ -28,6 +31,9 @@ MESSAGES = {
     ),
     "The login oauth:… is no longer accepted by its server": (
         "e2e/test_claude_mcp.py::test_a_server_that_demands_oauth_gets_it_from_the_host_alone"
+    ),
+    "The login oauth:… was lost: Moat was cut off while its server renewed it": (
+        "vault/test_oauth_source.py::test_an_answer_that_was_lost_in_a_crash_is_told"
     ),
     "The credential mcp:… is bound to …, and the MCP server … is at …": (
         "e2e/test_claude_mcp.py::test_a_workspace_cannot_send_a_credential_elsewhere"

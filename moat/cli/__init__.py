@@ -11,6 +11,7 @@ COMMANDS = {
     "claude": ("moat.cli.claude", "run Claude Code in a sandbox"),
     "resume": ("moat.cli.resume", "continue the most recent Claude Code conversation"),
     "run": ("moat.cli.run", "run any command in a sandbox"),
+    "proxy": ("moat.cli.proxy", "serve the proxy alone, for programs outside of a sandbox"),
     "wt": ("moat.cli.wt", "run in a worktree of a branch; list and clean worktrees"),
     "grant": ("moat.cli.grant", "store a credential that runs may use"),
     "revoke": ("moat.cli.revoke", "forget a stored credential"),

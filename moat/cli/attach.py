@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from moat.cli.output import emit, say, table
+from moat.cli.parser import Parser
 from moat.cli.terminal import attach
 from moat.errors import MoatError, RunNotFoundError
 from moat.paths import Home
@@ -18,7 +18,7 @@ _KEYS = "detach: ctrl-/ d, stop: ctrl-/ k"
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat attach",
         description="Join a running run: its terminal (ctrl-/ then d detaches, ctrl-/ then k stops it), or "
         "the output of a plain command (Ctrl-C detaches, twice stops it).",

@@ -13,6 +13,7 @@ from typing import Any
 
 from moat.cli.logs import follow
 from moat.cli.output import clock, emit, emit_json, safe
+from moat.cli.parser import Parser
 from moat.errors import MoatError, RunNotFoundError, UsageError
 from moat.journal import bundle, keeping, parse_line, verify
 from moat.journal.key import installation_key, is_public_key, public_key
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         return _key(argv[1:])
     if argv[:1] == ["verify"]:
         return _verify_file(argv[1:])
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat audit",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -80,7 +81,7 @@ def _check_keys(options: argparse.Namespace) -> None:
 
 
 def _key(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat audit key",
         description="Print the public key that this installation's journals are signed with.",
     )
@@ -104,7 +105,7 @@ def _export(home: Home, record: RunRecord, target: str) -> int:
 
 
 def _verify_file(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat audit verify",
         description="Check a file that `moat audit --export` wrote. Nothing of Moat has to be set up here.",
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from moat import config
 from moat.cli import claude_plugins
 from moat.cli.output import say
+from moat.cli.parser import Parser
 from moat.cli.run import add_common, build, load_config
 from moat.cli.start import start
 from moat.cli.worktree import enter
@@ -87,7 +88,7 @@ def parse(words: Sequence[str], command: str = "claude") -> argparse.Namespace:
 
 
 def _parser(command: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"moat {command}",
         usage=f"moat {command} [dir] [options] [-- initial prompt]",
         description="Run Claude Code in a sandbox. `moat attach` brings a detached session back.",

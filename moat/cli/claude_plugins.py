@@ -9,6 +9,7 @@ from typing import Any
 
 from moat import config
 from moat.cli.output import Progress, emit, emit_json, say, table
+from moat.cli.parser import Parser
 from moat.config import RunConfig
 from moat.errors import StartError, UsageError
 from moat.paths import Home
@@ -32,7 +33,7 @@ claude:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat claude plugins",
         description="Show the Claude Code plugins that a session in a directory has, or look for newer ones.",
     )

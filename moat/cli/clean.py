@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from moat.cli.output import emit, say
+from moat.cli.parser import Parser
 from moat.errors import UsageError
 from moat.paths import Home
 from moat.runtime import known
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat clean", description="Remove every run that has ended, stopped and failed ones alike."
     )
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")

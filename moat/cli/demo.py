@@ -6,7 +6,6 @@ origin on loopback that plays the hosts they are for (`moat.cli.stage`).
 
 from __future__ import annotations
 
-import argparse
 import base64
 import json
 import secrets
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moat.cli.demo_view import as_json, shorten, show
+from moat.cli.parser import Parser
 from moat.errors import StartError
 from moat.paths import Home
 
@@ -69,7 +69,7 @@ class Report:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="moat demo", description="Prove the isolation on this machine.")
+    parser = Parser(prog="moat demo", description="Prove the isolation on this machine.")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--runtime", choices=("embedded", "docker"), default="embedded")
     options = parser.parse_args(argv)

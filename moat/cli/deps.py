@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
 from moat.cli.output import emit, emit_json, table
+from moat.cli.parser import Parser
 from moat.config.dependencies import BY_NAME, ENTRIES, Dependency, Entry, Kind, parse
 from moat.paths import Home
 
@@ -34,7 +34,7 @@ _DYNAMIC = {"npm": Kind.NODE_TOOL, "pip": Kind.PYTHON_TOOL, "uv": Kind.PYTHON_TO
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="moat deps", description=__doc__)
+    parser = Parser(prog="moat deps", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|info")
     listing = actions.add_parser("list", help="all that there is")
     listing.add_argument("--json", action="store_true", help="as JSON")

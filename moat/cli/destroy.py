@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from moat.cli.output import emit
+from moat.cli.parser import Parser
 from moat.errors import MoatError
 from moat.paths import Home
 from moat.runtime import known
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat destroy", description="Remove runs that have ended: record, logs, traces and snapshots."
     )
     parser.add_argument("run", nargs="+", help="name or id")

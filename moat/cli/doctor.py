@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import platform
@@ -15,6 +14,7 @@ from typing import Literal
 
 import moat
 from moat.cli.output import Progress, emit, emit_json
+from moat.cli.parser import Parser
 from moat.errors import MoatError
 from moat.paths import Home, private_dir, runtime_dir, write_private
 
@@ -44,9 +44,7 @@ class Row:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="moat doctor", description="Check this machine, and say how to fix what is missing."
-    )
+    parser = Parser(prog="moat doctor", description="Check this machine, and say how to fix what is missing.")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(argv)
 

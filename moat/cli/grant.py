@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from moat.cli.output import emit, emit_json, table
+from moat.cli.parser import Parser
 from moat.errors import EXIT_USAGE, ConfigError, UsageError
 from moat.grants import CredentialInfo
 from moat.paths import Home
@@ -64,7 +64,7 @@ def _wizard(name: str) -> Callable[[Sequence[str]], int]:
 
 
 def _list(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="moat grant list", description="List stored credentials.")
+    parser = Parser(prog="moat grant list", description="List stored credentials.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(argv)
     vault = open_vault(Home.from_environment())
@@ -79,7 +79,7 @@ def _list(argv: Sequence[str]) -> int:
 
 
 def _show(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat grant show", description="Show what is known of a credential; never the secret."
     )
     parser.add_argument("name", help="a name of `moat grant list`")
@@ -100,7 +100,7 @@ def _show(argv: Sequence[str]) -> int:
 
 
 def _providers(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="moat grant providers", description="List what can be granted.")
+    parser = Parser(prog="moat grant providers", description="List what can be granted.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--validate", action="store_true", help="check your own providers (~/.moat/providers/*.yaml)"

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 
 from moat.cli.granting import Wizard, begin, credential, insist, misshapen, options, read_stdin
+from moat.cli.parser import Parser
 from moat.errors import UsageError
 from moat.grants import CredentialKind, Secret
 from moat.vault.index import timestamp
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat grant anthropic",
         description="Store the credential that Claude Code uses in sandboxes.",
         epilog="Without a terminal: ANTHROPIC_API_KEY or CLAUDE_CODE_OAUTH_TOKEN is taken from the "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 
 from moat.cli.granting import Wizard, begin, credential, insist, misshapen, options, read_stdin
+from moat.cli.parser import Parser
 from moat.errors import GrantError, UsageError
 from moat.grants import CredentialKind, Secret
 
@@ -14,7 +14,7 @@ _VARIABLES = ("GITHUB_TOKEN", "GH_TOKEN")
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat grant github",
         description="Store the token that git, gh and the GitHub API use in sandboxes.",
         epilog="Looked for in this order: GITHUB_TOKEN, GH_TOKEN, gh (asks first), a prompt.",

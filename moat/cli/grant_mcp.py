@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from moat import config
 from moat.cli.granting import Wizard, begin, insist, misshapen, read_stdin
+from moat.cli.parser import Parser
 from moat.config import WELL_KNOWN, McpServer, check_url
 from moat.errors import ConfigError, UsageError
 from moat.grants import Credential, CredentialInfo, CredentialKind, Grant, Secret
@@ -19,7 +19,7 @@ _BEARER = re.compile(r"bearer(?=.{8})", re.IGNORECASE)  # white space is gone by
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat grant mcp",
         description="Store the token or key of an MCP server. It goes to the host of that server only.",
         epilog="An MCP server that wants a login in the browser: `moat grant oauth NAME --url URL`.",

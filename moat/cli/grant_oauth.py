@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from moat.cli.grant_mcp import server_of
 from moat.cli.granting import Wizard, begin, read_stdin
+from moat.cli.parser import Parser
 from moat.config import McpServer
 from moat.errors import UsageError
 from moat.grants import Credential, CredentialInfo, CredentialKind, Grant
@@ -22,7 +23,7 @@ from moat.vault.oauth.web import Web, host_of
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat grant oauth",
         description="Log in to an MCP server in the browser. Moat keeps the login and renews it; it goes to "
         "the host of that server only.",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from moat.cli.menu import Console
 from moat.cli.output import emit_json
+from moat.cli.parser import Parser
 from moat.errors import GrantError, UsageError
 from moat.paths import Home
 from moat.runtime.ssh import hostkeys, keyfile, signing
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat grant ssh",
         description="Let runs log in to one host by SSH, with one key. Nothing secret is stored: your own "
         "SSH agent signs, or the key file if it is not encrypted.",

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from moat.cli.granting import Wizard, begin, credential, insist, misshapen, options, read_stdin
+from moat.cli.parser import Parser
 from moat.errors import GrantError, UsageError
 from moat.grants import CredentialKind, Grant
 from moat.vault.found import Found, about, in_environment, in_files
@@ -37,7 +38,7 @@ def main(provider: Declared, argv: Sequence[str]) -> int:
 
 
 def _parser(provider: Declared) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"moat grant {provider.name}",
         description=f"Store a credential for {provider.summary}.",
         epilog="Looked for in this order: "

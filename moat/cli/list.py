@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from moat.cli.output import emit, emit_json, table
+from moat.cli.parser import Parser
 from moat.paths import Home
 from moat.runtime.known import all_runs
 from moat.runtime.records import RunRecord, describe_age
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="moat list", description="List runs, newest first.")
+    parser = Parser(prog="moat list", description="List runs, newest first.")
     parser.add_argument("--json", action="store_true", help="everything that is recorded, as JSON")
     options = parser.parse_args(argv)
     runs = all_runs(Home.from_environment())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from moat.cli.parser import Parser
 from moat.errors import RunNotFoundError
 from moat.paths import Home
 from moat.runtime import known, records
@@ -20,7 +20,7 @@ _PIECE = 65536
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat logs",
         description="Print what a run printed. Of a run with a terminal the text is shown, without the "
         "control sequences that would draw on this one.",

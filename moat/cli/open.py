@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from moat.cli.output import emit, emit_json, say
+from moat.cli.parser import Parser
 from moat.errors import MoatError
 from moat.paths import Home
 from moat.runtime.endpoints import spawn
@@ -19,7 +19,7 @@ from moat.runtime.records import RunRecord
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat open",
         description="Open an endpoint of a run in the browser. Without a run: the only one that has any, "
         "or the page of all; without an endpoint: the only one, or the page of the run.",

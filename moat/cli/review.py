@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from moat.cli.changes import Sides, change_json, print_changes, visible
 from moat.cli.output import Progress, emit_json, say
+from moat.cli.parser import Parser
 from moat.cli.snapshot_diff import differences
 from moat.cli.snapshot_place import Place, find_place, inside
 from moat.cli.snapshot_restore import bring_back, refuse_other, report
@@ -21,7 +21,7 @@ from moat.runtime.snapshots.store import Kind, Snapshot, open_store
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat review",
         description="Show what changed in the workspace since a run began, and take back single files. "
         "On a terminal: arrow keys choose, Enter shows the patch, r takes a file back, q leaves.",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from moat.cli.output import emit, emit_json
+from moat.cli.parser import Parser
 from moat.errors import GrantError
 from moat.paths import Home
 from moat.vault import open_vault
@@ -13,7 +13,7 @@ from moat.vault.index import describe
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat revoke",
         description="Forget a stored credential. It stays valid at its vendor: revoke it there as well.",
     )

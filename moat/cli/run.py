@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from moat.cli.parser import Parser
 from moat.cli.start import start, wanted_size, wanted_stdin
 from moat.cli.worktree import branch_of, configuration, enter, name_of
 from moat.config import HostRules, RunConfig, parse_host, parse_mount, parse_port
@@ -19,7 +20,7 @@ from moat.runtime.sandbox import Mount
 
 
 def main(argv: Sequence[str]) -> int:
-    flags, command = _split(argv)
+    flags, command = split_command(argv)
     options = _parser().parse_args(flags)
     workspace = Path(options.dir).expanduser().absolute()
     if not workspace.is_dir():
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     return start(request, detach=options.detach, json=options.json, home=home)
 
 
-def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+def split_command(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """What is before the first `--`, and the command after it."""
     if "--" not in argv:
         return list(argv), ()
@@ -42,7 +43,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat run",
         usage="moat run [dir] [options] -- command [argument...]",
         description="Run a command in a sandbox on a directory. stdin, stdout, stderr and the exit status "

@@ -10,6 +10,7 @@ from moat import config
 from moat.cli import snapshot_diff, snapshot_restore
 from moat.cli.changes import path_json, safe, size_text, telling
 from moat.cli.output import Progress, emit, emit_json, say, table
+from moat.cli.parser import Parser
 from moat.cli.snapshot_place import Place, find_place
 from moat.errors import UsageError
 from moat.paths import Home
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser(action: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"moat snapshot {action}".strip(), description=description)
+    parser = Parser(prog=f"moat snapshot {action}".strip(), description=description)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
 
 from moat.cli.changes import Sides, change_json, print_changes, telling, visible
 from moat.cli.output import Progress, emit_json, say
+from moat.cli.parser import Parser
 from moat.cli.snapshot_place import Place, find_place, inside, split
 from moat.errors import UsageError
 from moat.paths import Home
@@ -18,7 +18,7 @@ from moat.runtime.snapshots.take import Wish, scan
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat snapshot diff",
         usage="moat snapshot diff [run] [A [B]] [options] [-- path...]",
         description="What differs between snapshot A (default: the newest) and B (default: the files now).",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from moat.cli.changes import safe, telling, told
 from moat.cli.output import Progress, emit, emit_json, say
+from moat.cli.parser import Parser
 from moat.cli.snapshot_diff import differences, newest
 from moat.cli.snapshot_place import Place, find_place, inside, split
 from moat.errors import UsageError
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat snapshot restore",
         usage="moat snapshot restore [run] [SNAPSHOT] [path...] [options]",
         description="Bring a workspace, or paths in it, back to a snapshot (default: the newest). Runs that "

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+from collections.abc import Callable
 
 from moat.cli import terminal
 from moat.cli.output import Progress, emit, emit_json, git_warning, say
@@ -74,8 +75,8 @@ def _tell_of_git(request: RunRequest, home: Home) -> None:
 def _stay(handle: RunHandle, home: Home, *, compare: bool) -> int:
     try:
         status = terminal.attach(handle, lead=True)
-        if compare and _is_terminal(2):
-            _tell_changes(home, handle)
+        if _is_terminal(2):
+            _tell_results(home, handle, compare=compare)
         return status
     except StartError:
         record = read(home, handle.id)
@@ -84,17 +85,21 @@ def _stay(handle: RunHandle, home: Home, *, compare: bool) -> int:
         raise StartError(record.error, hint=f"moat logs {handle.id}") from None
 
 
-def _tell_changes(home: Home, handle: RunHandle) -> None:
-    """One line of what the run changed. Whatever goes wrong here is not the command's failure."""
+def _tell_results(home: Home, handle: RunHandle, *, compare: bool) -> None:
+    """What the run changed and was warned of. Whatever goes wrong here is not the command's failure."""
     record = read(home, handle.id)
     if record is None or not record.state.ended:
         return
-    from moat.cli.review import summary
-
     with contextlib.suppress(MoatError, OSError, KeyboardInterrupt):
-        numbers = summary(home, record)
-        if numbers:
-            say(f"{numbers} — moat review {record.name}")
+        if record.warned:
+            from moat.cli.warnings import tell_warned
+
+            tell_warned(home, record)
+        if compare:
+            from moat.cli.review import summary
+
+            if numbers := summary(home, record):
+                say(f"{numbers} — moat review {record.name}")
 
 
 def wanted_size(*, interactive: bool, detach: bool) -> Size | None:
@@ -135,9 +140,14 @@ def _handoff(request: RunRequest, home: Home) -> bytes:
     from moat.runtime.granted import check, unique
     from moat.vault import open_vault
 
-    vault = open_vault(home, passphrase=_passphrase if _is_terminal(0) else None)
+    vault = open_vault(home, passphrase=passphrase())
     check(vault, request.grants, request.mcp)
     return vault.handoff(unique(request.grants))
+
+
+def passphrase() -> Callable[[], str] | None:
+    """What asks for the passphrase of sealed credentials; None: there is nobody to ask."""
+    return _passphrase if _is_terminal(0) else None
 
 
 def _passphrase() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import signal
@@ -11,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 from moat.cli.output import emit, say
+from moat.cli.parser import Parser
 from moat.errors import MoatError, UsageError
 from moat.paths import Home
 from moat.runtime import control, known, records
@@ -23,9 +23,7 @@ _CONNECT = 5.0
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="moat stop", description="Stop runs: SIGTERM to the command, SIGKILL after a while."
-    )
+    parser = Parser(prog="moat stop", description="Stop runs: SIGTERM to the command, SIGKILL after a while.")
     parser.add_argument("run", nargs="*", help="name or id (default: the only one that runs)")
     parser.add_argument("--all", action="store_true", help="every run")
     parser.add_argument(

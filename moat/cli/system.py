@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from moat.cli.output import emit, emit_json, say, table
+from moat.cli.parser import Parser
 from moat.cli.volumes import in_megabytes
 from moat.errors import UsageError
 from moat.paths import Home
@@ -17,7 +18,7 @@ from moat.runtime.records import describe_age
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="moat system", description=__doc__)
+    parser = Parser(prog="moat system", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="images|prune")
     listing = actions.add_parser("images", help="the images that Moat has built")
     listing.add_argument("--json", action="store_true", help="as JSON")

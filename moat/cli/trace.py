@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,13 +9,14 @@ from typing import Any
 
 from moat.cli.logs import alive_while, follow
 from moat.cli.output import clock, emit, safe
+from moat.cli.parser import Parser
 from moat.journal import parse_line
 from moat.paths import Home
 from moat.runtime import known
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat trace", description="Show what a run asked of the network, and what became of it."
     )
     parser.add_argument("run", nargs="?", help="name or id (default: the newest)")
@@ -45,9 +45,11 @@ def describe(exchange: Mapping[str, Any], *, verbose: bool = False) -> Iterator[
     yield safe(
         f"[{clock(str(get('ts', '')))}] {get('method')} {get('url')} {status} ({_ms(get('duration_ms'))})"
     )
-    denial, error = get("denial"), get("error")
+    denial, warning, error = get("denial"), get("warning"), get("error")
     if isinstance(denial, dict):
         yield safe(f"    denied: {denial.get('reason')} ({denial.get('rule')})")
+    if isinstance(warning, dict):
+        yield safe(f"    warned: {warning.get('reason')} ({warning.get('rule')})")
     if error:
         yield safe(f"    error: {error}")
     if not verbose:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import shutil
@@ -10,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 
 from moat.cli.output import emit, emit_json, say, table
+from moat.cli.parser import Parser
 from moat.errors import MoatError
 from moat.paths import Home
 from moat.runtime.endpoints import ca
@@ -17,7 +17,7 @@ from moat.runtime.endpoints.stores import Certificate, Step, Store, stores
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat trust",
         description="Let browsers and other programs of this machine trust the certificates of endpoints "
         "(https://<endpoint>.<run>.localhost). The CA is this installation's own, for localhost only.",

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from moat.cli.output import emit, emit_json, say, table
+from moat.cli.parser import Parser
 from moat.errors import MoatError, UsageError
 from moat.paths import Home
 from moat.runtime.volumes import Volume, all_volumes, remove, size_of
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="moat volumes", description=__doc__)
+    parser = Parser(prog="moat volumes", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="list|rm|prune")
     listing = actions.add_parser("list", help="all volumes with their sizes")
     listing.add_argument("--json", action="store_true", help="as JSON")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from moat.cli import claude, run
 from moat.cli.output import emit, emit_json, say, table
+from moat.cli.parser import Parser
 from moat.cli.worktree import active, configuration, enter
 from moat.errors import UsageError
 from moat.paths import Home
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         return _list(argv[1:])
     if argv[:1] == ["clean"]:
         return _clean(argv[1:])
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat wt",
         usage=_USAGE,
         description="Work in a worktree of BRANCH, which is made when it is missing. With a command, here "
@@ -81,9 +81,7 @@ def _rows(home: Home, *, everywhere: bool) -> list[Row]:
 
 
 def _list(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="moat wt list", description="The worktrees of the repository here, or all."
-    )
+    parser = Parser(prog="moat wt list", description="The worktrees of the repository here, or all.")
     parser.add_argument("--all", action="store_true", help="of every repository")
     parser.add_argument("--json", action="store_true", help="as JSON")
     options = parser.parse_args(argv)
@@ -115,7 +113,7 @@ def _as_json(row: Row) -> dict[str, object]:
 
 
 def _clean(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moat wt clean",
         description="Remove worktrees that hold nothing of their own. Branches stay, and so does every "
         "worktree with uncommitted changes, commits that are nowhere else, or an active run.",

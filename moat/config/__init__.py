@@ -8,29 +8,24 @@ Both raise ConfigError with every problem of the file at once, each as `file:lin
 for flags.
 """
 
+from moat.config.budget import BudgetConfig
 from moat.config.claude import ClaudeConfig
 from moat.config.endpoints import EndpointsConfig
 from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
 from moat.config.local_mcp import LocalMcpServer
 from moat.config.mcp import WELL_KNOWN, McpServer, check_url
-from moat.config.model import (
-    HostRules,
-    MountConfig,
-    NetworkConfig,
-    RunConfig,
-    UpstreamConfig,
-    UserConfig,
-)
+from moat.config.model import MountConfig, RunConfig, UpstreamConfig, UserConfig
 from moat.config.mounts import parse_mount
-from moat.config.network import parse_host
+from moat.config.network import HostRules, NetworkConfig, parse_host
 from moat.config.plugins import Marketplace
 from moat.config.ports import check_port, parse_port
 from moat.config.snapshots import SnapshotConfig
 from moat.config.user import load_user
-from moat.config.workspace import load
+from moat.config.workspace import load, load_file
 
 __all__ = [
     "WELL_KNOWN",
+    "BudgetConfig",
     "ClaudeConfig",
     "ContainerConfig",
     "EndpointsConfig",
@@ -50,6 +45,7 @@ __all__ = [
     "check_port",
     "check_url",
     "load",
+    "load_file",
     "load_user",
     "parse_host",
     "parse_mount",

@@ -12,7 +12,10 @@ from moat.config.local_mcp import LocalMcpReader, LocalMcpServer
 from moat.config.plugins import Marketplace, PluginsReader
 
 _REFUSED = {
-    "base_url": "not supported yet",
+    "base_url": "a credential goes to its own host only; for another API set ANTHROPIC_BASE_URL in `env`",
+    "llm-gateway": "Moat's proxy is the gateway: see network.rules",
+    "subscription_type": "it is what the granted login says of itself",
+    "rate_limit_tier": "it is what the granted login says of itself",
     "hooks": "hooks of this machine are the user's to share: claude.host_hooks in ~/.moat/config.yaml",
     "host_hooks": "belongs in ~/.moat/config.yaml; a workspace must not ask for the user's hooks",
 }

@@ -13,6 +13,7 @@ from moat.config.endpoints import EndpointsConfig
 from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
 from moat.config.journal import JournalConfig
 from moat.config.mcp import McpServer
+from moat.config.network import NetworkConfig
 from moat.config.snapshots import SnapshotConfig
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
@@ -26,23 +27,6 @@ class MountConfig:
     source: Path  # absolute, exists
     target: str  # absolute and normalised
     read_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class HostRules:
-    """One entry of `network.rules`. No `rules`: everything on that host is allowed."""
-
-    host: str  # lower case: `api.example.com`, `*.example.com`, with `:port` when one was written
-    rules: tuple[str, ...] = ()  # `allow GET /repos/**`, in the order of the file
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkConfig:
-    policy: Literal["permissive", "strict"] = "permissive"
-    rules: tuple[HostRules, ...] = ()
-    host: tuple[int, ...] = ()  # ports of the host that the sandbox may reach as `moat-host:<port>`
-    # Responses to requests with a credential that cannot be searched for it.
-    unreadable: Literal["withhold", "pass"] = "withhold"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,41 +1,122 @@
-"""The words of `network.rules`: hosts and path rules, as they may be written.
-
-The proxy reads them again with its own, exact grammar (`moat.proxy.policy`), which this layer may not
-import; here a mistake gets its place in the file.
-"""
+"""`network:` of agent.yaml: what a run may reach. `moat.rules` has the grammar of hosts and rules."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from moat.config import budget
+from moat.config.budget import BudgetConfig
+from moat.config.check import Checker, Node
 from moat.errors import UsageError
+from moat.rules import parse_entry_host, parse_host_rule, parse_rule
 
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_HOST = re.compile(
-    rf"(?=.{{1,259}}$)(?:(?:\*\.)?{_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:.]+\])(?::(?P<port>[1-9][0-9]{{0,4}}))?"
-)
-_RULE = re.compile(r"(?:allow|deny) (?:\*|[A-Z][A-Z-]{0,31}) (?P<path>/[!-~]*)")
-_SEGMENT = re.compile(r"\*|\*\*|[A-Za-z0-9._~!$&'()+,=:@-]+")
+_REFUSED = {
+    "allow": "write network.rules instead, e.g. rules: [api.example.com]",
+    "keep_policy": "no other engine is asked: see network.rules, network.budget, and `tools` of MCP servers",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HostRules:
+    """One entry of `network.rules`. No `rules`: everything on that host is allowed."""
+
+    host: str  # canonical: `api.example.com`, `*.example.com`, with `:port` when one was written
+    rules: tuple[str, ...] = ()  # `allow GET /repos/**`, in the order of the file
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    policy: Literal["permissive", "strict", "ask"] = "permissive"  # ask: of the Python API, with a decider
+    rules: tuple[HostRules, ...] = ()
+    host: tuple[int, ...] = ()  # ports of the host that the sandbox may reach as `moat-host:<port>`
+    mode: Literal["enforce", "warn"] = "enforce"  # warn: what policy and rules refuse is only recorded
+    # Responses to requests with a credential that cannot be searched for it.
+    unreadable: Literal["withhold", "pass"] = "withhold"
+    budgets: tuple[BudgetConfig, ...] = ()  # all that match a host apply to it; never softened by `mode`
 
 
 def parse_host(text: str) -> str:
-    """A host pattern in lower case: `h`, `*.h`, each with `:port` or without. Raises UsageError."""
-    match = _HOST.fullmatch(text.lower())
-    if match is None or int(match["port"] or 1) > 65535:
-        raise UsageError(f"{text!r} is not a host, e.g. api.example.com, *.example.com or host:8443")
-    return text.lower()
+    """A host pattern, canonical: `h`, `*.h`, each with `:port` or without. Raises UsageError."""
+    try:
+        return str(parse_host_rule(text).pattern)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
-def parse_rule(text: str) -> str:
-    """A rule `allow|deny METHOD /path`, unchanged. Raises UsageError."""
-    match = _RULE.fullmatch(text)
-    if match is None:
-        raise UsageError(f"{text!r} is not a rule, e.g. `allow GET /repos/**` or `deny * /admin/**`")
-    for segment in match["path"][1:].removesuffix("/").split("/"):
-        if segment in {".", ".."} or (segment and not _SEGMENT.fullmatch(segment)):
-            raise UsageError(
-                f"{text!r}: {segment!r} is not a path segment; * and ** stand for whole segments"
-            )
-    if "//" in match["path"]:
-        raise UsageError(f"{text!r} has an empty path segment")
-    return text
+def read(check: Checker, node: Node) -> NetworkConfig:
+    """The section; what is wrong with it is noted in `check`."""
+    found: dict[str, Any] = check.fields(
+        node,
+        "network",
+        {
+            "policy": lambda value: check.choice(value, "network.policy", ("permissive", "strict"), ("ask",)),
+            "mode": lambda value: check.choice(value, "network.mode", ("enforce", "warn")),
+            "rules": lambda value: _rules(check, value),
+            "host": lambda value: _host_ports(check, value),
+            "unreadable": lambda value: check.choice(value, "network.unreadable", ("withhold", "pass")),
+            "budget": lambda value: budget.read(check, value),
+        },
+        _REFUSED,
+    )
+    if "budget" in found:
+        found["budgets"] = found.pop("budget")
+    return NetworkConfig(**found)
+
+
+def _host_ports(check: Checker, node: Node) -> tuple[int, ...]:
+    found: dict[int, None] = {}
+    for item in check.items(node, "network.host", "[5432]"):
+        port = check.integer(item, "a port in network.host", 1, 65535)
+        if port is not None:
+            found[port] = None
+    return tuple(found)
+
+
+def _rules(check: Checker, node: Node) -> tuple[HostRules, ...]:
+    found: dict[str, HostRules] = {}
+    for item in check.items(node, "network.rules", "[api.example.com]"):
+        for entry, place in _entries(check, item):
+            if entry.host in found:
+                check.wrong(place, f"{entry.host} is listed twice; put its rules in one place")
+            found[entry.host] = entry
+    return tuple(found.values())
+
+
+def _entries(check: Checker, item: Node) -> list[tuple[HostRules, Node]]:
+    """`host`, or `{host: [rules]}`."""
+    if item.id != "mapping":
+        host = _parsed(check, item, "an entry of network.rules", parse_host)
+        return [] if host is None else [(HostRules(host), item)]
+    found = []
+    for text, place, rules in check.pairs(item, "an entry of network.rules"):
+        try:
+            host = str(parse_entry_host(text))
+        except ValueError as error:
+            check.wrong(place, str(error))
+        else:
+            found.append((HostRules(host, _paths(check, rules, text)), place))
+    return found
+
+
+def _paths(check: Checker, node: Node, host: str) -> tuple[str, ...]:
+    found = [
+        _parsed(check, item, "a rule", lambda text: str(parse_rule(text)))
+        for item in check.items(node, f"the rules of {host}", '["allow GET /repos/**"]')
+    ]
+    if node.id == "sequence" and not found:
+        # An empty list would mean "everything" to a reader of the code and "nothing" to one of the file.
+        check.wrong(node, f"no rules for {host}; write the host alone to allow all of it")
+    return tuple(rule for rule in found if rule is not None)
+
+
+def _parsed(check: Checker, node: Node, what: str, parse: Callable[[str], str]) -> str | None:
+    text = check.text(node, what)
+    if text is None:
+        return None
+    try:
+        return parse(text)
+    except (ValueError, UsageError) as error:
+        check.wrong(node, str(error))
+        return None

@@ -8,14 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from moat.config import image, ports, snapshots
+from moat.config import image, network, ports, snapshots
 from moat.config.check import Checker, Node, TooMuchError
 from moat.config.claude import ClaudeConfig, ClaudeReader
 from moat.config.dependencies import parse
 from moat.config.mcp import McpReader
-from moat.config.model import HostRules, MountConfig, NetworkConfig, RunConfig
+from moat.config.model import MountConfig, RunConfig
 from moat.config.mounts import parse_mount, refused_target
-from moat.config.network import parse_host, parse_rule
 from moat.config.source import read_document
 from moat.errors import ConfigError, UsageError
 
@@ -27,7 +26,6 @@ _GRANT = re.compile(r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,253})?"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
 
-_LATER = "not supported yet"
 _REFUSED = {
     "upstream": "belongs in ~/.moat/config.yaml; a workspace must not redirect the traffic of its own runs",
     "endpoints": "belongs in ~/.moat/config.yaml; endpoints of a run are its `ports`",
@@ -42,10 +40,6 @@ _REFUSED = {
     "tracing": "`moat trace` shows what a run asked of the network; nothing traces its processes",
     "clipboard": "the clipboard may hold a password; it stays outside the sandbox",
     "language_servers": "name them in `dependencies`, e.g. npm:typescript-language-server",
-}
-_NETWORK_REFUSED = {
-    "allow": "write network.rules instead, e.g. rules: [api.example.com]",
-    "keep_policy": _LATER,
 }
 
 
@@ -65,7 +59,12 @@ def load(workspace: Path) -> RunConfig:
             ["moat.yaml:1:1: agent.yaml is here as well, and only one of them can count"],
             hint="remove agent.yaml or moat.yaml",
         )
-    path = present[0]
+    return load_file(present[0])
+
+
+def load_file(path: Path) -> RunConfig:
+    """The configuration in one file, whose directory is its workspace. Raises ConfigError."""
+    workspace = path.parent
     checker = Checker(path.name)
     found: dict[str, Any] = {}
     try:
@@ -102,7 +101,7 @@ class _Workspace:
             "grants": self._grants,
             "env": self._env,
             "mounts": self._mounts,
-            "network": self._network,
+            "network": lambda node: network.read(self._check, node),
             "runtime": lambda node: self._check.choice(
                 node, "runtime", ("docker", "embedded"), later=("podman", "apple")
             ),
@@ -194,56 +193,6 @@ class _Workspace:
                 self._check.wrong(item, f"two mounts have the target {mount.target}")
             found[mount.target] = mount
         return tuple(found.values())
-
-    def _network(self, node: Node) -> NetworkConfig:
-        known: dict[str, Callable[[Node], object]] = {
-            "policy": lambda value: self._check.choice(value, "network.policy", ("permissive", "strict")),
-            "rules": self._rules,
-            "host": self._host_ports,
-            "unreadable": lambda value: self._check.choice(value, "network.unreadable", ("withhold", "pass")),
-        }
-        found: dict[str, Any] = self._check.fields(node, "network", known, _NETWORK_REFUSED)
-        return NetworkConfig(**found)
-
-    def _host_ports(self, node: Node) -> tuple[int, ...]:
-        found: dict[int, None] = {}
-        for item in self._check.items(node, "network.host", "[5432]"):
-            port = self._check.integer(item, "a port in network.host", 1, 65535)
-            if port is not None:
-                found[port] = None
-        return tuple(found)
-
-    def _rules(self, node: Node) -> tuple[HostRules, ...]:
-        found: dict[str, HostRules] = {}
-        for item in self._check.items(node, "network.rules", "[api.example.com]"):
-            for entry, place in self._entries(item):
-                if entry.host in found:
-                    self._check.wrong(place, f"{entry.host} is listed twice; put its rules in one place")
-                found[entry.host] = entry
-        return tuple(found.values())
-
-    def _entries(self, item: Node) -> list[tuple[HostRules, Node]]:
-        """`host`, or `{host: [rules]}`."""
-        if item.id != "mapping":
-            host = self._parsed(item, "an entry of network.rules", parse_host)
-            return [] if host is None else [(HostRules(host), item)]
-        found = []
-        for text, place, rules in self._check.pairs(item, "an entry of network.rules"):
-            try:
-                found.append((HostRules(parse_host(text), self._paths(rules, text)), place))
-            except UsageError as error:
-                self._check.wrong(place, str(error))
-        return found
-
-    def _paths(self, node: Node, host: str) -> tuple[str, ...]:
-        found = [
-            self._parsed(item, "a rule", parse_rule)
-            for item in self._check.items(node, f"the rules of {host}", '["allow GET /repos/**"]')
-        ]
-        if node.id == "sequence" and not found:
-            # An empty list would mean "everything" to a reader of the code and "nothing" to one of the file.
-            self._check.wrong(node, f"no rules for {host}; write the host alone to allow all of it")
-        return tuple(rule for rule in found if rule is not None)
 
     def _parsed(self, node: Node, what: str, parse: Callable[[str], str]) -> str | None:
         text = self._check.text(node, what)

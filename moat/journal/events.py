@@ -16,7 +16,7 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "journal.sealed": ("the last entry; there are so many", ("entries",)),
         "run.created": (
             "a run was asked for",
-            ("name", "runtime", "workspace", "agent", "grants", "policy", "host_ports"),
+            ("name", "runtime", "workspace", "agent", "grants", "policy", "mode", "budgets", "host_ports"),
         ),
         "sandbox.made": ("image, proxy and sandbox are there; nothing of the command has run", ("runtime",)),
         "run.started": ("the command started", ()),
@@ -39,7 +39,7 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             ("grant", "host", "exchanges", "count"),
         ),
         "login.renewed": (
-            "a login to an MCP server was renewed, or not: `outcome` is renewed, failed, lost or not stored",
+            "a login was renewed, or not: `outcome` is renewed, failed, lost, interrupted or not stored",
             ("grant", "outcome"),
         ),
         "mcp.called": (
@@ -59,6 +59,10 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         ),
         "network.denied": (
             "the proxy refused exchanges; method and path are those of the first",
+            ("authority", "method", "path", "code", "rule", "reason", "exchanges", "count"),
+        ),
+        "network.warned": (
+            "policy objects to exchanges and let them through (`warn`)",
             ("authority", "method", "path", "code", "rule", "reason", "exchanges", "count"),
         ),
         "snapshot.taken": (

@@ -13,21 +13,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
 
 class LineWriter:
     """Collects records and appends them as one write per `flush()`. File mode 0600."""
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._pending: list[str] = []
+        self._pending: list[bytes] = []
         self._hash = hashlib.sha256()
         self._size = 0
         self.failed: OSError | None = None
 
     def append(self, record: Mapping[str, Any]) -> None:
-        self._pending.append(_encode(record))
+        self._pending.append(_encoded(record))
 
     @property
     def pending(self) -> int:
@@ -42,7 +40,7 @@ class LineWriter:
         """Write what is pending. A failed write is kept for the next flush and told in `failed`."""
         if not self._pending:
             return
-        data = memoryview(("\n".join(self._pending) + "\n").encode())
+        data = memoryview(b"\n".join([*self._pending, b""]))
         try:
             while data:
                 written = os.write(self._fd, data)
@@ -52,7 +50,7 @@ class LineWriter:
         except OSError as error:
             self.failed = error
             # A torn line must not swallow the next one; readers skip lines that are not JSON.
-            self._pending = ["", *bytes(data).decode(errors="replace").splitlines()]
+            self._pending = [b"", *bytes(data).splitlines()]
             return
         self._pending.clear()
         self.failed = None
@@ -60,6 +58,15 @@ class LineWriter:
     def close(self) -> None:
         self.flush()
         os.close(self._fd)
+
+
+def _encoded(record: Mapping[str, Any]) -> bytes:
+    import orjson  # thirty times as fast as json, and of no use to whoever only reads
+
+    try:
+        return orjson.dumps(record)
+    except TypeError:  # what only Python has: half a surrogate pair, an integer beyond 64 bits
+        return json.dumps(record, separators=(",", ":")).encode()
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

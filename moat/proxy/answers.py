@@ -36,15 +36,20 @@ class Answer:
 
 
 def denied(denial: Denial, *, status: int = 0) -> Answer:
-    """Refused on purpose. `x-should-retry` stops SDKs that would try eleven times."""
-    status = status or _STATUS_OF_DENIAL.get(denial.code, 403)
-    content = {
+    """Refused on purpose. `x-should-retry` stops SDKs that would try eleven times, unless waiting helps."""
+    status = status or (429 if denial.retry_after else _STATUS_OF_DENIAL.get(denial.code, 403))
+    content: dict[str, str | int] = {
         "error": f"moat refused this request: {denial.reason}",
         "reason": denial.code,
         "rule": denial.rule,
         "hint": denial.hint,
     }
-    extra = ((b"X-Moat-Denied", denial.code.encode()), (b"x-should-retry", b"false"))
+    extra: Headers = ((b"X-Moat-Denied", denial.code.encode()),)
+    if denial.retry_after:
+        content["retry_after"] = denial.retry_after
+        extra += ((b"Retry-After", b"%d" % denial.retry_after),)
+    else:
+        extra += ((b"x-should-retry", b"false"),)
     return _answer(status, content, extra, denial=denial, error="")
 
 
@@ -56,7 +61,11 @@ def malformed(error: MalformedError) -> Answer:
 
 def failed(status: int, code: str, reason: str, hint: str = "", *, retry: bool = True) -> Answer:
     """The exchange was allowed and could not be done. `retry`: trying again may help."""
-    content = {"error": f"moat could not do this request: {reason}", "reason": code, "hint": hint}
+    content: dict[str, str | int] = {
+        "error": f"moat could not do this request: {reason}",
+        "reason": code,
+        "hint": hint,
+    }
     extra: Headers = ((b"X-Moat-Error", code.encode()),)
     if not retry:
         extra += ((b"x-should-retry", b"false"),)
@@ -64,7 +73,7 @@ def failed(status: int, code: str, reason: str, hint: str = "", *, retry: bool =
 
 
 def _answer(
-    status: int, content: dict[str, str], extra: Headers, *, denial: Denial | None, error: str
+    status: int, content: dict[str, str | int], extra: Headers, *, denial: Denial | None, error: str
 ) -> Answer:
     body = json.dumps(content, ensure_ascii=False).encode() + b"\n"
     headers = (

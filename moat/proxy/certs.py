@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from moat.proxy.address import AuthorityError, literal, split_host_port
+from moat.authority import AuthorityError, literal, split_host_port
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -130,10 +130,13 @@ class RunCA(Issuer):
 
 
 def _same_host(name: str, host: str) -> bool:
+    """An IPv6 literal as SNI, against the RFC, comes without brackets and is compared as it is."""
+    if name == host:
+        return True
     try:
         return split_host_port(name) == (host, None)
     except AuthorityError:
-        return name == host  # an IPv6 literal as SNI, against the RFC, comes without brackets
+        return False
 
 
 def _server_context(pem: bytes) -> ssl.SSLContext:

@@ -9,19 +9,21 @@ import math
 from time import monotonic
 from typing import Literal
 
+from moat.proxy.budget import Spending
 from moat.proxy.http1 import (
     Framing,
-    Headers,
     MalformedError,
     RequestHead,
     ResponseHead,
-    forward_response_headers,
-    render_response,
+    join_fields,
+    response_fields,
+    response_wire,
+    split_fields,
 )
-from moat.proxy.mcp_filter import McpResponse, ToolFilter, media_type
-from moat.proxy.message import Body, BodyWriter, MessageReader
+from moat.proxy.mcp_filter import McpResponse, ToolFilter
+from moat.proxy.message import PLAIN, Body, BodyWriter, MessageReader
 from moat.proxy.relay import Traffic, relay
-from moat.proxy.scrub import BodyScrubber, Scrubber, UnreadableBodyError, mask, scrub_headers
+from moat.proxy.scrub import BodyScrubber, Scrubber, UnreadableBodyError, mask, mask_fields, scrub_headers
 from moat.proxy.stream import BUFFER
 from moat.proxy.upload import Upload
 
@@ -40,6 +42,7 @@ class Download:
         request: RequestHead,
         secrets: tuple[bytes, ...],
         mcp: McpResponse | None = None,
+        spending: Spending | None = None,
         *,
         unreadable: Unreadable = "withhold",
     ) -> None:
@@ -48,15 +51,16 @@ class Download:
         self._request = request
         self._secrets = secrets
         self._mcp = mcp
+        self._spending = spending
         self._body: Body | None = None
         self._scrubber: BodyScrubber | ToolFilter | None = None
-        self._writer = BodyWriter(chunked=False)
+        self._writer = PLAIN
         self._head: ResponseHead | None = None
         self.begun = False  # bytes of the final response have left: nothing else can be answered
         self.heard = False  # the upstream has answered something, be it a 1xx
         self.keep = False  # the client's connection can carry another request
-        self.headers: Headers = ()  # as the client gets them
-        self.traffic = Traffic()  # after a 101
+        self.fields = b""  # as the client gets them, each with a CRLF before it
+        self.traffic: Traffic | None = None  # after a 101
         self.unchecked = ""  # why the body passed without being looked into
 
     @property
@@ -66,7 +70,7 @@ class Download:
     @property
     def size(self) -> int:
         """Body bytes that came down."""
-        return (self._body.size if self._body is not None else 0) + self.traffic.down
+        return self._body.size if self._body is not None else self.traffic.down if self.traffic else 0
 
     @property
     def until_close(self) -> bool:
@@ -76,17 +80,22 @@ class Download:
     async def run(self, upstream: MessageReader, upload: Upload) -> bool:
         """Carry it all. True when the upstream connection can be used again.
 
-        Raises MalformedError, UnreadableBodyError, StreamError (of either side).
+        Raises MalformedError, UnreadableBodyError, DeniedError, StreamError (of either side).
         """
         head = self._head = await self._final_head(upstream)
         if head.status == 101:
             await self._switch(upstream, head)
             return False
-        if self._mcp is not None:
+        if head.status == 401 and self._mcp is not None:
             self._mcp.check(head)
         # A stream of events may be silent for hours; whether its peer lives, TCP keeps asking.
-        patience = math.inf if _is_event_stream(head.headers) else self._client.limits.body_idle_timeout
+        patience = (
+            math.inf if head.content_type == b"text/event-stream" else self._client.limits.body_idle_timeout
+        )
         body = self._body = upstream.body(head, blame="upstream")
+        if self._spending is not None:
+            self._spending.response(head.length if head.framing is Framing.LENGTH else 0)
+            body.meter = self._spending.received_body
         wire = self._start(head, upload)
         while True:
             wire = await self._frame(wire, body)
@@ -106,45 +115,47 @@ class Download:
         for _ in range(_INTERIM_RESPONSES):
             head = await upstream.response(self._request.method, self._request.upgrade)
             self.heard = True
+            if self._spending is not None:
+                self._spending.received(head.size)
             if head.status >= 200 or head.status == 101:
                 return head
             if self._request.minor:
-                await self._client.stream.send(self._render(head, forward_response_headers(head)))
+                await self._client.stream.send(self._render(head, response_fields(head)))
         raise MalformedError("interim", "too many interim responses", 502, "upstream")
 
     def _start(self, head: ResponseHead, upload: Upload) -> bytes:
         """Decide how the body leaves, and make the head that says so."""
-        self._scrubber = self._scrubber_of(head)
         framing = head.framing
+        tools = self._mcp is not None and self._mcp.filters
+        if (self._secrets or tools) and framing is not Framing.NONE:
+            self._scrubber = self._scrubber_of(head, tools=tools)
         if framing is Framing.LENGTH and self._scrubber is not None and self._scrubber.decoded:
             framing = Framing.CHUNKED  # the length was that of the encoded body
         if framing is Framing.CHUNKED and not self._request.minor:
             framing = Framing.UNTIL_CLOSE  # HTTP/1.0 knows no chunks
         self.keep = self._request.keep_alive and upload.done and framing is not Framing.UNTIL_CLOSE
-        self._writer = BodyWriter(chunked=framing is Framing.CHUNKED)
-        headers = forward_response_headers(head, framing=framing, close=not self.keep)
+        self._writer = BodyWriter.of(framing)
+        fields = response_fields(head, framing=framing, close=not self.keep)
         if self._scrubber is not None and self._scrubber.decoded:
-            headers = self._scrubber.headers(headers)
-        return self._render(head, headers)
+            fields = join_fields(self._scrubber.headers(split_fields(fields)))
+        return self._render(head, fields)
 
-    def _scrubber_of(self, head: ResponseHead) -> BodyScrubber | ToolFilter | None:
+    def _scrubber_of(self, head: ResponseHead, *, tools: bool) -> BodyScrubber | ToolFilter | None:
         """What looks into the body. Raises UnreadableBodyError: then it is withheld."""
-        tools = self._mcp is not None and self._mcp.filters
-        if head.framing is Framing.NONE or not (self._secrets or tools):
-            return None
         try:
-            scrubber = BodyScrubber(self._secrets, head.headers, self._client.limits)
+            scrubber = BodyScrubber(self._secrets, head.headers if head.encoded else (), self._client.limits)
         except UnreadableBodyError as error:
             if tools or self._unreadable == "withhold":
                 raise
             self.unchecked = f"passed unchecked: {error}"
             return None
-        return self._mcp.filtered(scrubber, head.headers) if self._mcp else scrubber
+        return self._mcp.filtered(scrubber, head.content_type) if self._mcp and tools else scrubber
 
-    def _render(self, head: ResponseHead, headers: Headers) -> bytes:
-        """The head on the wire, without secrets."""
-        self.headers = scrub_headers(headers, self._secrets) if self._secrets else headers
-        return render_response(head.status, mask(head.reason, self._secrets), self.headers)
+    def _render(self, head: ResponseHead, fields: bytes) -> bytes:
+        """The head on the wire, without secrets: a mask is as long, and leaves line ends alone."""
+        self.fields = mask_fields(fields, self._secrets) if self._secrets else fields
+        reason = mask(head.reason, self._secrets) if self._secrets else head.reason
+        return response_wire(head.status, reason, self.fields)
 
     async def _frame(self, wire: bytes, body: Body) -> bytes:
         """`wire` and what has come of the body, as it leaves here; what grows large is sent at once."""
@@ -177,8 +188,9 @@ class Download:
     async def _switch(self, upstream: MessageReader, head: ResponseHead) -> None:
         """101: from here on the bytes are not HTTP. They are passed on, masked if a credential went up."""
         client = self._client
-        await self._send(self._render(head, forward_response_headers(head)))
+        await self._send(self._render(head, response_fields(head)))
         client.stream.when_gone(None)
+        self.traffic = Traffic()
         for reader in (client, upstream):
             reader.stream.unread(reader.buffer)
             reader.buffer = b""
@@ -188,8 +200,5 @@ class Download:
             self.traffic,
             idle=client.limits.tunnel_idle_timeout,
             scrubber=Scrubber(self._secrets) if self._secrets else None,
+            watches=(self._spending,) if self._spending is not None else (),
         )
-
-
-def _is_event_stream(headers: Headers) -> bool:
-    return media_type(headers) == b"text/event-stream"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -9,10 +10,29 @@ from dataclasses import dataclass
 class Denial:
     """Why an exchange or a tunnel was refused, in words for a person and for a model."""
 
-    code: str  # stable: policy, address, authority, credential-host, malformed, limit, journal…
+    code: str  # stable: policy, budget, rate, address, authority, credential-host, malformed, journal…
     reason: str  # what was refused and why
     rule: str  # the rule or default that decided: `network.policy: strict`, `deny * /admin/**`
     hint: str = ""  # what the user can do about it
+    retry_after: int = 0  # seconds after which the same request would pass; 0: it would not
+
+
+@dataclass(frozen=True, slots=True)
+class Warned(Denial):
+    """What policy objects to and lets through: it is recorded, and the exchange goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided(Denial):
+    """What no rule decides, in a policy that asks. Where nobody can be asked, a denial like any other."""
+
+
+class DeniedError(Exception):
+    """Leaves the straight way of an exchange or a tunnel with a denial."""
+
+    def __init__(self, denial: Denial) -> None:
+        super().__init__(denial.reason)
+        self.denial = denial
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +44,12 @@ class ExchangeFinished:
     method: str  # `CONNECT` for a refused or opaque tunnel
     url: str  # scheme://host[:port]/target; credentials never appear: the target is as the sandbox sent it
     status: int  # 0: no response was sent
-    request_headers: tuple[tuple[str, str], ...]  # as the sandbox sent them, secrets redacted
-    response_headers: tuple[tuple[str, str], ...]  # as the sandbox got them
+    request_headers: Sequence[tuple[str, str]]  # as the sandbox sent them, secrets redacted
+    response_headers: Sequence[tuple[str, str]]  # as the sandbox got them
     request_bytes: int  # body bytes that went up
     response_bytes: int  # body bytes that came down
     grants: tuple[str, ...] = ()  # credentials that were injected
     denial: Denial | None = None
+    warning: Denial | None = None  # policy objects to it and let it through
     error: str = ""  # `upstream closed early`, `client went away`…
     id: int = 0  # number of the exchange in its run, in the order in which they began

@@ -1,56 +1,63 @@
 """One exchange: a request judged, equipped, carried up, and its response carried back.
 
 Read `Exchange._converse` from top to bottom: the order of the lines is the order of events. Nothing is
-opened, resolved or fetched before policy has said yes, and a credential exists only between `_equip` and
-the end of the exchange. The two directions are in `upload` and `download`.
+opened, resolved or fetched before policy has said yes, and no credential is asked for before `_equip`. The
+two directions are in `upload` and `download`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from itertools import count
 from time import monotonic, time
 from types import MappingProxyType
 
 import anyio
 
+from moat.authority import Authority, AuthorityError, parse_authority
 from moat.errors import MoatError
 from moat.grants import Credential, CredentialSource
-from moat.proxy import inject
-from moat.proxy.address import Authority, AuthorityError, parse_authority
 from moat.proxy.answers import Answer, denied, failed, malformed
+from moat.proxy.budget import Account, Accounts, Spending
 from moat.proxy.certs import RunCA
+from moat.proxy.decider import Desk, Question
 from moat.proxy.download import Download, Unreadable
-from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.http1 import (
     Form,
     Framing,
-    Headers,
     MalformedError,
     RequestHead,
-    forward_request_headers,
+    join_fields,
+    request_fields,
+    request_wire,
     split_absolute,
+    split_fields,
 )
 from moat.proxy.limits import Limits
 from moat.proxy.mcp import Judgement, McpEndpoint, McpTable, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
-from moat.proxy.policy import Policy
+from moat.proxy.policy import Policy, SitePolicy
 from moat.proxy.scrub import UnreadableBodyError
+from moat.proxy.site_rules import Equipped, InjectionTable, SiteRules, equip, inspectable
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, StreamTimeoutError
-from moat.proxy.trace import shown
+from moat.proxy.trace import Shown
 from moat.proxy.upload import GONE, Judged, Upload
-from moat.proxy.upstream import AddressDeniedError, Connection, Upstream, UpstreamError
+from moat.proxy.upstream import Connection, Upstream, UpstreamError
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
+
+
 _UNREADABLE = (
     "the request carries a credential, and this answer cannot be searched for it; ask the server for another "
     "format. The user can let such answers through: `unreadable: pass` under `network:` in agent.yaml"
 )
-_OPAQUE = frozenset({b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ class Setup:
 
     policy: Policy
     ca: RunCA
-    table: inject.InjectionTable
+    table: InjectionTable
     credentials: CredentialSource | None
     upstream: Upstream
     limits: Limits
@@ -68,7 +75,9 @@ class Setup:
     on_use: Callable[[int, str, tuple[str, ...]], Denial | None]
     numbers: Iterator[int] = field(default_factory=lambda: count(1))  # of exchanges
     tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
-    mcp: McpTable = McpTable()  # noqa: RUF009 - empty and never changed
+    mcp: McpTable = field(default_factory=McpTable)
+    accounts: Accounts = Accounts()  # noqa: RUF009 - the same
+    desk: Desk | None = None  # None: nobody is asked
     unreadable: Unreadable = "withhold"
 
 
@@ -79,17 +88,38 @@ class Site:
     scheme: str  # `https`: inside TLS that we terminated; `http`
     authority: Authority
     host: bytes  # the Host field that clients usually send: equal to it, nothing has to be parsed
-    denial: Denial | None = None  # everything that is sent here is answered with this
+    denial: Denial | None  # everything that is sent here is answered with this
+    policy: SitePolicy
+    rules: SiteRules
+    accounts: tuple[Account, ...]  # budgets that exchanges spend from
+
+    name: str  # of the authority
+    prefix: str  # of its URLs
+    response: McpResponse  # of a host that is not known to be an MCP server
 
     @classmethod
-    def of(cls, scheme: str, authority: Authority, denial: Denial | None) -> Site:
-        return cls(scheme, authority, authority.host_header(scheme).encode(), denial)
+    def of(cls, setup: Setup, scheme: str, authority: Authority, denial: Denial | None) -> Site:
+        host, port = authority.host, authority.port
+        header = authority.host_header(scheme).encode()
+        policy, rules = setup.policy.site(host, port), setup.table.site(host, port, scheme)
+        return cls(
+            scheme,
+            authority,
+            header,
+            denial,
+            policy,
+            rules,
+            setup.accounts.at(host, port),
+            name=str(authority),
+            prefix=f"{scheme}://{header.decode()}",
+            response=McpResponse(None, partial(setup.mcp.challenged, host)),
+        )
 
     def url(self, target: bytes) -> str:
         """`target` as a URL; an absolute one that was refused before it was taken apart is one already."""
         if not target.startswith((b"/", b"*")):
             return target.decode("latin-1")
-        return f"{self.scheme}://{self.host.decode()}{target.decode('latin-1')}"
+        return self.prefix + target.decode("latin-1")
 
 
 class After(Enum):
@@ -111,6 +141,19 @@ class _RefusedError(Exception):
 class Exchange:
     """State of one exchange; what its record will tell is collected on the way."""
 
+    # What most exchanges leave as it is here.
+    _read: Body | None = None  # of a request that was looked into before it went up
+    _upload: Upload | None = None
+    _download: Download | None = None
+    _spending: Spending | None = None  # None: no budget applies
+    _after: After = After.CLOSE
+    _undecided = False  # no rule of the policy allows it
+    _equipped = Equipped(b"")  # with its credentials
+    # for the record
+    _answered: Answer | None = None  # what we said ourselves
+    _error = ""
+    _warning: Denial | None = None
+
     def __init__(self, setup: Setup, client: MessageReader, site: Site, head: RequestHead) -> None:
         self._setup = setup
         self._client = client
@@ -118,17 +161,7 @@ class Exchange:
         self._head = head
         self._number = next(setup.numbers)
         self._target = head.target  # origin-form once judged
-        self._secrets: tuple[bytes, ...] = ()  # what must not come back
-        self._hidden: frozenset[bytes] = frozenset()  # header names that carried a credential
         self._mcp: McpEndpoint | None = setup.mcp.at(site.authority.host, site.authority.port)
-        self._read: Body | None = None  # of a request that was looked into before it went up
-        self._upload: Upload | None = None
-        self._download: Download | None = None
-        self._after = After.CLOSE
-        # for the record
-        self._answered: Answer | None = None  # what we said ourselves
-        self._grants: tuple[str, ...] = ()
-        self._error = ""
 
     async def run(self) -> After:
         """Do the exchange, answer the client in every case, and record it."""
@@ -154,18 +187,18 @@ class Exchange:
             await self._converse()
         except _RefusedError as refused:
             await self._answer(refused.answer)
-        except AddressDeniedError as refused:
+        except DeniedError as refused:
             await self._answer(denied(refused.denial))
         except MalformedError as error:
             await self._answer(malformed(error) if error.blame == "client" else _bad_upstream(error))
         except UnreadableBodyError as error:
             await self._answer(failed(502, "unreadable", str(error), _UNREADABLE, retry=False))
-        except LoginNeededError:
-            assert self._mcp is not None
-            for grant in self._grants:
+        except LoginNeededError as needed:
+            for grant in self._equipped.grants:
                 self._setup.mcp.on_rejected(grant)
-            reason = f"the MCP server {self._mcp.name} does not accept the request without a valid login"
-            await self._answer(failed(403, "mcp-login", reason, self._mcp.login, retry=False))
+            server = needed.server
+            reason = f"the MCP server {server.name} does not accept the request without a valid login"
+            await self._answer(failed(403, "mcp-login", reason, server.login, retry=False))
         except UpstreamError as error:
             # A wrong certificate is still wrong in ten seconds; clients would try for minutes.
             again = error.code != "certificate"
@@ -176,13 +209,29 @@ class Exchange:
     async def _converse(self) -> None:
         """The straight way of a request."""
         self._judge()
-        judged, response = await self._judge_tools(self._mcp) if self._mcp else (None, None)
-        headers = await self._equip()
+        if self._site.accounts:
+            self._spending = self._spend()
+        if self._setup.desk is not None:
+            await self._ask(self._setup.desk)
+        judged, lists = await self._judge_tools(self._mcp) if self._mcp else (None, False)
+        wire = await self._equip()
         upload = self._upload = Upload(
-            self._client, self._head, self._target, headers, judged=judged, patience=self._patience
+            self._client,
+            self._head,
+            wire,
+            judged=judged or (self._body(), b""),
+            patience=self._patience,
         )
+        response = self._site.response
+        if self._mcp is not None:
+            response = McpResponse(self._mcp, lists=lists, limit=self._setup.limits.mcp_message)
         download = self._download = Download(
-            self._client, self._head, self._secrets, response, unreadable=self._setup.unreadable
+            self._client,
+            self._head,
+            self._equipped.secrets,
+            response,
+            self._spending,
+            unreadable=self._setup.unreadable,
         )
         connection = await self._acquire()
         try:
@@ -200,15 +249,53 @@ class Exchange:
         setup, site, head = self._setup, self._site, self._head
         denial = site.denial or self._authority_mismatch() or setup.ready()
         if denial is None:
-            host, port = site.authority.host, site.authority.port
-            method, target = head.method.decode(), self._target.decode()
-            denial = setup.policy.exchange(
-                host, port, site.scheme, method, target, headers=head.headers
-            ) or setup.table.leaks(host, port, site.scheme, head.headers, head.target)
-            if denial is None and self._mcp is not None:
-                denial = self._mcp.login_denial(target)
+            denial = (
+                self._policy_denial() or site.rules.leaks(head.target, head.block) or self._login_denial()
+            )
         if denial is not None:
             raise _RefusedError(denied(denial))
+
+    def _policy_denial(self) -> Denial | None:
+        policy, head = self._site.policy, self._head
+        if policy.silent:
+            return None
+        denial = policy.exchange(self._site.scheme, head.method.decode(), self._target.decode(), head.headers)
+        if isinstance(denial, Warned):
+            self._warning = denial
+            return None
+        if isinstance(denial, Undecided) and self._setup.desk is not None:
+            self._undecided = True
+            return None
+        return denial
+
+    def _login_denial(self) -> Denial | None:
+        """A client must not fetch a token of its own, whether its MCP server is configured or not."""
+        target = self._target.decode()
+        server = self._mcp or self._setup.mcp.asked(self._site.authority.host, target)
+        return server.login_denial(target) if server is not None else None
+
+    async def _ask(self, desk: Desk) -> None:
+        """Put the request to the decider. Raises DeniedError; StreamError when the client has left."""
+        site, head = self._site, self._head
+        host, port = site.authority.host, site.authority.port
+        question = Question(
+            exchange=self._number,
+            scheme=site.scheme,
+            host=host,
+            port=port,
+            method=head.method.decode(),
+            url=site.url(self._target),
+            headers=Shown(head.block).fields,
+            grants=tuple(dict.fromkeys(rule.rule.credential for rule in site.rules.rules)),
+            undecided=self._undecided,
+        )
+        await desk.ask(question, self._client.stream, at_eof=head.keep_alive)
+
+    def _spend(self) -> Spending:
+        """Begin to spend what the request costs. Raises DeniedError."""
+        head = self._head
+        length = head.length if head.framing is Framing.LENGTH else 0
+        return Spending(self._site.accounts, head.size, length)
 
     def _authority_mismatch(self) -> Denial | None:
         """One authority: target, Host header and tunnel agree (invariant 4). Sets the origin-form target."""
@@ -235,15 +322,18 @@ class Exchange:
                 return _mismatch(f"the request is for {found}, its connection for {site.authority}")
         return None
 
-    async def _judge_tools(self, endpoint: McpEndpoint) -> tuple[Judged | None, McpResponse]:
-        """What a request asks an MCP server for. With a policy for its tools the body is read first."""
+    async def _judge_tools(self, endpoint: McpEndpoint) -> tuple[Judged | None, bool]:
+        """What a request asks an MCP server for: its body, if it was read, and whether a list will come back.
+
+        With a policy for its tools the body is read first.
+        """
         head, limit = self._head, self._setup.limits.mcp_message
         if endpoint.policy is None:
-            return None, McpResponse(endpoint, lists=False, limit=limit)
+            return None, False
         if head.upgrade:
             raise _RefusedError(unclear(endpoint, "it leaves HTTP"))
         if head.framing is Framing.NONE:
-            return None, McpResponse(endpoint, lists=False, limit=limit)
+            return None, False
         _, read = judged = await self._read_body(limit)
         if len(read) <= limit:
             judgement = judge(endpoint, head.headers, read)
@@ -256,11 +346,11 @@ class Exchange:
                 raise _RefusedError(denied(unrecorded))
         if judgement.answer is not None:
             raise _RefusedError(judgement.answer)
-        return judged, McpResponse(endpoint, judgement.lists, limit)
+        return judged, judgement.lists
 
     async def _read_body(self, limit: int) -> Judged:
         """The request's body, or its beginning when it is longer than `limit`."""
-        client, body = self._client, self._client.body(self._head, blame="client")
+        client, body = self._client, self._body()
         self._read = body
         if self._head.expect_continue:
             await client.stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -268,36 +358,45 @@ class Exchange:
         while not body.done and len(read) <= limit:
             client.stream.deadline = monotonic() + self._setup.limits.body_idle_timeout
             read += await body.next()
+        client.stream.deadline = math.inf  # the client waits for us now
         return body, bytes(read)
 
-    async def _equip(self) -> Headers:
-        """The headers that go upstream, with the credentials that policy and the table allow here."""
-        head, authority = self._head, self._site.authority
-        headers = forward_request_headers(head)
+    def _body(self) -> Body:
+        """The request's body; its bytes are spent as they are read."""
+        body = self._client.body(self._head, blame="client")
+        if self._spending is not None:
+            body.meter = self._spending.sent
+        return body
+
+    async def _equip(self) -> bytes:
+        """The head that goes upstream, with the credentials that policy and the table allow here."""
+        head, site = self._head, self._site
+        fields = request_fields(head)
         if not head.host:
-            headers = ((b"Host", self._site.host), *headers)
+            fields = b"\r\nHost: " + site.host + fields
         if self._mcp is not None:
-            headers = self._mcp.readdressed(headers)
-            if self._mcp.policy is not None:
-                headers = _inspectable(headers)
-        rules = self._setup.table.for_host(authority.host, authority.port, self._site.scheme)
-        if not rules:
-            return headers
+            headers = self._mcp.readdressed(split_fields(fields))
+            fields = join_fields(inspectable(headers) if self._mcp.policy is not None else headers)
+        if site.rules.rules:
+            fields = await self._inject(site.rules, fields)
+        return request_wire(head.method, self._target, fields)
+
+    async def _inject(self, rules: SiteRules, fields: bytes) -> bytes:
         try:
-            plan = inject.make_plan(rules, headers)
-            credentials = {name: await self._credential(name) for name in plan.credentials}
-            injected = inject.carry_out(plan, credentials)
+            draft, others = rules.draft(fields)
+            credentials = [await self._credential(name) for name in draft.credentials]
+            equipped = equip(draft, others, credentials)
         except MoatError as error:
             raise _RefusedError(
                 failed(502, "credential", str(error), error.hint or "", retry=False)
             ) from error
-        if injected.grants:
+        if equipped.grants:
             # The last moment before a credential can leave: what cannot be recorded does not happen.
-            refusal = self._setup.on_use(self._number, str(authority), injected.grants)
+            refusal = self._setup.on_use(self._number, self._site.name, equipped.grants)
             if refusal is not None:
                 raise _RefusedError(denied(refusal))
-        self._secrets, self._grants, self._hidden = injected.secrets, injected.grants, injected.names
-        return _inspectable(injected.headers) if self._secrets else injected.headers
+        self._equipped = equipped
+        return equipped.fields
 
     async def _credential(self, name: str) -> Credential:
         source = self._setup.credentials
@@ -335,7 +434,8 @@ class Exchange:
         """
         stream = connection.stream
         # A client that announced its last request may finish its direction and still read the answer.
-        self._client.stream.when_gone(lambda: upload.leave(stream), at_eof=self._head.keep_alive)
+        upload.upstream = stream
+        self._client.stream.when_gone(upload.leave, at_eof=self._head.keep_alive)
         stream.deadline = monotonic() + self._patience
         try:
             await upload.send_start(stream)
@@ -355,13 +455,13 @@ class Exchange:
 
     @staticmethod
     async def _both_ways(connection: Connection, upload: Upload, download: Download) -> bool:
-        failure: StreamError | MoatError | LoginNeededError | None = None
+        failure: StreamError | MoatError | DeniedError | LoginNeededError | None = None
         reusable = False
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(upload.send_rest, connection.stream)
             try:
                 reusable = await download.run(connection.reader, upload)
-            except (StreamError, MalformedError, UnreadableBodyError, LoginNeededError) as error:
+            except (StreamError, MalformedError, UnreadableBodyError, DeniedError, LoginNeededError) as error:
                 failure = upload.fault or error
             tasks.cancel_scope.cancel()  # an answer that is complete needs no more of the request
         if failure is not None:
@@ -416,15 +516,20 @@ class Exchange:
 
     def _record(self, started: float, duration: float) -> None:
         upload, download, answer = self._upload, self._download, self._answered
-        status, headers = (answer.status, answer.headers) if answer is not None else (0, ())
+        status, fields = (answer.status, join_fields(answer.headers)) if answer is not None else (0, b"")
         up, down, error = 0, 0, self._error
+        denial = answer.denial if answer is not None else None
+        if denial is None and self._spending is not None:
+            denial = self._spending.denial
         if upload is not None:
             up = upload.body.size
         if download is not None:
-            up, down, error = up + download.traffic.up, download.size, error or download.traffic.error
+            down = download.size
+            if download.traffic is not None:
+                up, error = up + download.traffic.up, error or download.traffic.error
             error = error or download.unchecked
             if download.begun:
-                status, headers = download.status, download.headers
+                status, fields = download.status, download.fields
         self._setup.on_event(
             ExchangeFinished(
                 started=started,
@@ -432,12 +537,13 @@ class Exchange:
                 method=self._head.method.decode("latin-1"),
                 url=self._site.url(self._target),
                 status=status,
-                request_headers=shown(self._head.headers, self._hidden),
-                response_headers=shown(headers),
+                request_headers=Shown(self._head.block, self._equipped.names),
+                response_headers=Shown(fields),
                 request_bytes=up,
                 response_bytes=down,
-                grants=self._grants,
-                denial=answer.denial if answer is not None else None,
+                grants=self._equipped.grants,
+                denial=denial,
+                warning=self._warning if denial is None else None,
                 error=error,
                 id=self._number,
             )
@@ -455,12 +561,3 @@ def _mismatch(reason: str) -> Denial:
 
 def _bad_upstream(error: MalformedError) -> Answer:
     return failed(502, "malformed", f"the response was malformed: {error.reason}")
-
-
-def _inspectable(headers: Headers) -> Headers:
-    """Headers of a request with a credential: its response has to be readable, whole and in order.
-
-    A range could cut an echoed secret in two, and a WebSocket extension would compress it.
-    """
-    kept = tuple(field for field in headers if field[0].lower() not in _OPAQUE)
-    return (*kept, (b"Accept-Encoding", b"identity"))

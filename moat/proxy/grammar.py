@@ -6,20 +6,54 @@ Every repetition is possessive (`++`, `*+`): a byte is looked at once, so no inp
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _VALUE = rb"[^\x00-\x08\x0a-\x1f\x7f]"  # VCHAR, obs-text, SP, HTAB
 _VCHAR = rb"[\x21\x22\x24-\x7e]"  # without `#`: a fragment never belongs in a request (RFC 9112 §3.2)
-_FIELDS = rb"((?:" + _TCHAR + rb"++:" + _VALUE + rb"*+\r\n)*+)\r\n"
+_FIELDS = rb"((?:\r\n" + _TCHAR + rb"++:" + _VALUE + rb"*+)*+)\r\n\r\n"  # each with the CRLF in front of it
 
 # One empty line before a request is tolerated (RFC 9112 §2.2): old clients end a POST with an extra CRLF.
 REQUEST = re.compile(
-    rb"(?:\r\n)?+(" + _TCHAR + rb"++) (" + _VCHAR + rb"++) HTTP/1\.([01])\r\n" + _FIELDS,
+    rb"(?:\r\n)?+(" + _TCHAR + rb"++) (" + _VCHAR + rb"++) HTTP/1\.([01])" + _FIELDS,
 )
 # The space before an empty reason is often missing; nobody reads that in two ways.
-RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: (" + _VALUE + rb"*+))?+\r\n" + _FIELDS)
-FIELD = re.compile(rb"(" + _TCHAR + rb"++):[ \t]*+([^\r\n]*+)\r\n")  # inside what _FIELDS has matched
+RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: (" + _VALUE + rb"*+))?+" + _FIELDS)
+FIELD = re.compile(rb"\r\n([^:]++):[ \t]*+([^\r]*+)")  # inside what _FIELDS has matched
+FIELD_TEXT = re.compile(r"\r\n([^:]++):[ \t]*+([^\r]*+)")  # the same, decoded
 FIELD_LINE = re.compile(rb"(" + _TCHAR + rb"++):[ \t]*+(" + _VALUE + rb"*+)")
+
+
+def fields_named(names: Iterable[bytes], *, also: bytes = b"") -> re.Pattern[bytes]:
+    """Fields with one of the lower-case names, inside what _FIELDS has matched: groups name and value.
+
+    `also` is a pattern for more names. Sorted by first letter, because that is how `re` is quick to say no.
+    """
+    by_letter: dict[bytes, list[bytes]] = {}
+    for name in sorted(names):
+        by_letter.setdefault(name[:1], []).append(re.escape(name[1:]))
+    branches = [
+        b"[%b%b](?i:%b)" % (re.escape(letter), re.escape(letter.upper()), b"|".join(rests))
+        for letter, rests in by_letter.items()
+    ]
+    return re.compile(rb"\r\n(" + b"|".join([*branches, *filter(None, [also])]) + rb"):[ \t]*+([^\r\n]*+)")
+
+
+_FOR_ONE_HOP = (
+    b"connection", b"expect", b"http2-settings", b"keep-alive", b"te", b"trailer", b"transfer-encoding",
+    b"upgrade",
+)  # fmt: skip
+_FOR_PROXIES = rb"[Pp](?i:roxy-)" + _TCHAR + rb"*+"
+# What a proxy does not pass on, or writes anew.
+HOP_BY_HOP = fields_named(_FOR_ONE_HOP, also=_FOR_PROXIES)
+# What it has to read of a head: `http1` knows what for.
+SPECIAL = fields_named(
+    (
+        *_FOR_ONE_HOP, b"content-length", b"content-type", b"content-encoding", b"host",
+        b"content_length", b"transfer_encoding",
+    ),
+    also=_FOR_PROXIES,
+)  # fmt: skip
 
 TOKEN = re.compile(_TCHAR + rb"++")
 UPGRADE = re.compile(_TCHAR + rb"++(?:/" + _TCHAR + rb"++)?+")

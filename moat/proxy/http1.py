@@ -6,10 +6,10 @@ Whatever two servers could read in two ways is refused, never repaired.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 from enum import Enum
-from typing import Literal, NoReturn
+from operator import itemgetter
+from typing import Literal, NamedTuple, NoReturn
 
 from moat.errors import MoatError
 from moat.proxy import diagnosis, grammar
@@ -20,18 +20,21 @@ Buffer = bytes | bytearray
 Blame = Literal["client", "upstream"]
 
 _MAX_LENGTH = 2**63 - 1  # what every other parser's signed 64-bit integer holds
-_FRAMED = (b"host", b"content-length", b"transfer-encoding")  # never hop-by-hop, whatever Connection says
+# Never hop-by-hop, whatever Connection says.
+_FRAMED = frozenset({b"host", b"content-length", b"transfer-encoding"})
 # CGI-style servers read `_` as `-`: these would be a second opinion on framing behind our back.
 _LOOK_ALIKE = frozenset({b"content_length", b"transfer_encoding"})
-_SPECIAL = _LOOK_ALIKE | {*_FRAMED, b"connection", b"expect", b"upgrade"}
-_HOP_BY_HOP = frozenset({
-    b"connection", b"proxy-connection", b"keep-alive", b"te", b"trailer", b"upgrade", b"http2-settings",
-    b"transfer-encoding", b"proxy-authenticate", b"proxy-authorization", b"proxy-authentication-info",
-})  # fmt: skip
+# Of the fields that `grammar.SPECIAL` names, those that are the next hop's business too.
+_END_TO_END = frozenset({b"host", b"content-length", b"content-type", b"content-encoding"})
+_NAME, _VALUE = itemgetter(0), itemgetter(1)
+_CONTENT_LENGTH = frozenset({b"content-length"})
+_CHUNKED = b"\r\nTransfer-Encoding: chunked"
+_UPGRADE = b"\r\nConnection: Upgrade\r\nUpgrade: %b"
 _CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"identity"})
 _COMMON_OPTIONS = {
     value: frozenset({value.lower()}) for value in (b"keep-alive", b"Keep-Alive", b"close", b"Upgrade")
 }
+_NO_OPTIONS: frozenset[bytes] = frozenset()
 _HARMLESS_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"upgrade"})
 # Upgrading to HTTP once more would carry requests past policy (h2c smuggling); TLS would hide them.
 _HTTP_AGAIN = (b"h2", b"h3", b"http/", b"tls/")
@@ -70,15 +73,15 @@ class MalformedError(MoatError):
         self.blame = blame
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(NamedTuple):
     """A request head that is framed beyond doubt. `size` bytes of the buffer belong to it."""
 
     method: bytes  # as sent; tokens are case-sensitive
     target: bytes  # as sent: visible ASCII, no `#`
     form: Form
     minor: int  # 0 or 1
-    headers: Headers  # names as sent, values without surrounding white space
+    block: bytes  # all header fields as sent, each with a CRLF before it
+    kept: bytes  # those of them that go on to the next hop, whatever the framing; the same shape
     host: bytes  # the one Host field; b"" only when HTTP/1.0 sent none
     framing: Framing  # NONE, LENGTH or CHUNKED
     length: int  # body bytes when framing is LENGTH, else 0
@@ -87,20 +90,33 @@ class RequestHead:
     upgrade: bytes  # lower-case protocol token the client asks to switch to, or b""
     size: int
 
+    @property
+    def headers(self) -> Headers:
+        """Names as sent, values without surrounding white space. Taken apart anew each time."""
+        return split_fields(self.block)
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
+
+class ResponseHead(NamedTuple):
     """A response head. A 1xx other than 101 is followed by another head."""
 
     status: int  # 100..999
     reason: bytes
     minor: int
-    headers: Headers
+    block: bytes  # all header fields as sent, each with a CRLF before it
+    kept: bytes  # those of them that go on to the next hop, whatever the framing; the same shape
     framing: Framing
     length: int
+    measured: bool  # there is a Content-Length, which need not be the body's: HEAD, 304
+    content_type: bytes  # the media type, lower case, without parameters; b"" when none is named
+    encoded: bool  # a Content-Encoding is named
     keep_alive: bool  # the upstream connection can carry another request after the body
     upgrade: bytes  # lower-case token of a 101, else b""
     size: int
+
+    @property
+    def headers(self) -> Headers:
+        """Names as sent, values without surrounding white space. Taken apart anew each time."""
+        return split_fields(self.block)
 
 
 def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
@@ -114,8 +130,7 @@ def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
         return None
     method, target, minor_digit, block = match.groups()
     minor = 1 if minor_digit == b"1" else 0
-    headers = _fields(block, limits, "client")
-    special = _special(headers, "client")
+    special = _special(block, limits, "client")
     host = _host(special, minor)
     options = _options(special, "client")
     framing, length = _framing(special, minor, "client")
@@ -126,9 +141,11 @@ def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
     # A proxy must not keep an HTTP/1.0 client's connection (RFC 9112 §9.3).
     keep_alive = minor == 1 and b"close" not in options
     expects = _expects_continue(special, minor, framing)
+    kept = _forwardable(special, options, length)
     return RequestHead(
-        method, target, form, minor, headers, host, framing, length, keep_alive, expects, upgrade, match.end()
-    )
+        method, target, form, minor, block, kept, host, framing, length, keep_alive, expects, upgrade,
+        match.end(),
+    )  # fmt: skip
 
 
 def parse_response(
@@ -148,8 +165,7 @@ def parse_response(
     minor_digit, code, reason, block = match.groups()
     minor = 1 if minor_digit == b"1" else 0
     status = int(code)
-    headers = _fields(block, limits, "upstream")
-    special = _special(headers, "upstream")
+    special = _special(block, limits, "upstream")
     options = _options(special, "upstream")
     framing, length = _framing(special, minor, "upstream")
     switched = b""
@@ -160,12 +176,14 @@ def parse_response(
             switched = _switched(special, options, upgrade)
     elif request_method == b"HEAD" or status == 304:
         framing, length = Framing.NONE, 0
-    elif framing is Framing.NONE and b"content-length" not in special:
+    elif framing is Framing.NONE and b"content-length" not in special.values:
         framing = Framing.UNTIL_CLOSE
     keep_alive = minor == 1 and framing is not Framing.UNTIL_CLOSE and b"close" not in options
+    kept, values = _forwardable(special, options, length), special.values
     return ResponseHead(
-        status, reason or b"", minor, headers, framing, length, keep_alive, switched, match.end()
-    )
+        status, reason or b"", minor, block, kept, framing, length, b"content-length" in values,
+        _media_type(values), b"content-encoding" in values, keep_alive, switched, match.end(),
+    )  # fmt: skip
 
 
 def split_absolute(target: bytes) -> tuple[bytes, bytes, bytes]:
@@ -181,27 +199,25 @@ def split_absolute(target: bytes) -> tuple[bytes, bytes, bytes]:
     return scheme.lower(), authority, path
 
 
-def forward_request_headers(head: RequestHead) -> Headers:
-    """Fields that go upstream: no hop-by-hop or Proxy-* field, framing written anew.
+def request_fields(head: RequestHead) -> bytes:
+    """Fields that go upstream, as a block: no hop-by-hop or Proxy-* field, framing written anew.
 
     Content-Length stays (leading zeros dropped), `Transfer-Encoding: chunked` is appended when the body is
-    chunked, `Connection: Upgrade` with `Upgrade` when `head.upgrade` asks for it. Host stays as sent, Expect
-    only when `head.expect_continue` says that it means something.
+    chunked, `Connection: Upgrade` with `Upgrade` when `head.upgrade` asks for it, Expect when
+    `head.expect_continue` says that it means something. All else stays as sent.
     """
-    fields = _end_to_end(head.headers)
-    if not head.expect_continue:
-        fields = [field for field in fields if field[0].lower() != b"expect"]
+    fields = head.kept
+    if head.expect_continue:
+        fields += b"\r\nExpect: 100-continue"
     if head.framing is Framing.CHUNKED:
-        fields.append((b"Transfer-Encoding", b"chunked"))
+        fields += _CHUNKED
     if head.upgrade:
-        fields += [(b"Connection", b"Upgrade"), (b"Upgrade", head.upgrade)]
-    return tuple(fields)
+        fields += _UPGRADE % head.upgrade
+    return fields
 
 
-def forward_response_headers(
-    head: ResponseHead, *, framing: Framing | None = None, close: bool = False
-) -> Headers:
-    """Fields that go to the client: no hop-by-hop field, framing written anew.
+def response_fields(head: ResponseHead, *, framing: Framing | None = None, close: bool = False) -> bytes:
+    """Fields that go to the client, as a block: no hop-by-hop field, framing written anew.
 
     `framing` says how the body leaves here when that differs from how it came (re-chunked, decoded):
     LENGTH and NONE keep the upstream's Content-Length, CHUNKED writes Transfer-Encoding, UNTIL_CLOSE
@@ -209,43 +225,78 @@ def forward_response_headers(
     (RFC 9110 §8.6). `close` appends `Connection: close`.
     """
     framing = framing or head.framing
-    fields = _end_to_end(head.headers)
-    if framing in {Framing.CHUNKED, Framing.UNTIL_CLOSE} or head.status < 200 or head.status == 204:
-        fields = [field for field in fields if field[0].lower() != b"content-length"]
+    fields = head.kept
+    unmeasured = framing is Framing.CHUNKED or framing is Framing.UNTIL_CLOSE
+    if head.measured and (unmeasured or head.status < 200 or head.status == 204):
+        fields = without(fields, _CONTENT_LENGTH)
     if framing is Framing.CHUNKED:
-        fields.append((b"Transfer-Encoding", b"chunked"))
+        fields += _CHUNKED
     if head.upgrade:
-        fields += [(b"Connection", b"Upgrade"), (b"Upgrade", head.upgrade)]
+        fields += _UPGRADE % head.upgrade
     elif close:
-        fields.append((b"Connection", b"close"))
+        fields += b"\r\nConnection: close"
+    return fields
+
+
+def forward_request_headers(head: RequestHead) -> Headers:
+    """`request_fields`, taken apart."""
+    return split_fields(request_fields(head))
+
+
+def forward_response_headers(
+    head: ResponseHead, *, framing: Framing | None = None, close: bool = False
+) -> Headers:
+    """`response_fields`, taken apart."""
+    return split_fields(response_fields(head, framing=framing, close=close))
+
+
+def split_fields(block: bytes) -> Headers:
+    """The fields of a block that the grammar has matched; values without white space around them."""
+    fields = grammar.FIELD.findall(block)
+    if b" \r" in block or b"\t\r" in block or block.endswith((b" ", b"\t")):
+        return tuple([(name, value.rstrip(b" \t")) for name, value in fields])
     return tuple(fields)
 
 
-def render_request(method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """A request head on the wire. Raises ValueError when a field would break out of its line."""
-    return _render(b"%b %b HTTP/1.1\r\n" % (method, target), headers)
-
-
-def render_response(status: int, reason: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """A response head on the wire. Raises ValueError when a field would break out of its line."""
-    return _render(b"HTTP/1.1 %d %b\r\n" % (status, reason), headers)
-
-
-def connection_options(values: Sequence[bytes]) -> frozenset[bytes]:
-    """The lower-case options of Connection fields."""
-    if len(values) == 1 and (common := _COMMON_OPTIONS.get(values[0])):
-        return common
-    return frozenset(option.strip(b" \t") for option in b",".join(values).lower().split(b","))
-
-
-def _render(start: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    lines = [b"%b: %b\r\n" % field for field in headers]
-    head = b"%b%b\r\n" % (start, b"".join(lines))
-    ends = len(lines) + 2
+def join_fields(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The reverse of `split_fields`. Raises ValueError when a field would break out of its line."""
+    lines = [b"\r\n%b: %b" % field for field in headers]
+    block = b"".join(lines)
     # An injected credential or a rewritten field with a line end in it would be a request of its own.
-    if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\x00" in head:
+    if block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or b"\x00" in block:
         raise ValueError("a header field holds a line end or a NUL")
-    return head
+    return block
+
+
+def without(block: bytes, names: Collection[bytes]) -> bytes:
+    """A block of fields without those with one of the (lower-case) names."""
+    return join_fields(field for field in split_fields(block) if field[0].lower() not in names)
+
+
+def render_request(method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A request head on the wire. Raises ValueError when a field would break out of its line."""
+    return request_wire(method, target, join_fields(headers))
+
+
+def render_response(status: int, reason: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A response head on the wire. Raises ValueError when a field would break out of its line."""
+    return response_wire(status, reason, join_fields(headers))
+
+
+def request_wire(method: bytes, target: bytes, fields: bytes) -> bytes:
+    """The same, of a block of fields that is known to be one."""
+    return b"%b%b\r\n\r\n" % (_one_line(b"%b %b HTTP/1.1" % (method, target)), fields)
+
+
+def response_wire(status: int, reason: bytes, fields: bytes) -> bytes:
+    """The same, of a block of fields that is known to be one."""
+    return b"%b%b\r\n\r\n" % (_one_line(b"HTTP/1.1 %d %b" % (status, reason)), fields)
+
+
+def _one_line(start: bytes) -> bytes:
+    if b"\r" in start or b"\n" in start or b"\x00" in start:
+        raise ValueError("a start line holds a line end or a NUL")
+    return start
 
 
 def _refuse(blame: Blame, code: str, reason: str, status: int = 400) -> NoReturn:
@@ -259,72 +310,85 @@ def _unfinished(buffer: Buffer, limits: Limits, blame: Blame) -> None:
         _refuse(blame, fault.code, fault.reason, fault.status)
 
 
-def _fields(block: bytes, limits: Limits, blame: Blame) -> Headers:
-    fields = grammar.FIELD.findall(block)
-    if len(fields) > limits.fields:
+class _Special(NamedTuple):
+    """The fields that a proxy reads."""
+
+    values: dict[bytes, bytes]  # by lower-case name; those of a name that is there twice joined by `,`
+    repeated: Collection[bytes]  # names that are there twice
+    kept: bytes  # of all fields those that are not hop-by-hop, as a block
+
+
+def _special(block: bytes, limits: Limits, blame: Blame) -> _Special:
+    if block.count(b"\r\n") > limits.fields:
         _refuse(blame, "too-many-fields", f"more than {limits.fields} header fields", 431)
-    if b" \r" in block or b"\t\r" in block:
-        return tuple([(name, value.rstrip(b" \t")) for name, value in fields])
-    return tuple(fields)
-
-
-def _special(headers: Headers, blame: Blame) -> dict[bytes, list[bytes]]:
-    """The fields that decide framing and the connection, by lower-case name."""
-    found: dict[bytes, list[bytes]] = {}
-    for name, value in headers:
-        key = name.lower()
-        if key in _SPECIAL:
-            found.setdefault(key, []).append(value)
-    for name in _LOOK_ALIKE & found.keys():
+    found = grammar.SPECIAL.findall(block)
+    # In C: this is done for every head.
+    names = [*map(bytes.lower, map(_NAME, found))]
+    values = dict(zip(names, map(bytes.rstrip, map(_VALUE, found)), strict=True))
+    repeated: Collection[bytes] = ()
+    if len(values) != len(names):
+        repeated = {name for name in names if names.count(name) > 1}
+        for name in repeated:
+            values[name] = b",".join(value.rstrip() for key, value in found if key.lower() == name)
+    if values.keys() <= _END_TO_END:
+        return _Special(values, repeated, block)
+    for name in _LOOK_ALIKE & values.keys():
         _refuse(blame, "look-alike", f"`{name.decode()}` would be read as a framing header by some servers")
-    return found
+    return _Special(values, repeated, grammar.HOP_BY_HOP.sub(b"", block))
 
 
-def _host(special: dict[bytes, list[bytes]], minor: int) -> bytes:
-    hosts = special.get(b"host", [])
-    if len(hosts) > 1:
+def _media_type(values: dict[bytes, bytes]) -> bytes:
+    value = values.get(b"content-type")
+    return value.partition(b";")[0].rstrip(b" \t").lower() if value else b""
+
+
+def _host(special: _Special, minor: int) -> bytes:
+    if b"host" in special.repeated:
         _refuse("client", "duplicate-host", "more than one Host header")
-    if not hosts and minor == 0:
-        return b""
-    if not hosts or not hosts[0]:
+    host = special.values.get(b"host", b"")
+    if not host and (minor or b"host" in special.values):
         _refuse("client", "missing-host", "no Host header")
-    return hosts[0]
+    return host
 
 
-def _options(special: dict[bytes, list[bytes]], blame: Blame) -> frozenset[bytes]:
-    options = connection_options(special.get(b"connection", ()))
-    for name in _FRAMED:
-        if name in options:  # would drop the framing or the authority at the next hop
-            _refuse(blame, "bad-connection", f"Connection names `{name.decode()}`")
+def _options(special: _Special, blame: Blame) -> frozenset[bytes]:
+    value = special.values.get(b"connection")
+    if value is None:
+        return _NO_OPTIONS
+    if (common := _COMMON_OPTIONS.get(value)) is not None:
+        return common
+    options = frozenset(option.strip(b" \t") for option in value.lower().split(b","))
+    for name in _FRAMED & options:  # would drop the framing or the authority at the next hop
+        _refuse(blame, "bad-connection", f"Connection names `{name.decode()}`")
     return options
 
 
-def _framing(special: dict[bytes, list[bytes]], minor: int, blame: Blame) -> tuple[Framing, int]:
+def _framing(special: _Special, minor: int, blame: Blame) -> tuple[Framing, int]:
     """Framing by RFC 9112 §6.3, without its tolerances: each pair of readings is a smuggled request."""
-    codings = special.get(b"transfer-encoding")
-    lengths = special.get(b"content-length")
-    if codings is not None:
-        if lengths is not None:
+    values, repeated = special.values, special.repeated
+    if b"transfer-encoding" in values:
+        if b"content-length" in values:
             _refuse(blame, "length-and-chunked", "both Content-Length and Transfer-Encoding")
-        _chunked(codings, minor, blame)
+        if minor == 0:
+            _refuse(blame, "chunked-http10", "Transfer-Encoding in an HTTP/1.0 message")
+        if b"transfer-encoding" in repeated:
+            _refuse(blame, "duplicate-transfer-encoding", "more than one Transfer-Encoding header")
+        _only_chunked(values[b"transfer-encoding"], blame)
         return Framing.CHUNKED, 0
-    if lengths is None:
+    value = values.get(b"content-length")
+    if value is None:
         return Framing.NONE, 0
-    if len(lengths) > 1:
+    if b"content-length" in repeated:
         _refuse(blame, "duplicate-length", "more than one Content-Length header")
-    length = int(lengths[0]) if grammar.DIGITS.fullmatch(lengths[0]) else -1
+    length = int(value) if grammar.DIGITS.fullmatch(value) else -1
     if not 0 <= length <= _MAX_LENGTH:
         _refuse(blame, "bad-length", "Content-Length is not a plain decimal number below 2^63")
     return (Framing.LENGTH, length) if length else (Framing.NONE, 0)
 
 
-def _chunked(codings: list[bytes], minor: int, blame: Blame) -> None:
+def _only_chunked(value: bytes, blame: Blame) -> None:
     """Accept `Transfer-Encoding: chunked` and nothing else."""
-    if minor == 0:
-        _refuse(blame, "chunked-http10", "Transfer-Encoding in an HTTP/1.0 message")
-    if len(codings) > 1:
-        _refuse(blame, "duplicate-transfer-encoding", "more than one Transfer-Encoding header")
-    names = [name.strip(b" \t") for name in codings[0].lower().split(b",")]
+    names = [name.strip(b" \t") for name in value.lower().split(b",")]
     if names == [b"chunked"]:
         return
     understood = names[-1] == b"chunked" and _CODINGS.issuperset(names[:-1])
@@ -353,45 +417,37 @@ def _form(method: bytes, target: bytes, framing: Framing, limits: Limits) -> For
     _refuse("client", "bad-target-form", "this method cannot have a target of this form")
 
 
-def _expects_continue(special: dict[bytes, list[bytes]], minor: int, framing: Framing) -> bool:
+def _expects_continue(special: _Special, minor: int, framing: Framing) -> bool:
     """Whether the body waits for a 100. A list or anything else desynchronises servers behind us."""
-    expect = special.get(b"expect")
+    expect = special.values.get(b"expect")
     if expect is None or minor == 0:
         return False
-    if len(expect) > 1 or expect[0].lower() != b"100-continue":
+    if expect.lower() != b"100-continue":
         _refuse("client", "bad-expect", "Expect is not exactly `100-continue`", 417)
     return framing is not Framing.NONE
 
 
-def _upgrade(special: dict[bytes, list[bytes]]) -> bytes:
+def _upgrade(special: _Special) -> bytes:
     """The one protocol that is asked for. Lists, and HTTP or TLS once more, are not passed on."""
-    tokens = special.get(b"upgrade", [])
-    if len(tokens) != 1 or not grammar.UPGRADE.fullmatch(tokens[0]):
+    token = special.values.get(b"upgrade", b"")
+    if not grammar.UPGRADE.fullmatch(token) or token.lower().startswith(_HTTP_AGAIN):
         return b""
-    token = tokens[0].lower()
-    return b"" if token.startswith(_HTTP_AGAIN) else token
+    return token.lower()
 
 
-def _switched(special: dict[bytes, list[bytes]], options: frozenset[bytes], asked: bytes) -> bytes:
-    tokens = [token.lower() for token in special.get(b"upgrade", [])]
-    if not asked or tokens != [asked] or b"upgrade" not in options:
+def _switched(special: _Special, options: frozenset[bytes], asked: bytes) -> bytes:
+    token = special.values.get(b"upgrade", b"").lower()
+    if not asked or token != asked or b"upgrade" not in options:
         _refuse("upstream", "unasked-upgrade", "a 101 response to a request that did not ask for it")
     return asked
 
 
-def _end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Fields without the hop-by-hop ones, also those that Connection nominates (RFC 9110 §7.6.1)."""
-    fields = []
-    options: list[bytes] = []
-    for field in headers:
-        name = field[0].lower()
-        if name == b"connection":
-            options.append(field[1])
-        elif name == b"content-length":
-            fields.append((field[0], field[1].lstrip(b"0") or b"0"))
-        elif name not in _HOP_BY_HOP and not name.startswith(b"proxy-"):
-            fields.append(field)
-    nominated = connection_options(options)
-    if nominated <= _HARMLESS_OPTIONS:
-        return fields
-    return [field for field in fields if field[0].lower() not in nominated]
+def _forwardable(special: _Special, options: frozenset[bytes], length: int) -> bytes:
+    """All that goes on to the next hop, without what Connection nominates (RFC 9110 §7.6.1)."""
+    kept = special.kept
+    if not options <= _HARMLESS_OPTIONS:
+        kept = without(kept, options)
+    value = special.values.get(b"content-length", b"")
+    if value[:1] == b"0" and len(value) > 1:  # leading zeros: some servers take them for octal
+        kept = without(kept, _CONTENT_LENGTH) + b"\r\nContent-Length: %d" % length
+    return kept

@@ -1,6 +1,6 @@
 """Credentials onto requests: which rule, which header, which bytes. Pure; secrets come in as arguments.
 
-An exchange asks in this order: policy, `leaks`, `for_host`, `make_plan`, (fetch), `carry_out`.
+An exchange asks `site_rules`, which remembers what was planned and carried out here.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import binascii
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from moat.errors import MoatError
 from moat.grants import Credential, InjectionRule
-from moat.proxy.events import Denial
 from moat.proxy.http1 import Headers
-from moat.proxy.policy import HostPattern, parse_host_pattern
+from moat.rules import HostPattern, parse_host_pattern
 
 _BASIC = re.compile(rb"(basic[ \t]++)([A-Za-z0-9+/_-]++=*+)", re.IGNORECASE)
 _FIELD_VALUE = re.compile(rb"[\x21-\x7e\x80-\xff](?:[\t \x21-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
@@ -72,35 +70,8 @@ class InjectedHeaders:
 
     headers: Headers
     grants: tuple[str, ...]
-    secrets: tuple[bytes, ...]  # for `Scrubber`: the secrets, their Basic and percent-encoded forms
+    secrets: tuple[bytes, ...]  # for `Scrubber`: the secrets and their Basic forms
     names: frozenset[bytes]  # lower-case header names that carry a credential, for redaction
-
-
-class InjectionTable:
-    """The rules of a run, by host."""
-
-    def __init__(self, rules: Sequence[InjectionRule]) -> None:
-        """Raises ValueError for a host pattern that is none."""
-        self._rules = tuple(CompiledRule.of(rule) for rule in rules)
-
-    def for_host(self, host: str, port: int, scheme: str) -> tuple[CompiledRule, ...]:
-        """Rules bound to this authority; always () for anything but `https`."""
-        return tuple(rule for rule in self._rules if rule.bound_to(host, port, scheme))
-
-    def leaks(self, host: str, port: int, scheme: str, headers: Headers, target: bytes) -> Denial | None:
-        """A denial (`credential-host`) when the request carries a placeholder that is not bound to here.
-
-        A placeholder is harmless, but where it goes a credential was meant to go: somebody is being fooled.
-        """
-        bound = {rule.placeholder for rule in self.for_host(host, port, scheme)}
-        strangers = [rule for rule in self._rules if rule.placeholder and rule.placeholder not in bound]
-        if not strangers:
-            return None
-        text = _everything(headers, target)
-        for rule in strangers:
-            if rule.placeholder in text:
-                return _leak_denial(rule.rule, f"{scheme}://{host}:{port}")
-        return None
 
 
 def needed(rules: Sequence[CompiledRule], headers: Headers) -> tuple[str, ...]:
@@ -159,7 +130,7 @@ def make_plan(rules: Sequence[CompiledRule], headers: Headers) -> Plan:
     owners = _owners(rules, headers)
     dropped = {rule.header for rule in owners}.union(*(rule.strip for rule in owners))
     kept = [field for field in headers if field[0].lower() not in dropped]
-    text = b"\n".join([_opened(value) for _, value in kept])
+    text = b"\n".join([opened(value) for _, value in kept])
     return Plan(owners, kept, [rule for rule in rules if _holds(text, rule.placeholder)])
 
 
@@ -173,7 +144,7 @@ def _owners(rules: Sequence[CompiledRule], headers: Headers) -> list[CompiledRul
     for name, value in headers:
         lower = name.lower()
         if lower in owned:
-            sent[lower] = sent.get(lower, b"") + b"\n" + _opened(value)
+            sent[lower] = sent.get(lower, b"") + b"\n" + opened(value)
     asked = [rule for rule in rules if rule.header in sent]
     chosen: dict[bytes, CompiledRule] = {}
     for rule in asked or rules:
@@ -189,7 +160,7 @@ def _substitute(
 ) -> tuple[list[tuple[bytes, bytes]], set[bytes], list[bytes]]:
     """Fields with secrets for placeholders, the names of those changed, and Basic forms made on the way."""
     if not swaps:
-        return fields, set(), []
+        return list(fields), set(), []
     result: list[tuple[bytes, bytes]] = []
     changed: set[bytes] = set()
     encoded: list[bytes] = []
@@ -244,23 +215,11 @@ def _secret(credential: Credential | None, name: str) -> bytes:
 
 
 def _to_scrub(secrets: Iterable[bytes], encoded: Iterable[bytes]) -> tuple[bytes, ...]:
-    """Every spelling in which a server may echo what it was sent, without base64 padding."""
-    plain = list(secrets)
-    percent = [quote_from_bytes(secret, safe="").encode() for secret in plain]
-    return tuple(dict.fromkeys([*plain, *percent, *(form.rstrip(b"=") for form in encoded)]))
+    """What went out, without base64 padding: `needles` knows how it is spelled."""
+    return tuple(dict.fromkeys([*secrets, *(form.rstrip(b"=") for form in encoded)]))
 
 
-def _everything(headers: Headers, target: bytes) -> bytes:
-    """All text of a request in which a placeholder could stand, encoded forms opened."""
-    parts = [target, unquote_to_bytes(target)] if b"%" in target else [target]
-    for name, value in headers:
-        parts += [name, _opened(value)]
-        if b"%" in value:
-            parts.append(unquote_to_bytes(value))
-    return b"\n".join(parts)
-
-
-def _opened(value: bytes) -> bytes:
+def opened(value: bytes) -> bytes:
     """A header value, followed by what its Basic credentials decode to."""
     if b"asic" not in value.lower():
         return value
@@ -278,15 +237,3 @@ def _decode(text: bytes) -> bytes:
 
 def _holds(text: bytes, placeholder: bytes) -> bool:
     return bool(placeholder) and placeholder in text
-
-
-def _leak_denial(rule: InjectionRule, where: str) -> Denial:
-    hosts = ", ".join(rule.hosts)
-    return Denial(
-        code="credential-host",
-        reason=f"the request to {where} carries the placeholder of grant {rule.credential}, "
-        f"which belongs to {hosts} over https only",
-        rule=f"grant {rule.credential} is bound to {hosts}",
-        hint="remove the credential from this request; it would not work there. "
-        "If it is needed for this host, the user grants one that is bound to it (moat grant)",
-    )

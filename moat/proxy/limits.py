@@ -38,6 +38,9 @@ class Limits:
     trailers: int = 8 * KIB
     """Trailer section of a chunked body: checksums and a gRPC status, never more than a few fields."""
 
+    linger: int = 4 * 1024 * KIB
+    """Bytes that a client may still send after an answer that ends its connection; they are dropped."""
+
     # Responses that are opened to be scrubbed.
 
     decoded_step: int = 64 * KIB
@@ -52,8 +55,14 @@ class Limits:
 
     connections: int = 512
     """Connections of the sandbox at one time. npm and pip open under 64; each idle one costs ~35 KiB."""
+    questions: int = 64
+    """Requests that wait for a decider at one time. Each holds one of the connections; the rest go on."""
     upstream_idle: int = 64
     """Idle pooled connections of a run, over all hosts: file descriptors are finite."""
+
+    dial_addresses: int = 8
+    """Addresses of one name that are tried. A hostile name server could send thousands, and each attempt
+    holds a file descriptor until it ends."""
 
     # Time.
 
@@ -66,6 +75,10 @@ class Limits:
     """Either side. Two round trips; a peer that takes longer is not coming."""
     dial_timeout: float = 30.0
     """Resolve and connect, over all addresses of a host: what browsers and Go's dialer use."""
+    dial_stagger: float = 0.25
+    """How long an address may stay silent before the next one is tried as well: RFC 8305 §5."""
+    question_timeout: float = 30.0
+    """A decider's time for one request: what a program needs, and what a client without a deadline bears."""
     client_idle_timeout: float = 120.0
     """A kept-alive client connection between requests; longer than the upstream's, so that the client's
     next request finds its connection open."""
@@ -76,5 +89,6 @@ class Limits:
     """Silence in the middle of a body, either way. SSE servers ping within a minute; TCP can be dead."""
     tunnel_idle_timeout: float = 3600.0
     """Silence on an upgraded connection (WebSocket): applications ping themselves, dead peers do not."""
-    close_timeout: float = 5.0
-    """Polite close (TLS close_notify, flush) before the socket is dropped."""
+    close_timeout: float = 2.0
+    """How long a client may go on sending after an answer that ends its connection. Closing at once would
+    reset the connection, perhaps before the client has read why."""

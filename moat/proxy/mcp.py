@@ -27,12 +27,14 @@ _BY_DESIGN = (
     "and starts a new run"
 )
 # Where a client would fetch a token of its own (RFC 9728, RFC 8414, and MCP's defaults without metadata).
+_PROTECTED = "/.well-known/oauth-protected-resource"  # in use by MCP clients alone
 _LOGIN_METADATA = (
-    "/.well-known/oauth-protected-resource",
+    _PROTECTED,
     "/.well-known/oauth-authorization-server",
     "/.well-known/openid-configuration",
 )
 _LOGIN_PATHS = frozenset({"/register", "/authorize", "/token"})
+_MET = 256  # hosts; who fills this up in a sandbox loses what it does for him
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +129,43 @@ class McpTable:
         """
         self._remote = {each.host: each for each in endpoints if each.host != HOST_NAME}
         self._local = {each.port: each for each in endpoints if each.host == HOST_NAME}
+        self._met: dict[str, McpEndpoint] = {}  # not configured; known by what they offered
         self.on_call = on_call
         self.on_rejected: Callable[[str], None] = lambda _: None
 
     def at(self, host: str, port: int) -> McpEndpoint | None:
         """The server at an authority. A remote one is meant on whatever port."""
-        return self._local.get(port) if host == HOST_NAME else self._remote.get(host)
+        if host == HOST_NAME:
+            return self._local.get(port)
+        return self._remote.get(host) or self._met.get(host)
+
+    def asked(self, host: str, target: str) -> McpEndpoint | None:
+        """A server that is not configured, when a client asks `host` where it could log in."""
+        if "well-known" not in target and "%" not in target:
+            return None  # nearly all requests
+        try:
+            login = any(path.startswith(_PROTECTED) for path in readings(target))
+        except AmbiguousPathError:
+            return None
+        return self._meet(host) if login else None
+
+    def challenged(self, host: str, headers: Headers) -> McpEndpoint | None:
+        """The same, when the server answers 401 and says where to log in (RFC 9728)."""
+        for name, value in headers:
+            if name.lower() == b"www-authenticate" and b"resource_metadata" in value.lower():
+                return self._meet(host)
+        return None
+
+    def _meet(self, host: str) -> McpEndpoint:
+        """From here on `host` is an MCP server: its other pages for logging in are refused as well."""
+        login = (
+            f"the user names the server in agent.yaml (mcp: name, url, auth: {{grant: oauth:NAME}}), runs "
+            f"`moat grant oauth NAME --url https://{host}/…` on the host, then starts a new run"
+        )
+        found = McpEndpoint(name=host, host=host, port=443, login=login)
+        if len(self._met) < _MET:
+            self._met[host] = found
+        return found
 
 
 @dataclass(frozen=True, slots=True)

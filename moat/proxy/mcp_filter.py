@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,41 +56,48 @@ class ToolFilter:
 class LoginNeededError(Exception):
     """The server wants to know who asks, and a client would now go and fetch a token of its own."""
 
+    def __init__(self, server: McpEndpoint) -> None:
+        super().__init__(server.name)
+        self.server = server
+
+
+def _nobody(_: Headers) -> None:
+    """No other server is known."""
+
 
 @dataclass(frozen=True, slots=True)
 class McpResponse:
-    """What is done to the response of an MCP server."""
+    """What is done to the response of an MCP server, or of a host that may turn out to be one."""
 
-    endpoint: McpEndpoint
-    lists: bool  # the request asks for a list of tools
-    limit: int
+    endpoint: McpEndpoint | None
+    challenged: Callable[[Headers], McpEndpoint | None] = _nobody  # whose a 401 with these headers is
+    lists: bool = False  # the request asks for a list of tools
+    limit: int = 0
+
+    @property
+    def _policy(self) -> ToolPolicy | None:
+        """What a list has to be shortened by."""
+        policy = self.endpoint.policy if self.endpoint is not None else None
+        return None if policy is None or policy.audit else policy
 
     @property
     def filters(self) -> bool:
-        policy = self.endpoint.policy
-        return policy is not None and not policy.audit
+        return self._policy is not None
 
     def check(self, head: ResponseHead) -> None:
         """Raises LoginNeededError."""
-        if head.status == 401:
-            raise LoginNeededError
+        if head.status == 401 and (server := self.endpoint or self.challenged(head.headers)) is not None:
+            raise LoginNeededError(server)
 
-    def filtered(self, scrubber: BodyScrubber, headers: Headers) -> BodyScrubber | ToolFilter:
+    def filtered(self, scrubber: BodyScrubber, content_type: bytes) -> BodyScrubber | ToolFilter:
         """`scrubber` with a filter behind it, if the response can hold a list of tools."""
-        policy = self.endpoint.policy
-        if policy is None or policy.audit:
+        policy = self._policy
+        if policy is None:
             return scrubber
-        if media_type(headers) == b"text/event-stream":
+        if content_type == b"text/event-stream":
             # Also without a question for the list: a stream that is taken up again repeats old answers.
             return ToolFilter(scrubber, _Events(policy, self.limit))
         return ToolFilter(scrubber, _Json(policy, self.limit)) if self.lists else scrubber
-
-
-def media_type(headers: Headers) -> bytes:
-    for name, value in headers:
-        if name.lower() == b"content-type":
-            return value.partition(b";")[0].strip().lower()
-    return b""
 
 
 class _Json:
@@ -112,7 +119,10 @@ class _Json:
 
 
 class _Events:
-    """Server-sent events, one by one. An event that grows beyond the limit leaves as it came."""
+    """Server-sent events, one by one.
+
+    An event that grows beyond the limit leaves as it came, unless it names tools: then the response ends.
+    """
 
     def __init__(self, policy: ToolPolicy, limit: int) -> None:
         self._policy = policy
@@ -133,18 +143,26 @@ class _Events:
         while (end := _END_OF_EVENT.search(self._held, searched)) is not None:
             event = bytes(self._held[: end.end()])
             del self._held[: end.end()]
+            if self._large:
+                self._insist_on_no_tools(event)
             clean = event if self._large or _MARK not in event else self._event(event)
             out.append(clean)
             if event.endswith(b"\r") and not self._held:
                 self._line_feed = b"\n" if clean is event else b""
             self._large, searched = False, 0
         if self._large or len(self._held) > self._limit:
-            kept = len(self._held) - 3  # its end may be cut in two
+            self._insist_on_no_tools(self._held)
+            kept = len(self._held) - len(_MARK) + 1  # the mark, or the event's end, may be cut in two
             if kept > 0:
                 out.append(bytes(self._held[:kept]))
                 del self._held[:kept]
             self._large = True
         return b"".join(out)
+
+    def _insist_on_no_tools(self, part: bytes | bytearray) -> None:
+        """Inside of a JSON string the mark's quotes are escaped: what a tool answered does not hold it."""
+        if _MARK in part:
+            raise UnreadableBodyError(f"an event with a list of tools has more than {self._limit} bytes")
 
     def finish(self) -> bytes:
         return bytes(self._held)  # a client drops an event that has no end

@@ -6,6 +6,7 @@ A body is never collected: `next()` gives what has arrived. What was read beyond
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import Literal
 
@@ -44,12 +45,15 @@ class MessageReader:
             self.buffer = await stream.receive()
         if not self.buffer:
             return None
-        stream.deadline = monotonic() + limits.request_head_timeout
-        patience = _PATIENCE
-        while (head := parse_request(self.buffer, limits)) is None:
-            await self._more(patience)
-            patience -= 1
-        self._drop(head.size)
+        head = parse_request(self.buffer, limits)
+        if head is None:
+            stream.deadline = monotonic() + limits.request_head_timeout
+            patience = _PATIENCE
+            while head is None:
+                await self._more(patience)
+                patience -= 1
+                head = parse_request(self.buffer, limits)
+        self.buffer = self.buffer[head.size :]
         return head
 
     async def response(self, method: bytes, upgrade: bytes = b"") -> ResponseHead:
@@ -60,7 +64,7 @@ class MessageReader:
         while (head := parse_response(self.buffer, method, self.limits, upgrade=upgrade)) is None:
             await self._more(patience)
             patience -= 1
-        self._drop(head.size)
+        self.buffer = self.buffer[head.size :]
         return head
 
     async def _more(self, patience: int) -> None:
@@ -75,9 +79,6 @@ class MessageReader:
             if patience > 0 or b"\n" in data or len(self.buffer) > self.limits.head:
                 return
 
-    def _drop(self, size: int) -> None:
-        self.buffer = self.buffer[size:]
-
     def body(self, head: RequestHead | ResponseHead, *, blame: Literal["client", "upstream"]) -> Body:
         """The body that follows `head`; to be read to its end before the next head."""
         return Body(self, head.framing, head.length, blame)
@@ -86,7 +87,7 @@ class MessageReader:
 class Body:
     """Payload of one message, as it comes."""
 
-    __slots__ = ("_chunks", "_framing", "_left", "_reader", "done", "size")
+    __slots__ = ("_chunks", "_framing", "_left", "_reader", "done", "meter", "size")
 
     def __init__(
         self, reader: MessageReader, framing: Framing, length: int, blame: Literal["client", "upstream"]
@@ -97,6 +98,7 @@ class Body:
         self._chunks = ChunkedReader(reader.limits, blame=blame) if framing is Framing.CHUNKED else None
         self.done = framing is Framing.NONE
         self.size = 0  # payload bytes seen so far
+        self.meter: Callable[[int], None] | None = None  # told of payload before anybody gets it; may raise
 
     @property
     def trailers(self) -> Headers:
@@ -104,7 +106,10 @@ class Body:
         return self._chunks.trailers if self._chunks is not None else ()
 
     def take(self) -> bytes:
-        """Payload that is here already, without waiting; perhaps none. Raises MalformedError."""
+        """Payload that is here already, without waiting; perhaps none.
+
+        Raises MalformedError, and what `meter` raises.
+        """
         reader = self._reader
         data = reader.buffer
         if not data or self.done:
@@ -121,6 +126,8 @@ class Body:
             payload, reader.buffer = data, b""
             self._left -= len(data)  # meaningless, and not read, for a body that ends with the connection
         self.size += len(payload)
+        if self.meter is not None:
+            self.meter(len(payload))
         return payload
 
     async def wait(self) -> None:
@@ -141,12 +148,16 @@ class Body:
 
 
 class BodyWriter:
-    """Frames payload for the wire. `chunked` false: the payload is the wire."""
+    """Frames payload for the wire. `chunked` false: the payload is the wire. Knows nothing of a message."""
 
     __slots__ = ("_chunked",)
 
     def __init__(self, *, chunked: bool) -> None:
         self._chunked = chunked
+
+    @staticmethod
+    def of(framing: Framing) -> BodyWriter:
+        return _CHUNKED if framing is Framing.CHUNKED else PLAIN
 
     def piece(self, payload: bytes) -> bytes:
         return encode_chunk(payload) if self._chunked else payload
@@ -157,3 +168,6 @@ class BodyWriter:
         if not trailers:
             return b"0\r\n\r\n"
         return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in trailers) + b"\r\n"
+
+
+PLAIN, _CHUNKED = BodyWriter(chunked=False), BodyWriter(chunked=True)

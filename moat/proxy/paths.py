@@ -1,4 +1,4 @@
-"""Paths as servers read them, and patterns for them. Pure text.
+"""Paths as servers read them. Pure text.
 
 Servers differ on percent-decoding, `//`, dot segments, `;parameters`, backslashes and letter width. Rather
 than guess which one is behind a host, `readings` gives every path that some server would act on.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
 _PLAIN = re.compile(r"/(?:[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9_~!$&'()*+,=:@.-]*+/?+)*+")
@@ -16,7 +15,6 @@ _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _UNRESERVED = re.compile(r"%([0-9A-Fa-f]{2})")
 _MAX_DECODES = 3  # nothing honest is encoded even twice
 _MAX_SEGMENTS = 128  # honest paths have under 20; every reading is asked of every rule
-_SEGMENT = re.compile(r"[A-Za-z0-9._~!$&'()+,=:@-]+")
 
 
 class AmbiguousPathError(ValueError):
@@ -83,58 +81,3 @@ def _resolve(path: str) -> str:
         elif segment not in {"", "."}:
             kept.append(segment)
     return "/" + "/".join(kept)
-
-
-@dataclass(frozen=True, slots=True)
-class PathPattern:
-    """A path in which `*` stands for one segment and `**` for zero or more."""
-
-    segments: tuple[str, ...]
-
-    @classmethod
-    def parse(cls, text: str) -> PathPattern:
-        """Raises ValueError for what could never match, or would match something else than it seems to."""
-        if not text.startswith("/"):
-            raise ValueError(f"path pattern {text!r} does not begin with '/'")
-        segments = tuple(text[1:].removesuffix("/").split("/")) if text != "/" else ()
-        for segment in segments:
-            if segment in {"", ".", ".."}:
-                raise ValueError(f"path pattern {text!r} has an empty or dot segment")
-            if segment not in {"*", "**"} and not _SEGMENT.fullmatch(segment):
-                raise ValueError(
-                    f"path pattern {text!r}: {segment!r} holds a character that is not possible here "
-                    "('*' and '**' stand for whole segments; queries and percent-encoding cannot be matched)"
-                )
-        return cls(segments)
-
-    def matches(self, path: str, *, fold_case: bool = False) -> bool:
-        """Whether a reading of a path matches; a trailing slash makes no difference.
-
-        Linear in path times pattern: the set of pattern positions reached is carried along.
-        """
-        if fold_case:
-            path = path.casefold()
-        parts = path[1:].removesuffix("/").split("/") if path != "/" else []
-        pattern = tuple(part.casefold() for part in self.segments) if fold_case else self.segments
-        reached = _skip_any({0}, pattern)
-        for part in parts:
-            step = {at if pattern[at] == "**" else at + 1 for at in reached if _takes(pattern, at, part)}
-            reached = _skip_any(step, pattern)
-        return len(pattern) in reached
-
-    def __str__(self) -> str:
-        return "/" + "/".join(self.segments)
-
-
-def _takes(pattern: tuple[str, ...], at: int, part: str) -> bool:
-    return at < len(pattern) and (pattern[at] in {"*", "**"} or pattern[at] == part)
-
-
-def _skip_any(reached: set[int], pattern: tuple[str, ...]) -> set[int]:
-    """Add the positions behind each `**`, which may stand for nothing."""
-    result = set(reached)
-    for at in sorted(reached):
-        while at < len(pattern) and pattern[at] == "**":
-            at += 1  # noqa: PLW2901 - walks on from each position
-            result.add(at)
-    return result

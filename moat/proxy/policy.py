@@ -1,23 +1,25 @@
 """What a run may reach: hosts, methods, paths. Pure decisions over frozen values; nothing is looked up.
 
-A path rule judges every way in which some server might read a path (`paths`): a request passes only when
-all of them are allowed, so no encoding gets around a deny.
+`moat.rules` has the grammar and says which rule decides. A rule judges every way in which some server might
+read a path (`paths`): a request passes only when all of them are allowed, so no encoding gets around a deny.
+What can be worked out for an authority is worked out once for its connection (`SitePolicy`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import parse_qsl
 
-from moat.proxy.address import AuthorityError, literal, split_host_port
-from moat.proxy.events import Denial
-from moat.proxy.paths import AmbiguousPathError, PathPattern, readings
+from moat.proxy.events import Denial, Undecided, Warned
+from moat.proxy.paths import AmbiguousPathError, readings
+from moat.rules import HostPattern, HostRule, PathRule
 
 HOST_NAME = "moat-host"  # synthetic name of the machine that Moat runs on
 
 _WEB_PORTS = (80, 443)
-_MAX_METHOD = 32
+_NO_RULE = "no rule"
 # Servers that honour these act on another method or path than the request line says.
 _METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
 _PATH_OVERRIDES = frozenset({b"x-original-url", b"x-rewrite-url"})
@@ -28,114 +30,32 @@ _BY_DESIGN = (
 
 
 @dataclass(frozen=True, slots=True)
-class HostPattern:
-    """`h` or `*.h` (any depth, not the apex), optional `:port`; without port: 80 and 443."""
-
-    host: str  # canonical, without `*.`
-    wildcard: bool
-    port: int | None
-
-    def matches(self, host: str, port: int) -> bool:
-        """Whether an authority in canonical form is meant."""
-        return self.names(host) and (port in _WEB_PORTS if self.port is None else port == self.port)
-
-    def names(self, host: str) -> bool:
-        """Whether the host is meant, on whatever port."""
-        return host.endswith("." + self.host) if self.wildcard else host == self.host
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port is None else f":{self.port}"
-        return f"{'*.' if self.wildcard else ''}{host}{port}"
-
-
-@dataclass(frozen=True, slots=True)
-class PathRule:
-    """`allow|deny METHOD /path`: `*` is one segment, `**` zero or more; method `*` is any.
-
-    An allow matches a path as it is written. A deny also matches in other letter case, since many servers
-    do not tell `/Admin` from `/admin`.
-    """
-
-    action: Literal["allow", "deny"]
-    method: str
-    path: PathPattern
-
-    def matches(self, method: str, path: str) -> bool:
-        """Whether one reading of a request (see `paths.readings`) is meant."""
-        deny = self.action == "deny"
-        same = self.method in {"*", method} or (deny and self.method == method.upper())
-        return same and self.path.matches(path, fold_case=deny)
-
-    def __str__(self) -> str:
-        return f"{self.action} {self.method} {self.path}"
-
-
-@dataclass(frozen=True, slots=True)
-class HostRule:
-    """A host entry of `network.rules`. No path rules: everything on that host is allowed."""
-
-    pattern: HostPattern
-    rules: tuple[PathRule, ...] = ()
-
-
-def parse_host_pattern(text: str) -> HostPattern:
-    """Raises ValueError with a text that names the mistake; nothing is silently widened."""
-    wildcard = text.startswith("*.")
-    rest = text.removeprefix("*.")
-    if text == "*":
-        raise ValueError("'*' is no host pattern: to allow every host, set network.policy to permissive")
-    if "*" in rest:
-        raise ValueError(f"{text!r}: '*' is possible only as a leading '*.'")
-    if "://" in rest or "/" in rest:
-        raise ValueError(f"{text!r}: only a host and a port, without scheme or path")
-    try:
-        host, port = split_host_port(rest)
-    except AuthorityError as error:
-        raise ValueError(str(error)) from None
-    if wildcard and literal(host):
-        raise ValueError(f"{text!r}: an address has no subdomains")
-    return HostPattern(host, wildcard, port)
-
-
-def parse_rule(text: str) -> PathRule:
-    """Raises ValueError with a text that names the mistake."""
-    parts = text.split()
-    if len(parts) != 3:
-        raise ValueError(f"{text!r} is not `allow METHOD /path` or `deny METHOD /path`")
-    action, method, path = parts
-    if action not in {"allow", "deny"}:
-        raise ValueError(f"{text!r}: begin with allow or deny, not {action!r}")
-    if method != "*" and not (method.isascii() and method.isupper() and method.replace("-", "").isalpha()):
-        raise ValueError(f"{text!r}: {method!r} is no method (write it in capitals, or '*' for any)")
-    return PathRule("allow" if action == "allow" else "deny", method, PathPattern.parse(path))
-
-
-def parse_host_rule(host: str, rules: Iterable[str] = ()) -> HostRule:
-    """A host entry from its texts, as they stand in agent.yaml. Raises ValueError."""
-    return HostRule(parse_host_pattern(host), tuple(parse_rule(rule) for rule in rules))
-
-
-@dataclass(frozen=True, slots=True)
 class Policy:
     """The network policy of one run. A request passes only when every question answers None.
 
-    Several entries may match one host. Their path rules are asked in the order written, and the first match
-    wins. An entry without rules opens the host only when no other matching entry has rules: the entries
-    that grants add never undo what the user wrote. Without a match the mode decides.
+    The entries of `hosts` that match are asked in order, see `moat.rules`; then the mode decides.
     """
 
-    mode: Literal["permissive", "strict"] = "permissive"
+    mode: Literal["permissive", "strict", "ask"] = "permissive"  # ask: what no rule decides, a decider does
     hosts: tuple[HostRule, ...] = ()
     host_ports: frozenset[int] = frozenset()  # ports of `moat-host` that `network.host` opens
+    enforce: bool = True  # False: what `mode` and `hosts` refuse is let through as `Warned`
+
+    def site(self, host: str, port: int) -> SitePolicy:
+        """What the policy says of one authority. `host` is canonical (`Authority.host`)."""
+        entries = self._entries(host, port)
+        rules = tuple((entry.pattern, rule) for entry in entries for rule in entry.rules)
+        if host == HOST_NAME:
+            denial = None if port in self.host_ports else _host_port_denial(port)
+        elif self.mode == "permissive" or entries:
+            denial = None
+        else:
+            denial = self._without_rule(_host_denial(_exactly(host, port), self.mode))
+        return SitePolicy(self, _exactly(host, port), denial, rules)
 
     def authority(self, host: str, port: int) -> Denial | None:
-        """At CONNECT, before any name is resolved. `host` is canonical (`Authority.host`)."""
-        if host == HOST_NAME:
-            return None if port in self.host_ports else _host_port_denial(port)
-        if self.mode == "permissive" or self._entries(host, port):
-            return None
-        return _host_denial(_exactly(host, port))
+        """At CONNECT, before any name is resolved."""
+        return self.site(host, port).denial
 
     def exchange(
         self,
@@ -147,32 +67,8 @@ class Policy:
         *,
         headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> Denial | None:
-        """For each request. `target` is origin-form, query included (it is stripped here).
-
-        `headers` lets method- and URL-overriding fields be judged where path rules apply.
-        """
-        denial = self.authority(host, port)
-        entries = self._entries(host, port)
-        rules = [(entry, rule) for entry in entries for rule in entry.rules]
-        if denial or not rules:
-            return denial
-        what = f"{method} {scheme}://{_exactly(host, port)}{target.partition('?')[0][:200]}"
-        methods = [method]
-        for name, value in headers:
-            lower = name.lower()
-            if lower in _PATH_OVERRIDES:
-                return _ambiguous_denial(what, f"the header {name.decode('latin-1')} names another path")
-            if lower in _METHOD_OVERRIDES:
-                methods.append(value.decode("latin-1").strip().upper())
-        try:
-            paths = readings(target)
-        except AmbiguousPathError as error:
-            return _ambiguous_denial(what, str(error))
-        for path in paths:
-            for each in methods:
-                if rule := self._denied_by(rules, each, path):
-                    return _rule_denial(what, rule)
-        return None
+        """For one request, see `SitePolicy.exchange`."""
+        return self.site(host, port).exchange(scheme, method, target, headers)
 
     def _entries(self, host: str, port: int) -> list[HostRule]:
         """Entries for an authority. Where everything is open, a rule without port restricts every port."""
@@ -184,12 +80,105 @@ class Policy:
             or (any_port and entry.pattern.port is None and entry.pattern.names(host))
         ]
 
-    def _denied_by(self, rules: list[tuple[HostRule, PathRule]], method: str, path: str) -> str:
-        """The rule or default that denies one reading of a request, "" when it is allowed."""
-        for entry, rule in rules:
-            if rule.matches(method, path):
-                return f"{entry.pattern}: {rule}" if rule.action == "deny" else ""
-        return "network.policy: strict (no rule of this host matches)" if self.mode == "strict" else ""
+    def _without_rule(self, denial: Denial) -> Denial:
+        """The word on what no rule decides, in another mode than permissive."""
+        return undecided(denial) if self.mode == "ask" else self._softened(denial)
+
+    def _softened(self, denial: Denial) -> Denial:
+        """A denial as it is enforced: a warning when it is not."""
+        return denial if self.enforce else warned(denial)
+
+
+@dataclass(frozen=True, slots=True)
+class SitePolicy:
+    """A policy's word on one authority: asked once for a connection, then for each of its requests."""
+
+    policy: Policy
+    site: HostPattern
+    denial: Denial | None  # of everything that goes there
+    rules: tuple[tuple[HostPattern, PathRule], ...]
+
+    @property
+    def silent(self) -> bool:
+        """Whether `exchange` always answers None."""
+        return self.denial is None and not self.rules
+
+    def exchange(
+        self, scheme: str, method: str, target: str, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> Denial | None:
+        """None, or why this request is refused. A `Warned` lets it pass; an `Undecided` may be asked about.
+
+        `target` is origin-form, query included. `headers` lets fields that override method or URL be judged
+        where path rules apply.
+        """
+        if self.denial is not None or not self.rules:
+            return self.denial
+        path, _, query = target.partition("?")
+        what = f"{method} {scheme}://{self.site}{path[:200]}"
+        try:
+            methods = [method, *_overriding(headers), *_named_methods(query)]
+            paths = readings(target)
+        except AmbiguousPathError as error:
+            return self.policy._softened(_ambiguous_denial(what, str(error)))
+        warning: Denial | None = None
+        unknown: Denial | None = None
+        for reading in paths:
+            for each in methods:
+                denied_by, warned_by = self._ask(each, reading)
+                if denied_by == _NO_RULE:
+                    unknown = self.policy._without_rule(_rule_denial(what, self._no_rule))
+                elif denied_by:
+                    return self.policy._softened(_rule_denial(what, denied_by))
+                if warned_by and warning is None:
+                    warning = warned(_rule_denial(what, warned_by))
+        return unknown or warning
+
+    @property
+    def _no_rule(self) -> str:
+        return f"network.policy: {self.policy.mode} (no rule of this host matches)"
+
+    def _ask(self, method: str, path: str) -> tuple[str, str]:
+        """The rule that denies one reading of a request (or `_NO_RULE`), and the first that warns of it."""
+        warned_by = ""
+        for pattern, rule in self.rules:
+            if not rule.matches(method, path):
+                continue
+            if rule.action == "allow":
+                return "", warned_by
+            text = f"{pattern}: {rule}"
+            if rule.action == "deny":
+                return text, warned_by
+            warned_by = warned_by or text
+        return "" if self.policy.mode == "permissive" else _NO_RULE, warned_by
+
+
+def warned(denial: Denial) -> Warned:
+    """The same objection, to be recorded only."""
+    return Warned(denial.code, denial.reason, denial.rule, denial.hint)
+
+
+def undecided(denial: Denial) -> Undecided:
+    """The same, where somebody may be asked."""
+    return Undecided(denial.code, denial.reason, denial.rule, denial.hint)
+
+
+def _overriding(headers: Sequence[tuple[bytes, bytes]]) -> list[str]:
+    """Methods that header fields put in place of the request's own. Raises AmbiguousPathError for paths."""
+    methods = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower in _PATH_OVERRIDES:
+            raise AmbiguousPathError(f"the header {name.decode('latin-1')} names another path")
+        if lower in _METHOD_OVERRIDES:
+            methods.append(value.decode("latin-1").strip().upper())
+    return methods
+
+
+def _named_methods(query: str) -> list[str]:
+    """Methods that a query puts in place of the request's own (Rails, Symfony, Laravel: `_method`)."""
+    if "method" not in query.lower():
+        return []
+    return [value.strip().upper() for name, value in parse_qsl(query) if name.lower() == "_method"]
 
 
 def _exactly(host: str, port: int) -> HostPattern:
@@ -197,11 +186,11 @@ def _exactly(host: str, port: int) -> HostPattern:
     return HostPattern(host, wildcard=False, port=None if port in _WEB_PORTS else port)
 
 
-def _host_denial(pattern: HostPattern) -> Denial:
+def _host_denial(pattern: HostPattern, mode: str) -> Denial:
     return Denial(
         code="policy",
         reason=f"{pattern} is not among the hosts that this run may reach",
-        rule="network.policy: strict",
+        rule=f"network.policy: {mode}",
         hint=f"{_BY_DESIGN}to allow it, the user adds `- {pattern}` to network.rules in agent.yaml "
         "and starts a new run",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
@@ -35,7 +36,7 @@ async def relay(
     *,
     idle: float,
     scrubber: Scrubber | None = None,
-    watch: Watch | None = None,
+    watches: Sequence[Watch] = (),
 ) -> None:
     """Pass bytes on until both sides have finished, one breaks, or nothing moves for `idle` seconds.
 
@@ -47,7 +48,7 @@ async def relay(
         try:
             while data := await source.receive():
                 client.deadline = upstream.deadline = monotonic() + idle
-                if watch is not None:
+                for watch in watches:
                     (watch.down if down else watch.up)(data)
                 if down:
                     traffic.down += len(data)

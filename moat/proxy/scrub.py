@@ -19,7 +19,7 @@ _OF_ENCODING = frozenset(
     {b"content-encoding", b"content-length", b"content-md5", b"digest", b"content-digest"}
 )
 
-__all__ = ["BodyScrubber", "Scrubber", "UnreadableBodyError", "mask", "scrub_headers"]
+__all__ = ["BodyScrubber", "Scrubber", "UnreadableBodyError", "mask", "mask_fields", "scrub_headers"]
 
 
 class Scrubber:
@@ -46,7 +46,8 @@ class Scrubber:
         size, kept = self._needles.held(raw)
         free = len(raw) - size
         leaving = masked[self._left : free if kept else len(raw)]
-        self._raw, self._masked, self._left = raw[free:], masked[free:], 0 if kept else size
+        self._left = max(0, self._left - free) if kept else size
+        self._raw, self._masked = raw[free:], masked[free:]
         return leaving
 
     def finish(self) -> bytes:
@@ -112,6 +113,15 @@ def scrub_headers(headers: Headers, secrets: Sequence[bytes]) -> Headers:
         (_masked(name, folded.spans(name.lower())), _masked(value, sought.spans(value)))
         for name, value in headers
     )
+
+
+def mask_fields(fields: bytes, secrets: Sequence[bytes]) -> bytes:
+    """The same for fields as they are on the wire; values too are masked in whatever letter case."""
+    secrets = tuple(secrets)
+    sought, folded = needles(secrets), needles(secrets, folded=True)
+    if sought is None or folded is None:
+        return fields
+    return _masked(fields, [*sought.spans(fields), *folded.spans(fields.lower())])
 
 
 def _masked(text: bytes, spans: Sequence[tuple[int, int]]) -> bytes:

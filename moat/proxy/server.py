@@ -9,26 +9,35 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
+from moat.authority import Authority
 from moat.grants import CredentialSource, InjectionRule
-from moat.proxy.address import Authority
+from moat.proxy.budget import Accounts, Budget
 from moat.proxy.certs import RunCA
+from moat.proxy.decider import Decider, Desk
 from moat.proxy.download import Unreadable
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.exchange import Setup
-from moat.proxy.inject import InjectionTable
 from moat.proxy.limits import Limits
 from moat.proxy.mcp import McpTable
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import Policy
+from moat.proxy.site_rules import InjectionTable
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, open_stream
 from moat.proxy.tunnel import Tunnel
-from moat.proxy.upstream import Upstream
+from moat.proxy.upstream import Upstream, UpstreamOptions
+
+if TYPE_CHECKING:
+    from moat.proxy.standalone import OpenProxy
 
 _log = logging.getLogger(__name__)
 _TRY_AGAIN_SECONDS = 0.2  # after running out of file descriptors or memory
@@ -64,7 +73,9 @@ class Proxy:
         ready: Callable[[], Denial | None] = always_ready,
         on_use: Callable[[int, str, tuple[str, ...]], Denial | None] = always_allowed,
         tunnels: Iterable[SshTunnel] = (),
-        mcp: McpTable = McpTable(),  # noqa: B008 - empty and never changed
+        mcp: McpTable | None = None,
+        budgets: Sequence[Budget] = (),
+        decider: Decider | None = None,
         unreadable: Unreadable = "withhold",
     ) -> None:
         """`on_event` must neither block nor raise. `ready` says why no exchange may start now.
@@ -73,24 +84,84 @@ class Proxy:
         out, and may say why they must not.
 
         `token` is asked for on TCP listeners only; reaching a unix socket is permission enough. Raises
-        ValueError for a rule with a bad host pattern. `tunnels` are open in every policy mode.
-
-        `unreadable`: a response to a request with a credential that is encoded so that it cannot be searched
-        for it is withheld, or passes unsearched.
+        ValueError for a rule with a bad host pattern. `tunnels` are open in every policy mode. What `budgets`
+        allow is counted from here on; all that match a host apply to it. `decider` is asked about every
+        exchange that policy does not refuse, see `moat.proxy.decider`. `unreadable`: a response to a request
+        with a credential that is encoded so that it cannot be searched for it is withheld, or passes.
         """
         opened = {tunnel.authority: tunnel for tunnel in tunnels}
         table = InjectionTable(rules)
         self._setup = Setup(
-            policy, ca, table, credentials, upstream, limits, on_event, ready, on_use,
-            tunnels=opened, mcp=mcp, unreadable=unreadable,
-        )  # fmt: skip
+            policy,
+            ca,
+            table,
+            credentials,
+            upstream,
+            limits,
+            on_event,
+            ready,
+            on_use,
+            tunnels=opened,
+            mcp=mcp or McpTable(),
+            accounts=Accounts(budgets),
+            unreadable=unreadable,
+            desk=decider and Desk(decider, seconds=limits.question_timeout, most=limits.questions),
+        )
         self._token = token
-        self._slots = anyio.Semaphore(limits.connections)
+        self._slots = anyio.Semaphore(limits.connections, fast_acquire=True)
         self._listening: set[anyio.CancelScope] = set()
         self._serving: set[anyio.CancelScope] = set()
         self._tunnels: set[Tunnel] = set()
         self._done = anyio.Event()  # set when the last connection has ended
         self._stopped = anyio.Event()  # set when the last listener has
+
+    @classmethod
+    def open(
+        cls,
+        *,
+        port: int = 0,
+        token: str | bool = True,
+        policy: Policy = Policy(),  # noqa: B008 - frozen
+        rules: Sequence[InjectionRule] = (),
+        credentials: CredentialSource | Mapping[str, str] = MappingProxyType({}),
+        budgets: Sequence[Budget] = (),
+        decider: Decider | None = None,
+        upstream: UpstreamOptions = UpstreamOptions(),  # noqa: B008 - frozen
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        record: Path | None = None,
+        grace: float = 1.0,
+    ) -> AbstractAsyncContextManager[OpenProxy]:
+        """A proxy that listens on a loopback port, with a CA of its own, until the block is left.
+
+            async with Proxy.open(rules=[rule], credentials={"demo": token}) as proxy:
+                async with httpx.AsyncClient(proxy=proxy.url, verify=proxy.client_context()) as client:
+                    ...
+
+        port: 0 for a free one.
+        token: the password of the proxy; True for a random one, False for none (every user of the machine
+        may then use the proxy, and with it the credentials).
+        rules, credentials: which credential goes where, and the secrets by name, or a source of them.
+        record: a file to which every exchange is appended, as in `network.jsonl`; while it cannot be written,
+        no exchange begins.
+        grace: seconds for exchanges under way when the block is left.
+
+        Entering raises OSError (port taken, record cannot be opened), ValueError (bad host pattern).
+        """
+        from moat.proxy.standalone import open_proxy
+
+        return open_proxy(
+            port=port,
+            token=token,
+            policy=policy,
+            rules=rules,
+            credentials=credentials,
+            budgets=budgets,
+            decider=decider,
+            upstream=upstream,
+            limits=limits,
+            record=record,
+            grace=grace,
+        )
 
     @property
     def connections(self) -> int:
@@ -192,7 +263,7 @@ class Proxy:
         """One connection from its first byte to its last. What goes wrong in it ends it, and nothing else."""
         try:
             stream = await open_stream(sock, self._setup.upstream.watch)
-            token = self._token if sock.family != socket.AF_UNIX else None
+            token = self._token if self._token and sock.family != socket.AF_UNIX else None
             tunnel = Tunnel(self._setup, MessageReader(stream, self._setup.limits), token)
             self._tunnels.add(tunnel)
             try:

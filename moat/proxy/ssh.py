@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from moat.proxy.address import Authority
+from moat.authority import Authority
 from moat.proxy.stream import StreamError
 from moat.sshwire import Fields, WireError, string, uint32
 

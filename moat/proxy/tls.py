@@ -63,6 +63,11 @@ class TLSSession:
             raise TLSError(_reason(error), self.object) from error
         return True
 
+    @property
+    def ticket(self) -> bool:
+        """Whether all that waits after the handshake is a session ticket (RFC 8446 §4.6.1)."""
+        return self.object.server_side and self.object.version() == "TLSv1.3"
+
     def output(self) -> bytes:
         """What has to go to the peer."""
         return self._outgoing.read()

@@ -8,20 +8,24 @@ not happen (DESIGN, invariant 8).
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any
+from itertools import compress, count
+from operator import itemgetter
+from typing import Any, overload
 
 import anyio
 from anyio.abc import TaskStatus
 
 from moat.journal import LineWriter
+from moat.proxy import grammar
 from moat.proxy.events import Denial, ExchangeFinished
-from moat.proxy.http1 import Headers
 
 FLUSH_SECONDS = 0.1
 REDACTED = "[REDACTED]"
+_NAME = itemgetter(0)
+_KNOWN = 512  # names of fields that are remembered
 # Whoever sent these, their values are nobody's business: the sandbox may log in somewhere by itself.
 _SECRET_NAMES = frozenset(
     b"authorization proxy-authorization authentication-info cookie set-cookie x-api-key api-key x-auth-token "
@@ -29,40 +33,92 @@ _SECRET_NAMES = frozenset(
 )
 
 
-def shown(headers: Headers, names: frozenset[bytes] = frozenset()) -> tuple[tuple[str, str], ...]:
-    """Header fields as they are recorded. `names` (lower case) are redacted besides the usual ones."""
-    return tuple(
-        [
-            (_text(name), REDACTED if _hidden(name, names) else value.decode("latin-1"))
-            for name, value in headers
-        ]
-    )
+class Shown(Sequence[tuple[str, str]]):
+    """The fields of a block as they are recorded; taken apart when somebody looks at them first.
+
+    `names` (lower case) are redacted besides the usual ones.
+    """
+
+    __slots__ = ("_block", "_fields", "_names")
+
+    def __init__(self, block: bytes, names: frozenset[bytes] = frozenset()) -> None:
+        self._block = block
+        self._names = names
+        self._fields: tuple[tuple[str, str], ...] | None = None
+
+    @property
+    def fields(self) -> tuple[tuple[str, str], ...]:
+        if self._fields is None:
+            self._fields = tuple(_taken_apart(self._block, self._names))
+            self._block = b""
+        return self._fields
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[tuple[str, str], ...]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[str, str] | tuple[tuple[str, str], ...]:
+        return self.fields[index]
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def __eq__(self, other: object) -> bool:
+        return self.fields == (other.fields if isinstance(other, Shown) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.fields)
+
+    def __repr__(self) -> str:
+        return repr(self.fields)
 
 
-# Names are few, and read for every header of every exchange.
-@lru_cache(maxsize=512)
-def _text(name: bytes) -> str:
-    return name.decode("latin-1")
+def _taken_apart(block: bytes, names: frozenset[bytes]) -> list[tuple[str, str]]:
+    fields = grammar.FIELD_TEXT.findall(block.decode("latin-1"))
+    if b" \r" in block or b"\t\r" in block or block.endswith((b" ", b"\t")):
+        fields = [(name, value.rstrip(" \t")) for name, value in fields]
+    hidden = map(_hidden_among(names).__getitem__, map(_NAME, fields))
+    for at in compress(count(), hidden):
+        fields[at] = (fields[at][0], REDACTED)
+    return fields
 
 
-@lru_cache(maxsize=512)
-def _hidden(name: bytes, names: frozenset[bytes]) -> bool:
-    key = name.lower()
-    return key in _SECRET_NAMES or key in names or key.startswith(b"proxy-")
+class _Hidden(dict[str, bool]):
+    """Whether the value of a field is redacted, by its name as sent. Names are few, and asked for often."""
+
+    def __init__(self, names: frozenset[bytes]) -> None:
+        self._names = names | _SECRET_NAMES
+
+    def __missing__(self, name: str) -> bool:
+        key = name.encode("latin-1").lower()
+        hidden = key in self._names or key.startswith(b"proxy-")
+        if len(self) < _KNOWN:
+            self[name] = hidden
+        return hidden
+
+
+_hidden_among = lru_cache(maxsize=64)(_Hidden)
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def to_record(event: ExchangeFinished) -> dict[str, Any]:
     """The JSON object of an event. Empty fields are left out; header lists keep order and repetition."""
-    started = dt.datetime.fromtimestamp(event.started, dt.UTC)
+    seconds, micros = divmod(round(event.started * 1e6), 1_000_000)
     record: dict[str, Any] = {
         "id": event.id,
-        "ts": started.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "ts": f"{_second(seconds)}.{micros // 1000:03}Z",
         "method": event.method,
         "url": event.url,
         "status": event.status,
         "duration_ms": round(event.duration * 1000, 1),
-        "request_headers": event.request_headers,
-        "response_headers": event.response_headers,
+        "request_headers": _fields(event.request_headers),
+        "response_headers": _fields(event.response_headers),
         "request_bytes": event.request_bytes,
         "response_bytes": event.response_bytes,
     }
@@ -70,15 +126,21 @@ def to_record(event: ExchangeFinished) -> dict[str, Any]:
         record["grants"] = event.grants
     if event.denial is not None:
         record["denial"] = asdict(event.denial)
+    if event.warning is not None:
+        record["warning"] = asdict(event.warning)
     if event.error:
         record["error"] = event.error
     return record
 
 
+def _fields(shown: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    return shown.fields if isinstance(shown, Shown) else shown
+
+
 def from_record(record: Mapping[str, Any]) -> ExchangeFinished:
     """The event of a JSON object, for display. Raises ValueError (also for a missing field)."""
     try:
-        denial = record.get("denial")
+        denial, warning = record.get("denial"), record.get("warning")
         return ExchangeFinished(
             started=dt.datetime.fromisoformat(record["ts"]).timestamp(),
             duration=record["duration_ms"] / 1000,
@@ -91,6 +153,7 @@ def from_record(record: Mapping[str, Any]) -> ExchangeFinished:
             response_bytes=record["response_bytes"],
             grants=tuple(record.get("grants", ())),
             denial=Denial(**denial) if denial else None,
+            warning=Denial(**warning) if warning else None,
             error=record.get("error", ""),
             id=record.get("id", 0),
         )

@@ -18,22 +18,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, time
 
-from moat.proxy.address import Authority, AuthorityError, parse_authority
+from moat.authority import Authority, AuthorityError, parse_authority
 from moat.proxy.answers import CHALLENGE, ESTABLISHED, Answer, denied, malformed
-from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.budget import Spending
+from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.exchange import After, Exchange, Setup, Site
 from moat.proxy.http1 import Form, Framing, MalformedError, RequestHead, render_response, split_absolute
+from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import HOST_NAME, ssh_denial
-from moat.proxy.relay import Traffic, relay
+from moat.proxy.relay import Traffic, Watch, relay
 from moat.proxy.ssh import IDENTIFICATION, SshWatch, refusal
 from moat.proxy.stream import Stream, StreamError
 from moat.proxy.tls import TLSError
-from moat.proxy.upstream import AddressDeniedError, UpstreamError
+from moat.proxy.upstream import UpstreamError
 
 _TLS_HANDSHAKE = b"\x16"  # first byte of every TLS connection: content type "handshake"
-_LINGER_SECONDS = 2.0  # how long a client may go on sending after our last answer
-_LINGER_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +66,7 @@ class Tunnel:
 
     async def captured(self, authority: Authority) -> None:
         """Serve a client that believes it has reached `authority` itself."""
-        denial = self._judge(authority)
+        denial = self._judge(authority, ssh=authority in self.setup.tunnels)
         if denial is None and self._is_opaque(authority):
             await self._opaque(authority, b"")
         else:
@@ -78,22 +78,31 @@ class Tunnel:
         except AuthorityError as error:
             await self._refuse(None, malformed(MalformedError("bad-authority", str(error), 400, "client")))
             return
-        denial = self._judge(authority)
+        denial = self._judge(authority, ssh=authority in self.setup.tunnels)
         if denial is None and self._is_opaque(authority):
             await self._opaque(authority, ESTABLISHED)
             return
         await self.stream.send(ESTABLISHED)
         await self._inside(authority, denial)
 
-    def _judge(self, authority: Authority) -> Denial | None:
-        """What can be refused before a name is resolved. Names are checked when they are dialled."""
+    def _judge(self, authority: Authority, *, ssh: bool = False) -> Denial | None:
+        """What can be refused before a name is resolved. Names are checked when they are dialled.
+
+        ssh: for a tunnel that carries SSH and nothing else, which its grant opens whatever policy says.
+        """
         setup = self.setup
-        granted = authority in setup.tunnels  # for SSH alone: never asked about by an exchange
         return (
             setup.ready()
-            or (None if granted else setup.policy.authority(authority.host, authority.port))
+            or (None if ssh else self._policy_denial(authority))
             or setup.upstream.check(authority)
         )
+
+    def _policy_denial(self, authority: Authority) -> Denial | None:
+        """What ends a tunnel. What is only warned of, or is to be asked about, is each exchange's."""
+        denial = self.setup.policy.authority(authority.host, authority.port)
+        if isinstance(denial, Warned) or (isinstance(denial, Undecided) and self.setup.desk is not None):
+            return None
+        return denial
 
     def _is_opaque(self, authority: Authority) -> bool:
         """A port of this machine carries any protocol, unless an MCP server is known to be there."""
@@ -118,7 +127,7 @@ class Tunnel:
             return await self._refuse(
                 None, malformed(MalformedError("bad-authority", str(error), 400, "client"))
             )
-        site = Site.of("http", authority, self._judge(authority))
+        site = Site.of(self.setup, "http", authority, self._judge(authority))
         return await Exchange(self.setup, self.client, site, head).run()
 
     # --- the proxy's own password ----------------------------------------------------------------
@@ -136,7 +145,7 @@ class Tunnel:
         headers = CHALLENGE if again else (*CHALLENGE, (b"Connection", b"close"))
         await self.stream.send(render_response(407, b"Proxy Authentication Required", headers))
         if not again:
-            await linger(self.stream)
+            await linger(self.stream, self.setup.limits)
         return again
 
     # --- inside ----------------------------------------------------------------------------------
@@ -163,7 +172,7 @@ class Tunnel:
             scheme = "https"
             if not await self._terminate(authority, denial):
                 return
-        site = Site.of(scheme, authority, denial)
+        site = Site.of(self.setup, scheme, authority, denial)
         while (head := await self._request(site)) is not None:
             if not await self._after(await Exchange(self.setup, self.client, site, head).run()):
                 return
@@ -197,7 +206,12 @@ class Tunnel:
         started, clock, traffic = time(), monotonic(), Traffic()
         number = next(self.setup.numbers)
         status, denial = 0, None
+        watches: list[Watch] = [SshWatch(tunnel)] if tunnel else []
+        spending: Spending | None = None
         try:
+            if accounts := self.setup.accounts.at(authority.host, authority.port):
+                spending = Spending(accounts)
+                watches.append(spending)
             upstream = await self.setup.upstream.dial(authority)
             try:
                 await self.stream.send(greeting)
@@ -205,11 +219,10 @@ class Tunnel:
                 self.stream.unread(self.client.buffer)
                 self.client.buffer = b""
                 idle = self.setup.limits.tunnel_idle_timeout
-                watch = SshWatch(tunnel) if tunnel else None
-                await relay(self.stream, upstream, traffic, idle=idle, watch=watch)
+                await relay(self.stream, upstream, traffic, idle=idle, watches=watches)
             finally:
                 upstream.close()
-        except AddressDeniedError as error:
+        except DeniedError as error:
             denial = error.denial
             await self._apologise(greeting, denial.reason, ssh=tunnel is not None)
         except (UpstreamError, StreamError) as error:
@@ -228,7 +241,7 @@ class Tunnel:
                     response_headers=(),
                     request_bytes=traffic.up,
                     response_bytes=traffic.down,
-                    denial=denial,
+                    denial=denial or (spending.denial if spending is not None else None),
                     error=traffic.error,
                     id=number,
                 )
@@ -239,7 +252,7 @@ class Tunnel:
         with suppress(StreamError):
             if ssh:
                 await self.stream.send(greeting + refusal(f"moat could not connect: {reason}"))
-                await linger(self.stream)
+                await linger(self.stream, self.setup.limits)
             elif greeting:
                 await self.stream.send(render_response(502, b"Bad Gateway", ((b"Content-Length", b"0"),)))
 
@@ -249,7 +262,7 @@ class Tunnel:
             denial = ssh_denial(authority.host, authority.port)
         self._record("CONNECT", str(authority), 0, denial=denial)
         await self.stream.send(refusal(f"moat refused this connection: {denial.reason}; {denial.hint}"))
-        await linger(self.stream)
+        await linger(self.stream, self.setup.limits)
 
     # --- requests that are none, and the end ----------------------------------------------------
 
@@ -276,12 +289,12 @@ class Tunnel:
         self._record("-", url, answer.status, denial=answer.denial)
         self.stream.deadline = monotonic() + self.setup.limits.close_timeout
         await self.stream.send(answer.wire())
-        await linger(self.stream)
+        await linger(self.stream, self.setup.limits)
         return After.CLOSE
 
     async def _after(self, after: After) -> bool:
         if after is After.LINGER:
-            await linger(self.stream)
+            await linger(self.stream, self.setup.limits)
         return after is After.KEEP
 
     def _record(
@@ -305,17 +318,17 @@ class Tunnel:
         )
 
 
-async def linger(stream: Stream) -> None:
+async def linger(stream: Stream, limits: Limits) -> None:
     """End our direction and drop what the client still sends, for a while.
 
     Closing while data waits to be read makes the kernel reset the connection, and the reset can overtake
     the answer that was sent just before.
     """
-    stream.deadline = monotonic() + _LINGER_SECONDS
+    stream.deadline = monotonic() + limits.close_timeout
     dropped = 0
     with suppress(StreamError):
         await stream.send_eof()
-        while dropped < _LINGER_BYTES and (data := await stream.receive()):
+        while dropped < limits.linger and (data := await stream.receive()):
             dropped += len(data)
 
 

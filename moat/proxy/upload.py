@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from time import monotonic
 
-from moat.proxy.http1 import Framing, Headers, MalformedError, RequestHead, render_request
+from moat.proxy.events import DeniedError
+from moat.proxy.http1 import Framing, MalformedError, RequestHead
 from moat.proxy.message import Body, BodyWriter, MessageReader
 from moat.proxy.stream import Stream, StreamError
 
@@ -24,27 +25,31 @@ class Upload:
         self,
         client: MessageReader,
         head: RequestHead,
-        target: bytes,
-        headers: Headers,
+        wire: bytes,
         *,
         judged: Judged | None = None,
         patience: float | None = None,
     ) -> None:
-        """Takes what has arrived of the body; `judged` is what somebody has read of it already.
+        """Takes what has arrived of the body. `wire` is the head as it goes up.
 
+        `judged` is the body with what somebody has read of it already.
         `patience`: seconds from the last of the request to the head of its answer; None: the usual limit.
-        Raises MalformedError.
+        Raises MalformedError, DeniedError.
         """
         self._client = client
         self._patience = client.limits.response_head_timeout if patience is None else patience
-        self._writer = BodyWriter(chunked=head.framing is Framing.CHUNKED)
+        self._writer = BodyWriter.of(head.framing)
         self.body, read = judged or (client.body(head, blame="client"), b"")
-        start = render_request(head.method, target, headers) + self._writer.piece(read + self.body.take())
+        if head.framing is not Framing.NONE:
+            wire += self._writer.piece(read + self.body.take())
+            if self.body.done:
+                wire += self._writer.end()
         self.whole = self.body.done  # `start` is the complete request: it can be sent a second time
-        self.start = start + self._writer.end() if self.whole else start
+        self.start = wire
         self.done = False  # all of it is on its way
         self.gone = False  # the client has left
-        self.fault: MalformedError | None = None  # what the client did wrong in its body
+        self.upstream: Stream | None = None  # where it goes at this time
+        self.fault: MalformedError | DeniedError | None = None  # what is wrong with its body
 
     async def send_start(self, upstream: Stream) -> None:
         await upstream.send(self.start)
@@ -68,17 +73,18 @@ class Upload:
                     return  # it takes no more, but it may have answered, and that answer counts
                 if last:
                     self._finish()
-        except MalformedError as error:
+        except (MalformedError, DeniedError) as error:
             self.fault = error
             upstream.abort(str(error))
         except StreamError:
-            self.leave(upstream)
+            self.leave()
 
     def _finish(self) -> None:
         self.done = True
         self._client.stream.deadline = math.inf  # the client waits for us now
 
-    def leave(self, upstream: Stream) -> None:
+    def leave(self) -> None:
         """The client has gone; nobody needs the answer."""
         self.gone = True
-        upstream.abort(GONE)
+        if self.upstream is not None:
+            self.upstream.abort(GONE)

@@ -20,14 +20,16 @@ from urllib.parse import unquote, urlsplit
 import anyio
 import anyio.to_thread
 
+from moat.authority import Authority, parse_authority
 from moat.errors import ConfigError, MoatError
-from moat.proxy.address import Authority, parse_authority, refuse
-from moat.proxy.events import Denial
+from moat.proxy.address import refuse
+from moat.proxy.events import Denial, DeniedError
 from moat.proxy.http1 import MalformedError, render_request
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import HOST_NAME
-from moat.proxy.stream import Stream, StreamError, StreamTimeoutError, Watch, connect
+from moat.proxy.race import connect_first
+from moat.proxy.stream import Stream, StreamError, StreamTimeoutError, Watch
 from moat.proxy.tls import TLSError, verifying_context
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -59,12 +61,8 @@ class UpstreamError(Exception):
         self.hint = hint
 
 
-class AddressDeniedError(Exception):
+class AddressDeniedError(DeniedError):
     """The address guard said no; nothing was connected."""
-
-    def __init__(self, denial: Denial) -> None:
-        super().__init__(denial.reason)
-        self.denial = denial
 
 
 @dataclass(slots=True, eq=False)
@@ -256,17 +254,14 @@ class Upstream:
                 raise AddressDeniedError(_address_denial(authority.host, address, reason))
 
     async def _connect(self, authority: Authority, addresses: Sequence[str], port: int) -> Stream:
-        """Try the checked addresses in turn. Never a name: a second look-up could answer differently."""
-        error = StreamError("no address")
-        for address in addresses:
-            try:
-                return await connect(
-                    (address, port), self.watch, timeout=self._limits.dial_timeout / len(addresses)
-                )
-            except StreamError as failure:
-                error = failure
-        status = 504 if isinstance(error, StreamTimeoutError) else 502
-        raise UpstreamError("connect", f"{authority} cannot be reached: {error}", status=status) from error
+        """Connect to one of the checked addresses, never to a name: it could resolve differently now."""
+        try:
+            return await connect_first(addresses, port, self.watch, self._limits)
+        except StreamError as error:
+            status = 504 if isinstance(error, StreamTimeoutError) else 502
+            raise UpstreamError(
+                "connect", f"{authority} cannot be reached: {error}", status=status
+            ) from error
 
     async def _secure(self, stream: Stream, host: str) -> None:
         context = await self._prepared()

@@ -14,9 +14,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moat.config import HostRules, NetworkConfig, SnapshotConfig
+    from moat.config import BudgetConfig, HostRules, NetworkConfig, SnapshotConfig
     from moat.journal.entry import Entry
     from moat.journal.verify import Report
+    from moat.proxy.decider import Question
     from moat.proxy.events import Denial, ExchangeFinished
     from moat.runtime.api import list_runs, read_journal, start, verify_journal
     from moat.runtime.records import RunRecord, State
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from moat.runtime.sandbox import Mount, Output, Size
 
 _HOMES = {
+    "BudgetConfig": "moat.config",
     "Denial": "moat.proxy.events",
     "Entry": "moat.journal.entry",
     "ExchangeFinished": "moat.proxy.events",
@@ -34,6 +36,7 @@ _HOMES = {
     "NetworkConfig": "moat.config",
     "SnapshotConfig": "moat.config",
     "Output": "moat.runtime.sandbox",
+    "Question": "moat.proxy.decider",
     "RemoteRun": "moat.runtime.remote",
     "Report": "moat.journal.verify",
     "RunRecord": "moat.runtime.records",
@@ -47,6 +50,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BudgetConfig",
     "Denial",
     "Entry",
     "ExchangeFinished",
@@ -55,6 +59,7 @@ __all__ = [
     "Mount",
     "NetworkConfig",
     "Output",
+    "Question",
     "RemoteRun",
     "Report",
     "RunRecord",

@@ -13,6 +13,7 @@ from moat.journal import keeping, verify
 from moat.journal.entry import Entry, entries
 from moat.journal.verify import Report
 from moat.paths import Home
+from moat.proxy.decider import Decider
 from moat.runtime import known, records
 from moat.runtime.records import RunRecord
 from moat.runtime.request import RunRequest
@@ -42,6 +43,7 @@ def start(
     snapshots: SnapshotConfig | None = None,
     home: Home | None = None,
     progress: Progress = _silent,
+    decider: Decider | None = None,
 ) -> AbstractAsyncContextManager[LocalRun]:
     """Run `argv` in a sandbox on `workspace`, inside the caller's asyncio loop.
 
@@ -62,6 +64,8 @@ def start(
     ports: endpoint -> port in the sandbox; `run.record.endpoints` has the URLs. The gateway that serves them
     is a process of its own.
     snapshots: when and of what snapshots are taken; None: never.
+    decider: an async function that is asked about every request that `network` does not refuse; it has 30
+    seconds, and whatever is not True refuses. With `policy="ask"` it decides what no rule does.
     runtime: `docker` or `embedded`; None: as `moat run` chooses.
 
     Entering raises UsageError, GrantError (all missing grants at once), VaultError, StartError.
@@ -84,7 +88,7 @@ def start(
         base_image=base_image,
         snapshots=snapshots or SnapshotConfig(disabled=True),
     )
-    return run_here(request, home=home, progress=progress)
+    return run_here(request, home=home, progress=progress, decider=decider)
 
 
 def list_runs(*, home: Home | None = None) -> list[RunRecord]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import anyio
 
-from moat.proxy.address import Authority, AuthorityError, parse_authority
+from moat.authority import Authority, AuthorityError, parse_authority
 from moat.proxy.server import Proxy
 from moat.runtime.dnsstub import MAX_QUERY, NameTable, answer
 from moat.runtime.sandbox import HOST_ADDRESS, HOST_NAME, EgressSockets

@@ -12,14 +12,17 @@ from moat.errors import ConfigError
 from moat.grants import CredentialSource
 from moat.journal import Journal, LineWriter, read_lines
 from moat.paths import Home
+from moat.proxy.budget import Budget
 from moat.proxy.certs import RunCA
+from moat.proxy.decider import Decider
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.mcp import McpTable
-from moat.proxy.policy import HostRule, Policy, parse_host_rule
+from moat.proxy.policy import Policy
 from moat.proxy.server import Proxy
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.trace import Trace, from_record
 from moat.proxy.upstream import Upstream, UpstreamOptions
+from moat.rules import HostRule, parse_entry_host, parse_host_rule
 from moat.runtime import trust
 from moat.runtime.egress import RunEgress, Start
 from moat.runtime.granted import Granted
@@ -39,7 +42,30 @@ def policy_of(network: NetworkConfig, opened: tuple[str, ...]) -> Policy:
             problems.append(f"network.rules: {error}")
     if problems:
         raise ConfigError(problems)
-    return Policy(mode=network.policy, hosts=tuple(hosts), host_ports=frozenset(network.host))
+    return Policy(
+        mode=network.policy,
+        hosts=tuple(hosts),
+        host_ports=frozenset(network.host),
+        enforce=network.mode == "enforce",
+    )
+
+
+def budgets_of(network: NetworkConfig) -> tuple[Budget, ...]:
+    """The run's budgets. Raises ConfigError."""
+    try:
+        return tuple(
+            Budget(
+                host=parse_entry_host(given.host) if given.host is not None else None,
+                requests=given.requests,
+                requests_per_minute=given.requests_per_minute,
+                upload=given.upload,
+                download=given.download,
+                response=given.response,
+            )
+            for given in network.budgets
+        )
+    except ValueError as error:
+        raise ConfigError([f"network.budget: {error}"]) from None
 
 
 def upstream_options(
@@ -79,6 +105,7 @@ class Gateway:
         start: Start,
         tunnels: Iterable[SshTunnel] = (),
         mcp: McpTable | None = None,
+        decider: Decider | None = None,
     ) -> None:
         """Makes everything; listens nowhere yet. Raises ConfigError, OSError."""
         self._ca = RunCA.generate(run_id)
@@ -98,12 +125,19 @@ class Gateway:
             on_use=self._witness.on_use,
             tunnels=tunnels,
             mcp=mcp or McpTable(),
+            budgets=budgets_of(network),
+            decider=decider,
             unreadable=network.unreadable,
         )
         self.egress = RunEgress(self._proxy, start)
         self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)
         start("trace", self._trace.run)
         start("journal", self._witness.run)
+
+    @property
+    def warned(self) -> int:
+        """Exchanges so far that policy objects to and let through."""
+        return self._witness.warned
 
     def flush(self) -> None:
         """Write the exchanges that are still in memory."""

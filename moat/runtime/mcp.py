@@ -9,10 +9,10 @@ import string
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from moat.authority import Authority, AuthorityError, parse_authority
 from moat.config import McpServer
 from moat.errors import ConfigError, GrantError
 from moat.grants import CredentialInfo, InjectionRule
-from moat.proxy.address import Authority, AuthorityError, parse_authority
 from moat.proxy.events import Denial
 from moat.proxy.mcp import McpEndpoint, McpTable, ToolCall, ToolPolicy
 from moat.runtime.parts import Addition, Part, RunContext

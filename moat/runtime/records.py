@@ -67,6 +67,7 @@ class RunRecord:
     error: str = ""  # why the run is `failed`
     worktree: str | None = None  # the branch whose worktree is the workspace
     git_changes: tuple[str, ...] = ()  # what git on the host would obey and the run made or changed
+    warned: int = 0  # exchanges that policy objects to and let through
     log_error: str = ""  # output.log could not be written: the log has a hole
 
     def to_json(self) -> dict[str, Any]:

@@ -25,10 +25,11 @@ import anyio
 from anyio.abc import TaskGroup
 
 from moat import config
-from moat.errors import MoatError, StartError, UsageError
+from moat.errors import MoatError, StartError, UsageError, one_error
 from moat.grants import CredentialSource
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
+from moat.proxy.decider import Decider
 from moat.proxy.events import ExchangeFinished
 from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
@@ -45,7 +46,7 @@ from moat.runtime.records import Ownership, RunRecord, State
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
 from moat.runtime.session import OutputLog, Session
-from moat.runtime.tasks import first_of, one_error
+from moat.runtime.tasks import first_of
 from moat.runtime.variables import sandbox_environment
 from moat.runtime.viewers import ControlServer
 from moat.runtime.workspace import check_mounts, check_workspace
@@ -91,13 +92,15 @@ async def run_here(
     home: Home | None = None,
     handoff: bytes = b"",
     progress: Progress = _silent,
+    decider: Decider | None = None,
 ) -> AsyncIterator[LocalRun]:
     """Make the sandbox of `request`, start its command and yield the run; end it on the way out.
 
-    `handoff` is `Vault.handoff()` of another process, so that nothing is asked here.
+    `handoff` is `Vault.handoff()` of another process, so that nothing is asked here. `decider` is asked
+    about every request that policy does not refuse.
     Raises StartError, GrantError, VaultError, ConfigError, UsageError before the command has started.
     """
-    run = LocalRun(request, home or Home.from_environment(), LocalViewer())
+    run = LocalRun(request, home or Home.from_environment(), LocalViewer(), decider)
     async with hosted(run, handoff, progress):
         await run.started()
         yield run
@@ -123,7 +126,11 @@ async def hosted(run: LocalRun, handoff: bytes, progress: Progress) -> AsyncIter
 class LocalRun:
     """A run that this program owns."""
 
-    def __init__(self, request: RunRequest, home: Home, viewer: LocalViewer | None) -> None:
+    def __init__(
+        self, request: RunRequest, home: Home, viewer: LocalViewer | None, decider: Decider | None = None
+    ) -> None:
+        if request.network.policy == "ask" and decider is None:
+            raise UsageError("policy ask needs a decider", hint="moat.runtime.start(…, decider=…)")
         workspace = check_workspace(request.workspace, home)
         check_mounts(request.mounts, home)
         chosen = choose(request.runtime)
@@ -159,6 +166,7 @@ class LocalRun:
         self.journal = self._begin_journal()
         self._parts: list[Part] = []
         self._viewer = viewer
+        self._decider = decider
         self._server: ControlServer | None = None
         self._gateway: Gateway | None = None
         self._sandbox: Sandbox | None = None
@@ -322,6 +330,8 @@ class LocalRun:
             agent=self.record.agent,
             grants=self.record.grants,
             policy=self._request.network.policy,
+            mode=self._request.network.mode,
+            budgets=tuple(map(str, self._request.network.budgets)),
             host_ports=self._request.network.host,
         )
         with self._preparing:
@@ -366,6 +376,7 @@ class LocalRun:
             start=start,
             tunnels=extra.tunnels,
             mcp=extra.mcp,
+            decider=self._decider,
         )
         self._gateway = gateway
         self._resources.append(("proxy", gateway.aclose))
@@ -390,6 +401,7 @@ class LocalRun:
             self.journal.record("login.renewed", grant=grant, outcome=outcome)
 
         source = RunCredentials(vault, upstream, vault.directory, told)
+        self._resources.append(("logins", source.aclose))
         if mcp is not None:
             mcp.on_rejected = source.rejected
         return source
@@ -534,6 +546,8 @@ class LocalRun:
             if scope.cancelled_caught:
                 _log.error("%s was not released in %d s", what, _RELEASE)
                 self.journal.record("run.not_released", what=what, error="it took too long")
+        if self._gateway:
+            self.outcome.update(warned=self._gateway.warned)
         self.outcome.conclude(asked=self._stop_asked.is_set())
         record = self.record
         self.journal.record("run.ended", state=record.state, exit_code=record.exit_code, error=record.error)

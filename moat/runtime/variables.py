@@ -1,13 +1,14 @@
-"""The environment that every command in a sandbox gets."""
+"""The environment of commands in a sandbox, and of programs that use a proxy of ours outside of one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moat.runtime.sandbox import PROXY_URL
+from moat.runtime.sandbox import CA_BUNDLE, PROXY_URL
 from moat.runtime.trust import TRUST_VARIABLES, trust_environment
 
 _PROXY = ("HTTP_PROXY", "HTTPS_PROXY")
+_LOCAL = "localhost,127.0.0.1,::1"
 # Whoever could set these would lead a tool around the proxy, or away from the CA it has to trust.
 _PROTECTED = frozenset(
     name.lower()
@@ -29,18 +30,24 @@ def protected(env: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(name for name in env if name.lower() in _PROTECTED)
 
 
+def client_environment(proxy: str, bundle: str) -> dict[str, str]:
+    """What leads programs to the proxy at the URL `proxy`, and makes them trust the PEM file `bundle`."""
+    proxies = {spelling: proxy for name in _PROXY for spelling in (name, name.lower())}
+    return {
+        **proxies,
+        "NO_PROXY": _LOCAL,
+        "no_proxy": _LOCAL,
+        "NODE_USE_ENV_PROXY": "1",
+        **trust_environment(bundle),
+    }
+
+
 def sandbox_environment(
     *, run_id: str, tty: bool, placeholders: Mapping[str, str], user: Mapping[str, str]
 ) -> dict[str, str]:
     """Moat's variables, then the grants' placeholders, then the user's own. Later ones win."""
-    proxies = {spelling: PROXY_URL for name in _PROXY for spelling in (name, name.lower())}
-    local = "localhost,127.0.0.1,::1"
     env = {
-        **proxies,
-        "NO_PROXY": local,
-        "no_proxy": local,
-        "NODE_USE_ENV_PROXY": "1",
-        **trust_environment(),
+        **client_environment(PROXY_URL, CA_BUNDLE),
         "LANG": "C.UTF-8",
         "MOAT_RUN_ID": run_id,
     }

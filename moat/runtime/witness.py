@@ -26,7 +26,8 @@ _MAX_REFUSALS = 100  # kinds of refusals in one note; a sandbox can think of end
 class _Tally:
     """Some exchanges of the same kind since the last note."""
 
-    first: ExchangeFinished | None = None
+    first: ExchangeFinished
+    denial: Denial
     numbers: list[int] = field(default_factory=list)
 
 
@@ -51,6 +52,7 @@ class Witness:
         self._used: set[tuple[str, str]] = set()
         self._uses: dict[tuple[str, str], list[int]] = {}
         self._refusals: dict[tuple[str, ...], _Tally] = {}
+        self.warned = 0  # exchanges that policy objects to and let through
 
     def ready(self) -> Denial | None:
         """Why no exchange may start now, or None."""
@@ -67,13 +69,17 @@ class Witness:
 
     def add(self, event: ExchangeFinished) -> None:
         """Take in an exchange that has ended."""
-        denial = event.denial
-        if denial is None:
-            return
-        key = (_authority(event.url), event.method, denial.code, denial.rule)
+        if event.denial is not None:
+            self._count("network.denied", event, event.denial)
+        if event.warning is not None:
+            self.warned += 1
+            self._count("network.warned", event, event.warning)
+
+    def _count(self, word: str, event: ExchangeFinished, denial: Denial) -> None:
+        key = (word, _authority(event.url), event.method, denial.code, denial.rule)
         if key not in self._refusals and len(self._refusals) >= _MAX_REFUSALS:
-            key = ("(many others)", "", denial.code, "")
-        tally = self._refusals.setdefault(key, _Tally(event))
+            key = (word, "(many others)", "", denial.code, "")
+        tally = self._refusals.setdefault(key, _Tally(event, denial))
         tally.numbers.append(event.id)
 
     def flush(self) -> None:
@@ -87,8 +93,8 @@ class Witness:
                 "grant.used", grant=grant, host=host, exchanges=ranges(numbers), count=len(numbers)
             )
         refusals, self._refusals = self._refusals, {}
-        for (authority, *_), tally in refusals.items():
-            self._note_refusals(authority, tally)
+        for (word, authority, *_), tally in refusals.items():
+            self._note_refusals(word, authority, tally)
 
     async def run(self) -> None:
         """Flush again and again until cancelled, and sync now and then."""
@@ -101,18 +107,16 @@ class Witness:
         finally:
             self.flush()
 
-    def _note_refusals(self, authority: str, tally: _Tally) -> None:
-        event = tally.first
-        assert event is not None
-        assert event.denial is not None
+    def _note_refusals(self, word: str, authority: str, tally: _Tally) -> None:
+        event, denial = tally.first, tally.denial
         self._journal.record(
-            "network.denied",
+            word,
             authority=authority,
             method=event.method,
             path=urlsplit(event.url).path,
-            code=event.denial.code,
-            rule=event.denial.rule,
-            reason=event.denial.reason,
+            code=denial.code,
+            rule=denial.rule,
+            reason=denial.reason,
             exchanges=ranges(tally.numbers),
             count=len(tally.numbers),
         )

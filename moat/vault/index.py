@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from moat.errors import VaultError
 from moat.grants import CredentialInfo, CredentialKind
-from moat.paths import write_private
+from moat.paths import sync_directory, write_private
 
 _VERSION = 1
 StoreName = Literal["keyring", "file"]
@@ -79,8 +79,9 @@ def read_index(path: Path) -> Index:
 
 
 def write_index(path: Path, index: Index) -> None:
-    """Replace the index; a crash leaves the old one or the new one."""
+    """Replace the index; a crash leaves the old one or the new one, and keeps the files that it names."""
     write_private(path, json.dumps(_encode(index), indent=1).encode() + b"\n")
+    sync_directory(path.parent)
 
 
 def stamp(path: Path) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from moat.errors import VaultError
+from moat.vault.busykeyring import patiently
 from moat.vault.index import Ref
 
 T = TypeVar("T")
@@ -90,9 +91,7 @@ class KeyringStore:
         del live  # every secret has entries of its own
         self.open(probe=False)
         for index in range(ref.chunks):
-            account = self._account(name, ref, index)
-            if self._call(self._backend.get_password, SERVICE, account) is not None:
-                self._call(self._backend.delete_password, SERVICE, account)
+            self._call(_forget, self._backend, self._account(name, ref, index))
 
     def _account(self, name: str, ref: Ref, index: int) -> str:
         account = f"{self._profile}/{name}/{ref.id}"
@@ -108,7 +107,7 @@ def split(payload: str) -> list[str]:
 
 
 def call(function: Callable[..., T], *arguments: object, deadline: float) -> T:
-    """Run a keyring call in a thread; turn what it raises, or its silence, into VaultError.
+    """Run a keyring call in a thread, patiently; turn what it raises, or its silence, into VaultError.
 
     The thread is a daemon: a keyring that never answers must not keep the process alive. No text of a
     foreign error is passed on beyond the keyring library's own, since it could quote the secret.
@@ -118,7 +117,7 @@ def call(function: Callable[..., T], *arguments: object, deadline: float) -> T:
 
     def work() -> None:
         try:
-            result.append(function(*arguments))
+            result.append(patiently(function, *arguments))
         except BaseException as error:  # handed to the caller
             failure.append(error)
 
@@ -143,6 +142,8 @@ def _translate(error: BaseException) -> VaultError:
         return VaultError("the OS keyring is locked", hint=f"{_UNLOCK}\n{_FILES}")
     if isinstance(error, NoKeyringError):
         return _none()
+    if type(error).__name__ == "SecretServiceNotAvailableException":
+        return VaultError("the OS keyring does not answer any more", hint=f"is it still running?\n{_FILES}")
     detail = f": {error}" if isinstance(error, InitError) else ""
     return VaultError(f"the OS keyring failed ({type(error).__name__}){detail}", hint=f"{_UNLOCK}\n{_FILES}")
 
@@ -195,11 +196,17 @@ def _product(backend: Any) -> str | None:
     return product if genuine is kind else None
 
 
+def _forget(backend: Any, account: str) -> None:
+    """Delete an entry when it is there. Once more does no harm."""
+    if backend.get_password(SERVICE, account) is not None:
+        backend.delete_password(SERVICE, account)
+
+
 def _probe(backend: Any) -> None:
     """Write, read and delete a random value. Raises VaultError when it does not come back."""
     account, value = f"probe/{secrets.token_hex(8)}", secrets.token_hex(16)
     backend.set_password(SERVICE, account, value)
     returned = backend.get_password(SERVICE, account)
-    backend.delete_password(SERVICE, account)
+    _forget(backend, account)
     if returned != value or backend.get_password(SERVICE, account) is not None:
         raise VaultError("the OS keyring did not return what was written to it", hint=_FILES)

@@ -354,7 +354,7 @@ def test_providers(moat: Moat) -> None:
         ((), 2, "grant what?"),
         (("anthropc",), 3, "did you mean `anthropic`?"),
         (("--verbose",), 2, "unknown option --verbose"),
-        (("anthropic", "--method", "magic"), 2, "invalid choice"),
+        (("anthropic", "--method", "magic"), 2, "is not one of subscription, api-key, import"),
         (("anthropic", "--token-stdin", "--method", "import"), 2, "exclude each other"),
         (("show", "anthropic"), 3, "run `moat grant anthropic`"),
         (("show", "../x"), 3, "is not a grant name"),

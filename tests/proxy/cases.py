@@ -107,7 +107,7 @@ def load(path: Path) -> tuple[Case, ...]:
         word, _, name = lines[0].partition(" ")
         try:
             if word == "piece":
-                pieces[name] = b"".join(_bytes(line, "|") for line in lines[1:])
+                pieces[name] = b"".join(parse_bytes(line, "|") for line in lines[1:])
             else:
                 cases.append(_case(lines, pieces))
         except (ValueError, KeyError) as error:
@@ -127,7 +127,7 @@ def _case(lines: list[str], pieces: dict[str, bytes]) -> Case:
         if word == "&":
             sent["|"] += pieces[text]
         elif word[0] in sent:
-            sent[word[0]] += _bytes(line, word[0])
+            sent[word[0]] += parse_bytes(line, word[0])
         elif word in {"case", "read", "rfc", "refuse", "wait", "accept"} and word not in told:
             told[word] = text.split(" ")
         else:
@@ -160,7 +160,7 @@ def _verdict(told: dict[str, list[str]], payload: bytes) -> Verdict:
     return Accepted(framing, end == "keep", expect, upgrade, payload)
 
 
-def _bytes(line: str, kind: str) -> bytes:
+def parse_bytes(line: str, kind: str) -> bytes:
     match = _BYTES.fullmatch(line)
     if match is None or match[1] != kind or line.endswith(" ") or not (line.isascii() and line.isprintable()):
         raise ValueError(f"{line!r} is not a line of bytes")

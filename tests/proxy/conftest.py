@@ -138,8 +138,9 @@ def house(
     tunnels: Sequence[SshTunnel] = (),
     mcp: McpTable | None = None,
     unreadable: Unreadable = "withhold",
+    **more: Any,
 ) -> Iterator[House]:
-    """A proxy that reaches `origins` by name, on one event loop."""
+    """A proxy that reaches `origins` by name, on one event loop. `more` is the proxy's own."""
     backend, backend_options = LOOPS[loop]
     connect_to = {name: origin.address for name, origin in (origins or {}).items()}
     policy, limits, options = policy or Policy(), limits or Limits(), options or UpstreamOptions()
@@ -165,6 +166,7 @@ def house(
                 mcp=mcp or McpTable(),
                 unreadable=unreadable,
                 **({"ready": ready} if ready else {}),
+                **more,
             )
 
         async def built() -> Proxy:

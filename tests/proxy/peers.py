@@ -39,13 +39,14 @@ class TestCA:
     def pem(self) -> bytes:
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
-    def context(self, *names: str, tls: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-        """A server context with a certificate for `names`."""
+    def context(
+        self, *names: str, tls: ssl.TLSVersion | None = None, days: tuple[int, int] = (-1, 30)
+    ) -> ssl.SSLContext:
+        """A server context with a certificate for `names`, valid from and until so many days from now."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
-        certificate = self._build(subject, key, [x509.DNSName(name) for name in names]).sign(
-            self._key, hashes.SHA256()
-        )
+        alternatives: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
+        certificate = self._build(subject, key, alternatives, days).sign(self._key, hashes.SHA256())
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if tls is not None:
             context.maximum_version = tls
@@ -63,7 +64,11 @@ class TestCA:
         return context
 
     def _build(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, names: list[x509.GeneralName]
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        names: list[x509.GeneralName],
+        days: tuple[int, int] = (-1, 30),
     ) -> x509.CertificateBuilder:
         now = dt.datetime.now(dt.UTC)
         builder = (
@@ -72,8 +77,8 @@ class TestCA:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=30))
+            .not_valid_before(now + dt.timedelta(days=days[0]))
+            .not_valid_after(now + dt.timedelta(days=days[1]))
             .add_extension(x509.BasicConstraints(ca=not names, path_length=None), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .add_extension(

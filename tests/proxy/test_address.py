@@ -10,7 +10,8 @@ import ipaddress
 import pytest
 from hypothesis import given, strategies as st
 
-from moat.proxy.address import Authority, AuthorityError, literal, parse_authority, refuse, split_host_port
+from moat.authority import Authority, AuthorityError, literal, parse_authority, split_host_port
+from moat.proxy.address import refuse
 
 REFUSED = [
     ("0.0.0.0", "this network"), ("0.255.255.255", "this network"),

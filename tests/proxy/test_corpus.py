@@ -7,10 +7,8 @@ file alone; only `reading` knows how they are called.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings, strategies as st
 
 from moat.proxy.http1 import MalformedError, parse_request, parse_response
 from tests.proxy import cases
@@ -49,46 +47,6 @@ def test_chunks_in_three_pieces():
             faults = (differs(case, [wire[:one], wire[one:two], wire[two:]]) for one, two in cuts)
             wrong += [fault for fault in faults if fault][:1]
     assert wrong == []
-
-
-MUTATED = [case for case in cases.everything() if len(case.wire) < 400]
-ODD = [
-    b"\r",
-    b"\n",
-    b"\r\n",
-    b"\0",
-    b" ",
-    b"\t",
-    b":",
-    b";",
-    b",",
-    b"\x01",
-    b"\xff",
-    b"0",
-    b"#",
-    b"Host: b\r\n",
-]
-
-
-@st.composite
-def mutants(draw):
-    """A case with a piece of it removed or replaced by an odd one, and where to cut it."""
-    case = draw(st.sampled_from(MUTATED))
-    start = draw(st.integers(0, len(case.wire)))
-    stop = start + draw(st.integers(0, 3))
-    wire = case.wire[:start] + draw(st.sampled_from([b"", *ODD])) + case.wire[stop:]
-    return replace(case, data=wire, rest=b""), draw(st.integers(0, len(wire)))
-
-
-@settings(max_examples=600, deadline=None)
-@given(mutants())
-def test_what_is_read_does_not_depend_on_how_it_came(mutant):
-    case, cut = mutant
-    whole = read(case, [case.wire])
-    assert read(case, [case.wire[:cut], case.wire[cut:]]) == whole
-    drip = read(case, [bytes([byte]) for byte in case.wire])
-    # What drips in is looked at once a line is complete: the client may leave before.
-    assert drip == whole or (isinstance(whole[0], Refused) and drip == (Unfinished(), b""))
 
 
 def differs(case: Case, pieces: list[bytes]) -> str:

@@ -237,10 +237,29 @@ def test_a_chunked_request_is_announced_anew():
     head = request(b"POST / HTTP/1.1", HOST, b"transfer-encoding: CHUNKED", b"Expect: 100-continue", b"A: b")
     assert forward_request_headers(head) == (
         (b"Host", b"a.example"),
-        (b"Expect", b"100-continue"),
         (b"A", b"b"),
+        (b"Expect", b"100-continue"),
         (b"Transfer-Encoding", b"chunked"),
     )
+
+
+def test_what_a_response_says_of_its_body():
+    head = response(
+        b"HTTP/1.1 200 OK", b"content-TYPE:Text/Event-Stream ; charset=utf-8", b"Content-encoding: br "
+    )
+    assert (head.content_type, head.encoded, head.measured) == (b"text/event-stream", True, False)
+    head = response(b"HTTP/1.1 200 OK", b"X-Content-Type: a/b", b"Content-Length: 0")
+    assert (head.content_type, head.encoded, head.measured) == (b"", False, True)
+
+
+def test_what_is_not_read_is_forwarded_as_it_came():
+    head = request(
+        b"GET / HTTP/1.1", HOST, b"A:b", b"B: \t c \t", b"Connection: x-d", b"X-D: e", b"te: x", b"F: "
+    )
+    assert head.kept == b"\r\n" + HOST + b"\r\nA: b\r\nB: c\r\nF: "
+    head = request(b"GET / HTTP/1.1", HOST, b"A:b", b"B: \t c \t", b"te: x", b"F: ")
+    assert head.kept == b"\r\n" + HOST + b"\r\nA:b\r\nB: \t c \t\r\nF: "
+    assert head.headers[1:3] == ((b"A", b"b"), (b"B", b"c"))
 
 
 def test_an_expectation_that_means_nothing_is_dropped():

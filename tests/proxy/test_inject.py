@@ -6,9 +6,12 @@ import base64
 import datetime as dt
 
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from moat.grants import Credential, CredentialInfo, CredentialKind, InjectionRule, Secret
-from moat.proxy.inject import InjectionError, InjectionTable, apply, needed
+from moat.proxy.http1 import join_fields, split_fields
+from moat.proxy.inject import InjectionError, apply, needed
+from moat.proxy.site_rules import InjectionTable, equip, inspectable
 
 PH_A = "sk-ant-oat01-placeholderAAAA"
 PH_B = "sk-ant-api03-placeholderBBBB"
@@ -37,7 +40,7 @@ def basic(text: str) -> bytes:
 
 def inject(rules, headers, host=API, secrets=None):
     """What goes upstream for host over https: (fields in lower case, grants, result)."""
-    compiled = InjectionTable(rules).for_host(host, 443, "https")
+    compiled = InjectionTable(rules).site(host, 443, "https").rules
     headers = tuple(
         (name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in headers
     )
@@ -169,17 +172,17 @@ def test_merge_appends_without_duplicates(sent, expected):
 def test_rules_apply_to_bound_hosts_over_tls_only(host, port, scheme, bound):
     """Plain http once got the credential in clear text upstream; here not even on port 443."""
     table = InjectionTable([KEY])
-    assert bool(table.for_host(host, port, scheme)) is bound
+    assert bool(table.site(host, port, scheme).rules) is bound
     headers = ((b"x-api-key", PH_B.encode()),)
-    assert (table.leaks(host, port, scheme, headers, b"/") is None) is bound
+    assert (table.site(host, port, scheme).leaks(b"/", join_fields(headers)) is None) is bound
 
 
 def test_wildcard_hosts_and_ports():
     table = InjectionTable([GITHUB_API, InjectionRule("p", ("p.example",), "x", "raw", ports=(443, 8443))])
-    assert table.for_host("a.b.api.github.example", 443, "https")
-    assert not table.for_host("github.example", 443, "https")
-    assert table.for_host("p.example", 8443, "https")
-    assert not table.for_host("p.example", 80, "https")
+    assert table.site("a.b.api.github.example", 443, "https").rules
+    assert not table.site("github.example", 443, "https").rules
+    assert table.site("p.example", 8443, "https").rules
+    assert not table.site("p.example", 80, "https").rules
 
 
 def test_bad_rules_are_errors():
@@ -208,22 +211,24 @@ def test_a_placeholder_on_its_way_elsewhere_is_refused(headers, target):
     headers = tuple(
         (name.encode(), value if isinstance(value, bytes) else value.encode()) for name, value in headers
     )
-    denial = table.leaks("evil.example", 443, "https", headers, target)
+    denial = table.site("evil.example", 443, "https").leaks(target, join_fields(headers))
     assert denial is not None
     assert denial.code == "credential-host"
     assert "github" in denial.reason
     assert "evil.example" in denial.reason
     assert PH_G not in f"{denial}"
     for host in ("github.example", "api.github.example"):
-        assert table.leaks(host, 443, "https", headers, target) is None
-    assert InjectionTable([KEY]).leaks("evil.example", 443, "https", headers, target) is None
+        assert table.site(host, 443, "https").leaks(target, join_fields(headers)) is None
+    assert (
+        InjectionTable([KEY]).site("evil.example", 443, "https").leaks(target, join_fields(headers)) is None
+    )
 
 
 def test_requests_without_placeholders_go_anywhere():
     table = InjectionTable([GIT, KEY, InjectionRule("none", ("n.example",), "x")])
     headers = ((b"Authorization", basic("u:p")), (b"X", b"Basic !!!"), (b"Y", b"basic a"), (b"Z", b"100%"))
-    assert table.leaks("evil.example", 443, "https", headers, b"/%zz") is None
-    assert InjectionTable([]).leaks("evil.example", 80, "http", headers, b"/") is None
+    assert table.site("evil.example", 443, "https").leaks(b"/%zz", join_fields(headers)) is None
+    assert InjectionTable([]).site("evil.example", 80, "http").leaks(b"/", join_fields(headers)) is None
 
 
 @pytest.mark.parametrize("secret", ["", "S3\r\nX: y", "S3\nb", "S3\x00b", " S3", "S3 ", "S3\x7f", "S3\x1bb"])
@@ -238,15 +243,61 @@ def test_every_echoed_form_is_to_be_scrubbed():
     _, _, result = inject([GIT], [], "github.example", {"github": "p/w+é="})
     assert result.secrets == (
         "p/w+é=".encode(),
-        b"p%2Fw%2B%C3%A9%3D",
         base64.b64encode("x-access-token:p/w+é=".encode()).rstrip(b"="),
     )
 
 
 def test_only_needed_credentials_are_asked_for():
-    compiled = InjectionTable([OAUTH, KEY]).for_host(API, 443, "https")
+    compiled = InjectionTable([OAUTH, KEY]).site(API, 443, "https").rules
     assert needed(compiled, ()) == ("anthropic", "console")
     assert needed(compiled, ((b"X-API-KEY", b"x"),)) == ("console",)
     assert needed((), ((b"x-api-key", b"x"),)) == ()
     with pytest.raises(InjectionError, match="was not fetched"):
         apply(compiled, (), {})
+
+
+# --- what is remembered for an authority -----------------------------------------------------------
+
+NAMES = st.sampled_from(
+    ["Authorization", "authorization", "X-API-Key", "anthropic-beta", "Range", "X-A", "X-B"]
+)
+VALUES = st.sampled_from([
+    f"Bearer {PH_A}", f"bearer {PH_G}", PH_B, PH_A, "x", "", "a, oauth-2025", f"z{PH_G}z", "bytes=0-5",
+    "Basic " + base64.b64encode(f"u:{PH_G}".encode()).decode(), "Basic !!!", " spaced \t",
+])  # fmt: skip
+RULES = [OAUTH, KEY, InjectionRule("github", (API,), "x-b", "basic", "u", PH_G)]
+
+
+def plainly(rules, fields: bytes, credentials) -> tuple:
+    """What `inject` alone makes of a request: the definition."""
+    result = apply(rules, split_fields(fields), credentials)
+    headers = inspectable(result.headers) if result.secrets else result.headers
+    return sorted(headers), result.grants, set(result.secrets), result.names
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=6), st.booleans())
+def test_what_is_remembered_is_what_inject_would_do(fields, changed) -> None:
+    """Fast and plain way differ in nothing, the second time and with another credential either."""
+    site = InjectionTable(RULES).site(API, 443, "https")
+    block = b"".join(b"\r\n%b: %b" % (name.encode(), value.encode()) for name, value in fields)
+    for attempt in range(3):
+        secret = "T0P" if changed and attempt == 2 else "REAL"
+        draft, others = site.draft(block)
+        found = [credential(name, f"{secret}-{name}") for name in draft.credentials]
+        equipped = equip(draft, others, found)
+        by_name = dict(zip(draft.credentials, found, strict=True))
+        expected = plainly(site.rules, block, by_name)
+        got = (sorted(split_fields(equipped.fields)), equipped.grants, set(equipped.secrets), equipped.names)
+        assert got == expected
+
+
+def test_what_no_rule_touches_is_not_taken_apart() -> None:
+    site = InjectionTable(RULES).site(API, 443, "https")
+    first, _ = site.draft(b"\r\nX-A: 1\r\nAuthorization: Bearer x")
+    second, others = site.draft(b"\r\nAuthorization: Bearer x\r\nX-A: 2")
+    assert first is second
+    assert others == b"\r\nX-A: 2"
+    third, others = site.draft(b"\r\nAuthorization: Bearer x\r\nX-A: " + PH_A.encode())
+    assert third is not first
+    assert others == b""

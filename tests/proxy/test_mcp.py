@@ -169,7 +169,7 @@ def filtered(
 ) -> bytes:
     headers = ((b"Content-Type", kind.encode()),)
     response = McpResponse(endpoint(policy), lists=lists, limit=limit)
-    body = response.filtered(BodyScrubber((b"hush",), headers, Limits()), headers)
+    body = response.filtered(BodyScrubber((b"hush",), headers, Limits()), kind.partition(";")[0].encode())
     return b"".join([b"".join(body.feed(piece)) for piece in pieces]) + body.finish()
 
 
@@ -210,15 +210,29 @@ def test_events_without_a_list_leave_as_they_came():
 
 def test_an_event_beyond_the_limit_is_not_held():
     body = McpResponse(endpoint(), lists=False, limit=1000).filtered(
-        BodyScrubber((), (), Limits()), ((b"content-type", b"text/event-stream"),)
+        BodyScrubber((), (), Limits()), b"text/event-stream"
     )
     assert isinstance(body, ToolFilter)
     big = b"data: " + b"x" * 5000
     out = b"".join(body.feed(big))
-    assert len(big) - len(out) <= 3
+    assert len(big) - len(out) <= 6
     out += b"".join(body.feed(b"\n\ndata: " + json.dumps(LIST).encode() + b"\n\n"))
     assert out.startswith(big)
     assert json.loads(out[len(big) + 8 :].decode().strip()) == SHORT
+
+
+@pytest.mark.parametrize("size", [1, 7, 700])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_list_in_an_event_beyond_the_limit_ends_the_response(size, where):
+    """Fails when `_insist_on_no_tools` does nothing."""
+    filler = "x" * 3000
+    value = LIST | {"note": filler} if where == "before" else {"note": filler} | LIST
+    data = b"data: " + json.dumps(value).encode() + b"\n\n"
+    with pytest.raises(UnreadableBodyError, match="an event with a list of tools has more than 1000 bytes"):
+        filtered("text/event-stream", [data[i : i + size] for i in range(0, len(data), size)], limit=1000)
+    answer = {"result": {"content": [{"text": json.dumps(LIST) + filler}]}}  # a tool may speak of tools
+    told = b"data: " + json.dumps(answer).encode() + b"\n\n"
+    assert filtered("text/event-stream", [told], limit=1000) == told
 
 
 # --- in the proxy -----------------------------------------------------------------------------------------
@@ -417,6 +431,61 @@ def test_a_server_that_wants_a_login_is_told_to_the_user_and_not_to_the_client(m
         None,
     )
     assert answer.json()["hint"] == LOGIN
+
+
+@pytest.mark.parametrize(
+    "first", ["/.well-known/oauth-protected-resource/mcp", "/.well-known/oauth%2dprotected-resource"]
+)
+def test_a_server_that_is_not_configured_cannot_be_logged_in_to_either(
+    make: HouseMaker, origin: Origin, first
+):
+    """From `.mcp.json`, say. After the page where a login begins, the ones that old clients guess are refused as well.
+
+    Seen to fail with `asked` returning None: the origin echoes all three.
+    """
+    with make(origins={("api.test", 443): origin}) as house:
+        for path in (first, "/register", "/token?x=1"):
+            with house.tunnel() as wire:
+                wire.send(f"GET {path} HTTP/1.1\r\nHost: api.test\r\n\r\n".encode())
+                answer = wire.message()
+            assert (answer.status, answer.get("x-moat-denied")) == (403, "mcp-login")
+            assert "moat grant oauth NAME --url https://api.test/" in answer.json()["hint"]
+        with house.tunnel() as wire:
+            assert post(wire, call("read")).status == 200
+    assert origin.accepted == 1
+
+
+def test_a_challenge_of_a_server_that_is_not_configured_stays_outside(make: HouseMaker):
+    """RFC 9728: the 401 says where to log in. Seen to fail with `challenged` returning None: the client gets it."""
+
+    def script(wire: Wire) -> None:
+        wire.message()
+        wire.send(reply(401, b"", 'WWW-Authenticate: Bearer Resource_Metadata="https://api.test/x"'))
+
+    with tls_origin(script) as origin, make(origins={("api.test", 443): origin}) as house:
+        with house.tunnel() as wire:
+            answer = post(wire, call("read"))
+        assert (answer.status, answer.get("x-moat-error"), answer.get("www-authenticate")) == (
+            403, "mcp-login", None,
+        )  # fmt: skip
+        assert "agent.yaml" in answer.json()["hint"]
+        with house.tunnel() as wire:
+            wire.send(b"GET /register HTTP/1.1\r\nHost: api.test\r\n\r\n")
+            assert wire.message().status == 403
+    assert origin.accepted == 1
+
+
+def test_other_demands_for_a_login_pass(make: HouseMaker):
+    """Git, package registries and browsers are told who asks, and so on, as ever."""
+
+    def script(wire: Wire) -> None:
+        wire.message()
+        wire.send(reply(401, b"", 'WWW-Authenticate: Basic realm="x"'))
+
+    with tls_origin(script) as origin, make(origins={("api.test", 443): origin}) as house:
+        with house.tunnel() as wire:
+            answer = post(wire, call("read"))
+    assert (answer.status, answer.get("www-authenticate")) == (401, 'Basic realm="x"')
 
 
 # --- streams ----------------------------------------------------------------------------------------------

@@ -6,16 +6,24 @@ import time
 
 import pytest
 
-from moat.proxy.policy import HOST_NAME, Policy, parse_host_pattern, parse_host_rule, parse_rule
+from moat.proxy.events import Warned
+from moat.proxy.policy import HOST_NAME, Policy
+from moat.rules import parse_entry_host, parse_host_pattern, parse_host_rule, parse_rule
 
 
-def policy(mode="strict", hosts=None, ports=()):
-    entries = (hosts or {}).items()
-    return Policy(mode, tuple(parse_host_rule(host, rules) for host, rules in entries), frozenset(ports))
+def policy(mode="strict", hosts=None, ports=(), *, enforce=True):
+    entries = tuple(parse_host_rule(host, rules) for host, rules in (hosts or {}).items())
+    return Policy(mode, entries, frozenset(ports), enforce=enforce)
 
 
-def allowed(subject, target, method="GET", *, host="a.example", port=443, headers=()) -> bool:
-    return subject.exchange(host, port, "https", method, target, headers=headers) is None
+def word(subject, target, method="GET", *, host="a.example", port=443, headers=()) -> str:
+    """`allow`, `warn` or `deny`."""
+    denial = subject.exchange(host, port, "https", method, target, headers=headers)
+    return "allow" if denial is None else "warn" if isinstance(denial, Warned) else "deny"
+
+
+def allowed(subject, target, method="GET", **more) -> bool:
+    return word(subject, target, method, **more) == "allow"
 
 
 @pytest.mark.parametrize(
@@ -52,6 +60,47 @@ def test_bad_host_patterns_are_errors(text):
     """An invalid port was once ignored upstream, which widened the pattern to 80 and 443."""
     with pytest.raises(ValueError, match=r"\S"):
         parse_host_pattern(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "yes", "no"),
+    [
+        ("*", [("a.example", 80), ("b", 443), ("192.0.2.1", 443), ("::1", 443)], [("a.example", 8080)]),
+        ("*:*", [("a.example", 80), ("::1", 22)], []),
+        ("*:8443", [("a.example", 8443)], [("a.example", 443)]),
+        ("a.example:*", [("a.example", 1), ("a.example", 443)], [("b.a.example", 443)]),
+        ("*.a.example:*", [("b.a.example", 22)], [("a.example", 22), ("xa.example", 22)]),
+        ("[::1]:*", [("::1", 5)], [("::2", 5)]),
+    ],
+)
+def test_entries_may_be_about_every_host_or_port(text, yes, no):
+    """A credential's host may not: `parse_host_pattern` refuses them all."""
+    pattern = parse_entry_host(text)
+    assert [site for site in yes if not pattern.matches(*site)] == []
+    assert [site for site in no if pattern.matches(*site)] == []
+    assert parse_entry_host(str(pattern)) == pattern
+    with pytest.raises(ValueError, match=r"\*|port"):
+        parse_host_pattern(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "*.", "**", "*.*", "a.*", "a.example:443:*", "a.example:**", "*:0", "*:x", "*:70000"]
+)
+def test_bad_entries_are_errors(text):
+    with pytest.raises(ValueError, match=r"\S"):
+        parse_host_rule(text, ["allow GET /"])
+
+
+def test_every_host_is_not_opened_by_a_star():
+    with pytest.raises(ValueError, match="permissive"):
+        parse_host_rule("*")
+    subject = policy("strict", {"a.example": ["allow * /**"], "*": ["allow GET /public/**"]})
+    assert allowed(subject, "/x", "POST")
+    assert allowed(subject, "/public/x", host="b.example")
+    assert not allowed(subject, "/public/x", "POST", host="b.example")
+    assert not allowed(subject, "/x", host="b.example")
+    assert not allowed(subject, "/public/x", host="b.example", port=8443)
+    assert not allowed(subject, "/public/x", host=HOST_NAME, port=80)  # nor a port of the user's machine
 
 
 @pytest.mark.parametrize(
@@ -175,6 +224,50 @@ def test_headers_that_change_method_or_path(header, passes):
     subject = policy("permissive", {"a.example": ["deny DELETE /**"]})
     assert allowed(subject, "/x", "POST", headers=(header,)) is passes
     assert allowed(policy("permissive"), "/x", "POST", headers=(header,))
+
+
+@pytest.mark.parametrize(
+    ("query", "passes"),
+    [("_method=delete", False), ("a=b&_METHOD=DELETE", False), ("%5fmethod=DELETE", False), ("_method=patch", True),
+     ("x_method=delete", True), ("q=_method%3Ddelete", True)],
+)  # fmt: skip
+def test_a_query_that_names_the_method(query, passes):
+    subject = policy("permissive", {"a.example": ["deny DELETE /**"]})
+    assert allowed(subject, f"/x?{query}", "POST") is passes
+
+
+# --- warnings ------------------------------------------------------------------------------------
+
+
+def test_a_warn_decides_nothing():
+    rules = ["warn POST /admin/**", "allow POST /admin/x", "deny POST /admin/**", "warn DELETE /**"]
+    for mode, otherwise in (("strict", "deny"), ("permissive", "warn")):
+        subject = policy(mode, {"a.example": rules})
+        assert word(subject, "/admin/x", "POST") == "warn"
+        assert word(subject, "/admin/y", "POST") == "deny"
+        assert word(subject, "/x", "DELETE") == otherwise
+        assert word(subject, "/Admin/x", "post") != "allow"
+    denial = policy("permissive", {"a.example": rules}).exchange("a.example", 443, "https", "DELETE", "/x")
+    assert denial is not None
+    assert denial.rule == "a.example: warn DELETE /**"
+
+
+def test_a_policy_that_warns_lets_through_what_rules_and_mode_refuse():
+    subject = policy("strict", {"a.example": ["deny * /admin/**", "allow * /**"]}, enforce=False)
+    assert word(subject, "/x") == "allow"
+    assert word(subject, "/admin") == "warn"
+    assert word(subject, "/%zz") == "warn"
+    assert word(subject, "/", host="b.example") == "warn"
+    assert isinstance(subject.authority("b.example", 443), Warned)
+    assert word(subject, "/", host=HOST_NAME, port=80) == "deny"  # a port of the user's machine is no host
+
+
+def test_a_policy_says_when_it_has_nothing_to_say():
+    """Then an exchange does not even ask."""
+    assert policy("permissive").site("a.example", 443).silent
+    assert policy("strict", {"a.example": []}).site("a.example", 443).silent
+    assert not policy("strict").site("a.example", 443).silent
+    assert not policy("permissive", {"*": ["deny TRACE /**"]}).site("a.example", 443).silent
 
 
 def test_an_entry_without_rules_does_not_undo_one_with():

@@ -19,8 +19,9 @@ from dataclasses import replace
 
 import pytest
 
-from moat.proxy import Limits, Policy, RunCA, UpstreamOptions
-from moat.proxy.policy import parse_host_rule
+from moat.proxy import Limits, Policy, RunCA, UpstreamOptions, race
+from moat.proxy.stream import StreamError
+from moat.rules import parse_host_rule
 from tests.proxy import cases
 from tests.proxy.conftest import PLACEHOLDER, House, HouseMaker, tls_origin
 from tests.proxy.peers import Origin, Wire, client_context, echo, reply
@@ -180,23 +181,26 @@ def test_a_name_that_changes_between_two_look_ups_is_looked_up_once(make: HouseM
 
 
 def test_the_dialled_address_is_the_checked_one(make: HouseMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is handed to connect() is an address, so nothing can be resolved a second time."""
-    from moat.proxy import upstream
-    from moat.proxy.stream import StreamError
+    """What is handed to connect() is an address, so nothing can be resolved a second time.
 
+    In a race of addresses as well: none is tried before all were checked.
+    """
     dialled: list[tuple[str, int]] = []
+    public = ["2606:4700::1", "2606:4700::2", "93.184.216.34"]
 
     async def connect(address: tuple[str, int], *_: object, **__: object) -> None:
         dialled.append(address)
         raise StreamError("connection refused")
 
     async def resolver(host: str, port: int) -> Sequence[str]:
-        return ["93.184.216.34", "93.184.216.35"]
+        return public if host == "public.test" else [*public, "10.0.0.1"]
 
-    monkeypatch.setattr(upstream, "connect", connect)  # no address outside loopback is ever contacted here
+    monkeypatch.setattr(race, "connect", connect)  # no address outside loopback is ever contacted here
     with make(resolver=resolver) as house:
+        assert inside(house, "mixed.test:443")[:2] == (403, "address")
+        assert dialled == []
         assert inside(house, "public.test:443")[0] == 502
-    assert dialled == [("93.184.216.34", 443), ("93.184.216.35", 443)]
+    assert dialled == [("2606:4700::1", 443), ("93.184.216.34", 443), ("2606:4700::2", 443)]
 
 
 def test_localhost_by_name(make: HouseMaker) -> None:

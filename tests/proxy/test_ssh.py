@@ -12,9 +12,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from moat.authority import Authority
 from moat.proxy import Policy
-from moat.proxy.address import Authority
+from moat.proxy.exchange import Exchange
 from moat.proxy.ssh import KeyExchange, SshTunnel, refusal
+from moat.proxy.tunnel import Tunnel
 from moat.proxy.upstream import UpstreamOptions
 from moat.sshwire import Fields, string
 from tests.proxy.conftest import HouseMaker
@@ -74,15 +76,44 @@ def test_no_other_host_and_no_other_port(make: HouseMaker, target: str) -> None:
         assert server.accepted == 0
 
 
-def test_a_tunnel_is_not_open_to_http_in_strict_mode(make: HouseMaker) -> None:
-    """The grant opens the port for SSH; a request in absolute form would be another way to it."""
+def ask_by_http(make: HouseMaker, server: Origin) -> bytes:
+    """What a request in absolute form for the granted port gets in strict mode."""
+    policy = Policy(mode="strict")
+    with make(origins={(HOST.host, 22): server}, policy=policy, tunnels=[tunnel()]) as house:
+        with house.connect() as wire:
+            wire.send(b"GET http://git.test:22/ HTTP/1.1\r\nHost: git.test:22\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                return wire.until(b"\n")
+    return b""
+
+
+LAYERS = [(Tunnel, "_judge"), (Exchange, "_policy_denial")]
+
+
+@pytest.mark.parametrize("broken", [None, *LAYERS], ids=["none", "tunnel", "exchange"])
+def test_a_tunnel_is_not_open_to_http_in_strict_mode(
+    make: HouseMaker, monkeypatch: pytest.MonkeyPatch, broken: tuple[type, str] | None
+) -> None:
+    """The grant opens the port for SSH; a request in absolute form would be another way to it.
+
+    The connection's judgement and the exchange's own refuse it, either without the other.
+    """
+    if broken is not None:
+        monkeypatch.setattr(*broken, lambda *_, **__: None)
     with Origin(greeter) as server:
-        options = {"origins": {(HOST.host, 22): server}, "policy": Policy(mode="strict")}
-        with make(**options, tunnels=[tunnel()]) as house:
-            with house.connect() as wire:
-                wire.send(b"GET http://git.test:22/ HTTP/1.1\r\nHost: git.test:22\r\n\r\n")
-                assert wire.until(b"\r\n\r\n").startswith(b"HTTP/1.1 403 ")
+        assert ask_by_http(make, server).startswith(b"HTTP/1.1 403 ")
         assert server.accepted == 0
+
+
+def test_without_either_layer_http_would_get_through(
+    make: HouseMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the test above is worth: with both layers broken the request arrives."""
+    for layer in LAYERS:
+        monkeypatch.setattr(*layer, lambda *_, **__: None)
+    with Origin(greeter) as server:
+        assert not ask_by_http(make, server).startswith(b"HTTP/1.1 403 ")
+        assert server.accepted == 1
 
 
 @pytest.mark.parametrize("first", [b"\x16\x03\x01\x00\x05hello", b"GET / HTTP/1.1\r\n\r\n", b"SSX-"])

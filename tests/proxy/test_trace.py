@@ -12,7 +12,8 @@ import pytest
 
 from moat.journal import LineWriter, read_lines
 from moat.proxy import Denial, ExchangeFinished, Trace
-from moat.proxy.trace import from_record, shown, to_record
+from moat.proxy.http1 import join_fields
+from moat.proxy.trace import Shown, from_record, to_record
 from tests.proxy.conftest import PLACEHOLDER, SECRET, HouseMaker
 from tests.proxy.peers import Origin
 from tests.proxy.test_exchange import API, get
@@ -54,16 +55,19 @@ def test_what_is_no_record_is_told(record: dict) -> None:
 
 
 def test_headers_are_shown_without_secrets() -> None:
-    headers = (
-        (b"Host", b"api.test"),
-        (b"Authorization", b"Bearer x"),
-        (b"PROXY-Authorization", b"Basic x"),
-        (b"Proxy-Anything", b"x"),
-        (b"Cookie", b"x"),
-        (b"X-Mine", b"x"),
-        (b"X-Caf\xe9", b"\xff"),
+    block = join_fields(
+        (
+            (b"Host", b"api.test"),
+            (b"Authorization", b"Bearer x"),
+            (b"PROXY-Authorization", b"Basic x"),
+            (b"Proxy-Anything", b"x"),
+            (b"Cookie", b"x"),
+            (b"X-Mine", b"x"),
+            (b"X-Caf\xe9", b"\xff"),
+        )
     )
-    fields = shown(headers, frozenset({b"x-mine"}))
+    fields = Shown(block, frozenset({b"x-mine"}))
+    assert "Bearer" not in repr(fields)
     assert [value for _, value in fields] == ["api.test", *["[REDACTED]"] * 5, "\xff"]
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
 
 from moat.errors import ConfigError
 from moat.proxy import Limits, Upstream, UpstreamOptions
+from moat.proxy.upstream import _RESOLVERS
 from tests.proxy.conftest import HouseMaker, tls_origin
 from tests.proxy.peers import Origin, TestCA, Wire, echo
 from tests.proxy.test_exchange import API, get
@@ -150,8 +153,6 @@ def test_a_name_that_cannot_be_resolved(make: HouseMaker) -> None:
 
 
 def test_a_resolver_that_hangs_is_a_504(make: HouseMaker) -> None:
-    import anyio
-
     async def resolver(host: str, port: int) -> Sequence[str]:
         await anyio.sleep(60)
         return []
@@ -203,3 +204,29 @@ def test_idle_connections_are_bounded_and_end(make: HouseMaker) -> None:
             assert len(origin._open) <= 3
             time.sleep(1.2)
             assert len(origin._open) == 0
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_only_so_many_names_are_looked_up_at_a_time(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that hangs holds a thread for each: `_RESOLVERS` of them, however many wait."""
+    go, running, most = threading.Event(), [], []
+
+    def getaddrinfo(*_arguments: object, **_options: object) -> list[object]:
+        running.append(1)
+        most.append(len(running))
+        go.wait(10)
+        running.pop()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 443))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    async def main() -> None:
+        upstream = Upstream()
+        async with anyio.create_task_group() as tasks:
+            for number in range(40):
+                tasks.start_soon(upstream._resolve, f"h{number}.test", 443)
+            await anyio.sleep(0.3)
+            go.set()
+
+    anyio.run(main, backend=backend)
+    assert (max(most), len(most)) == (_RESOLVERS, 40)

@@ -15,7 +15,7 @@ import pytest
 import moat.runtime
 from moat.errors import ConfigError, GrantError, StartError, UsageError
 from moat.paths import Home, runtime_dir
-from moat.runtime import HostRules, LocalRun, Mount, NetworkConfig, Size, State
+from moat.runtime import BudgetConfig, HostRules, LocalRun, Mount, NetworkConfig, Question, Size, State
 from moat.runtime.request import RunRequest
 from moat.runtime.run import hosted
 from tests.conftest import REPOSITORY
@@ -210,6 +210,36 @@ async def test_a_strict_policy_opens_what_it_lists(workspace: Path) -> None:
         assert out == b"403 403 "
         reasons = [exchange.denial.rule for exchange in run.exchanges() if exchange.denial]
     assert len(reasons) == 2
+
+
+async def test_a_decider_of_ones_own(workspace: Path) -> None:
+    """It lets one of three through, as far as a host that does not exist; the budget stops the fourth."""
+    questions: list[Question] = []
+
+    async def decide(question: Question) -> bool:
+        questions.append(question)
+        return "/yes" in question.url
+
+    fetch = "for p in yes no a.b; do curl -s -o /dev/null -w '%{http_code}\\n' http://nowhere.test/$p; done"
+    network = NetworkConfig(policy="ask", budgets=(BudgetConfig(host="nowhere.test", requests=2),))
+    async with moat.runtime.start(
+        ["sh", "-c", fetch], workspace=workspace, network=network, decider=decide
+    ) as run:
+        out, _ = await collect(run)
+        assert out.split() == [b"502", b"403", b"403"]
+        codes = [exchange.denial.code if exchange.denial else "" for exchange in run.exchanges()]
+        assert codes == ["", "decider", "budget"]
+    assert [(q.url, q.undecided) for q in questions] == [
+        ("http://nowhere.test/yes", True),
+        ("http://nowhere.test/no", True),
+    ]
+    denied = [
+        entry.data["code"] for entry in moat.runtime.read_journal(run.id) if entry.event == "network.denied"
+    ]
+    assert sorted(denied) == ["budget", "decider"]
+    with pytest.raises(UsageError, match="needs a decider"):
+        async with moat.runtime.start(["true"], workspace=workspace, network=network):
+            pass
 
 
 async def test_missing_grants_are_listed_at_once(workspace: Path) -> None:

@@ -13,11 +13,22 @@ import anyio
 import moat.proxy
 import moat.runtime
 from moat.grants import Credential, CredentialSource
-from moat.runtime import HostRules, LocalRun, Mount, NetworkConfig, Output, RunRecord, Size
+from moat.runtime import BudgetConfig, HostRules, LocalRun, Mount, NetworkConfig, Output, RunRecord, Size
+
+
+async def decide(question: moat.proxy.Question) -> bool | moat.proxy.Denial:
+    assert_type(question.grants, tuple[str, ...])
+    if question.undecided:
+        return moat.proxy.Denial("mine", f"{question.method} {question.url}", "my own rule")
+    return question.host == "pypi.org"
 
 
 async def start_a_run() -> int:
-    network = NetworkConfig(policy="strict", rules=(HostRules("pypi.org", ("allow GET /simple/**",)),))
+    network = NetworkConfig(
+        policy="strict",
+        rules=(HostRules("pypi.org", ("allow GET /simple/**",)),),
+        budgets=(BudgetConfig(requests=1000), BudgetConfig(host="pypi.org", download=10**9)),
+    )
     async with moat.runtime.start(
         ["pytest", "-q"],
         workspace="project",
@@ -26,6 +37,7 @@ async def start_a_run() -> int:
         network=network,
         mounts=[Mount(Path("/data"), "/data", read_only=True)],
         tty=Size(80, 24),
+        decider=decide,
     ) as run:
         assert_type(run, LocalRun)
         assert_type(run.id, str)
@@ -70,12 +82,30 @@ async def run_a_proxy(source: CredentialSource, hosts: Sequence[str]) -> None:
         credentials=source,
         upstream=upstream,
         on_event=events.append,
+        budgets=[moat.proxy.Budget(requests=100, upload=10**6)],
+        decider=decide,
     )
     async with anyio.create_task_group() as tasks:
         await tasks.start(proxy.serve, socket.create_server(("127.0.0.1", 0)))
         assert_type(proxy.connections, int)
         await proxy.aclose(grace=1.0)
         tasks.cancel_scope.cancel()
+
+
+async def open_a_proxy(token: str) -> list[str]:
+    seen: list[str] = []
+    rule = moat.proxy.InjectionRule(credential="demo", hosts=("api.example.com",), header="authorization")
+    policy = moat.proxy.Policy("strict", (moat.proxy.parse_host_rule("*", ["allow GET /**"]),))
+    async with moat.proxy.Proxy.open(rules=[rule], credentials={"demo": token}, policy=policy) as proxy:
+        assert_type(proxy, moat.proxy.OpenProxy)
+        assert_type(proxy.url, str)
+        async for event in proxy.events(buffer=10):
+            if isinstance(event, moat.proxy.Missed):
+                assert_type(event.count, int)
+            else:
+                assert_type(event, moat.proxy.ExchangeFinished)
+                seen.append(event.warning.rule if event.warning else event.url)
+    return seen
 
 
 def sources(credential: Credential) -> CredentialSource:

@@ -1,7 +1,9 @@
 """Logins are renewed before they end, once for all, and what the server gives is never lost.
 
 How each defence was shown to fail: without the lock file two processes use one refresh token; without the shield the
-refresh token of a caller who leaves is gone; with `_store` only raising, the token that could not be stored is.
+refresh token of a caller who leaves is gone; with `_store` only raising, the token that could not be stored is. Without
+`attempt.begin` a lost answer looks like a login that somebody took back; without `_vault.prepare` a refresh token is
+spent whose successor nobody can store; without `aclose` the one that could not be stored ends with the run.
 """
 
 from __future__ import annotations
@@ -105,6 +107,89 @@ def write_config(root: Path, ca: Path, port: int) -> None:
     (root / "config.yaml").chmod(0o600)
 
 
+def another_process() -> subprocess.Popen[str]:
+    """One that asks for the login, and prints the access token."""
+    program = (
+        "import anyio, sys; from moat.paths import Home; from moat.vault import open_vault\n"
+        "from moat.config import load_user; from moat.vault.oauth.source import RunCredentials\n"
+        "home = Home.from_environment(); vault = open_vault(home)\n"
+        "source = RunCredentials(vault, load_user(home).upstream, vault.directory, lambda *_: None)\n"
+        f"print(anyio.run(source.credential, {NAME!r}).secret.reveal())\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+    )
+
+
+async def killed_in_the_middle(place: Place) -> None:
+    """Another process dies while the server, which has replaced the refresh token, is about to answer."""
+    place.server.delay = 60
+    process = another_process()
+    with anyio.fail_after(30):
+        while not place.server.asked:
+            await anyio.sleep(0.02)
+    process.kill()
+    process.communicate()
+    place.server.delay = 0
+
+
+async def test_an_answer_that_was_lost_in_a_crash_is_told(place):
+    """Nobody has the new refresh token. The reason and the command are told, by every process after it."""
+    place.grant(age=3600)
+    await killed_in_the_middle(place)
+    for _ in range(2):
+        with pytest.raises(GrantError, match="Moat was cut off while its server renewed it") as caught:
+            await place.source().credential(NAME)
+        assert caught.value.hint == f"run `moat grant oauth example --url {RESOURCE}` on the host"
+    assert place.notices == [("interrupted", NAME)] * 2
+    fresh = place.grant(age=0)
+    assert (await place.source().credential(NAME)).secret.reveal() == fresh.access
+
+
+async def test_a_server_that_takes_the_old_token_again_makes_a_crash_good(place):
+    place.grant(age=3600)
+    place.server.patient = True
+    await killed_in_the_middle(place)
+    assert (await place.source().credential(NAME)).secret.reveal() == place.stored().access
+    assert place.notices == [("renewed", NAME)]
+    assert not list(place.vault.directory.glob(".renewing-*"))
+
+
+async def test_nothing_is_asked_for_that_the_vault_could_not_take(place, monkeypatch):
+    """A keyring that was locked meanwhile: the refresh token is not spent, and the way out is the vault's."""
+    tokens = place.grant(age=3600 - 100)
+
+    def locked(self: Vault) -> None:
+        raise VaultError("the OS keyring is locked", hint="unlock it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Vault, "prepare", locked)
+        assert (await place.source().credential(NAME)).secret.reveal() == tokens.access
+        assert (place.server.asked, place.notices) == (0, [("failed", NAME)])
+    assert place.stored() == tokens
+    place.vault.put(
+        replace(place.vault.get(NAME), secret=replace(tokens, obtained_at=time.time() - 4000).encode())
+    )
+    monkeypatch.setattr(Vault, "prepare", locked)
+    with pytest.raises(GrantError, match="could not be renewed: the OS keyring is locked") as caught:
+        await place.source().credential(NAME)
+    assert caught.value.hint == "unlock it"
+
+
+async def test_what_could_not_be_stored_is_stored_at_the_end(place, monkeypatch):
+    place.grant(age=3600)
+    source = place.source()
+
+    def broken(self: Vault, credential: Credential) -> None:
+        raise VaultError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Vault, "put", broken)
+        found = await source.credential(NAME)
+    await source.aclose()
+    assert place.stored().access == found.secret.reveal()
+
+
 async def test_a_young_login_is_used_as_it_is(place):
     tokens = place.grant(age=10)
     found = await place.source().credential(NAME)
@@ -127,17 +212,7 @@ async def test_one_renewal_serves_everybody_who_asks(place):
     """Tasks of one run, and other runs in processes of their own; a refresh token is good for one use."""
     place.grant(age=3600)
     place.server.delay = 0.5
-    program = (
-        "import anyio, sys; from moat.paths import Home; from moat.vault import open_vault\n"
-        "from moat.config import load_user; from moat.vault.oauth.source import RunCredentials\n"
-        "home = Home.from_environment(); vault = open_vault(home)\n"
-        "source = RunCredentials(vault, load_user(home).upstream, vault.directory, lambda *_: None)\n"
-        f"print(anyio.run(source.credential, {NAME!r}).secret.reveal())\n"
-    )
-    others = [
-        subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    others = [another_process() for _ in range(3)]
     source, got = place.source(), []
 
     async def ask() -> None:

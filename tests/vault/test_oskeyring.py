@@ -12,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import secretstorage
 
 from moat.errors import GrantError, VaultError
 from moat.paths import Home
 from moat.vault import open_vault
 from moat.vault.index import Ref
-from moat.vault.oskeyring import CHUNK, KeyringStore
+from moat.vault.oskeyring import CHUNK, KeyringStore, call
 from tests.vault.conftest import Make, traces
 from tests.vault.keyring_session import LEAVES_CONNECTIONS, KeyringSession
 
@@ -92,6 +93,38 @@ def test_profiles_are_apart(
     assert open_vault(state).get("anthropic").secret.reveal() == "at work"
     monkeypatch.delenv("MOAT_PROFILE")
     assert open_vault(state).get("anthropic").secret.reveal() == "at home"
+
+
+@LEAVES_CONNECTIONS
+def test_a_keyring_that_is_away_for_a_moment(
+    gnome_keyring: KeyringSession, state: Home, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bus turns the first connections away. Fails without the second try in `patiently`."""
+    open_vault(state).put(make(secret="kept"))
+    connect, refused = secretstorage.dbus_init, iter(range(3))
+
+    def crowded() -> object:
+        for _ in refused:
+            raise secretstorage.SecretServiceNotAvailableException("the bus is busy")
+        return connect()
+
+    monkeypatch.setattr(secretstorage, "dbus_init", crowded)
+    assert open_vault(state).get("anthropic").secret.reveal() == "kept"
+
+
+@LEAVES_CONNECTIONS
+def test_a_keyring_that_dies(
+    gnome_keyring: KeyringSession, state: Home, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_vault(state).put(make(secret="kept"))
+    monkeypatch.setattr("moat.vault.busykeyring.PAUSES", (0.2, 0.3))
+    vault = open_vault(state)
+    assert vault.get("anthropic").secret.reveal() == "kept"
+    (gnome_keyring.files / "login.keyring").rename(gnome_keyring.files / "away")
+    os.kill(gnome_keyring.daemon, signal.SIGKILL)
+    with pytest.raises(VaultError, match=r"the OS keyring|no OS keyring"):
+        open_vault(state).put(make(secret="new"))
+    assert open_vault(state).info("anthropic").name == "anthropic"
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "a b"])
@@ -260,8 +293,6 @@ def test_a_keyring_that_forgets_fails_the_probe() -> None:
 
 
 def test_an_error_of_a_backend_cannot_quote_the_secret() -> None:
-    from moat.vault.oskeyring import call
-
     def loud(secret: str) -> None:
         raise RuntimeError(f"cannot store {secret}")
 
@@ -271,3 +302,38 @@ def test_an_error_of_a_backend_cannot_quote_the_secret() -> None:
     assert SECRET not in f"{error} {error!r} {caught.value.hint}"
     assert error is not None
     assert error.__suppress_context__
+
+
+def test_what_passes_is_tried_again_and_what_does_not_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The errors are the ones seen when gnome-keyring was asked by several processes under load (busykeyring)."""
+    from keyring.errors import InitError, KeyringLocked
+    from secretstorage import exceptions
+
+    from moat.vault import busykeyring
+
+    monkeypatch.setattr(busykeyring, "PAUSES", (0.0, 0.0))
+    asked: list[str] = []
+
+    def failing(error: BaseException, times: int) -> str:
+        asked.append(type(error).__name__)
+        if len(asked) <= times:
+            raise error
+        return "the secret"
+
+    gone = exceptions.SecretServiceNotAvailableException("disconnected without replying")
+    no_collection = InitError("Failed to create the collection")
+    no_collection.__cause__ = gone
+    for error in (gone, no_collection, exceptions.ItemNotFoundException(), TimeoutError()):
+        asked.clear()
+        assert call(failing, error, 2, deadline=5) == "the secret"
+        asked.clear()
+        with pytest.raises(VaultError, match="the OS keyring"):
+            call(failing, error, 9, deadline=5)
+        assert len(asked) == 3  # and no more: a service that is absent is told
+    for error in (exceptions.PromptDismissedException(), KeyringLocked(), RuntimeError()):
+        asked.clear()
+        with pytest.raises(VaultError):
+            call(failing, error, 9, deadline=5)
+        assert len(asked) == 1  # nobody is asked twice to unlock it

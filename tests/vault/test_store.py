@@ -243,6 +243,7 @@ MANY = """
 """
 
 
+@LEAVES_CONNECTIONS
 @pytest.mark.parametrize("store", ["file", "keyring"])
 def test_processes_that_grant_at_once_lose_nothing(store: str, request: pytest.FixtureRequest) -> None:
     """Two of them write names of their own and fight for one; a third reads all the time."""

@@ -64,6 +64,11 @@ def _network(request: RunRequest) -> Iterator[str]:
         limited = [entry.host for entry in request.network.rules if entry.rules]
         if limited:
             yield f"Rules hold for {', '.join(limited)}."
+    if request.network.budgets:
+        yield (
+            "How much of it may be used is limited. 429 says how long to wait; 403 with the reason `budget` "
+            "means that a limit is spent for good: tell the user."
+        )
     if request.network.host:
         ports = ", ".join(f"{HOST_NAME}:{port}" for port in request.network.host)
         yield f"Of the user's machine: {ports}."

@@ -15,7 +15,8 @@ from time import monotonic
 import anyio
 
 from moat.proxy.download import Download
-from moat.proxy.http1 import Headers, MalformedError, RequestHead, forward_request_headers
+from moat.proxy.events import DeniedError
+from moat.proxy.http1 import Headers, MalformedError, RequestHead, forward_request_headers, render_request
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.stream import Stream, StreamError, StreamTimeoutError, Watch, open_stream
@@ -72,7 +73,7 @@ class Line:
 
         MalformedError is raised for a client's fault only, and before anything was answered.
         """
-        upload = Upload(client, head, head.target, headers)
+        upload = Upload(client, head, render_request(head.method, head.target, headers))
         download = Download(client, head, ())
         try:
             if (kept := self._reusable(head, upload)) is not None:
@@ -129,7 +130,8 @@ class Line:
         download: Download,
     ) -> None:
         stream = upstream.stream
-        client.stream.when_gone(lambda: upload.leave(stream), at_eof=head.keep_alive)
+        upload.upstream = stream
+        client.stream.when_gone(upload.leave, at_eof=head.keep_alive)
         stream.deadline = monotonic() + LIMITS.response_head_timeout
         try:
             await upload.send_start(stream)
@@ -174,7 +176,7 @@ async def _greeted(stream: Stream) -> bytes:
 
 async def _both_ways(upstream: MessageReader, upload: Upload, download: Download) -> bool:
     """The rest of the request and the answer, which may come before all of it has gone."""
-    failure: StreamError | MalformedError | None = None
+    failure: StreamError | MalformedError | DeniedError | None = None
     reusable = False
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(upload.send_rest, upstream.stream)

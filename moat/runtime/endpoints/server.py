@@ -166,7 +166,7 @@ class Connection:
             await self._stream.aclose(goodbye=False)
             return False
         if not download.keep and head.framing is not Framing.NONE:
-            await linger(self._stream)
+            await linger(self._stream, LIMITS)
         return download.keep
 
     def _find(self, head: RequestHead) -> tuple[Route, str] | Page:
@@ -228,7 +228,7 @@ class Connection:
         await self._stream.send(page.wire(head, close=not keep))
         if not keep:
             with suppress(StreamError):
-                await linger(self._stream)
+                await linger(self._stream, LIMITS)
         return keep
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from moat.authority import Authority, parse_authority
 from moat.errors import GrantError, MoatError
 from moat.paths import private_dir
-from moat.proxy.address import Authority, parse_authority
 from moat.proxy.ssh import SshTunnel
 from moat.runtime.parts import Addition, Part, RunContext
 from moat.runtime.sandbox import AGENT_UID, HOME, HomeFile, Mount

@@ -1,8 +1,9 @@
 """The credentials of a run: the vault's, with logins renewed before they end.
 
 A server may replace the refresh token each time. So one process at a time asks (a lock beside the vault),
-the first thing done with an answer is to store it, nobody who leaves in between interrupts that, and what
-cannot be stored is kept and tried again.
+and not before the vault could take an answer and a note on the disk says that one is expected. The first
+thing done with an answer is to store it, nobody who leaves in between interrupts that, and what cannot be
+stored is kept, tried again, and tried a last time at the end.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from moat.config import UpstreamConfig
 from moat.errors import GrantError, MoatError, VaultError
 from moat.grants import Credential, Secret
 from moat.paths import locked
+from moat.vault.oauth.attempt import Attempt
 from moat.vault.oauth.tokens import LoginLostError, Tokens, renew
 from moat.vault.oauth.web import Web
 from moat.vault.store import Vault
 
 _PAUSE = 15.0  # seconds between two attempts of which the first went wrong
-Notice = Callable[[str, str], None]  # (`renewed`, `lost`, `failed`, `not stored`; name of the grant)
+Notice = Callable[[str, str], None]  # (outcome, as in `login.renewed` of the journal; name of the grant)
 
 
 class RunCredentials:
@@ -38,6 +40,8 @@ class RunCredentials:
         self._notice = notice
         self._asking: dict[str, anyio.Lock] = {}
         self._lost: dict[str, str] = {}  # refresh tokens that are no longer accepted
+        self._interrupted: set[str] = set()  # logins lost because an answer was
+        self._unwritable: dict[str, VaultError] = {}  # why the vault could not take an answer
         self._unsaved: dict[str, Credential] = {}
         self._not_before: dict[str, float] = {}
         self._given: dict[str, str] = {}  # the access token that was given out last
@@ -65,6 +69,12 @@ class RunCredentials:
         if time.monotonic() >= self._not_before.get(name, 0.0):
             self._rejected[name] = self._given.get(name, "")
 
+    async def aclose(self) -> None:
+        """Store what could not be stored when it came."""
+        for name in tuple(self._unsaved):
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(self._store_again, name)
+
     async def _current(self, name: str) -> tuple[Tokens, Credential]:
         found = self._unsaved.get(name) or await self._vault.credential(name)
         return Tokens.decode(found.secret, name), found
@@ -80,9 +90,16 @@ class RunCredentials:
     def _ended(self, name: str, found: Credential) -> GrantError:
         url = found.info.metadata.get("url", "URL")
         again = f"run `moat grant {name.replace(':', ' ', 1)} --url {url}` on the host"
+        if name in self._interrupted:
+            return GrantError(
+                f"the login {name} was lost: Moat was cut off while its server renewed it", hint=again
+            )
         if name in self._lost:
             return GrantError(f"the login {name} is no longer accepted by its server", hint=again)
-        return GrantError(f"the login {name} has ended and could not be renewed", hint=again)
+        ended = f"the login {name} has ended and could not be renewed"
+        if (reason := self._unwritable.get(name)) is not None:
+            return GrantError(f"{ended}: {reason}", hint=reason.hint)
+        return GrantError(ended, hint=again)
 
     # --- in a thread ------------------------------------------------------------------------------
 
@@ -98,15 +115,16 @@ class RunCredentials:
             if not self._needs_renewal(name, tokens):
                 return tokens, found
             try:
-                tokens = asyncio.run(renew(self._web, tokens))
+                tokens = self._ask(name, tokens)
             except LoginLostError:
-                self._lost[name] = tokens.refresh or ""
-                self._notice("lost", name)
                 return tokens, found
-            except MoatError:
+            except (MoatError, OSError) as error:
+                if isinstance(error, VaultError):
+                    self._unwritable[name] = error
                 self._not_before[name] = time.monotonic() + _PAUSE
                 self._notice("failed", name)
                 return tokens, found
+            self._unwritable.pop(name, None)
             if self._rejected.pop(name, None) is not None:
                 self._not_before[name] = time.monotonic() + _PAUSE  # it may not be the token's fault
             found = Credential(found.info, tokens.encode())
@@ -114,10 +132,36 @@ class RunCredentials:
             self._notice("renewed", name)
             return tokens, found
 
+    def _ask(self, name: str, tokens: Tokens) -> Tokens:
+        """The server's new tokens. Raises LoginLostError, which is told; VaultError, WebError, OSError."""
+        assert tokens.refresh is not None
+        self._vault.prepare()  # a keyring that is locked now would not take what the server gives once
+        attempt = self._attempt(name)
+        interrupted = attempt.is_open(tokens.refresh)
+        attempt.begin(tokens.refresh)
+        try:
+            return asyncio.run(renew(self._web, tokens))
+        except LoginLostError:
+            self._lost[name] = tokens.refresh
+            if interrupted:
+                self._interrupted.add(name)
+            else:
+                attempt.end()
+            self._notice("interrupted" if interrupted else "lost", name)
+            raise
+
+    def _attempt(self, name: str) -> Attempt:
+        return Attempt(self._locks / f".renewing-{name}")
+
+    def _store_again(self, name: str) -> None:
+        with locked(self._locks / f".renew-{name}"):
+            self._store(name, self._unsaved[name])
+
     def _store(self, name: str, found: Credential) -> None:
         try:
             self._vault.put(found)
             self._unsaved.pop(name, None)
+            self._attempt(name).end()
         except (VaultError, OSError):
             self._unsaved[name] = found
             self._not_before[name] = time.monotonic() + _PAUSE

@@ -1,0 +1,71 @@
+"""argparse, with its complaints as errors of Moat: `moat: error:`, `moat: hint:`, status 2."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NoReturn
+
+from moat.errors import UsageError
+
+_CHOICE = re.compile(
+    r"argument (?P<where>.+?): invalid choice: (?P<got>.+?) \(choose from (?P<choices>.*)\)$"
+)
+_VALUE = re.compile(r"argument (?P<where>.+?): invalid \S+ value: (?P<got>.*)$")
+_ARGUMENT = re.compile(r"argument (?P<where>.+?): (?P<what>.*)$")
+_MISSING = "the following arguments are required: "
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse would print its usage and exit."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            raise self._unknown(unknown)
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        if choice := _CHOICE.match(message):
+            raise self._not_a_choice(choice)
+        if message.startswith(_MISSING):
+            raise UsageError(f"{message.removeprefix(_MISSING)} is missing", hint=self._more())
+        if value := _VALUE.match(message):
+            raise UsageError(f"{value['where']}: {value['got']} is not a valid value", hint=self._more())
+        if argument := _ARGUMENT.match(message):
+            message = f"{argument['where']}: {argument['what']}"
+        raise UsageError(message, hint=self._more())
+
+    def _unknown(self, arguments: list[str]) -> UsageError:
+        option = next((argument for argument in arguments if argument.startswith("-")), None)
+        if option is None:
+            return UsageError(f"unexpected argument {arguments[0]!r}", hint=self._more())
+        name = option.partition("=")[0]
+        return UsageError(f"unknown option {name}", hint=_meant(name, _options(self)) or self._more())
+
+    def _not_a_choice(self, found: re.Match[str]) -> UsageError:
+        got, where = found["got"].strip("'\""), found["where"]
+        choices = [choice.strip("'\" ") for choice in found["choices"].split(",")]
+        text = f"{where}: {got!r} is not one of {', '.join(choices)}"
+        return UsageError(text, hint=_meant(got, choices) or self._more())
+
+    def _more(self) -> str:
+        return f"`{self.prog} --help` tells more"
+
+
+def _meant(got: str, choices: Iterable[str]) -> str | None:
+    """Hyphens in front make every short option look like every other, so they do not count."""
+    names = {choice.lstrip("-"): choice for choice in choices}
+    near = difflib.get_close_matches(got.lstrip("-"), names, n=1)
+    return f"did you mean `{names[near[0]]}`?" if near else None
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The names of its options, and of those of its actions (`moat system prune --all`)."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _options(below)

@@ -1,0 +1,196 @@
+"""What a run may spend of the network, and what it has spent. The counters live as long as the proxy.
+
+Every budget that matches a host applies to it: one for all hosts, others for some of them. A request that
+policy has let through spends one of `requests`; bytes are spent as they pass, before they are sent on. What
+is known beforehand (a Content-Length) is refused before it begins; what turns out too long is cut, visibly.
+No request, connection or header of the sandbox gives anything back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+from moat.proxy.events import Denial, DeniedError
+from moat.proxy.stream import StreamError
+from moat.rules import HostPattern
+
+_MINUTE = 60.0
+_HINT = (
+    "this is a limit that the person who started the run has set: do not try to get around it; "
+    "do without, or tell the user, who can raise network.budget in agent.yaml and start a new run"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Bounds for the hosts that `host` matches, together. None: no bound."""
+
+    host: HostPattern | None = None  # None: all hosts
+    requests: int | None = None
+    requests_per_minute: int | None = None  # in any 60 seconds
+    upload: int | None = None  # bytes of request heads and bodies, and of what follows an upgrade
+    download: int | None = None  # bytes of response heads and bodies, and of what follows an upgrade
+    response: int | None = None  # bytes of a single response's body, as the server sends it
+
+    def applies(self, host: str, port: int) -> bool:
+        """Whether an authority in canonical form spends from this."""
+        pattern = self.host
+        if pattern is None:
+            return True
+        return pattern.names(host) and (pattern.port in {None, 0} or pattern.port == port)
+
+    def __str__(self) -> str:
+        return f"network.budget.hosts: {self.host}" if self.host is not None else "network.budget"
+
+
+class Account:
+    """One budget with what was spent of it."""
+
+    __slots__ = ("_clock", "_recent", "budget", "download", "requests", "upload")
+
+    def __init__(self, budget: Budget, clock: Callable[[], float] = monotonic) -> None:
+        self.budget = budget
+        self.requests = 0
+        self.upload = 0
+        self.download = 0
+        self._clock = clock
+        self._recent: deque[float] = deque(maxlen=budget.requests_per_minute or 0)
+
+    def objection(self) -> Denial | None:
+        """Why no request may begin now, or None."""
+        budget = self.budget
+        for name in ("requests", "upload", "download"):
+            most = getattr(budget, name)
+            if most is not None and getattr(self, name) >= most:
+                return self._spent(name, most)
+        if budget.requests_per_minute and len(self._recent) == budget.requests_per_minute:
+            wait = self._recent[0] + _MINUTE - self._clock()
+            if wait > 0:
+                return self._too_fast(math.ceil(wait))
+        return None
+
+    def begin(self) -> None:
+        self.requests += 1
+        if self.budget.requests_per_minute:
+            self._recent.append(self._clock())
+
+    def spend_up(self, size: int) -> None:
+        """Raises DeniedError when `size` more bytes are more than there is."""
+        most = self.budget.upload
+        if most is not None and self.upload + size > most:
+            raise DeniedError(self._spent("upload", most))
+        self.upload += size
+
+    def spend_down(self, size: int) -> None:
+        """Raises DeniedError when `size` more bytes are more than there is."""
+        most = self.budget.download
+        if most is not None and self.download + size > most:
+            raise DeniedError(self._spent("download", most))
+        self.download += size
+
+    def check_ahead(self, *, upload: int = 0, download: int = 0) -> None:
+        """Raises DeniedError for a body that is known to be more than there is. Spends nothing."""
+        budget = self.budget
+        if budget.upload is not None and self.upload + upload > budget.upload:
+            raise DeniedError(self._spent("upload", budget.upload))
+        if budget.download is not None and self.download + download > budget.download:
+            raise DeniedError(self._spent("download", budget.download))
+
+    def check_response(self, size: int) -> None:
+        """Raises DeniedError for a response body of `size` bytes or more that is too long."""
+        most = self.budget.response
+        if most is not None and size > most:
+            reason = f"the response is larger than {most} bytes"
+            raise DeniedError(Denial("budget", reason, f"{self.budget}: response {most}", _HINT))
+
+    def _spent(self, what: str, most: int) -> Denial:
+        unit = "requests" if what == "requests" else f"bytes of {what}"
+        whom = "this run" if self.budget.host is None else f"{self.budget.host} in this run"
+        reason = f"the budget of {most} {unit} for {whom} does not allow it"
+        return Denial("budget", reason, f"{self.budget}: {what} {most}", _HINT)
+
+    def _too_fast(self, wait: int) -> Denial:
+        most = self.budget.requests_per_minute
+        whom = "this run" if self.budget.host is None else str(self.budget.host)
+        return Denial(
+            code="rate",
+            reason=f"more than {most} requests per minute for {whom}; the next one may go out in {wait} s",
+            rule=f"{self.budget}: requests_per_minute {most}",
+            hint=f"wait {wait} s, then send the same request again; fewer requests need no waiting",
+            retry_after=wait,
+        )
+
+
+class Accounts:
+    """The budgets of a proxy. Without any, nothing is counted."""
+
+    def __init__(self, budgets: Sequence[Budget] = (), clock: Callable[[], float] = monotonic) -> None:
+        self.all = tuple(Account(budget, clock) for budget in budgets)
+
+    def at(self, host: str, port: int) -> tuple[Account, ...]:
+        """Those that an authority spends from."""
+        return tuple(account for account in self.all if account.budget.applies(host, port))
+
+
+class Spending:
+    """What one exchange or tunnel spends; made when it may begin."""
+
+    __slots__ = ("_accounts", "_response", "denial")
+
+    def __init__(self, accounts: tuple[Account, ...], head: int = 0, length: int = 0) -> None:
+        """A request with a head of `head` bytes and, as it says, a body of `length`.
+
+        Raises DeniedError when it may not begin; then nothing is spent.
+        """
+        for account in accounts:
+            if (objection := account.objection()) is not None:
+                raise DeniedError(objection)
+            account.check_ahead(upload=head + length)
+        for account in accounts:
+            account.begin()
+            account.spend_up(head)
+        self._accounts = accounts
+        self._response = 0
+        self.denial: Denial | None = None  # why a relay was ended
+
+    def response(self, length: int) -> None:
+        """A response whose body will have `length` bytes, as it says. Spends nothing. Raises DeniedError."""
+        for account in self._accounts:
+            account.check_response(length)
+            account.check_ahead(download=length)
+
+    def sent(self, size: int) -> None:
+        """Bytes that go up. Raises DeniedError; then they must not."""
+        for account in self._accounts:
+            account.spend_up(size)
+
+    def received(self, size: int) -> None:
+        """Bytes that go down. Raises DeniedError; then they must not."""
+        for account in self._accounts:
+            account.spend_down(size)
+
+    def received_body(self, size: int) -> None:
+        """Bytes of the response's body. Raises DeniedError; then they must not go down."""
+        self._response += size
+        for account in self._accounts:
+            account.check_response(self._response)
+        self.received(size)
+
+    # A `relay.Watch`, for what follows an upgrade and for tunnels.
+
+    def up(self, data: bytes) -> None:
+        self._relayed(self.sent, len(data))
+
+    def down(self, data: bytes) -> None:
+        self._relayed(self.received, len(data))
+
+    def _relayed(self, spend: Callable[[int], None], size: int) -> None:
+        try:
+            spend(size)
+        except DeniedError as error:
+            self.denial = error.denial
+            raise StreamError(error.denial.reason) from None

@@ -1,0 +1,163 @@
+"""What the rules of a run mean at one authority, worked out once. Pure; secrets come in as arguments.
+
+`inject` decides and carries out for any headers. Most requests to a host differ only in fields that no rule
+looks at, so the answer for the fields that matter is kept and used again. A request with a placeholder
+anywhere else, or with something that could decode to one, takes the plain way each time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from moat.grants import Credential, InjectionRule
+from moat.proxy import grammar
+from moat.proxy.events import Denial
+from moat.proxy.http1 import Headers, join_fields, split_fields
+from moat.proxy.inject import CompiledRule, Plan, carry_out, make_plan, opened
+
+_SITES = 256  # authorities whose rules are remembered
+_DRAFTS = 32  # sets of fields remembered for an authority; clients have one or two
+_BASIC = b"asic"  # of `Basic`, in lower case: what stands behind it has to be decoded
+_OPAQUE = frozenset({b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions"})
+
+
+class Equipped(NamedTuple):
+    """A request with its credentials."""
+
+    fields: bytes  # what goes upstream, each with a CRLF before it
+    grants: tuple[str, ...] = ()
+    secrets: tuple[bytes, ...] = ()  # what must never come back
+    names: frozenset[bytes] = frozenset()  # lower-case header names that carry a credential
+
+
+class Draft:
+    """A plan for a request, and what came of it the last time."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.credentials = plan.credentials  # names of those that it takes
+        self.used: Sequence[Credential] = ()
+        self.done: Equipped | None = None
+
+
+class InjectionTable:
+    """The rules of a run, by authority."""
+
+    def __init__(self, rules: Sequence[InjectionRule]) -> None:
+        """Raises ValueError for a host pattern that is none."""
+        self._rules = tuple(CompiledRule.of(rule) for rule in rules)
+        self._sites: OrderedDict[tuple[str, int, str], SiteRules] = OrderedDict()
+
+    def site(self, host: str, port: int, scheme: str) -> SiteRules:
+        """What the rules mean there; none is ever bound to anything but `https`."""
+        key = (host, port, scheme)
+        site = self._sites.get(key)
+        if site is None:
+            bound = tuple(rule for rule in self._rules if rule.bound_to(host, port, scheme))
+            placeholders = {rule.placeholder for rule in bound}
+            strangers = [
+                rule for rule in self._rules if rule.placeholder and rule.placeholder not in placeholders
+            ]
+            site = self._sites[key] = SiteRules(f"{scheme}://{host}:{port}", bound, strangers)
+            if len(self._sites) > _SITES:
+                self._sites.popitem(last=False)
+        return site
+
+
+class SiteRules:
+    """The rules of a run at one authority."""
+
+    def __init__(
+        self, where: str, rules: tuple[CompiledRule, ...], strangers: Sequence[CompiledRule]
+    ) -> None:
+        """`rules` are bound to the authority, `strangers` to others."""
+        self.rules = rules
+        self._where = where
+        self._strangers = strangers
+        self._placeholders = [rule.placeholder for rule in rules if rule.placeholder]
+        touched = {rule.header for rule in rules}.union(_OPAQUE, *(rule.strip for rule in rules))
+        touched |= {name.lower() for rule in rules for name, _ in rule.merge}
+        self._touched = grammar.fields_named(touched)
+        self._drafts: OrderedDict[tuple[bytes, ...], Draft] = OrderedDict()
+
+    def leaks(self, target: bytes, fields: bytes) -> Denial | None:
+        """A denial (`credential-host`) when a request carries a placeholder that is not bound to here.
+
+        A placeholder is harmless, but where it goes a credential was meant to go: somebody is being fooled.
+        """
+        if not self._strangers:
+            return None
+        text = target + fields
+        if b"%" in text or _BASIC in text.lower():
+            text = _everything(split_fields(fields), target)
+        for rule in self._strangers:
+            if rule.placeholder in text:
+                return _leak_denial(rule.rule, self._where)
+        return None
+
+    def _may_name_one(self, fields: bytes) -> bool:
+        for placeholder in self._placeholders:
+            if placeholder in fields:
+                return True
+        return _BASIC in fields.lower()
+
+    def draft(self, fields: bytes) -> tuple[Draft, bytes]:
+        """A plan for a request with these fields, and those of them that it leaves alone."""
+        pieces = self._touched.split(fields)
+        others = b"".join(pieces[::3])
+        if self._may_name_one(others):
+            return Draft(make_plan(self.rules, split_fields(fields))), b""
+        del pieces[::3]
+        key = tuple(pieces)
+        draft = self._drafts.get(key)
+        if draft is None:
+            named = zip(pieces[::2], (value.rstrip(b" \t") for value in pieces[1::2]), strict=True)
+            draft = self._drafts[key] = Draft(make_plan(self.rules, tuple(named)))
+            if len(self._drafts) > _DRAFTS:
+                self._drafts.popitem(last=False)
+        return draft, others
+
+
+def equip(draft: Draft, others: bytes, credentials: Sequence[Credential]) -> Equipped:
+    """Carry a plan out. `credentials` are those that it names, in its order. Raises InjectionError."""
+    done = draft.done
+    if done is None or draft.used != credentials:
+        injected = carry_out(draft.plan, dict(zip(draft.credentials, credentials, strict=True)))
+        headers = inspectable(injected.headers) if injected.secrets else injected.headers
+        done = Equipped(join_fields(headers), injected.grants, injected.secrets, injected.names)
+        draft.used, draft.done = credentials, done
+    return Equipped(others + done.fields, done.grants, done.secrets, done.names)
+
+
+def inspectable(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """Headers of a request with a credential: its response has to be readable, whole and in order.
+
+    A range could cut an echoed secret in two, and a WebSocket extension would compress it.
+    """
+    kept = tuple(field for field in headers if field[0].lower() not in _OPAQUE)
+    return (*kept, (b"Accept-Encoding", b"identity"))
+
+
+def _everything(headers: Headers, target: bytes) -> bytes:
+    """All text of a request in which a placeholder could stand, encoded forms opened."""
+    parts = [target, unquote_to_bytes(target)] if b"%" in target else [target]
+    for name, value in headers:
+        parts += [name, opened(value)]
+        if b"%" in value:
+            parts.append(unquote_to_bytes(value))
+    return b"\n".join(parts)
+
+
+def _leak_denial(rule: InjectionRule, where: str) -> Denial:
+    hosts = ", ".join(rule.hosts)
+    return Denial(
+        code="credential-host",
+        reason=f"the request to {where} carries the placeholder of grant {rule.credential}, "
+        f"which belongs to {hosts} over https only",
+        rule=f"grant {rule.credential} is bound to {hosts}",
+        hint="remove the credential from this request; it would not work there. "
+        "If it is needed for this host, the user grants one that is bound to it (moat grant)",
+    )

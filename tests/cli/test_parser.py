@@ -1,0 +1,51 @@
+"""What is wrong with a command line is said in Moat's form, with what was meant, and nothing is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moat import cli
+from tests.conftest import REPOSITORY
+
+CASES = {
+    "frobnicate": ("no command 'frobnicate'", "`moat --help` lists the commands"),
+    "stpo": ("no command 'stpo'", "did you mean `moat stop`?"),
+    "run --runtme docker -- true": ("unknown option --runtme", "did you mean `--runtime`?"),
+    "run --runtime=dokcer -- true": (
+        "--runtime: 'dokcer' is not one of docker, embedded",
+        "did you mean `docker`?",
+    ),
+    "run --name": ("-n/--name: expected one argument", "`moat run --help` tells more"),
+    "claude --resme=x": ("unknown option --resme", "did you mean `--resume`?"),
+    "audit a b": ("unexpected argument 'b'", "`moat audit --help` tells more"),
+    "logs -n x": ("-n/--lines: 'x' is not a valid value", "`moat logs --help` tells more"),
+    "volumes rm": ("NAME[/VOLUME] is missing", "`moat volumes rm --help` tells more"),
+    "grant ssh": ("--host is missing", "`moat grant ssh --help` tells more"),
+    "system imges": ("images|prune: 'imges' is not one of images, prune", "did you mean `images`?"),
+    "system images --jsno": ("unknown option --jsno", "did you mean `--json`?"),
+    "clean --xyz": ("unknown option --xyz", "`moat clean --help` tells more"),
+}
+
+
+@pytest.mark.parametrize("line", CASES)
+def test_a_wrong_command_line(
+    line: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error, hint = CASES[line]
+    assert cli.main(line.split()) == 2
+    assert capsys.readouterr() == ("", f"moat: error: {error}\nmoat: hint: {hint}\n")
+    assert not (home / ".moat").exists()
+
+
+def test_help_goes_to_stdout_with_status_0(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["system", "prune", "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: moat system prune")
+
+
+def test_no_command_has_a_parser_of_its_own_kind() -> None:
+    for path in (REPOSITORY / "moat").rglob("*.py"):
+        assert "ArgumentParser(" not in path.read_text().replace("class Parser(argparse.ArgumentParser)", "")
