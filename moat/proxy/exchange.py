@@ -47,17 +47,32 @@ from moat.proxy.scrub import UnreadableBodyError
 from moat.proxy.site_rules import Equipped, InjectionTable, SiteRules, equip, inspectable
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, StreamTimeoutError
+from moat.proxy.tls import H2, HTTP1
 from moat.proxy.trace import Shown
 from moat.proxy.upload import GONE, Judged, Upload
 from moat.proxy.upstream import Connection, Upstream, UpstreamError
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
-
-
 _UNREADABLE = (
     "the request carries a credential, and this answer cannot be searched for it; ask the server for another "
     "format. The user can let such answers through: `unreadable: pass` under `network:` in agent.yaml"
 )
+
+
+@dataclass(slots=True)
+class Places:
+    """How many of something may exist at one time."""
+
+    free: int = 0
+
+    def take(self) -> bool:
+        if not self.free:
+            return False
+        self.free -= 1
+        return True
+
+    def give_back(self) -> None:
+        self.free += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +92,38 @@ class Setup:
     tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
     mcp: McpTable = field(default_factory=McpTable)
     accounts: Accounts = Accounts()  # noqa: RUF009 - the same
+    streams: Places = field(default_factory=Places)  # of HTTP/2
     desk: Desk | None = None  # None: nobody is asked
     unreadable: Unreadable = "withhold"
+
+    def refused(
+        self,
+        method: str,
+        url: str,
+        status: int,
+        *,
+        denial: Denial | None = None,
+        error: str = "",
+        protocol: str = HTTP1,
+    ) -> None:
+        """Record what never became an exchange."""
+        self.on_event(
+            ExchangeFinished(
+                started=time(),
+                duration=0.0,
+                method=method,
+                url=url,
+                status=status,
+                request_headers=(),
+                response_headers=(),
+                request_bytes=0,
+                response_bytes=0,
+                denial=denial,
+                error=error,
+                id=next(self.numbers),
+                protocol=protocol,
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +137,20 @@ class Site:
     policy: SitePolicy
     rules: SiteRules
     accounts: tuple[Account, ...]  # budgets that exchanges spend from
-
     name: str  # of the authority
     prefix: str  # of its URLs
     response: McpResponse  # of a host that is not known to be an MCP server
+    protocol: str = HTTP1  # what the client speaks, as in ALPN
 
     @classmethod
-    def of(cls, setup: Setup, scheme: str, authority: Authority, denial: Denial | None) -> Site:
+    def of(
+        cls,
+        setup: Setup,
+        scheme: str,
+        authority: Authority,
+        denial: Denial | None,
+        protocol: str = HTTP1,
+    ) -> Site:
         host, port = authority.host, authority.port
         header = authority.host_header(scheme).encode()
         policy, rules = setup.policy.site(host, port), setup.table.site(host, port, scheme)
@@ -112,6 +164,7 @@ class Site:
             setup.accounts.at(host, port),
             name=str(authority),
             prefix=f"{scheme}://{header.decode()}",
+            protocol=protocol,
             response=McpResponse(None, partial(setup.mcp.challenged, host)),
         )
 
@@ -253,7 +306,9 @@ class Exchange:
                 self._policy_denial() or site.rules.leaks(head.target, head.block) or self._login_denial()
             )
         if denial is not None:
-            raise _RefusedError(denied(denial))
+            # Who uses an HTTP/2 connection for several hosts then opens another (RFC 9110 §15.5.20).
+            misdirected = site.protocol == H2 and denial.code == "authority"
+            raise _RefusedError(denied(denial, status=421 if misdirected else 0))
 
     def _policy_denial(self) -> Denial | None:
         policy, head = self._site.policy, self._head
@@ -407,7 +462,7 @@ class Exchange:
     @property
     def _patience(self) -> float:
         """Seconds until the head of the response is late. A tool may work for long before it answers."""
-        limits = self._setup.limits
+        limits = self._client.limits
         return limits.response_head_timeout if self._mcp is None else limits.tunnel_idle_timeout
 
     # --- both directions -------------------------------------------------------------------------
@@ -546,6 +601,7 @@ class Exchange:
                 warning=self._warning if denial is None else None,
                 error=error,
                 id=self._number,
+                protocol=self._site.protocol,
             )
         )
 

@@ -25,7 +25,7 @@ from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider, Desk
 from moat.proxy.download import Unreadable
 from moat.proxy.events import Denial, ExchangeFinished
-from moat.proxy.exchange import Setup
+from moat.proxy.exchange import Places, Setup
 from moat.proxy.limits import Limits
 from moat.proxy.mcp import McpTable
 from moat.proxy.message import MessageReader
@@ -106,6 +106,7 @@ class Proxy:
             accounts=Accounts(budgets),
             unreadable=unreadable,
             desk=decider and Desk(decider, seconds=limits.question_timeout, most=limits.questions),
+            streams=Places(limits.h2_streams_of_run),
         )
         self._token = token
         self._slots = anyio.Semaphore(limits.connections, fast_acquire=True)

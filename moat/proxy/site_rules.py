@@ -21,7 +21,10 @@ from moat.proxy.inject import CompiledRule, Plan, carry_out, make_plan, opened
 _SITES = 256  # authorities whose rules are remembered
 _DRAFTS = 32  # sets of fields remembered for an authority; clients have one or two
 _BASIC = b"asic"  # of `Basic`, in lower case: what stands behind it has to be decoded
-_OPAQUE = frozenset({b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions"})
+_OPAQUE = frozenset({
+    b"accept-encoding", b"grpc-accept-encoding", b"connect-accept-encoding",
+    b"range", b"if-range", b"sec-websocket-extensions",
+})  # fmt: skip
 
 
 class Equipped(NamedTuple):

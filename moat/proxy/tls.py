@@ -19,6 +19,7 @@ from pathlib import Path
 
 from moat.proxy.stream import StreamError
 
+H2, HTTP1 = "h2", "http/1.1"  # ALPN (RFC 7301)
 _RECORD = 16384  # plaintext of the largest TLS record
 
 

@@ -130,6 +130,8 @@ def to_record(event: ExchangeFinished) -> dict[str, Any]:
         record["warning"] = asdict(event.warning)
     if event.error:
         record["error"] = event.error
+    if event.protocol != "http/1.1":
+        record["protocol"] = event.protocol
     return record
 
 
@@ -156,6 +158,7 @@ def from_record(record: Mapping[str, Any]) -> ExchangeFinished:
             warning=Denial(**warning) if warning else None,
             error=record.get("error", ""),
             id=record.get("id", 0),
+            protocol=record.get("protocol", "http/1.1"),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a record of an exchange: {error}") from error
