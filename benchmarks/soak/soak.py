@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import multiprocessing
 import os
 import resource
@@ -122,7 +123,7 @@ class Soak:
 
     async def exchanges(self, total: int) -> bool:
         """Whether what is held at the end is what was held after the first tenth."""
-        turns = max(1, total // 10 // CLIENTS // 17)
+        turns = math.ceil(total / 10 / CLIENTS / 16)
         await in_processes(CLIENTS, client, self.address, self.ca_pem, turns)
         before, started, cpu = await self._state(), time.monotonic(), time.process_time()
         for _ in range(9):

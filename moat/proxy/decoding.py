@@ -14,6 +14,8 @@ from moat.errors import MoatError
 from moat.proxy.http1 import Headers
 
 _GZIP = 16 + zlib.MAX_WBITS
+# gRPC and Connect compress message by message, inside a body that looks plain.
+_BY_MESSAGE = frozenset({b"grpc-encoding", b"connect-content-encoding"})
 
 
 class UnreadableBodyError(MoatError):
@@ -21,9 +23,14 @@ class UnreadableBodyError(MoatError):
 
 
 def _encodings(headers: Headers) -> list[bytes]:
-    values = b",".join(value for name, value in headers if name.lower() == b"content-encoding")
-    names = [name.strip(b" \t") for name in values.lower().split(b",")]
-    return [name for name in names if name not in {b"", b"identity"}]
+    found = []
+    for name, values in headers:
+        key = name.lower()
+        if key == b"content-encoding" or key in _BY_MESSAGE:
+            names = [value.strip(b" \t") for value in values.lower().split(b",")]
+            suffix = b" by message" if key in _BY_MESSAGE else b""
+            found += [value + suffix for value in names if value not in {b"", b"identity"}]
+    return found
 
 
 class Decoder(Protocol):

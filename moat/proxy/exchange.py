@@ -8,7 +8,7 @@ two directions are in `upload` and `download`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -27,6 +27,7 @@ from moat.proxy.certs import RunCA
 from moat.proxy.decider import Desk, Question
 from moat.proxy.download import Download, Unreadable
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
+from moat.proxy.h2_pool import begins_h2
 from moat.proxy.http1 import (
     Form,
     Framing,
@@ -38,6 +39,7 @@ from moat.proxy.http1 import (
     split_absolute,
     split_fields,
 )
+from moat.proxy.inject import CompiledRule, in_frames
 from moat.proxy.limits import Limits
 from moat.proxy.mcp import Judgement, McpEndpoint, McpTable, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
@@ -202,6 +204,7 @@ class Exchange:
     _after: After = After.CLOSE
     _undecided = False  # no rule of the policy allows it
     _equipped = Equipped(b"")  # with its credentials
+    _swaps: tuple[tuple[bytes, bytes], ...] = ()  # placeholder -> secret in messages of a WebSocket
     # for the record
     _answered: Answer | None = None  # what we said ourselves
     _error = ""
@@ -283,14 +286,15 @@ class Exchange:
             self._head,
             self._equipped.secrets,
             response,
-            self._spending,
+            spending=self._spending,
+            swaps=self._swaps,
             unreadable=self._setup.unreadable,
         )
         connection = await self._acquire()
         try:
             await self._carry(connection, upload, download)
-        except StreamError as error:
-            if not self._may_repeat(connection, error):
+        except (StreamError, MalformedError) as error:
+            if not (self._may_repeat(connection, error) or self._was_not_understood(connection)):
                 raise
             await self._carry(await self._acquire(fresh=True), upload, download)
         self._after = After.KEEP if download.keep else After.CLOSE if upload.done else After.LINGER
@@ -434,6 +438,9 @@ class Exchange:
             fields = join_fields(inspectable(headers) if self._mcp.policy is not None else headers)
         if site.rules.rules:
             fields = await self._inject(site.rules, fields)
+        if site.rules.in_frames and head.upgrade == b"websocket":
+            await self._prepare_frames(site.rules.in_frames)
+            fields = join_fields(inspectable(split_fields(fields)))
         return request_wire(head.method, self._target, fields)
 
     async def _inject(self, rules: SiteRules, fields: bytes) -> bytes:
@@ -445,13 +452,32 @@ class Exchange:
             raise _RefusedError(
                 failed(502, "credential", str(error), error.hint or "", retry=False)
             ) from error
-        if equipped.grants:
-            # The last moment before a credential can leave: what cannot be recorded does not happen.
-            refusal = self._setup.on_use(self._number, self._site.name, equipped.grants)
-            if refusal is not None:
-                raise _RefusedError(denied(refusal))
+        self._use(equipped.grants)
         self._equipped = equipped
         return equipped.fields
+
+    async def _prepare_frames(self, rules: Sequence[CompiledRule]) -> None:
+        """Credentials that may go out in messages of a WebSocket. They count as used when it opens."""
+        names = tuple(dict.fromkeys(rule.rule.credential for rule in rules))
+        try:
+            self._swaps, secrets = in_frames(rules, {name: await self._credential(name) for name in names})
+        except MoatError as error:
+            raise _RefusedError(
+                failed(502, "credential", str(error), error.hint or "", retry=False)
+            ) from error
+        equipped = self._equipped
+        self._use(tuple(name for name in names if name not in equipped.grants))
+        self._equipped = equipped._replace(
+            grants=tuple(dict.fromkeys((*equipped.grants, *names))),
+            secrets=tuple(dict.fromkeys((*equipped.secrets, *secrets))),
+        )
+
+    def _use(self, grants: tuple[str, ...]) -> None:
+        """The last moment before a credential can leave: what cannot be recorded does not happen."""
+        if grants:
+            refusal = self._setup.on_use(self._number, self._site.name, grants)
+            if refusal is not None:
+                raise _RefusedError(denied(refusal))
 
     async def _credential(self, name: str) -> Credential:
         source = self._setup.credentials
@@ -468,9 +494,20 @@ class Exchange:
     # --- both directions -------------------------------------------------------------------------
 
     async def _acquire(self, *, fresh: bool = False) -> Connection:
-        return await self._setup.upstream.acquire(self._site.scheme, self._site.authority, fresh=fresh)
+        site = self._site
+        return await self._setup.upstream.acquire(
+            site.scheme, site.authority, fresh=fresh, protocol=site.protocol
+        )
 
-    def _may_repeat(self, connection: Connection, error: StreamError) -> bool:
+    def _was_not_understood(self, connection: Connection) -> bool:
+        """A server that speaks HTTP/2 without having agreed on it has taken our request for noise."""
+        assert self._upload is not None
+        if self._site.scheme != "https" or not begins_h2(connection.reader.buffer):
+            return False
+        self._setup.upstream.multiplexed.remember(connection.key, H2, only=True)
+        return self._upload.whole
+
+    def _may_repeat(self, connection: Connection, error: StreamError | MalformedError) -> bool:
         """A pooled connection that the server was just closing: nothing came back, doing it twice is safe."""
         assert self._upload is not None
         assert self._download is not None
@@ -479,7 +516,7 @@ class Exchange:
             and self._head.method in _IDEMPOTENT
             and self._upload.whole
             and not (self._upload.gone or self._download.heard or connection.reader.buffer)
-            and not isinstance(error, StreamTimeoutError)
+            and not isinstance(error, (StreamTimeoutError, MalformedError))
         )
 
     async def _carry(self, connection: Connection, upload: Upload, download: Download) -> None:
@@ -572,7 +609,7 @@ class Exchange:
     def _record(self, started: float, duration: float) -> None:
         upload, download, answer = self._upload, self._download, self._answered
         status, fields = (answer.status, join_fields(answer.headers)) if answer is not None else (0, b"")
-        up, down, error = 0, 0, self._error
+        up, down, messages, error = 0, 0, (0, 0), self._error
         denial = answer.denial if answer is not None else None
         if denial is None and self._spending is not None:
             denial = self._spending.denial
@@ -580,8 +617,8 @@ class Exchange:
             up = upload.body.size
         if download is not None:
             down = download.size
-            if download.traffic is not None:
-                up, error = up + download.traffic.up, error or download.traffic.error
+            if (traffic := download.traffic) is not None:
+                up, messages, error = up + traffic.up, traffic.messages, error or traffic.error
             error = error or download.unchecked
             if download.begun:
                 status, fields = download.status, download.fields
@@ -596,6 +633,7 @@ class Exchange:
                 response_headers=Shown(fields),
                 request_bytes=up,
                 response_bytes=down,
+                messages=messages,
                 grants=self._equipped.grants,
                 denial=denial,
                 warning=self._warning if denial is None else None,

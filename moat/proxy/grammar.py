@@ -50,7 +50,7 @@ HOP_BY_HOP = fields_named(_FOR_ONE_HOP, also=_FOR_PROXIES)
 SPECIAL = fields_named(
     (
         *_FOR_ONE_HOP, b"content-length", b"content-type", b"content-encoding", b"host",
-        b"content_length", b"transfer_encoding",
+        b"grpc-encoding", b"connect-content-encoding", b"content_length", b"transfer_encoding",
     ),
     also=_FOR_PROXIES,
 )  # fmt: skip

@@ -25,7 +25,8 @@ _FRAMED = frozenset({b"host", b"content-length", b"transfer-encoding"})
 # CGI-style servers read `_` as `-`: these would be a second opinion on framing behind our back.
 _LOOK_ALIKE = frozenset({b"content_length", b"transfer_encoding"})
 # Of the fields that `grammar.SPECIAL` names, those that are the next hop's business too.
-_END_TO_END = frozenset({b"host", b"content-length", b"content-type", b"content-encoding"})
+_ENCODED_BY = frozenset({b"content-encoding", b"grpc-encoding", b"connect-content-encoding"})
+_END_TO_END = _ENCODED_BY | {b"host", b"content-length", b"content-type"}
 _NAME, _VALUE = itemgetter(0), itemgetter(1)
 _CONTENT_LENGTH = frozenset({b"content-length"})
 _CHUNKED = b"\r\nTransfer-Encoding: chunked"
@@ -108,7 +109,7 @@ class ResponseHead(NamedTuple):
     length: int
     measured: bool  # there is a Content-Length, which need not be the body's: HEAD, 304
     content_type: bytes  # the media type, lower case, without parameters; b"" when none is named
-    encoded: bool  # a Content-Encoding is named
+    encoded: bool  # a Content-Encoding is named, or one of messages inside the body
     keep_alive: bool  # the upstream connection can carry another request after the body
     upgrade: bytes  # lower-case token of a 101, else b""
     size: int
@@ -182,7 +183,7 @@ def parse_response(
     kept, values = _forwardable(special, options, length), special.values
     return ResponseHead(
         status, reason or b"", minor, block, kept, framing, length, b"content-length" in values,
-        _media_type(values), b"content-encoding" in values, keep_alive, switched, match.end(),
+        _media_type(values), not _ENCODED_BY.isdisjoint(values), keep_alive, switched, match.end(),
     )  # fmt: skip
 
 

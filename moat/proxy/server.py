@@ -234,11 +234,14 @@ class Proxy:
             with serving:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._setup.upstream.watch.run)
+                    tasks.start_soon(self._setup.upstream.multiplexed.keep)
                     async with anyio.create_task_group() as connections:
                         with listening:
                             task_status.started()
                             await self._accept(sock, serve, connections)
                         sock.close()
+                    if self._tunnels:
+                        await self._done.wait()  # other listeners' connections share what goes upstream
                     tasks.cancel_scope.cancel()
         finally:
             sock.close()
