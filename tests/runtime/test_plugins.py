@@ -378,6 +378,28 @@ def test_a_plugin_source_that_would_run_something_is_refused(kit, source):
     assert not list(kit.workspace.parent.rglob("PWNED"))
 
 
+@pytest.mark.parametrize("kind", ["npm", "archive", "command", "pip"])
+def test_what_is_no_git_repository_is_refused_with_the_reason(kit, kind):
+    """As a plugin, and as a marketplace that a project names."""
+    kit.publish(plugins={"hello": {"source": kind, "package": "touch PWNED", "url": "https://x.test/a.zip"}})
+    kit.config(named(kit))
+    reason = {
+        "npm": "may bring scripts", "archive": "not a commit", "command": "would run on this machine",
+    }.get(kind, "only commits of git repositories are")  # fmt: skip
+    for text in (kit.problem(), project_marketplace(kit, kind)):
+        assert f"from '{kind}' are not fetched by Moat" in text
+        assert reason in text
+        assert "install it with Claude Code on this machine" in text
+
+
+def project_marketplace(kit: Kit, kind: str) -> str:
+    """What is said of a marketplace of that kind."""
+    kit.config("")
+    known = {"tools": {"source": {"source": kind, "package": "x"}}}
+    kit.settings("project", {"enabledPlugins": {ID: True}, "extraKnownMarketplaces": known})
+    return kit.problem()
+
+
 def test_a_repository_that_is_too_large_or_too_many_is_refused(kit, tmp_path):
     work = kit.sources / "acme-tools.git"
     write_marketplace(work)

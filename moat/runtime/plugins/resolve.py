@@ -16,7 +16,7 @@ from moat.runtime.plugins.git import Access, FetchError, cloned, fetched
 from moat.runtime.plugins.installed import Installed
 from moat.runtime.plugins.lock import OWN, PUBLIC, Lock
 from moat.runtime.plugins.manifest import ManifestError, MarketplaceManifest, read_marketplace, read_version
-from moat.runtime.plugins.source import OFFICIAL, Source
+from moat.runtime.plugins.source import OFFICIAL, Source, unfetched
 from moat.runtime.plugins.tree import TreeError, leaves
 from moat.runtime.plugins.trees import Trees
 
@@ -214,7 +214,8 @@ class Resolver:
             with cloned(copy, self.access.environ, self.trees.bounds) as (repository, commit):
                 return self.trees.of_commit(repository, commit), commit
         if not named.source.remote:
-            raise ManifestError(f"marketplaces of the kind {named.source.location!r} are not fetched by Moat")
+            kind = named.source.location
+            raise ManifestError(f"marketplaces from {kind!r} are not fetched by Moat: {unfetched(kind)}")
         what = f"marketplace {named.name}"
         return self._repository(named.source, own=named.own, origin=named.origin, what=what)
 
