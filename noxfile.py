@@ -88,6 +88,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Put a hundred thousand exchanges and a body of 1 GB through one proxy, and see what it holds then."""
+    install(session)
+    session.run("python", "-m", "benchmarks.soak.soak", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build the wheel and the source distribution into dist/."""
     tool(session, "build")

@@ -1,6 +1,6 @@
 """What one small exchange costs in Python alone: the real proxy between two streams that never wait.
 
-    python benchmarks/exchange.py [--count 2000] [--profile] [--calls] [--plain]
+    python benchmarks/exchange.py [--count 20] [--profile] [--plain]
 
 The tunnel, its exchanges, the pool, injection, scrubbing and the records are the product; only sockets and
 TLS are constants. A request has nine headers, a response seventeen, nine of them different every time, and
@@ -32,6 +32,7 @@ from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.tunnel import Tunnel
 
+_BATCHES = 400
 SECRET = "real-secret-token"
 REQUEST = b"""GET /v1/things?page=2 HTTP/1.1\r
 Host: bench.test\r
@@ -169,7 +170,7 @@ async def run(count: int, *, plain: bool, measured: Callable[[Any], Any]) -> Any
 async def timed(serve: Callable[[], Any], count: int) -> float:
     """The quickest of many short batches, in µs of CPU per exchange: noise only ever adds."""
     best = math.inf
-    for _ in range(25):
+    for _ in range(_BATCHES):
         before = time.process_time()
         await serve()
         best = min(best, time.process_time() - before)
@@ -200,7 +201,7 @@ async def profiled(serve: Callable[[], Any]) -> None:
     pstats.Stats(profile).sort_stats("tottime").print_stats(45)
 
 
-def measure(count: int = 200, *, plain: bool = False) -> tuple[float, float]:
+def measure(count: int = 20, *, plain: bool = False) -> tuple[float, float]:
     """µs and calls of an exchange."""
     micros = anyio.run(lambda: run(count, plain=plain, measured=lambda serve: timed(serve, count)))
     calls = anyio.run(lambda: run(50, plain=plain, measured=lambda serve: counted(serve, 50)))
@@ -209,12 +210,12 @@ def measure(count: int = 200, *, plain: bool = False) -> tuple[float, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Python's share of an exchange")
-    parser.add_argument("--count", type=int, default=200, help="exchanges in a batch")
+    parser.add_argument("--count", type=int, default=20, help="exchanges in a batch")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--plain", action="store_true", help="no injection, no scrubbing")
     options = parser.parse_args()
     if options.profile:
-        anyio.run(lambda: run(options.count * 10, plain=options.plain, measured=profiled))
+        anyio.run(lambda: run(options.count * 100, plain=options.plain, measured=profiled))
     else:
         micros, calls = measure(options.count, plain=options.plain)
         print(f"{micros:.1f} µs of CPU and {calls:.0f} calls per exchange")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NoReturn
 
@@ -60,6 +61,7 @@ def parse_authority(text: str | bytes, *, default_port: int | None = None) -> Au
     return Authority(host, port)
 
 
+@lru_cache(maxsize=512)  # clients name few hosts, and each of them again and again
 def split_host_port(text: str | bytes) -> tuple[str, int | None]:
     """Canonical host, and the port if there is one. Raises AuthorityError."""
     if isinstance(text, bytes):
@@ -83,6 +85,8 @@ def split_host_port(text: str | bytes) -> tuple[str, int | None]:
 
 def literal(host: str) -> IPv4Address | IPv6Address | None:
     """The address that a canonical host spells, None for a name."""
+    if not host[-1:].isdigit() and ":" not in host:
+        return None  # a canonical IPv4 address ends in a digit
     try:
         return ip_address(host)
     except ValueError:

@@ -43,6 +43,14 @@ class GrantError(MoatError):
     """A grant is unknown, missing, expired or could not be made."""
 
 
+class MissingGrantsError(GrantError):
+    """Grants that a run needs are not there, or have expired. `fixes` are the commands that make each."""
+
+    def __init__(self, problems: Sequence[str], fixes: Sequence[str]) -> None:
+        super().__init__("\n".join(problems), hint="\n".join(f"run `{fix}`" for fix in fixes))
+        self.fixes = tuple(fixes)
+
+
 class VaultError(MoatError):
     """The credential store cannot be read or written (no keyring, locked, wrong passphrase…)."""
 

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from moat.cli.common import add_credential_options
+from moat.cli.menu import AskPassphrase, Console
 from moat.cli.output import emit, emit_json, table
 from moat.cli.parser import Parser
-from moat.errors import EXIT_USAGE, ConfigError, UsageError
+from moat.errors import EXIT_USAGE, ConfigError, GrantError, UsageError
 from moat.grants import CredentialInfo
 from moat.paths import Home
 from moat.vault import Vault, open_vault
@@ -26,7 +28,8 @@ _WIZARDS = {
     "ssh": "moat.cli.grant_ssh",
 }
 _USAGE = """\
-usage: moat grant <provider> [options]     store a credential that runs may use
+usage: moat grant                          choose from a menu
+       moat grant <provider> [options]     store a credential that runs may use
        moat grant list [--json]            what is stored
        moat grant show NAME [--json]       one of them, without its secret
        moat grant providers [--json]       what can be granted
@@ -37,7 +40,7 @@ usage: moat grant <provider> [options]     store a credential that runs may use
 
 def main(argv: Sequence[str]) -> int:
     if not argv:
-        raise UsageError("grant what?", hint="`moat grant anthropic`, or see `moat grant providers`")
+        return _menu()
     if argv[0] in {"-h", "--help", "help"}:
         emit(_USAGE.rstrip())
         return 0
@@ -49,6 +52,15 @@ def main(argv: Sequence[str]) -> int:
     row = entry(name)
     scoped = row.words(check_name(argv[0]).partition(":")[2]) if scope else ()
     return _wizard(row.name)([*scoped, *argv[1:]])
+
+
+def _menu() -> int:
+    console = Console()
+    if not console.terminal:
+        raise UsageError("grant what?", hint="`moat grant anthropic`, or see `moat grant providers`")
+    from moat.cli import grant_menu
+
+    return grant_menu.run(console, _wizard)
 
 
 def _wizard(name: str) -> Callable[[Sequence[str]], int]:
@@ -66,6 +78,7 @@ def _wizard(name: str) -> Callable[[Sequence[str]], int]:
 def _list(argv: Sequence[str]) -> int:
     parser = Parser(prog="moat grant list", description="List stored credentials.")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_credential_options(parser)
     options = parser.parse_args(argv)
     vault = open_vault(Home.from_environment())
     found = vault.list()
@@ -80,12 +93,17 @@ def _list(argv: Sequence[str]) -> int:
 
 def _show(argv: Sequence[str]) -> int:
     parser = Parser(
-        prog="moat grant show", description="Show what is known of a credential; never the secret."
+        prog="moat grant show", description="Show what is known of a credential; its secret if asked for."
     )
     parser.add_argument("name", help="a name of `moat grant list`")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--json", action="store_true", help="print JSON")
+    what.add_argument("--show-token", action="store_true", help="print the secret; at a terminal only")
+    add_credential_options(parser)
     options = parser.parse_args(argv)
-    vault = open_vault(Home.from_environment())
+    vault = open_vault(Home.from_environment(), passphrase=AskPassphrase.where_possible())
+    if options.show_token:
+        return _show_token(vault, options.name)
     known = facts(vault, vault.info(options.name))
     if options.json:
         emit_json(known)
@@ -96,6 +114,19 @@ def _show(argv: Sequence[str]) -> int:
     width = max(map(len, known)) + 1
     for key, value in known.items():
         emit(f"{key.replace('_', ' ') + ':':<{width}} {value}")
+    return 0
+
+
+def _show_token(vault: Vault, name: str) -> int:
+    """A pipe, a log or an agent's tool call never gets it."""
+    console = Console()
+    if vault.store(name) is None:
+        raise GrantError(f"{name} has no secret of its own", hint="your SSH agent keeps the key")
+    if not console.terminal:
+        raise UsageError("a secret is shown at a terminal only", hint="there is no flag to get around this")
+    if not console.confirm(f"Show the secret of {name} on this screen?", default=False):
+        return 1
+    console.print(vault.get(name).secret.reveal())
     return 0
 
 

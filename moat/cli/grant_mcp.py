@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moat import config
+from moat.cli.common import add_credential_options
 from moat.cli.granting import Wizard, begin, insist, misshapen, read_stdin
 from moat.cli.parser import Parser
 from moat.config import WELL_KNOWN, McpServer, check_url
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--url", help="of the server (default: the one in agent.yaml, or a well-known one)")
     parser.add_argument("--token-stdin", action="store_true", help="read it from standard input; ask nothing")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_credential_options(parser)
     chosen = parser.parse_args(argv)
     grant = str(Grant.parse(f"mcp:{chosen.name}"))
     server = server_of(grant, chosen.url)

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from moat.cli.common import add_credential_options
 from moat.cli.grant_mcp import server_of
 from moat.cli.granting import Wizard, begin, read_stdin
 from moat.cli.parser import Parser
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     add("--client-secret-stdin", action="store_true", help="read the secret of that client from stdin")
     add("--no-browser", action="store_true", help="print the address and open nothing")
     add("--json", action="store_true", help="print the result as JSON")
+    add_credential_options(parser)
     chosen = parser.parse_args(argv)
     grant = str(Grant.parse(f"oauth:{chosen.name}"))
     server = server_of(grant, chosen.url)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moat.cli.common import add_credential_options
 from moat.cli.menu import Console
 from moat.cli.output import emit_json
 from moat.cli.parser import Parser
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         "--key", metavar="FILE|FINGERPRINT", help="a key file, or SHA256:… as `ssh-add -l` shows"
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_credential_options(parser)
     return parser
 
 

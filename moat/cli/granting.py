@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moat.cli.common import add_credential_options
 from moat.cli.menu import AskPassphrase, Console, choose_key
 from moat.cli.output import emit_json, say
 from moat.config import UpstreamConfig, load_user
@@ -77,6 +78,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-validate", action="store_true", help="make no test request")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_credential_options(parser)
 
 
 def begin(chosen: argparse.Namespace) -> Wizard:

@@ -20,6 +20,7 @@ from moat.vault.key import NewKey
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
+NO_PROMPT = "MOAT_NO_PROMPT"  # set to anything: nothing is ever asked, as without a terminal
 _TRIES = 3
 # A terminal without bracketed paste sends pasted line ends as Enter: it counts when nothing follows.
 _SETTLE = 0.2  # seconds
@@ -30,7 +31,7 @@ class Console:
 
     def __init__(self, *, json: bool = False) -> None:
         self.stream: TextIO = sys.stderr if json else sys.stdout
-        self.terminal = sys.stdin.isatty() and self.stream.isatty()
+        self.terminal = sys.stdin.isatty() and self.stream.isatty() and not os.environ.get(NO_PROMPT)
 
     def print(self, text: str = "") -> None:
         self.stream.write(text + "\n")
@@ -54,6 +55,10 @@ class Console:
                 return known[answer]
             self.print("Please enter y or n.")
         raise UsageError("no answer was given", hint="run the command again")
+
+    def line(self, question: str) -> str:
+        """A line as typed, without surrounding white space; perhaps empty."""
+        return self._ask(question).strip()
 
     def hidden(self, question: str, check: Callable[[str], str] = lambda _: "") -> Secret:
         """A secret, not shown; all white space is dropped, since a paste may be wrapped over lines.

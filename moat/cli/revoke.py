@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moat.cli.common import add_credential_options
 from moat.cli.output import emit, emit_json
 from moat.cli.parser import Parser
 from moat.errors import GrantError
@@ -19,6 +20,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("name", help="a name of `moat grant list`")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_credential_options(parser)
     options = parser.parse_args(argv)
     vault = open_vault(Home.from_environment())
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shlex
 import sys
 from collections.abc import Callable
 
 from moat.cli import terminal
 from moat.cli.output import Progress, emit, emit_json, git_warning, say
-from moat.errors import MoatError, StartError
+from moat.errors import MissingGrantsError, MoatError, StartError
 from moat.paths import Home
 from moat.runtime import known, launch
 from moat.runtime.launch import RunHandle
@@ -139,8 +140,32 @@ def _handoff(request: RunRequest, home: Home) -> bytes:
     from moat.vault import open_vault
 
     vault = open_vault(home, passphrase=passphrase())
-    check(vault, request.grants, request.mcp)
+    try:
+        check(vault, request.grants, request.mcp)
+    except MissingGrantsError as missing:
+        if not _grant_now(missing):
+            raise
+        check(vault, request.grants, request.mcp)
     return vault.handoff(unique(request.grants))
+
+
+def _grant_now(missing: MissingGrantsError) -> bool:
+    """Offer to grant all that is missing, here and now. False without a terminal, or when declined."""
+    from moat.cli import grant
+    from moat.cli.menu import Console
+
+    console = Console()
+    if not console.terminal:
+        return False
+    console.print(str(missing))
+    if not console.confirm("Grant now?", default=True):
+        return False
+    for command in missing.fixes:
+        console.print(f"$ {command}")
+        status = grant.main(shlex.split(command)[2:])
+        if status:
+            return False
+    return True
 
 
 def passphrase() -> Callable[[], str] | None:

@@ -12,10 +12,11 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary
 
 from moat.authority import AuthorityError, literal, split_host_port
+from moat.proxy.tls import H2, HTTP1
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -46,6 +47,8 @@ class Issuer:
 
     All leaves share one key: a P-256 key costs little, but loading one more per host would not.
     """
+
+    protocols: ClassVar[tuple[str, ...]] = (HTTP1,)  # that its servers speak, the preferred one first
 
     def __init__(
         self,
@@ -101,7 +104,7 @@ class Issuer:
         now = self._now()
         certificate = _leaf_certificate(self._key, self._certificate, self._leaf_key, host, now)
         pem = self._leaf_key_pem + certificate.public_bytes(serialization.Encoding.PEM)
-        context = _server_context(pem)
+        context = _server_context(pem, self.protocols)
         context.sni_callback = self._sni_check(host)
         return _Leaf(context, now + _LEAF_LIFE - _RENEW_BEFORE)
 
@@ -120,6 +123,8 @@ class Issuer:
 class RunCA(Issuer):
     """CA of one run. Its key exists in this process's memory only and dies with it."""
 
+    protocols = (H2, HTTP1)
+
     @classmethod
     def generate(cls, name: str, *, now: Callable[[], dt.datetime] = _utc_now) -> RunCA:
         """A fresh CA. `name` (the run id) shows up in its subject; `now` is the clock, in UTC."""
@@ -130,17 +135,20 @@ class RunCA(Issuer):
 
 
 def _same_host(name: str, host: str) -> bool:
+    """An IPv6 literal as SNI, against the RFC, comes without brackets and is compared as it is."""
+    if name == host:
+        return True
     try:
         return split_host_port(name) == (host, None)
     except AuthorityError:
-        return name == host  # an IPv6 literal as SNI, against the RFC, comes without brackets
+        return False
 
 
-def _server_context(pem: bytes) -> ssl.SSLContext:
+def _server_context(pem: bytes, protocols: tuple[str, ...]) -> ssl.SSLContext:
     """A server context for a key and certificate that `ssl` can only read from a file: one in memory."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(list(protocols))
     context.num_tickets = 1  # each costs a record on every handshake; clients use one
     descriptor = os.memfd_create("moat-leaf")
     try:

@@ -20,7 +20,7 @@ from moat.proxy.http1 import (
     split_fields,
 )
 from moat.proxy.mcp_filter import McpResponse, ToolFilter
-from moat.proxy.message import Body, BodyWriter, MessageReader
+from moat.proxy.message import PLAIN, Body, BodyWriter, MessageReader
 from moat.proxy.relay import Traffic, relay
 from moat.proxy.scrub import BodyScrubber, Scrubber, mask, scrub_headers
 from moat.proxy.stream import BUFFER
@@ -47,13 +47,13 @@ class Download:
         self._spending = spending
         self._body: Body | None = None
         self._scrubber: BodyScrubber | ToolFilter | None = None
-        self._writer = BodyWriter(chunked=False)
+        self._writer = PLAIN
         self._head: ResponseHead | None = None
         self.begun = False  # bytes of the final response have left: nothing else can be answered
         self.heard = False  # the upstream has answered something, be it a 1xx
         self.keep = False  # the client's connection can carry another request
         self.fields = b""  # as the client gets them, each with a CRLF before it
-        self.traffic = Traffic()  # after a 101
+        self.traffic: Traffic | None = None  # after a 101
 
     @property
     def status(self) -> int:
@@ -62,7 +62,7 @@ class Download:
     @property
     def size(self) -> int:
         """Body bytes that came down."""
-        return (self._body.size if self._body is not None else 0) + self.traffic.down
+        return self._body.size if self._body is not None else self.traffic.down if self.traffic else 0
 
     @property
     def until_close(self) -> bool:
@@ -78,7 +78,7 @@ class Download:
         if head.status == 101:
             await self._switch(upstream, head)
             return False
-        if self._mcp is not None:
+        if head.status == 401 and self._mcp is not None:
             self._mcp.check(head)
         # A stream of events may be silent for hours; whether its peer lives, TCP keeps asking.
         patience = (
@@ -117,17 +117,19 @@ class Download:
 
     def _start(self, head: ResponseHead, upload: Upload) -> bytes:
         """Decide how the body leaves, and make the head that says so."""
-        tools = self._mcp is not None and self._mcp.filters
-        if (self._secrets or tools) and head.framing is not Framing.NONE:
-            scrubber = BodyScrubber(self._secrets, head.headers if head.encoded else (), self._client.limits)
-            self._scrubber = self._mcp.filtered(scrubber, head.content_type) if self._mcp else scrubber
         framing = head.framing
+        tools = self._mcp is not None and self._mcp.filters
+        if (self._secrets or tools) and framing is not Framing.NONE:
+            scrubber = BodyScrubber(self._secrets, head.headers if head.encoded else (), self._client.limits)
+            self._scrubber = (
+                self._mcp.filtered(scrubber, head.content_type) if self._mcp and tools else scrubber
+            )
         if framing is Framing.LENGTH and self._scrubber is not None and self._scrubber.decoded:
             framing = Framing.CHUNKED  # the length was that of the encoded body
         if framing is Framing.CHUNKED and not self._request.minor:
             framing = Framing.UNTIL_CLOSE  # HTTP/1.0 knows no chunks
         self.keep = self._request.keep_alive and upload.done and framing is not Framing.UNTIL_CLOSE
-        self._writer = BodyWriter(chunked=framing is Framing.CHUNKED)
+        self._writer = BodyWriter.of(framing)
         fields = response_fields(head, framing=framing, close=not self.keep)
         if self._scrubber is not None and self._scrubber.decoded:
             fields = join_fields(self._scrubber.headers(split_fields(fields)))
@@ -177,6 +179,7 @@ class Download:
         client = self._client
         await self._send(self._render(head, response_fields(head)))
         client.stream.when_gone(None)
+        self.traffic = Traffic()
         for reader in (client, upstream):
             reader.stream.unread(reader.buffer)
             reader.buffer = b""

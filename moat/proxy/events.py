@@ -53,3 +53,4 @@ class ExchangeFinished:
     warning: Denial | None = None  # policy objects to it and let it through
     error: str = ""  # `upstream closed early`, `client went away`…
     id: int = 0  # number of the exchange in its run, in the order in which they began
+    protocol: str = "http/1.1"  # what the client spoke, as in ALPN: or `h2`

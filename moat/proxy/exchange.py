@@ -7,9 +7,11 @@ two directions are in `upload` and `download`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from itertools import count
 from time import monotonic, time
 from types import MappingProxyType
@@ -25,10 +27,10 @@ from moat.proxy.certs import RunCA
 from moat.proxy.decider import Desk, Question
 from moat.proxy.download import Download
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
+from moat.proxy.h2_pool import begins_h2
 from moat.proxy.http1 import (
     Form,
     Framing,
-    Headers,
     MalformedError,
     RequestHead,
     join_fields,
@@ -43,14 +45,31 @@ from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
 from moat.proxy.policy import Policy, SitePolicy
 from moat.proxy.scrub import UnreadableBodyError
-from moat.proxy.site_rules import InjectionTable, SiteRules, equip, inspectable
+from moat.proxy.site_rules import Equipped, InjectionTable, SiteRules, equip, inspectable
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, StreamTimeoutError
+from moat.proxy.tls import H2, HTTP1
 from moat.proxy.trace import Shown
 from moat.proxy.upload import GONE, Judged, Upload
 from moat.proxy.upstream import Connection, Upstream, UpstreamError
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
+
+
+@dataclass(slots=True)
+class Places:
+    """How many of something may exist at one time."""
+
+    free: int = 0
+
+    def take(self) -> bool:
+        if not self.free:
+            return False
+        self.free -= 1
+        return True
+
+    def give_back(self) -> None:
+        self.free += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +89,37 @@ class Setup:
     tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
     mcp: McpTable = field(default_factory=McpTable)
     accounts: Accounts = Accounts()  # noqa: RUF009 - the same
+    streams: Places = field(default_factory=Places)  # of HTTP/2
     desk: Desk | None = None  # None: nobody is asked
+
+    def refused(
+        self,
+        method: str,
+        url: str,
+        status: int,
+        *,
+        denial: Denial | None = None,
+        error: str = "",
+        protocol: str = HTTP1,
+    ) -> None:
+        """Record what never became an exchange."""
+        self.on_event(
+            ExchangeFinished(
+                started=time(),
+                duration=0.0,
+                method=method,
+                url=url,
+                status=status,
+                request_headers=(),
+                response_headers=(),
+                request_bytes=0,
+                response_bytes=0,
+                denial=denial,
+                error=error,
+                id=next(self.numbers),
+                protocol=protocol,
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +133,42 @@ class Site:
     policy: SitePolicy
     rules: SiteRules
     accounts: tuple[Account, ...]  # budgets that exchanges spend from
+    name: str  # of the authority
+    prefix: str  # of its URLs
+    response: McpResponse  # of a host that is not known to be an MCP server
+    protocol: str = HTTP1  # what the client speaks, as in ALPN
 
     @classmethod
-    def of(cls, setup: Setup, scheme: str, authority: Authority, denial: Denial | None) -> Site:
+    def of(
+        cls,
+        setup: Setup,
+        scheme: str,
+        authority: Authority,
+        denial: Denial | None,
+        protocol: str = HTTP1,
+    ) -> Site:
         host, port = authority.host, authority.port
         header = authority.host_header(scheme).encode()
         policy, rules = setup.policy.site(host, port), setup.table.site(host, port, scheme)
-        return cls(scheme, authority, header, denial, policy, rules, setup.accounts.at(host, port))
+        return cls(
+            scheme,
+            authority,
+            header,
+            denial,
+            policy,
+            rules,
+            setup.accounts.at(host, port),
+            name=str(authority),
+            prefix=f"{scheme}://{header.decode()}",
+            protocol=protocol,
+            response=McpResponse(None, partial(setup.mcp.challenged, host)),
+        )
 
     def url(self, target: bytes) -> str:
         """`target` as a URL; an absolute one that was refused before it was taken apart is one already."""
         if not target.startswith((b"/", b"*")):
             return target.decode("latin-1")
-        return f"{self.scheme}://{self.host.decode()}{target.decode('latin-1')}"
+        return self.prefix + target.decode("latin-1")
 
 
 class After(Enum):
@@ -118,6 +190,19 @@ class _RefusedError(Exception):
 class Exchange:
     """State of one exchange; what its record will tell is collected on the way."""
 
+    # What most exchanges leave as it is here.
+    _read: Body | None = None  # of a request that was looked into before it went up
+    _upload: Upload | None = None
+    _download: Download | None = None
+    _spending: Spending | None = None  # None: no budget applies
+    _after: After = After.CLOSE
+    _undecided = False  # no rule of the policy allows it
+    _equipped = Equipped(b"")  # with its credentials
+    # for the record
+    _answered: Answer | None = None  # what we said ourselves
+    _error = ""
+    _warning: Denial | None = None
+
     def __init__(self, setup: Setup, client: MessageReader, site: Site, head: RequestHead) -> None:
         self._setup = setup
         self._client = client
@@ -125,20 +210,7 @@ class Exchange:
         self._head = head
         self._number = next(setup.numbers)
         self._target = head.target  # origin-form once judged
-        self._secrets: tuple[bytes, ...] = ()  # what must not come back
-        self._hidden: frozenset[bytes] = frozenset()  # header names that carried a credential
         self._mcp: McpEndpoint | None = setup.mcp.at(site.authority.host, site.authority.port)
-        self._read: Body | None = None  # of a request that was looked into before it went up
-        self._upload: Upload | None = None
-        self._download: Download | None = None
-        self._spending: Spending | None = None  # None: no budget applies
-        self._after = After.CLOSE
-        # for the record
-        self._answered: Answer | None = None  # what we said ourselves
-        self._grants: tuple[str, ...] = ()
-        self._error = ""
-        self._warning: Denial | None = None
-        self._undecided = False  # no rule of the policy allows it
 
     async def run(self) -> After:
         """Do the exchange, answer the client in every case, and record it."""
@@ -171,7 +243,7 @@ class Exchange:
         except UnreadableBodyError as error:
             await self._answer(failed(502, "unreadable", str(error), error.hint or "", retry=False))
         except LoginNeededError as needed:
-            for grant in self._grants:
+            for grant in self._equipped.grants:
                 self._setup.mcp.on_rejected(grant)
             server = needed.server
             reason = f"the MCP server {server.name} does not accept the request without a valid login"
@@ -199,15 +271,17 @@ class Exchange:
             judged=judged or (self._body(), b""),
             patience=self._patience,
         )
-        response = McpResponse(self._mcp, self._challenged, lists, self._setup.limits.mcp_message)
+        response = self._site.response
+        if self._mcp is not None:
+            response = McpResponse(self._mcp, lists=lists, limit=self._setup.limits.mcp_message)
         download = self._download = Download(
-            self._client, self._head, self._secrets, response, self._spending
+            self._client, self._head, self._equipped.secrets, response, self._spending
         )
         connection = await self._acquire()
         try:
             await self._carry(connection, upload, download)
-        except StreamError as error:
-            if not self._may_repeat(connection, error):
+        except (StreamError, MalformedError) as error:
+            if not (self._may_repeat(connection, error) or self._was_not_understood(connection)):
                 raise
             await self._carry(await self._acquire(fresh=True), upload, download)
         self._after = After.KEEP if download.keep else After.CLOSE if upload.done else After.LINGER
@@ -223,7 +297,9 @@ class Exchange:
                 self._policy_denial() or site.rules.leaks(head.target, head.block) or self._login_denial()
             )
         if denial is not None:
-            raise _RefusedError(denied(denial))
+            # Who uses an HTTP/2 connection for several hosts then opens another (RFC 9110 §15.5.20).
+            misdirected = site.protocol == H2 and denial.code == "authority"
+            raise _RefusedError(denied(denial, status=421 if misdirected else 0))
 
     def _policy_denial(self) -> Denial | None:
         policy, head = self._site.policy, self._head
@@ -243,9 +319,6 @@ class Exchange:
         target = self._target.decode()
         server = self._mcp or self._setup.mcp.asked(self._site.authority.host, target)
         return server.login_denial(target) if server is not None else None
-
-    def _challenged(self, headers: Headers) -> McpEndpoint | None:
-        return self._setup.mcp.challenged(self._site.authority.host, headers)
 
     async def _ask(self, desk: Desk) -> None:
         """Put the request to the decider. Raises DeniedError; StreamError when the client has left."""
@@ -331,6 +404,7 @@ class Exchange:
         while not body.done and len(read) <= limit:
             client.stream.deadline = monotonic() + self._setup.limits.body_idle_timeout
             read += await body.next()
+        client.stream.deadline = math.inf  # the client waits for us now
         return body, bytes(read)
 
     def _body(self) -> Body:
@@ -356,7 +430,7 @@ class Exchange:
     async def _inject(self, rules: SiteRules, fields: bytes) -> bytes:
         try:
             draft, others = rules.draft(fields)
-            credentials = [await self._credential(name) for name in draft.plan.credentials]
+            credentials = [await self._credential(name) for name in draft.credentials]
             equipped = equip(draft, others, credentials)
         except MoatError as error:
             raise _RefusedError(
@@ -364,10 +438,10 @@ class Exchange:
             ) from error
         if equipped.grants:
             # The last moment before a credential can leave: what cannot be recorded does not happen.
-            refusal = self._setup.on_use(self._number, str(self._site.authority), equipped.grants)
+            refusal = self._setup.on_use(self._number, self._site.name, equipped.grants)
             if refusal is not None:
                 raise _RefusedError(denied(refusal))
-        self._secrets, self._grants, self._hidden = equipped.secrets, equipped.grants, equipped.names
+        self._equipped = equipped
         return equipped.fields
 
     async def _credential(self, name: str) -> Credential:
@@ -379,15 +453,26 @@ class Exchange:
     @property
     def _patience(self) -> float:
         """Seconds until the head of the response is late. A tool may work for long before it answers."""
-        limits = self._setup.limits
+        limits = self._client.limits
         return limits.response_head_timeout if self._mcp is None else limits.tunnel_idle_timeout
 
     # --- both directions -------------------------------------------------------------------------
 
     async def _acquire(self, *, fresh: bool = False) -> Connection:
-        return await self._setup.upstream.acquire(self._site.scheme, self._site.authority, fresh=fresh)
+        site = self._site
+        return await self._setup.upstream.acquire(
+            site.scheme, site.authority, fresh=fresh, protocol=site.protocol
+        )
 
-    def _may_repeat(self, connection: Connection, error: StreamError) -> bool:
+    def _was_not_understood(self, connection: Connection) -> bool:
+        """A server that speaks HTTP/2 without having agreed on it has taken our request for noise."""
+        assert self._upload is not None
+        if self._site.scheme != "https" or not begins_h2(connection.reader.buffer):
+            return False
+        self._setup.upstream.multiplexed.remember(connection.key, H2, only=True)
+        return self._upload.whole
+
+    def _may_repeat(self, connection: Connection, error: StreamError | MalformedError) -> bool:
         """A pooled connection that the server was just closing: nothing came back, doing it twice is safe."""
         assert self._upload is not None
         assert self._download is not None
@@ -396,7 +481,7 @@ class Exchange:
             and self._head.method in _IDEMPOTENT
             and self._upload.whole
             and not (self._upload.gone or self._download.heard or connection.reader.buffer)
-            and not isinstance(error, StreamTimeoutError)
+            and not isinstance(error, (StreamTimeoutError, MalformedError))
         )
 
     async def _carry(self, connection: Connection, upload: Upload, download: Download) -> None:
@@ -406,7 +491,8 @@ class Exchange:
         """
         stream = connection.stream
         # A client that announced its last request may finish its direction and still read the answer.
-        self._client.stream.when_gone(lambda: upload.leave(stream), at_eof=self._head.keep_alive)
+        upload.upstream = stream
+        self._client.stream.when_gone(upload.leave, at_eof=self._head.keep_alive)
         stream.deadline = monotonic() + self._patience
         try:
             await upload.send_start(stream)
@@ -495,7 +581,9 @@ class Exchange:
         if upload is not None:
             up = upload.body.size
         if download is not None:
-            up, down, error = up + download.traffic.up, download.size, error or download.traffic.error
+            down = download.size
+            if download.traffic is not None:
+                up, error = up + download.traffic.up, error or download.traffic.error
             if download.begun:
                 status, fields = download.status, download.fields
         self._setup.on_event(
@@ -505,15 +593,16 @@ class Exchange:
                 method=self._head.method.decode("latin-1"),
                 url=self._site.url(self._target),
                 status=status,
-                request_headers=Shown(self._head.block, self._hidden),
+                request_headers=Shown(self._head.block, self._equipped.names),
                 response_headers=Shown(fields),
                 request_bytes=up,
                 response_bytes=down,
-                grants=self._grants,
+                grants=self._equipped.grants,
                 denial=denial,
                 warning=self._warning if denial is None else None,
                 error=error,
                 id=self._number,
+                protocol=self._site.protocol,
             )
         )
 

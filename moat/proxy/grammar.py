@@ -19,7 +19,8 @@ REQUEST = re.compile(
 )
 # The space before an empty reason is often missing; nobody reads that in two ways.
 RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: (" + _VALUE + rb"*+))?+" + _FIELDS)
-FIELD = re.compile(rb"\r\n(" + _TCHAR + rb"++):[ \t]*+([^\r\n]*+)")  # inside what _FIELDS has matched
+FIELD = re.compile(rb"\r\n([^:]++):[ \t]*+([^\r]*+)")  # inside what _FIELDS has matched
+FIELD_TEXT = re.compile(r"\r\n([^:]++):[ \t]*+([^\r]*+)")  # the same, decoded
 FIELD_LINE = re.compile(rb"(" + _TCHAR + rb"++):[ \t]*+(" + _VALUE + rb"*+)")
 
 
@@ -38,14 +39,20 @@ def fields_named(names: Iterable[bytes], *, also: bytes = b"") -> re.Pattern[byt
     return re.compile(rb"\r\n(" + b"|".join([*branches, *filter(None, [also])]) + rb"):[ \t]*+([^\r\n]*+)")
 
 
-# What a proxy has to read of a head.
+_FOR_ONE_HOP = (
+    b"connection", b"expect", b"http2-settings", b"keep-alive", b"te", b"trailer", b"transfer-encoding",
+    b"upgrade",
+)  # fmt: skip
+_FOR_PROXIES = rb"[Pp](?i:roxy-)" + _TCHAR + rb"*+"
+# What a proxy does not pass on, or writes anew.
+HOP_BY_HOP = fields_named(_FOR_ONE_HOP, also=_FOR_PROXIES)
+# What it has to read of a head: `http1` knows what for.
 SPECIAL = fields_named(
-    {
-        b"connection", b"content-length", b"content_length", b"content-type", b"content-encoding", b"expect",
-        b"host", b"http2-settings", b"keep-alive", b"te", b"trailer", b"transfer-encoding",
-        b"transfer_encoding", b"upgrade",
-    },
-    also=rb"[Pp](?i:roxy-)" + _TCHAR + rb"*+",
+    (
+        *_FOR_ONE_HOP, b"content-length", b"content-type", b"content-encoding", b"host",
+        b"grpc-encoding", b"connect-content-encoding", b"content_length", b"transfer_encoding",
+    ),
+    also=_FOR_PROXIES,
 )  # fmt: skip
 
 TOKEN = re.compile(_TCHAR + rb"++")

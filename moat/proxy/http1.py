@@ -6,8 +6,9 @@ Whatever two servers could read in two ways is refused, never repaired.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from enum import Enum
+from operator import itemgetter
 from typing import Literal, NamedTuple, NoReturn
 
 from moat.errors import MoatError
@@ -19,13 +20,14 @@ Buffer = bytes | bytearray
 Blame = Literal["client", "upstream"]
 
 _MAX_LENGTH = 2**63 - 1  # what every other parser's signed 64-bit integer holds
-_FRAMED = frozenset(
-    {b"host", b"content-length", b"transfer-encoding"}
-)  # never hop-by-hop, whatever Connection says
+# Never hop-by-hop, whatever Connection says.
+_FRAMED = frozenset({b"host", b"content-length", b"transfer-encoding"})
 # CGI-style servers read `_` as `-`: these would be a second opinion on framing behind our back.
 _LOOK_ALIKE = frozenset({b"content_length", b"transfer_encoding"})
 # Of the fields that `grammar.SPECIAL` names, those that are the next hop's business too.
-_END_TO_END = frozenset({b"host", b"content-length", b"content-type", b"content-encoding"})
+_ENCODED_BY = frozenset({b"content-encoding", b"grpc-encoding", b"connect-content-encoding"})
+_END_TO_END = _ENCODED_BY | {b"host", b"content-length", b"content-type"}
+_NAME, _VALUE = itemgetter(0), itemgetter(1)
 _CONTENT_LENGTH = frozenset({b"content-length"})
 _CHUNKED = b"\r\nTransfer-Encoding: chunked"
 _UPGRADE = b"\r\nConnection: Upgrade\r\nUpgrade: %b"
@@ -107,7 +109,7 @@ class ResponseHead(NamedTuple):
     length: int
     measured: bool  # there is a Content-Length, which need not be the body's: HEAD, 304
     content_type: bytes  # the media type, lower case, without parameters; b"" when none is named
-    encoded: bool  # a Content-Encoding is named
+    encoded: bool  # a Content-Encoding is named, or one of messages inside the body
     keep_alive: bool  # the upstream connection can carry another request after the body
     upgrade: bytes  # lower-case token of a 101, else b""
     size: int
@@ -129,7 +131,7 @@ def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
         return None
     method, target, minor_digit, block = match.groups()
     minor = 1 if minor_digit == b"1" else 0
-    special, kept = _special(block, limits, "client")
+    special = _special(block, limits, "client")
     host = _host(special, minor)
     options = _options(special, "client")
     framing, length = _framing(special, minor, "client")
@@ -140,23 +142,11 @@ def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
     # A proxy must not keep an HTTP/1.0 client's connection (RFC 9112 §9.3).
     keep_alive = minor == 1 and b"close" not in options
     expects = _expects_continue(special, minor, framing)
-    if b"connection" in special:
-        kept = _unnominated(kept, options)
+    kept = _forwardable(special, options, length)
     return RequestHead(
-        method,
-        target,
-        form,
-        minor,
-        block,
-        kept,
-        host,
-        framing,
-        length,
-        keep_alive,
-        expects,
-        upgrade,
+        method, target, form, minor, block, kept, host, framing, length, keep_alive, expects, upgrade,
         match.end(),
-    )
+    )  # fmt: skip
 
 
 def parse_response(
@@ -176,7 +166,7 @@ def parse_response(
     minor_digit, code, reason, block = match.groups()
     minor = 1 if minor_digit == b"1" else 0
     status = int(code)
-    special, kept = _special(block, limits, "upstream")
+    special = _special(block, limits, "upstream")
     options = _options(special, "upstream")
     framing, length = _framing(special, minor, "upstream")
     switched = b""
@@ -187,15 +177,13 @@ def parse_response(
             switched = _switched(special, options, upgrade)
     elif request_method == b"HEAD" or status == 304:
         framing, length = Framing.NONE, 0
-    elif framing is Framing.NONE and b"content-length" not in special:
+    elif framing is Framing.NONE and b"content-length" not in special.values:
         framing = Framing.UNTIL_CLOSE
     keep_alive = minor == 1 and framing is not Framing.UNTIL_CLOSE and b"close" not in options
-    if b"connection" in special:
-        kept = _unnominated(kept, options)
+    kept, values = _forwardable(special, options, length), special.values
     return ResponseHead(
-        status, reason or b"", minor, block, kept, framing, length, b"content-length" in special,
-        _media_type(special), b"content-encoding" in special,
-        keep_alive, switched, match.end(),
+        status, reason or b"", minor, block, kept, framing, length, b"content-length" in values,
+        _media_type(values), not _ENCODED_BY.isdisjoint(values), keep_alive, switched, match.end(),
     )  # fmt: skip
 
 
@@ -312,15 +300,6 @@ def _one_line(start: bytes) -> bytes:
     return start
 
 
-def connection_options(values: Sequence[bytes]) -> frozenset[bytes]:
-    """The lower-case options of Connection fields."""
-    if not values:
-        return _NO_OPTIONS
-    if len(values) == 1 and (common := _COMMON_OPTIONS.get(values[0])):
-        return common
-    return frozenset(option.strip(b" \t") for option in b",".join(values).lower().split(b","))
-
-
 def _refuse(blame: Blame, code: str, reason: str, status: int = 400) -> NoReturn:
     raise MalformedError(code, reason, status if blame == "client" else 502, blame)
 
@@ -332,85 +311,85 @@ def _unfinished(buffer: Buffer, limits: Limits, blame: Blame) -> None:
         _refuse(blame, fault.code, fault.reason, fault.status)
 
 
-def _special(block: bytes, limits: Limits, blame: Blame) -> tuple[dict[bytes, list[bytes]], bytes]:
-    """The fields that a proxy reads, by lower-case name, and all that is not hop-by-hop, as a block."""
+class _Special(NamedTuple):
+    """The fields that a proxy reads."""
+
+    values: dict[bytes, bytes]  # by lower-case name; those of a name that is there twice joined by `,`
+    repeated: Collection[bytes]  # names that are there twice
+    kept: bytes  # of all fields those that are not hop-by-hop, as a block
+
+
+def _special(block: bytes, limits: Limits, blame: Blame) -> _Special:
     if block.count(b"\r\n") > limits.fields:
         _refuse(blame, "too-many-fields", f"more than {limits.fields} header fields", 431)
-    found: dict[bytes, list[bytes]] = {}
-    pieces = iter(grammar.SPECIAL.split(block))
-    kept = [next(pieces)]
-    for name, sent, others in zip(pieces, pieces, pieces, strict=True):
-        key, value = name.lower(), sent.rstrip(b" \t")
-        if key in found:
-            found[key].append(value)
-        else:
-            found[key] = [value]
-        if key in _END_TO_END:
-            if key == b"content-length":
-                value = value.lstrip(b"0") or b"0"
-            kept += (b"\r\n", name, b": ", value)
-        elif key in _LOOK_ALIKE:
-            text = f"`{key.decode()}` would be read as a framing header by some servers"
-            _refuse(blame, "look-alike", text)
-        kept.append(others)
-    return found, b"".join(kept)
+    found = grammar.SPECIAL.findall(block)
+    # In C: this is done for every head.
+    names = [*map(bytes.lower, map(_NAME, found))]
+    values = dict(zip(names, map(bytes.rstrip, map(_VALUE, found)), strict=True))
+    repeated: Collection[bytes] = ()
+    if len(values) != len(names):
+        repeated = {name for name in names if names.count(name) > 1}
+        for name in repeated:
+            values[name] = b",".join(value.rstrip() for key, value in found if key.lower() == name)
+    if values.keys() <= _END_TO_END:
+        return _Special(values, repeated, block)
+    for name in _LOOK_ALIKE & values.keys():
+        _refuse(blame, "look-alike", f"`{name.decode()}` would be read as a framing header by some servers")
+    return _Special(values, repeated, grammar.HOP_BY_HOP.sub(b"", block))
 
 
-def _media_type(special: dict[bytes, list[bytes]]) -> bytes:
-    values = special.get(b"content-type")
-    return values[0].partition(b";")[0].rstrip(b" \t").lower() if values else b""
+def _media_type(values: dict[bytes, bytes]) -> bytes:
+    value = values.get(b"content-type")
+    return value.partition(b";")[0].rstrip(b" \t").lower() if value else b""
 
 
-def _unnominated(kept: bytes, options: frozenset[bytes]) -> bytes:
-    """Without the fields that Connection makes hop-by-hop (RFC 9110 §7.6.1)."""
-    return kept if options <= _HARMLESS_OPTIONS else without(kept, options)
-
-
-def _host(special: dict[bytes, list[bytes]], minor: int) -> bytes:
-    hosts = special.get(b"host", [])
-    if len(hosts) > 1:
+def _host(special: _Special, minor: int) -> bytes:
+    if b"host" in special.repeated:
         _refuse("client", "duplicate-host", "more than one Host header")
-    if not hosts and minor == 0:
-        return b""
-    if not hosts or not hosts[0]:
+    host = special.values.get(b"host", b"")
+    if not host and (minor or b"host" in special.values):
         _refuse("client", "missing-host", "no Host header")
-    return hosts[0]
+    return host
 
 
-def _options(special: dict[bytes, list[bytes]], blame: Blame) -> frozenset[bytes]:
-    options = connection_options(special.get(b"connection", ()))
-    # Those would drop the framing or the authority at the next hop.
-    if not options <= _HARMLESS_OPTIONS and (framed := _FRAMED & options):
-        _refuse(blame, "bad-connection", f"Connection names `{min(framed).decode()}`")
+def _options(special: _Special, blame: Blame) -> frozenset[bytes]:
+    value = special.values.get(b"connection")
+    if value is None:
+        return _NO_OPTIONS
+    if (common := _COMMON_OPTIONS.get(value)) is not None:
+        return common
+    options = frozenset(option.strip(b" \t") for option in value.lower().split(b","))
+    for name in _FRAMED & options:  # would drop the framing or the authority at the next hop
+        _refuse(blame, "bad-connection", f"Connection names `{name.decode()}`")
     return options
 
 
-def _framing(special: dict[bytes, list[bytes]], minor: int, blame: Blame) -> tuple[Framing, int]:
+def _framing(special: _Special, minor: int, blame: Blame) -> tuple[Framing, int]:
     """Framing by RFC 9112 §6.3, without its tolerances: each pair of readings is a smuggled request."""
-    codings = special.get(b"transfer-encoding")
-    lengths = special.get(b"content-length")
-    if codings is not None:
-        if lengths is not None:
+    values, repeated = special.values, special.repeated
+    if b"transfer-encoding" in values:
+        if b"content-length" in values:
             _refuse(blame, "length-and-chunked", "both Content-Length and Transfer-Encoding")
-        _check_chunked(codings, minor, blame)
+        if minor == 0:
+            _refuse(blame, "chunked-http10", "Transfer-Encoding in an HTTP/1.0 message")
+        if b"transfer-encoding" in repeated:
+            _refuse(blame, "duplicate-transfer-encoding", "more than one Transfer-Encoding header")
+        _only_chunked(values[b"transfer-encoding"], blame)
         return Framing.CHUNKED, 0
-    if lengths is None:
+    value = values.get(b"content-length")
+    if value is None:
         return Framing.NONE, 0
-    if len(lengths) > 1:
+    if b"content-length" in repeated:
         _refuse(blame, "duplicate-length", "more than one Content-Length header")
-    length = int(lengths[0]) if grammar.DIGITS.fullmatch(lengths[0]) else -1
+    length = int(value) if grammar.DIGITS.fullmatch(value) else -1
     if not 0 <= length <= _MAX_LENGTH:
         _refuse(blame, "bad-length", "Content-Length is not a plain decimal number below 2^63")
     return (Framing.LENGTH, length) if length else (Framing.NONE, 0)
 
 
-def _check_chunked(codings: list[bytes], minor: int, blame: Blame) -> None:
+def _only_chunked(value: bytes, blame: Blame) -> None:
     """Accept `Transfer-Encoding: chunked` and nothing else."""
-    if minor == 0:
-        _refuse(blame, "chunked-http10", "Transfer-Encoding in an HTTP/1.0 message")
-    if len(codings) > 1:
-        _refuse(blame, "duplicate-transfer-encoding", "more than one Transfer-Encoding header")
-    names = [name.strip(b" \t") for name in codings[0].lower().split(b",")]
+    names = [name.strip(b" \t") for name in value.lower().split(b",")]
     if names == [b"chunked"]:
         return
     understood = names[-1] == b"chunked" and _CODINGS.issuperset(names[:-1])
@@ -439,27 +418,37 @@ def _form(method: bytes, target: bytes, framing: Framing, limits: Limits) -> For
     _refuse("client", "bad-target-form", "this method cannot have a target of this form")
 
 
-def _expects_continue(special: dict[bytes, list[bytes]], minor: int, framing: Framing) -> bool:
+def _expects_continue(special: _Special, minor: int, framing: Framing) -> bool:
     """Whether the body waits for a 100. A list or anything else desynchronises servers behind us."""
-    expect = special.get(b"expect")
+    expect = special.values.get(b"expect")
     if expect is None or minor == 0:
         return False
-    if len(expect) > 1 or expect[0].lower() != b"100-continue":
+    if expect.lower() != b"100-continue":
         _refuse("client", "bad-expect", "Expect is not exactly `100-continue`", 417)
     return framing is not Framing.NONE
 
 
-def _upgrade(special: dict[bytes, list[bytes]]) -> bytes:
+def _upgrade(special: _Special) -> bytes:
     """The one protocol that is asked for. Lists, and HTTP or TLS once more, are not passed on."""
-    tokens = special.get(b"upgrade", [])
-    if len(tokens) != 1 or not grammar.UPGRADE.fullmatch(tokens[0]):
+    token = special.values.get(b"upgrade", b"")
+    if not grammar.UPGRADE.fullmatch(token) or token.lower().startswith(_HTTP_AGAIN):
         return b""
-    token = tokens[0].lower()
-    return b"" if token.startswith(_HTTP_AGAIN) else token
+    return token.lower()
 
 
-def _switched(special: dict[bytes, list[bytes]], options: frozenset[bytes], asked: bytes) -> bytes:
-    tokens = [token.lower() for token in special.get(b"upgrade", [])]
-    if not asked or tokens != [asked] or b"upgrade" not in options:
+def _switched(special: _Special, options: frozenset[bytes], asked: bytes) -> bytes:
+    token = special.values.get(b"upgrade", b"").lower()
+    if not asked or token != asked or b"upgrade" not in options:
         _refuse("upstream", "unasked-upgrade", "a 101 response to a request that did not ask for it")
     return asked
+
+
+def _forwardable(special: _Special, options: frozenset[bytes], length: int) -> bytes:
+    """All that goes on to the next hop, without what Connection nominates (RFC 9110 §7.6.1)."""
+    kept = special.kept
+    if not options <= _HARMLESS_OPTIONS:
+        kept = without(kept, options)
+    value = special.values.get(b"content-length", b"")
+    if value[:1] == b"0" and len(value) > 1:  # leading zeros: some servers take them for octal
+        kept = without(kept, _CONTENT_LENGTH) + b"\r\nContent-Length: %d" % length
+    return kept

@@ -64,6 +64,22 @@ class Limits:
     """Addresses of one name that are tried. A hostile name server could send thousands, and each attempt
     holds a file descriptor until it ends."""
 
+    # HTTP/2. Windows are the memory that a peer can fill; they open again as the other side takes.
+
+    h2_streams: int = 100
+    """Streams of a connection at one time: what RFC 9113 §6.5.2 calls the least, and nginx and Go take."""
+    h2_streams_of_run: int = 2048
+    """The same over all connections: each holds at most 0.7 MiB, and with idle peers some 30 KiB."""
+    h2_stream_window: int = 256 * KIB
+    """Unread data of one stream, either side: a bulk body's next read is there when this one has gone."""
+    h2_window: int = 1024 * KIB
+    """Unread data of a connection. Four streams that nobody reads hold up the others, as in Go."""
+    h2_allowance: int = 1000
+    """Frames that cost and bring nothing (PING, SETTINGS, empty DATA, tiny WINDOW_UPDATE; a reset counts
+    four) that may come at once: a browser sends a dozen in its life."""
+    h2_allowance_per_second: int = 200
+    """How fast that is refilled: 50 cancelled streams a second are a busy client, thousands an attack."""
+
     # Time.
 
     request_head_timeout: float = 60.0

@@ -45,12 +45,15 @@ class MessageReader:
             self.buffer = await stream.receive()
         if not self.buffer:
             return None
-        stream.deadline = monotonic() + limits.request_head_timeout
-        patience = _PATIENCE
-        while (head := parse_request(self.buffer, limits)) is None:
-            await self._more(patience)
-            patience -= 1
-        self._drop(head.size)
+        head = parse_request(self.buffer, limits)
+        if head is None:
+            stream.deadline = monotonic() + limits.request_head_timeout
+            patience = _PATIENCE
+            while head is None:
+                await self._more(patience)
+                patience -= 1
+                head = parse_request(self.buffer, limits)
+        self.buffer = self.buffer[head.size :]
         return head
 
     async def response(self, method: bytes, upgrade: bytes = b"") -> ResponseHead:
@@ -61,7 +64,7 @@ class MessageReader:
         while (head := parse_response(self.buffer, method, self.limits, upgrade=upgrade)) is None:
             await self._more(patience)
             patience -= 1
-        self._drop(head.size)
+        self.buffer = self.buffer[head.size :]
         return head
 
     async def _more(self, patience: int) -> None:
@@ -75,9 +78,6 @@ class MessageReader:
             self.buffer += data
             if patience > 0 or b"\n" in data or len(self.buffer) > self.limits.head:
                 return
-
-    def _drop(self, size: int) -> None:
-        self.buffer = self.buffer[size:]
 
     def body(self, head: RequestHead | ResponseHead, *, blame: Literal["client", "upstream"]) -> Body:
         """The body that follows `head`; to be read to its end before the next head."""
@@ -148,12 +148,16 @@ class Body:
 
 
 class BodyWriter:
-    """Frames payload for the wire. `chunked` false: the payload is the wire."""
+    """Frames payload for the wire. `chunked` false: the payload is the wire. Knows nothing of a message."""
 
     __slots__ = ("_chunked",)
 
     def __init__(self, *, chunked: bool) -> None:
         self._chunked = chunked
+
+    @staticmethod
+    def of(framing: Framing) -> BodyWriter:
+        return _CHUNKED if framing is Framing.CHUNKED else PLAIN
 
     def piece(self, payload: bytes) -> bytes:
         return encode_chunk(payload) if self._chunked else payload
@@ -164,3 +168,6 @@ class BodyWriter:
         if not trailers:
             return b"0\r\n\r\n"
         return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in trailers) + b"\r\n"
+
+
+PLAIN, _CHUNKED = BodyWriter(chunked=False), BodyWriter(chunked=True)

@@ -13,6 +13,8 @@ from moat.proxy.limits import Limits
 _MASK = b"*"
 _GZIP = 16 + zlib.MAX_WBITS
 _READABLE = (b"gzip", b"deflate")
+# gRPC and Connect compress message by message, inside a body that looks plain.
+_BY_MESSAGE = frozenset({b"grpc-encoding", b"connect-content-encoding"})
 # What describes the bytes as the server encoded them, and no longer holds once they are decoded or masked.
 _OF_ENCODING = frozenset(
     {b"content-encoding", b"content-length", b"content-md5", b"digest", b"content-digest"}
@@ -144,9 +146,14 @@ def _is_refusal(item: bytes) -> bool:
 
 
 def _encodings(headers: Headers) -> list[bytes]:
-    values = b",".join(value for name, value in headers if name.lower() == b"content-encoding")
-    names = [name.strip(b" \t") for name in values.lower().split(b",")]
-    return [name for name in names if name not in {b"", b"identity"}]
+    found = []
+    for name, values in headers:
+        key = name.lower()
+        if key == b"content-encoding" or key in _BY_MESSAGE:
+            names = [value.strip(b" \t") for value in values.lower().split(b",")]
+            suffix = b" by message" if key in _BY_MESSAGE else b""
+            found += [value + suffix for value in names if value not in {b"", b"identity"}]
+    return found
 
 
 class _Decoder(Protocol):

@@ -24,7 +24,7 @@ from moat.proxy.budget import Accounts, Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider, Desk
 from moat.proxy.events import Denial, ExchangeFinished
-from moat.proxy.exchange import Setup
+from moat.proxy.exchange import Places, Setup
 from moat.proxy.limits import Limits
 from moat.proxy.mcp import McpTable
 from moat.proxy.message import MessageReader
@@ -102,9 +102,10 @@ class Proxy:
             mcp=mcp or McpTable(),
             accounts=Accounts(budgets),
             desk=decider and Desk(decider, seconds=limits.question_timeout, most=limits.questions),
+            streams=Places(limits.h2_streams_of_run),
         )
         self._token = token
-        self._slots = anyio.Semaphore(limits.connections)
+        self._slots = anyio.Semaphore(limits.connections, fast_acquire=True)
         self._listening: set[anyio.CancelScope] = set()
         self._serving: set[anyio.CancelScope] = set()
         self._tunnels: set[Tunnel] = set()
@@ -229,11 +230,14 @@ class Proxy:
             with serving:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._setup.upstream.watch.run)
+                    tasks.start_soon(self._setup.upstream.multiplexed.keep)
                     async with anyio.create_task_group() as connections:
                         with listening:
                             task_status.started()
                             await self._accept(sock, serve, connections)
                         sock.close()
+                    if self._tunnels:
+                        await self._done.wait()  # other listeners' connections share what goes upstream
                     tasks.cancel_scope.cancel()
         finally:
             sock.close()
@@ -259,7 +263,7 @@ class Proxy:
         """One connection from its first byte to its last. What goes wrong in it ends it, and nothing else."""
         try:
             stream = await open_stream(sock, self._setup.upstream.watch)
-            token = self._token if sock.family != socket.AF_UNIX else None
+            token = self._token if self._token and sock.family != socket.AF_UNIX else None
             tunnel = Tunnel(self._setup, MessageReader(stream, self._setup.limits), token)
             self._tunnels.add(tunnel)
             try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -22,7 +21,10 @@ from moat.proxy.inject import CompiledRule, Plan, carry_out, make_plan, opened
 _SITES = 256  # authorities whose rules are remembered
 _DRAFTS = 32  # sets of fields remembered for an authority; clients have one or two
 _BASIC = b"asic"  # of `Basic`, in lower case: what stands behind it has to be decoded
-_OPAQUE = frozenset({b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions"})
+_OPAQUE = frozenset({
+    b"accept-encoding", b"grpc-accept-encoding", b"connect-accept-encoding",
+    b"range", b"if-range", b"sec-websocket-extensions",
+})  # fmt: skip
 
 
 class Equipped(NamedTuple):
@@ -34,13 +36,14 @@ class Equipped(NamedTuple):
     names: frozenset[bytes] = frozenset()  # lower-case header names that carry a credential
 
 
-@dataclass(slots=True)
 class Draft:
     """A plan for a request, and what came of it the last time."""
 
-    plan: Plan
-    credentials: Sequence[Credential] = ()
-    done: Equipped | None = None
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.credentials = plan.credentials  # names of those that it takes
+        self.used: Sequence[Credential] = ()
+        self.done: Equipped | None = None
 
 
 class InjectionTable:
@@ -98,11 +101,17 @@ class SiteRules:
                 return _leak_denial(rule.rule, self._where)
         return None
 
+    def _may_name_one(self, fields: bytes) -> bool:
+        for placeholder in self._placeholders:
+            if placeholder in fields:
+                return True
+        return _BASIC in fields.lower()
+
     def draft(self, fields: bytes) -> tuple[Draft, bytes]:
         """A plan for a request with these fields, and those of them that it leaves alone."""
         pieces = self._touched.split(fields)
         others = b"".join(pieces[::3])
-        if any(placeholder in others for placeholder in self._placeholders) or _BASIC in others.lower():
+        if self._may_name_one(others):
             return Draft(make_plan(self.rules, split_fields(fields))), b""
         del pieces[::3]
         key = tuple(pieces)
@@ -118,17 +127,12 @@ class SiteRules:
 def equip(draft: Draft, others: bytes, credentials: Sequence[Credential]) -> Equipped:
     """Carry a plan out. `credentials` are those that it names, in its order. Raises InjectionError."""
     done = draft.done
-    if done is None or not _same(draft.credentials, credentials):
-        plan = draft.plan
-        injected = carry_out(plan, dict(zip(plan.credentials, credentials, strict=True)))
+    if done is None or draft.used != credentials:
+        injected = carry_out(draft.plan, dict(zip(draft.credentials, credentials, strict=True)))
         headers = inspectable(injected.headers) if injected.secrets else injected.headers
         done = Equipped(join_fields(headers), injected.grants, injected.secrets, injected.names)
-        draft.credentials, draft.done = credentials, done
-    return done._replace(fields=others + done.fields) if others else done
-
-
-def _same(one: Sequence[Credential], other: Sequence[Credential]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
+        draft.used, draft.done = credentials, done
+    return Equipped(others + done.fields, done.grants, done.secrets, done.names)
 
 
 def inspectable(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

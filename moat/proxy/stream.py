@@ -23,7 +23,7 @@ import socket
 import ssl
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -57,6 +57,7 @@ class Stream(ABC):
         "_gone",
         "_gone_at_eof",
         "_inbox",
+        "_local",
         "_plain",
         "_tls",
         "_watch",
@@ -76,7 +77,8 @@ class Stream(ABC):
         self._gone_at_eof = True
         self._watch = watch
         watch.add(self)
-        if sock.family != socket.AF_UNIX:
+        self._local = sock.family == socket.AF_UNIX
+        if not self._local:
             # asyncio sets it only when sock.proto says TCP, which an accepted socket need not say; without
             # it small answers wait 40 ms for a delayed acknowledgement.
             with contextlib.suppress(OSError):
@@ -85,7 +87,7 @@ class Stream(ABC):
     # --- what the transports provide -------------------------------------------------------------
 
     @abstractmethod
-    async def _more(self) -> None:
+    def _more(self) -> Awaitable[None]:
         """Wait until the inbox has grown, the peer has finished, or the stream broke."""
 
     @abstractmethod
@@ -213,11 +215,13 @@ class Stream(ABC):
         tls = TLSSession(context, server_side=server_side, server_hostname=server_hostname)
         data, self._plain = self._plain, b""
         while True:
+            done = False
             try:
                 done = tls.handshake(data)
             finally:
-                # Also after a failure: the alert tells the peer why.
-                if (output := tls.output()) and self._broken is None:
+                # Also after a failure: the alert tells the peer why. A server's session ticket waits for what
+                # the server says next: nobody needs it sooner, and a packet of its own costs two wake-ups.
+                if self._broken is None and not (done and tls.ticket) and (output := tls.output()):
                     await self._write(output)
             if done:
                 break
@@ -261,7 +265,7 @@ class Stream(ABC):
 
     def abort(self, reason: str = "the connection is closed") -> None:
         """Drop the connection so that the peer notices: a reset, and no goodbye of TLS."""
-        if self._broken is None and self.sock.family != socket.AF_UNIX:
+        if self._broken is None and not self._local:
             with contextlib.suppress(OSError):
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._break(StreamError(reason))
@@ -280,8 +284,9 @@ class Stream(ABC):
         that has finished its direction counts as gone; otherwise only one whose connection broke.
         """
         self._gone = call
-        self._gone_at_eof = at_eof
-        self._check_gone()
+        if call is not None:
+            self._gone_at_eof = at_eof
+            self._check_gone()
 
     def _check_gone(self) -> None:
         if self._gone is not None and (self._broken is not None or (self._ended and self._gone_at_eof)):

@@ -93,8 +93,9 @@ class AsyncioStream(Stream, asyncio.Protocol):
             drained.set_result(None)
 
     def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        reader, self._reader = self._reader, None
+        if reader is not None and not reader.done():
+            reader.set_result(None)
 
     def _rescue(self) -> None:
         """Fetch what the kernel still holds after a failed write.
@@ -108,12 +109,9 @@ class AsyncioStream(Stream, asyncio.Protocol):
 
     # --- called by Stream ------------------------------------------------------------------------
 
-    async def _more(self) -> None:
+    def _more(self) -> asyncio.Future[None]:
         self._reader = self._loop.create_future()
-        try:
-            await self._reader
-        finally:
-            self._reader = None
+        return self._reader
 
     def _taken(self) -> None:
         self._size = 0
@@ -122,8 +120,18 @@ class AsyncioStream(Stream, asyncio.Protocol):
             if not self._transport.is_closing():
                 self._transport.resume_reading()
 
+    async def send(self, data: bytes) -> None:  # twice per exchange: no coroutine in between
+        if self._broken is not None:
+            raise self._broken
+        self._transport.write(self._tls.send(data) if self._tls is not None else data)
+        if self._drained is not None:
+            await self._drain()
+
     async def _write(self, data: bytes) -> None:
         self._transport.write(data)
+        await self._drain()
+
+    async def _drain(self) -> None:
         if self._drained is not None:
             await self._drained
             if self._broken is not None:

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 
 from moat.proxy.stream import StreamError
 
+H2, HTTP1 = "h2", "http/1.1"  # ALPN (RFC 7301)
 _RECORD = 16384  # plaintext of the largest TLS record
 
 
@@ -31,6 +33,11 @@ class TLSError(StreamError):
         super().__init__(reason)
         self.connection = connection
         self.verification = verification
+
+    @property
+    def no_protocol(self) -> bool:
+        """The peer speaks nothing of what ALPN offered."""
+        return "no application protocol" in str(self)
 
 
 class TLSSession:
@@ -62,6 +69,11 @@ class TLSSession:
         except (ssl.SSLError, ValueError) as error:
             raise TLSError(_reason(error), self.object) from error
         return True
+
+    @property
+    def ticket(self) -> bool:
+        """Whether all that waits after the handshake is a session ticket (RFC 8446 §4.6.1)."""
+        return self.object.server_side and self.object.version() == "TLSv1.3"
 
     def output(self) -> bytes:
         """What has to go to the peer."""
@@ -104,7 +116,9 @@ class TLSSession:
         return self._outgoing.read()
 
 
-def verifying_context(ca_bundle: Path | None = None, extra_roots: bytes = b"") -> ssl.SSLContext:
+def verifying_context(
+    ca_bundle: Path | None = None, extra_roots: bytes = b"", protocols: Sequence[str] = (HTTP1,)
+) -> ssl.SSLContext:
     """The one client context of a proxy: system roots and the user's, names checked, TLS 1.2 or later.
 
     Takes about 40 ms; call it in a worker thread. Raises OSError (also ssl.SSLError) for a bad bundle.
@@ -116,7 +130,7 @@ def verifying_context(ca_bundle: Path | None = None, extra_roots: bytes = b"") -
         context.load_verify_locations(cadata=extra_roots.decode("ascii", "replace"))
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(list(protocols))
     return context
 
 

@@ -8,19 +8,24 @@ not happen (DESIGN, invariant 8).
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import compress, count
+from operator import itemgetter
 from typing import Any, overload
 
 import anyio
 from anyio.abc import TaskStatus
 
 from moat.journal import LineWriter
+from moat.proxy import grammar
 from moat.proxy.events import Denial, ExchangeFinished
 
 FLUSH_SECONDS = 0.1
 REDACTED = "[REDACTED]"
+_NAME = itemgetter(0)
+_KNOWN = 512  # names of fields that are remembered
 # Whoever sent these, their values are nobody's business: the sandbox may log in somewhere by itself.
 _SECRET_NAMES = frozenset(
     b"authorization proxy-authorization authentication-info cookie set-cookie x-api-key api-key x-auth-token "
@@ -70,25 +75,44 @@ class Shown(Sequence[tuple[str, str]]):
         return repr(self.fields)
 
 
-def _taken_apart(block: bytes, names: frozenset[bytes]) -> Iterator[tuple[str, str]]:
-    for line in block[2:].decode("latin-1").split("\r\n") if block else ():
-        name, _, value = line.partition(":")
-        yield name, REDACTED if _hidden(name, names) else value.strip(" \t")
+def _taken_apart(block: bytes, names: frozenset[bytes]) -> list[tuple[str, str]]:
+    fields = grammar.FIELD_TEXT.findall(block.decode("latin-1"))
+    if b" \r" in block or b"\t\r" in block or block.endswith((b" ", b"\t")):
+        fields = [(name, value.rstrip(" \t")) for name, value in fields]
+    hidden = map(_hidden_among(names).__getitem__, map(_NAME, fields))
+    for at in compress(count(), hidden):
+        fields[at] = (fields[at][0], REDACTED)
+    return fields
 
 
-# Names are few, and read for every header of every exchange.
-@lru_cache(maxsize=512)
-def _hidden(name: str, names: frozenset[bytes]) -> bool:
-    key = name.encode("latin-1").lower()
-    return key in _SECRET_NAMES or key in names or key.startswith(b"proxy-")
+class _Hidden(dict[str, bool]):
+    """Whether the value of a field is redacted, by its name as sent. Names are few, and asked for often."""
+
+    def __init__(self, names: frozenset[bytes]) -> None:
+        self._names = names | _SECRET_NAMES
+
+    def __missing__(self, name: str) -> bool:
+        key = name.encode("latin-1").lower()
+        hidden = key in self._names or key.startswith(b"proxy-")
+        if len(self) < _KNOWN:
+            self[name] = hidden
+        return hidden
+
+
+_hidden_among = lru_cache(maxsize=64)(_Hidden)
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def to_record(event: ExchangeFinished) -> dict[str, Any]:
     """The JSON object of an event. Empty fields are left out; header lists keep order and repetition."""
-    started = dt.datetime.fromtimestamp(event.started, dt.UTC)
+    seconds, micros = divmod(round(event.started * 1e6), 1_000_000)
     record: dict[str, Any] = {
         "id": event.id,
-        "ts": started.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "ts": f"{_second(seconds)}.{micros // 1000:03}Z",
         "method": event.method,
         "url": event.url,
         "status": event.status,
@@ -106,6 +130,8 @@ def to_record(event: ExchangeFinished) -> dict[str, Any]:
         record["warning"] = asdict(event.warning)
     if event.error:
         record["error"] = event.error
+    if event.protocol != "http/1.1":
+        record["protocol"] = event.protocol
     return record
 
 
@@ -132,6 +158,7 @@ def from_record(record: Mapping[str, Any]) -> ExchangeFinished:
             warning=Denial(**warning) if warning else None,
             error=record.get("error", ""),
             id=record.get("id", 0),
+            protocol=record.get("protocol", "http/1.1"),
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"not a record of an exchange: {error}") from error

@@ -17,6 +17,7 @@ from binascii import Error as Base64Error
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic, time
+from typing import TYPE_CHECKING
 
 from moat.authority import Authority, AuthorityError, parse_authority
 from moat.proxy.answers import CHALLENGE, ESTABLISHED, Answer, denied, malformed
@@ -30,8 +31,11 @@ from moat.proxy.policy import HOST_NAME, ssh_denial
 from moat.proxy.relay import Traffic, Watch, relay
 from moat.proxy.ssh import IDENTIFICATION, SshWatch, refusal
 from moat.proxy.stream import Stream, StreamError
-from moat.proxy.tls import TLSError
+from moat.proxy.tls import H2, HTTP1, TLSError
 from moat.proxy.upstream import UpstreamError
+
+if TYPE_CHECKING:
+    from moat.proxy.h2_server import Server
 
 _TLS_HANDSHAKE = b"\x16"  # first byte of every TLS connection: content type "handshake"
 
@@ -45,6 +49,7 @@ class Tunnel:
     token: str | None = None  # what Proxy-Authorization must carry; None: the socket is the identity
     closing: bool = False  # the proxy ends: no further request
     idle: bool = False  # waiting for a request that nobody has begun
+    multiplexed: Server | None = None  # once the client speaks HTTP/2
 
     @property
     def stream(self) -> Stream:
@@ -161,30 +166,46 @@ class Tunnel:
                 self.client.buffer = await self.stream.receive()
             finally:
                 if not self.client.buffer and denial is not None:
-                    self._record("CONNECT", str(authority), 0, denial=denial)
+                    self.setup.refused("CONNECT", str(authority), 0, denial=denial)
             if not self.client.buffer:
                 return
         if self.client.buffer.startswith(IDENTIFICATION):
             await self._refuse_ssh(authority, denial)
             return
-        scheme = "http"
+        scheme, protocol = "http", HTTP1
         if self.client.buffer.startswith(_TLS_HANDSHAKE):
-            scheme = "https"
-            if not await self._terminate(authority, denial):
+            agreed = await self._terminate(authority, denial)
+            if agreed is None:
                 return
-        site = Site.of(self.setup, scheme, authority, denial)
+            scheme, protocol = "https", agreed
+        site = Site.of(self.setup, scheme, authority, denial, protocol)
+        if protocol == H2:
+            await self._multiplexed(site)
+            return
         while (head := await self._request(site)) is not None:
             if not await self._after(await Exchange(self.setup, self.client, site, head).run()):
                 return
 
-    async def _terminate(self, authority: Authority, denial: Denial | None) -> bool:
-        """TLS with a leaf of the run's CA. A server name that is not the authority's gets no TLS at all."""
+    async def _multiplexed(self, site: Site) -> None:
+        """Streams instead of exchange after exchange. The library is loaded by the first who needs it."""
+        from moat.proxy.h2_server import Server
+
+        self.multiplexed = Server(self.setup, self.stream, site)
+        if self.closing:
+            self.multiplexed.finish()
+        await self.multiplexed.run()
+
+    async def _terminate(self, authority: Authority, denial: Denial | None) -> str | None:
+        """TLS with a leaf of the run's CA; the protocol that it agreed on.
+
+        A server name that is not the authority's gets no TLS at all: None.
+        """
         ca, stream = self.setup.ca, self.stream
         stream.unread(self.client.buffer)
         self.client.buffer = b""
         stream.deadline = monotonic() + self.setup.limits.tls_handshake_timeout
         try:
-            await stream.start_tls(ca.server_context(authority.host), server_side=True)
+            tls = await stream.start_tls(ca.server_context(authority.host), server_side=True)
         except StreamError as error:
             connection = error.connection if isinstance(error, TLSError) else None
             name = ca.rejected_sni(connection) if connection is not None else None
@@ -195,10 +216,10 @@ class Tunnel:
                     rule="CONNECT host, TLS server name and Host header must agree",
                 )
             problem = "" if denial is not None else f"TLS with the client failed: {error}"
-            self._record("CONNECT", str(authority), 0, denial=denial, error=problem)
+            self.setup.refused("CONNECT", str(authority), 0, denial=denial, error=problem)
             await stream.aclose()
-            return False
-        return True
+            return None
+        return tls.selected_alpn_protocol() or HTTP1
 
     async def _opaque(self, authority: Authority, greeting: bytes) -> None:
         """Bytes to a port of this machine, or SSH. The server may speak first."""
@@ -260,7 +281,7 @@ class Tunnel:
         """SSH to a host that is not granted for it, whatever the policy says of the host's web pages."""
         if denial is None or (authority.host != HOST_NAME and denial.code == "policy"):
             denial = ssh_denial(authority.host, authority.port)
-        self._record("CONNECT", str(authority), 0, denial=denial)
+        self.setup.refused("CONNECT", str(authority), 0, denial=denial)
         await self.stream.send(refusal(f"moat refused this connection: {denial.reason}; {denial.hint}"))
         await linger(self.stream, self.setup.limits)
 
@@ -281,12 +302,14 @@ class Tunnel:
     def finish(self) -> None:
         """Serve no further request; a connection that waits for one is closed."""
         self.closing = True
-        if self.idle:
+        if self.multiplexed is not None:
+            self.multiplexed.finish()
+        elif self.idle:
             self.stream.close()
 
     async def _refuse(self, site: Site | None, answer: Answer) -> After:
         url = site.url(b"/") if site is not None else ""
-        self._record("-", url, answer.status, denial=answer.denial)
+        self.setup.refused("-", url, answer.status, denial=answer.denial)
         self.stream.deadline = monotonic() + self.setup.limits.close_timeout
         await self.stream.send(answer.wire())
         await linger(self.stream, self.setup.limits)
@@ -296,26 +319,6 @@ class Tunnel:
         if after is After.LINGER:
             await linger(self.stream, self.setup.limits)
         return after is After.KEEP
-
-    def _record(
-        self, method: str, url: str, status: int, *, denial: Denial | None = None, error: str = ""
-    ) -> None:
-        self.setup.on_event(
-            ExchangeFinished(
-                started=time(),
-                duration=0.0,
-                method=method,
-                url=url,
-                status=status,
-                request_headers=(),
-                response_headers=(),
-                request_bytes=0,
-                response_bytes=0,
-                denial=denial,
-                error=error,
-                id=next(self.setup.numbers),
-            )
-        )
 
 
 async def linger(stream: Stream, limits: Limits) -> None:

@@ -38,13 +38,17 @@ class Upload:
         """
         self._client = client
         self._patience = client.limits.response_head_timeout if patience is None else patience
-        self._writer = BodyWriter(chunked=head.framing is Framing.CHUNKED)
+        self._writer = BodyWriter.of(head.framing)
         self.body, read = judged or (client.body(head, blame="client"), b"")
-        start = wire + self._writer.piece(read + self.body.take())
+        if head.framing is not Framing.NONE:
+            wire += self._writer.piece(read + self.body.take())
+            if self.body.done:
+                wire += self._writer.end()
         self.whole = self.body.done  # `start` is the complete request: it can be sent a second time
-        self.start = start + self._writer.end() if self.whole else start
+        self.start = wire
         self.done = False  # all of it is on its way
         self.gone = False  # the client has left
+        self.upstream: Stream | None = None  # where it goes at this time
         self.fault: MalformedError | DeniedError | None = None  # what is wrong with its body
 
     async def send_start(self, upstream: Stream) -> None:
@@ -73,13 +77,14 @@ class Upload:
             self.fault = error
             upstream.abort(str(error))
         except StreamError:
-            self.leave(upstream)
+            self.leave()
 
     def _finish(self) -> None:
         self.done = True
         self._client.stream.deadline = math.inf  # the client waits for us now
 
-    def leave(self, upstream: Stream) -> None:
+    def leave(self) -> None:
         """The client has gone; nobody needs the answer."""
         self.gone = True
-        upstream.abort(GONE)
+        if self.upstream is not None:
+            self.upstream.abort(GONE)

@@ -24,13 +24,14 @@ from moat.authority import Authority, parse_authority
 from moat.errors import ConfigError, MoatError
 from moat.proxy.address import refuse
 from moat.proxy.events import Denial, DeniedError
+from moat.proxy.h2_pool import Multiplexed
 from moat.proxy.http1 import MalformedError, render_request
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import HOST_NAME
 from moat.proxy.race import connect_first
 from moat.proxy.stream import Stream, StreamError, StreamTimeoutError, Watch
-from moat.proxy.tls import TLSError, verifying_context
+from moat.proxy.tls import H2, HTTP1, TLSError, verifying_context
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 _RESOLVERS = 16  # names looked up at one time: getaddrinfo holds a thread while it waits
@@ -109,9 +110,11 @@ class Upstream:
         self._resolve = resolver or partial(resolve, threads=anyio.CapacityLimiter(_RESOLVERS))
         self._proxy = _parse_proxy(options.proxy) if options.proxy else None
         self._context: ssl.SSLContext | None = None
+        self._h2_context: ssl.SSLContext | None = None  # the same, and offers HTTP/2
         self._context_lock = anyio.Lock()
         self._idle: dict[tuple[str, str, int], list[Connection]] = {}
         self._idle_count = 0
+        self.multiplexed = Multiplexed(limits, self.watch)
 
     async def prepare(self) -> ssl.SSLContext:
         """Build the verifying context off the event loop, once. Raises ConfigError for a bad bundle."""
@@ -121,9 +124,16 @@ class Upstream:
                     self._context = await anyio.to_thread.run_sync(self._build_context)
         return self._context
 
-    def _build_context(self) -> ssl.SSLContext:
+    async def _prepare_h2(self) -> ssl.SSLContext:
+        if self._h2_context is None:
+            async with self._context_lock:
+                if self._h2_context is None:
+                    self._h2_context = await anyio.to_thread.run_sync(self._build_context, (H2, HTTP1))
+        return self._h2_context
+
+    def _build_context(self, protocols: Sequence[str] = (HTTP1,)) -> ssl.SSLContext:
         try:
-            return verifying_context(self._options.ca_bundle, self._options.extra_roots)
+            return verifying_context(self._options.ca_bundle, self._options.extra_roots, protocols)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 [f"upstream.ca_bundle: {self._options.ca_bundle} cannot be used: {error}"],
@@ -132,22 +142,57 @@ class Upstream:
 
     # --- connections -----------------------------------------------------------------------------
 
-    async def acquire(self, scheme: str, authority: Authority, *, fresh: bool = False) -> Connection:
-        """A connection that can carry a request. `fresh`: not from the pool.
+    async def acquire(
+        self, scheme: str, authority: Authority, *, fresh: bool = False, protocol: str = HTTP1
+    ) -> Connection:
+        """A connection that can carry a request. `fresh`: not one that has been used.
 
+        `protocol` is what the client speaks: for `h2` the server is asked whether it does too.
         Raises AddressDeniedError, UpstreamError.
         """
         key = (scheme, authority.host, authority.port)
+        if protocol == H2 and self.multiplexed.protocol(key) != HTTP1:
+            return await self._acquire_stream(key, authority, fresh=fresh)
         if not fresh and (pooled := self._take(key)) is not None:
             return pooled
+        if self.multiplexed.only(key):
+            return await self._acquire_stream(key, authority, fresh=fresh)
         stream = await self.dial(authority)
         try:
             if scheme == "https":
-                await self._secure(stream, authority.host)
+                await self._secure(stream, authority.host, await self._prepared(self.prepare))
+        except UpstreamError as error:
+            stream.abort()
+            if error.code != "alpn":
+                raise
+            self.multiplexed.remember(key, H2, only=True)
+            return await self._acquire_stream(key, authority, fresh=fresh)
         except BaseException:
             stream.abort()
             raise
         return Connection(key, MessageReader(stream, self._limits))
+
+    async def _acquire_stream(
+        self, key: tuple[str, str, int], authority: Authority, *, fresh: bool
+    ) -> Connection:
+        """A stream of an HTTP/2 connection, or a connection of its own when the server has no HTTP/2."""
+        multiplexed = self.multiplexed
+        async with multiplexed.dialling(key):
+            if not fresh and (reader := multiplexed.take(key)) is not None:
+                return Connection(key, reader, reused=True)
+            if multiplexed.protocol(key) != HTTP1:
+                stream = await self.dial(authority)
+                try:
+                    context = await self._prepared(self._prepare_h2)
+                    agreed = await self._secure(stream, authority.host, context)
+                    if agreed == H2:
+                        return Connection(key, await multiplexed.adopt(key, stream))
+                except BaseException:
+                    stream.abort()
+                    raise
+                multiplexed.remember(key, HTTP1)
+                return Connection(key, MessageReader(stream, self._limits))
+        return await self.acquire(key[0], authority, fresh=fresh)
 
     def release(self, connection: Connection) -> None:
         """Give back a connection whose last exchange was read to its end."""
@@ -263,12 +308,14 @@ class Upstream:
                 "connect", f"{authority} cannot be reached: {error}", status=status
             ) from error
 
-    async def _secure(self, stream: Stream, host: str) -> None:
-        context = await self._prepared()
+    async def _secure(self, stream: Stream, host: str, context: ssl.SSLContext) -> str:
+        """TLS, verified; the protocol that it agreed on."""
         stream.deadline = monotonic() + self._limits.tls_handshake_timeout
         try:
-            await stream.start_tls(context, server_side=False, server_hostname=host)
+            tls = await stream.start_tls(context, server_side=False, server_hostname=host)
         except TLSError as error:
+            if error.no_protocol:
+                raise UpstreamError("alpn", f"{host} does not speak HTTP/1.1") from error
             if error.verification:
                 raise UpstreamError(
                     "certificate",
@@ -280,10 +327,12 @@ class Upstream:
             raise UpstreamError("timeout", f"TLS with {host} timed out", status=504) from error
         except StreamError as error:
             raise UpstreamError("tls", f"TLS with {host} failed: {error}") from error
+        return tls.selected_alpn_protocol() or HTTP1
 
-    async def _prepared(self) -> ssl.SSLContext:
+    @staticmethod
+    async def _prepared(prepare: Callable[[], Awaitable[ssl.SSLContext]]) -> ssl.SSLContext:
         try:
-            return await self.prepare()
+            return await prepare()
         except MoatError as error:
             raise UpstreamError("certificate", str(error), hint=error.hint or "") from error
 

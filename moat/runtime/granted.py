@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from shlex import quote
 
 from moat.config import McpServer
-from moat.errors import GrantError
+from moat.errors import GrantError, MissingGrantsError
 from moat.grants import CredentialInfo, Grant, InjectionRule
 from moat.runtime.sandbox import HomeFile
 from moat.vault import Vault
@@ -47,7 +47,7 @@ def unique(names: Iterable[str]) -> tuple[str, ...]:
 def check(
     vault: Vault, names: Iterable[str], servers: Iterable[McpServer] = ()
 ) -> tuple[CredentialInfo, ...]:
-    """What is known of each credential. Raises one GrantError that lists every problem and its fix.
+    """What is known of each credential. Raises one MissingGrantsError that lists every problem and its fix.
 
     `servers`: the MCP servers that some of them are for.
     """
@@ -70,7 +70,7 @@ def check(
             fixes.append(urls.get(name, command(name)))
         found.append(info)
     if problems:
-        raise GrantError("\n".join(problems), hint="\n".join(f"run `{fix}`" for fix in fixes))
+        raise MissingGrantsError(problems, fixes)
     return tuple(found)
 
 

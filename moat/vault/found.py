@@ -9,14 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from moat.errors import GrantError
+from moat.errors import ConfigError, GrantError
 from moat.grants import Grant, Secret
 from moat.vault.npmrc import registries
+from moat.vault.providers import Entry, provider
 from moat.vault.providers.declared import Declared
 from moat.vault.providers.npm import PATHS, ROUTES
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 _MAX_BYTES = 1_000_000
+# Logins that their own wizards take over: variables, and the file that tells of one.
+_LOGINS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
+    {
+        "anthropic": (("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"), "~/.claude/.credentials.json"),
+        "github": (("GITHUB_TOKEN", "GH_TOKEN"), "~/.config/gh/hosts.yml"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,22 @@ def in_files(grant: Grant) -> Found | None:
     """What another tool on this machine keeps for `grant`. Raises GrantError when it cannot be read."""
     importer = _IMPORTERS.get(grant.name)
     return None if importer is None else importer(grant.scope)
+
+
+def hint(row: Entry) -> str:
+    """Where this machine has a credential for a provider, or "". Looks quickly and asks no program."""
+    if row.name in _LOGINS:
+        variables, file = _LOGINS[row.name]
+        where = next((name for name in variables if os.environ.get(name)), "")
+        return where or (file if Path(file).expanduser().exists() else "")
+    try:
+        declared = provider(row.name) if row.injected else None
+        if isinstance(declared, Declared) and (found := in_environment(declared)):
+            return found.where
+        found = in_files(Grant(row.name))
+    except (GrantError, ConfigError):
+        return ""
+    return found.where if found else ""
 
 
 def about(grant: Grant) -> Mapping[str, str]:

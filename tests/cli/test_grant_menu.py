@@ -5,6 +5,7 @@ Also the real `claude setup-token`, driven to its end against a TLS stand-in of 
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
@@ -62,6 +63,14 @@ class Terminal(pexpect.spawn):  # type: ignore[misc] - pexpect has no types
     def sees(self, *texts: str) -> None:
         for text in texts:
             self.expect_exact(text.encode())
+
+    def shows(self, *texts: str) -> None:
+        """What is drawn piece by piece: all of `texts` are on the screen at one time."""
+        deadline = time.monotonic() + 20
+        while not all(text in self.shown() for text in texts):
+            assert time.monotonic() < deadline, self.shown()
+            with contextlib.suppress(pexpect.TIMEOUT):
+                self.expect(r".", timeout=0.2)
 
     def types(self, text: str) -> None:
         time.sleep(0.15)  # the prompt is shown a moment before it reads
@@ -499,3 +508,153 @@ def test_github_asks_before_it_takes_the_login_of_gh(start: Start, tmp_path: Pat
     terminal.sees("Authenticated as octocat.")
     terminal.ends()
     assert open_vault(Home.from_environment()).info("github").metadata["source"] == "prompt"
+
+
+# The menu of all providers
+
+PYPI = "pypi-REALUPLOADTOKEN0123456789"
+
+
+def names() -> list[str]:
+    return [info.name for info in open_vault(Home.from_environment()).list()]
+
+
+def test_the_menu_is_searched_and_what_was_found_is_granted(start: Start) -> None:
+    terminal = start("grant", PYPI_TOKEN=PYPI)
+    terminal.shows("anthropic", "oauth", "Esc back")
+    assert re.search(r"7\. pypi +Uploads to PyPI \[found: PYPI_TOKEN\]", terminal.shown())
+    terminal.types("upl")
+    terminal.shows("Grant upl\n  7. pypi")
+    terminal.types("\r")
+    terminal.sees(
+        "The credential goes to upload.pypi.org and nowhere else.", "Using the token from PYPI_TOKEN."
+    )
+    terminal.ends()
+    assert "Grant pypi" in terminal.shown()
+    assert "7. pypi" not in terminal.shown(), "the list is erased"
+    assert PYPI not in terminal.shown()
+    again = start("grant")
+    again.shows("Esc back")
+    assert re.search(r"pypi +Uploads to PyPI \[granted\]", again.shown())
+    again.types("7\r")
+    again.sees("pypi is granted. Replace it?")
+    again.types("n\r")
+    again.shows("Esc back")  # a no leads back to the list
+    again.types("\x1b")
+    again.ends()
+    assert names() == ["pypi"]
+
+
+def test_every_way_out_of_the_menu_leaves_everything_as_it_was(start: Start) -> None:
+    for keys, status in (("\x1b", 0), ("\x03", 130), ("\x04", 130)):
+        terminal = start("grant", PYPI_TOKEN=PYPI)
+        terminal.shows("Esc back")
+        terminal.types(keys)
+        terminal.ends(status)
+    terminal = start("grant")
+    terminal.shows("Esc back")
+    terminal.types("xyz")
+    terminal.shows("nothing like that")
+    terminal.types("\r")  # takes nothing
+    terminal.types("\x1b")  # clears what is sought
+    terminal.shows("anthropic")
+    terminal.types("14\r")
+    terminal.sees("Host: ")
+    terminal.types("\x03")
+    terminal.ends(130)
+    assert names() == []
+
+
+def test_the_menu_on_a_small_and_on_a_dumb_terminal(start: Start) -> None:
+    small = start("grant", NO_COLOR="1")
+    small.setwinsize(12, 50)
+    small.shows("anthropic")
+    small.types("\x1b[B" * 15)  # to the end of a list that is longer than the screen
+    small.shows("oauth")
+    small.types("\x1b")
+    small.ends()
+    dumb = start("grant", TERM="dumb", PYPI_TOKEN=PYPI)
+    dumb.sees("  7. pypi", "Grant [1-16, 0 to go back]: ")
+    dumb.types("7\n")
+    dumb.ends()
+    assert b"\x1b" not in dumb.raw
+    assert names() == ["pypi"]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "project").mkdir()
+    return tmp_path / "project"
+
+
+def test_what_a_run_misses_is_granted_on_the_spot(start: Start, project: Path) -> None:
+    command = (
+        "run",
+        str(project),
+        "--runtime",
+        "embedded",
+        "--grant",
+        "pypi",
+        "--",
+        "sh",
+        "-c",
+        "echo it ran",
+    )
+    no = start(*command, PYPI_TOKEN=PYPI)
+    no.sees("missing grant: pypi", "Grant now? [Y/n]: ")
+    no.types("n\r")
+    no.sees("error: missing grant: pypi", "hint: run `moat grant pypi`")
+    no.ends(3)
+    never = start(*command[:2], "--no-prompt", *command[2:], PYPI_TOKEN=PYPI)
+    never.sees("error: missing grant: pypi")
+    never.ends(3)
+    assert "Grant now?" not in never.shown()
+    yes = start(*command, PYPI_TOKEN=PYPI)
+    yes.sees("Grant now? [Y/n]: ")
+    yes.types("\r")
+    yes.sees("$ moat grant pypi", "Credential pypi saved", "it ran")
+    yes.ends()
+
+
+def test_profiles_are_apart_and_a_flag_names_one(start: Start, project: Path) -> None:
+    grant = start("grant", "pypi", "--profile", "work", PYPI_TOKEN=PYPI, MOAT_PROFILE="home")
+    grant.ends()
+    assert names() == []
+    for profile, told in (("home", "Nothing is granted."), ("work", "pypi")):
+        listed = start("grant", "list", "--profile", profile)
+        listed.sees(told)
+        listed.ends()
+    run = start(
+        "run",
+        str(project),
+        "--runtime",
+        "embedded",
+        "--profile",
+        "work",
+        "-g",
+        "pypi",
+        "--",
+        "echo",
+        "it ran",
+    )
+    run.sees("it ran")
+    run.ends()
+
+
+def test_a_secret_is_shown_at_a_terminal_after_a_question(
+    start: Start, moat: Callable[..., object], moat_bin: str
+) -> None:
+    start("grant", "pypi", PYPI_TOKEN=PYPI).ends()
+    no = start("grant", "show", "pypi", "--show-token")
+    no.sees("Show the secret of pypi on this screen? [y/N]: ")
+    no.types("\r")
+    no.ends(1)
+    assert PYPI not in no.shown()
+    yes = start("grant", "show", "pypi", "--show-token")
+    yes.sees("[y/N]: ")
+    yes.types("y\r")
+    yes.sees(PYPI)
+    yes.ends()
+    piped = moat("grant", "show", "pypi", "--show-token")
+    assert (piped.returncode, piped.stdout) == (2, "")  # type: ignore[attr-defined]
+    assert "a secret is shown at a terminal only" in piped.stderr  # type: ignore[attr-defined]

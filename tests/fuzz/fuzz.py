@@ -67,12 +67,20 @@ def minimise(target: str) -> int:
     return 0
 
 
+def _again(target: str) -> Path:
+    """A program that fuzzes `target`: libFuzzer runs what it believes to be itself when it merges."""
+    path = FOUND / f"{target}.sh"
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.fuzz.fuzz --child {target} "$@"\n')
+    path.chmod(0o700)
+    return path
+
+
 def child(target: str, arguments: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["moat.proxy", "moat.authority"]):
         from tests.fuzz.targets import TARGETS
-    atheris.Setup([sys.argv[0], *arguments], TARGETS[target])
+    atheris.Setup([str(_again(target)), *arguments], TARGETS[target])
     atheris.Fuzz()
 
 

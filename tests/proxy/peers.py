@@ -39,26 +39,25 @@ class TestCA:
     def pem(self) -> bytes:
         return self._certificate.public_bytes(serialization.Encoding.PEM)
 
-    def context(
-        self, *names: str, tls: ssl.TLSVersion | None = None, days: tuple[int, int] = (-1, 30)
-    ) -> ssl.SSLContext:
-        """A server context with a certificate for `names`, valid from and until so many days from now."""
+    def pem_of(self, *names: str, days: tuple[int, int] = (-1, 30)) -> bytes:
+        """A new key, and its certificate for `names`."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
         alternatives: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
         certificate = self._build(subject, key, alternatives, days).sign(self._key, hashes.SHA256())
+        return key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ) + certificate.public_bytes(serialization.Encoding.PEM)
+
+    def context(
+        self, *names: str, tls: ssl.TLSVersion | None = None, days: tuple[int, int] = (-1, 30)
+    ) -> ssl.SSLContext:
+        """A server context with a certificate for `names`."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         if tls is not None:
             context.maximum_version = tls
         with tempfile.NamedTemporaryFile() as file:
-            file.write(
-                key.private_bytes(
-                    serialization.Encoding.PEM,
-                    serialization.PrivateFormat.PKCS8,
-                    serialization.NoEncryption(),
-                )
-            )
-            file.write(certificate.public_bytes(serialization.Encoding.PEM))
+            file.write(self.pem_of(*names, days=days))
             file.flush()
             context.load_cert_chain(file.name)
         return context

@@ -6,29 +6,32 @@ connection's task and in all tasks that it starts. Afterwards the slot is free, 
 descriptors, tasks and watched streams as before.
 
 Seen failing: without `stream.abort()` in `Proxy._connection`, in `Upstream.acquire` and in `Exchange._carry`;
-without `sock.close()` for what is not an error in `stream.connect`; without giving the slot back.
+without `sock.close()` for what is not an error in `stream.connect`; without `abort()` of the winner of a race;
+without giving the slot back.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 
+from moat.authority import Authority
 from moat.proxy import Limits, Policy, Proxy, RunCA, Upstream, UpstreamOptions
 from moat.proxy.server import Serve
 from tests.proxy.conftest import RULE, SECRET, Credentials, tls_origin
 from tests.proxy.peers import Origin, Wire, client_context, echo, world
 from tests.proxy.test_exchange import API, get, post
+from tests.proxy.test_upstream import HTTPProxy
 
 pytestmark = [
     pytest.mark.anyio,
@@ -117,9 +120,23 @@ def awaits(monkeypatch: pytest.MonkeyPatch) -> Awaits:
 class Story:
     client: Callable[[Wire, Any], None]
     origin: Callable[[Wire], None] = echo
-    options: Callable[[Origin], UpstreamOptions] = lambda origin: UpstreamOptions(
-        connect_to={API: origin.address}
-    )
+    way: str = "direct"  # or: race, proxy, opaque
+
+    def options(self, origin: Origin, between: Origin) -> UpstreamOptions:
+        """The way out; `between` is an HTTP proxy."""
+        match self.way:
+            case "race":
+                return UpstreamOptions(connect_to={API: ("two.test", origin.port)})
+            case "proxy":
+                return UpstreamOptions(proxy=f"http://127.0.0.1:{between.port}")
+            case "opaque":
+                return UpstreamOptions(host_ports=frozenset({origin.port}))
+        return UpstreamOptions(connect_to={API: origin.address})
+
+    def serve(self, origin: Origin) -> Serve:
+        if self.way == "opaque":
+            return lambda connection, _sock: connection.captured(Authority("moat-host", origin.port))
+        return lambda connection, _sock: connection.explicit()
 
 
 def tunnel(wire: Wire, trust: Any) -> Wire:
@@ -163,6 +180,13 @@ def speaks_nonsense(wire: Wire, trust: Any) -> None:
     assert wire.message().status == 400
 
 
+def talks_past_us(wire: Wire, trust: Any) -> None:
+    inside = wire.tls(client_context(world().pem), "api.test")
+    inside.send(get())
+    assert inside.message().status == 200
+    inside.close()
+
+
 def agrees_to_switch(wire: Wire) -> None:
     wire.message()
     wire.send(b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
@@ -193,20 +217,16 @@ STORIES = {
     "switches protocols": Story(switches, agrees_to_switch),
     "is refused": Story(is_refused),
     "speaks nonsense": Story(speaks_nonsense),
-    "races": Story(
-        fetches, options=lambda origin: UpstreamOptions(connect_to={API: ("two.test", origin.port)})
-    ),
+    "races": Story(fetches, way="race"),
+    "goes through the user's proxy": Story(fetches, way="proxy"),
+    "talks past us": Story(talks_past_us, way="opaque"),
 }
-
-
-@contextlib.contextmanager
-def upstream_of(story: Story) -> Iterator[tuple[Origin, UpstreamOptions]]:
-    with tls_origin(story.origin) as origin:
-        yield origin, replace(story.options(origin), extra_roots=world().pem)
 
 
 async def resolver(host: str, port: int) -> list[str]:
     await anyio.lowlevel.checkpoint()
+    if host == "api.test":
+        raise socket.gaierror(-2, "Name or service not known")  # only the user's proxy knows it
     return ["::1", "127.0.0.1"] if host == "two.test" else [host]
 
 
@@ -215,16 +235,17 @@ async def test_nothing_is_left(story: str, awaits: Awaits, anyio_backend: str) -
     told, limits = STORIES[story], replace(Limits(), dial_stagger=0.01)
     ca = RunCA.generate("run_test")
     trust = client_context(ca.certificate_pem)
-    with upstream_of(told) as (_origin, options):
+    with tls_origin(told.origin) as origin, Origin(HTTPProxy(origin)) as between:
+        options = replace(told.options(origin, between), extra_roots=world().pem)
         upstream = Upstream(options, limits=limits, resolver=resolver)
         await upstream.prepare()
         ended = []
-        proxy = Proxy(policy=Policy(), ca=ca, rules=(RULE,), credentials=Credentials({"demo": SECRET}),
+        proxy = Proxy(policy=Policy(host_ports=options.host_ports), ca=ca, rules=(RULE,), credentials=Credentials({"demo": SECRET}),
                       upstream=upstream, on_event=ended.append, limits=limits)  # fmt: skip
         before: tuple[int, int] | None = None
         for at in range(MOST):  # 0: to its end
             awaits.arm(at)
-            failures = await _once(proxy, upstream, awaits, told, trust)
+            failures = await _once(proxy, awaits, told.serve(origin), partial(told.client, trust=trust))
             assert proxy.connections == 0
             assert proxy._slots.value == limits.connections
             await upstream.aclose()
@@ -238,7 +259,7 @@ async def test_nothing_is_left(story: str, awaits: Awaits, anyio_backend: str) -
         assert ended
 
 
-async def _once(proxy: Proxy, upstream: Upstream, awaits: Awaits, story: Story, trust: Any) -> list[str]:
+async def _once(proxy: Proxy, awaits: Awaits, serve: Serve, play: Callable[[Wire], None]) -> list[str]:
     """The story, cancelled where `awaits` says; what the client met."""
     ours, theirs = _pair()
     failures: list[str] = []
@@ -246,7 +267,7 @@ async def _once(proxy: Proxy, upstream: Upstream, awaits: Awaits, story: Story, 
     def client() -> None:
         wire = Wire(theirs)
         try:
-            story.client(wire, trust)
+            play(wire)
         except (OSError, AssertionError, ValueError) as error:  # it was cut off
             failures.append(repr(error))
         finally:
@@ -258,10 +279,9 @@ async def _once(proxy: Proxy, upstream: Upstream, awaits: Awaits, story: Story, 
     async def watch() -> None:
         with anyio.CancelScope() as watching:
             stop.append(watching)
-            await upstream.watch.run()
+            await proxy._setup.upstream.watch.run()
 
     stop: list[anyio.CancelScope] = []
-    serve: Serve = lambda connection, _sock: connection.explicit()  # noqa: E731
     await proxy._slots.acquire()
     async with awaits.uncounted() as tasks:
         tasks.start_soon(watch)

@@ -196,12 +196,12 @@ def test_sni_must_be_the_connect_host(ca, host, sni, rejected):
         assert error is None
 
 
-def test_alpn_is_http11_only(ca):
+def test_alpn_prefers_http2(ca):
     context = ssl.create_default_context(cadata=ca.certificate_pem.decode())
     context.set_alpn_protocols(["h2", "http/1.1"])
     client, server, error = connect(ca, "api.example", sni="api.example", options=context)
     assert error is None
-    assert client.selected_alpn_protocol() == server.selected_alpn_protocol() == "http/1.1"
+    assert client.selected_alpn_protocol() == server.selected_alpn_protocol() == "h2"
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")

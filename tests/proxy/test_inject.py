@@ -285,9 +285,9 @@ def test_what_is_remembered_is_what_inject_would_do(fields, changed) -> None:
     for attempt in range(3):
         secret = "T0P" if changed and attempt == 2 else "REAL"
         draft, others = site.draft(block)
-        found = [credential(name, f"{secret}-{name}") for name in draft.plan.credentials]
+        found = [credential(name, f"{secret}-{name}") for name in draft.credentials]
         equipped = equip(draft, others, found)
-        by_name = dict(zip(draft.plan.credentials, found, strict=True))
+        by_name = dict(zip(draft.credentials, found, strict=True))
         expected = plainly(site.rules, block, by_name)
         got = (sorted(split_fields(equipped.fields)), equipped.grants, set(equipped.secrets), equipped.names)
         assert got == expected

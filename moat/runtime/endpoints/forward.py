@@ -130,7 +130,8 @@ class Line:
         download: Download,
     ) -> None:
         stream = upstream.stream
-        client.stream.when_gone(lambda: upload.leave(stream), at_eof=head.keep_alive)
+        upload.upstream = stream
+        client.stream.when_gone(upload.leave, at_eof=head.keep_alive)
         stream.deadline = monotonic() + LIMITS.response_head_timeout
         try:
             await upload.send_start(stream)

@@ -1,0 +1,32 @@
+"""Options of every command that touches credentials. They end up in the environment, which runs inherit."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+
+def add_credential_options(parser: argparse.ArgumentParser) -> None:
+    """`--profile NAME` and `--no-prompt`; the same as MOAT_PROFILE and MOAT_NO_PROMPT=1."""
+    add = parser.add_argument
+    add("--profile", action=_Environment, variable="MOAT_PROFILE", metavar="NAME", help="of credentials")
+    add("--no-prompt", action=_Environment, variable="MOAT_NO_PROMPT", nargs=0, help="ask nothing")
+
+
+class _Environment(argparse.Action):
+    """Puts the option's value, or `1`, into a variable of this process."""
+
+    def __init__(self, *, variable: str, option_strings: Sequence[str], dest: str, **options: object) -> None:
+        super().__init__(option_strings, dest, default=argparse.SUPPRESS, **options)  # type: ignore[arg-type]
+        self._variable = variable
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        del parser, namespace, option_string
+        os.environ[self._variable] = values if isinstance(values, str) else "1"

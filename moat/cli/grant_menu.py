@@ -1,0 +1,92 @@
+"""`moat grant` without arguments: what there is, what is granted, what was found here, in one list.
+
+Ctrl-C at any point leaves everything as it was: nothing is stored before a wizard has come to its end.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+
+from moat.cli.menu import Console
+from moat.cli.picker import Choice, pick
+from moat.errors import MoatError
+from moat.grants import CredentialInfo, Grant
+from moat.paths import Home
+from moat.vault import open_vault
+from moat.vault.found import hint
+from moat.vault.providers import Entry, entries
+
+Wizard = Callable[[Sequence[str]], int]
+
+
+def run(console: Console, wizard: Callable[[str], Wizard]) -> int:
+    """Let the user choose until something was granted, or they step back."""
+    while True:
+        rows = {row.name: row for row in entries()}
+        granted = _granted()
+        name = pick(console, "Grant", [_choice(row, granted.get(row.name, ())) for row in rows.values()])
+        if name is None:
+            return 0
+        arguments = _arguments(console, rows[name], granted.get(name, ()))
+        if arguments is None:
+            continue
+        return wizard(name)(arguments)
+
+
+def _granted() -> dict[str, tuple[CredentialInfo, ...]]:
+    found: dict[str, tuple[CredentialInfo, ...]] = {}
+    for info in open_vault(Home.from_environment()).list():
+        name = Grant.parse(info.name).name
+        found[name] = (*found.get(name, ()), info)
+    return found
+
+
+def _choice(row: Entry, granted: Sequence[CredentialInfo]) -> Choice:
+    state = ", ".join(map(_state, granted))
+    if not state and (where := hint(row)):
+        state = f"found: {where}"
+    return Choice(row.name, row.name, f"{row.summary} [{state}]" if state else row.summary)
+
+
+def _state(info: CredentialInfo) -> str:
+    """`granted`, or `npm.example.com granted`, with what becomes of it."""
+    now = dt.datetime.now(dt.UTC)
+    scope = Grant.parse(info.name).scope
+    word = "granted"
+    if info.expired(now):
+        word = "expired"
+    elif info.expires_at is not None:
+        word = f"granted, expires in {_span(info.expires_at - now)}"
+    return f"{scope} {word}" if scope else word
+
+
+def _span(time: dt.timedelta) -> str:
+    return f"{time.days} days" if time.days > 1 else f"{max(1, round(time.total_seconds() / 3600))} h"
+
+
+def _arguments(console: Console, row: Entry, granted: Sequence[CredentialInfo]) -> list[str] | None:
+    """What the provider's wizard is to be called with; None to go back to the list."""
+    scopes = [Grant.parse(info.name).scope for info in granted]
+    if not row.scope:
+        return (
+            []
+            if not scopes or console.confirm(f"{row.name} is granted. Replace it?", default=False)
+            else None
+        )
+    own = row.hosts[0] if row.hosts else ""
+    word = {"host": "Host", "name": "Name"}[row.scope]
+    scope = console.line(f"{word}{f' (Enter: {own})' if own else ''}: ")
+    if not scope:
+        return [] if own else None
+    try:
+        Grant.parse(f"{row.name}:{scope}")
+    except MoatError as error:
+        console.print(f"That does not work: {error}.")
+        return None
+    arguments = list(row.words(scope))
+    if row.name in {"mcp", "oauth"} and (
+        url := console.line("URL of the server (Enter: as agent.yaml says): ")
+    ):
+        arguments += ["--url", url]
+    return arguments

@@ -1,0 +1,304 @@
+"""HTTP/2 clients that flood, starve and reset: what they cost is bounded, and they are told."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hyperframe.frame import (
+    ContinuationFrame,
+    DataFrame,
+    ExtensionFrame,
+    Frame,
+    HeadersFrame,
+    PingFrame,
+    PriorityFrame,
+    RstStreamFrame,
+    SettingsFrame,
+    WindowUpdateFrame,
+)
+
+from moat.proxy import Limits
+from tests.proxy.conftest import HouseMaker, tls_origin
+from tests.proxy.h2peers import Client
+from tests.proxy.peers import Origin, Wire, reply
+
+API = ("api.test", 443)
+LIMITS = Limits()
+SIZE = 12_000_000
+
+
+def ping(_: Client) -> list[Frame]:
+    return [PingFrame(0, opaque_data=b"12345678")]
+
+
+def settings(_: Client) -> list[Frame]:
+    return [SettingsFrame(0, settings={4: 70_000})]
+
+
+def priority(_: Client) -> list[Frame]:
+    return [PriorityFrame(99, depends_on=0, stream_weight=1)]
+
+
+def unknown(_: Client) -> list[Frame]:
+    return [ExtensionFrame(0xBA, stream_id=0, flag_byte=0, body=b"")]
+
+
+def window(_: Client) -> list[Frame]:
+    return [WindowUpdateFrame(0, window_increment=1)]
+
+
+def empty_data(client: Client) -> list[Frame]:
+    if not client.answers:
+        client.ask(method="POST", body=b"", end=False)
+    return [DataFrame(1, data=b"")]
+
+
+def rapid_reset(client: Client) -> list[Frame]:
+    """CVE-2023-44487."""
+    headers = HeadersFrame(client.h2.get_next_available_stream_id())
+    headers.data = client.h2.encoder.encode(
+        [(":method", "GET"), (":scheme", "https"), (":authority", "api.test"), (":path", "/")]
+    )
+    headers.flags |= {"END_HEADERS", "END_STREAM"}
+    client.h2.highest_outbound_stream_id = headers.stream_id
+    return [headers, RstStreamFrame(headers.stream_id, error_code=8)]
+
+
+FLOODS = [ping, settings, priority, unknown, window, empty_data, rapid_reset]
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_of_frames_ends_the_connection(
+    make: HouseMaker, origin: Origin, flood: Callable[[Client], list[Frame]]
+) -> None:
+    """Seen failing (the flood goes through) with `Link.spend` doing nothing."""
+    limits = replace(LIMITS, h2_allowance=100, h2_allowance_per_second=1)
+    with make(origins={API: origin}, limits=limits) as house:
+        with Client.through(house) as client:
+            with contextlib.suppress(OSError):
+                for _ in range(300):
+                    client.frame(*flood(client))
+            goaway = client.drained()
+            assert goaway is None or goaway.error_code == 11  # ENHANCE_YOUR_CALM; a reset may overtake it
+        while (event := house.event()).denial is None:
+            assert event.error in {"", "client went away"}
+        assert (event.denial.code, event.denial.rule) == ("malformed", "http: http2")
+        with Client.through(house) as client:
+            assert client.get().status == 200
+
+
+def endless_head(client: Client) -> list[Frame]:
+    """CVE-2024-27316."""
+    head = HeadersFrame(1)
+    head.data = client.h2.encoder.encode([(":method", "GET")])
+    return [head, *(ContinuationFrame(1, data=b"\x00\x01a\x01b" * 100) for _ in range(200))]
+
+
+def bomb(client: Client) -> list[Frame]:
+    """A table entry of 4 KiB, named again and again with one byte: 16 KiB that would become 64 MiB."""
+    head = HeadersFrame(1)
+    head.data = client.h2.encoder.encode([("x", "a" * 4000)]) + b"\xbe" * 16_000
+    head.flags.add("END_HEADERS")
+    return [head]
+
+
+def large_frame(_: Client) -> list[Frame]:
+    return [PingFrame(0, opaque_data=b"12345678"), DataFrame(1, data=b"x" * 20_000)]
+
+
+def naked_data(_: Client) -> list[Frame]:
+    return [DataFrame(7, data=b"x")]
+
+
+@pytest.mark.parametrize("attack", [endless_head, bomb, large_frame, naked_data])
+def test_an_attack_on_the_connection_ends_it(
+    make: HouseMaker, origin: Origin, attack: Callable[[Client], list[Frame]]
+) -> None:
+    with make(origins={API: origin}) as house:
+        with Client.through(house) as client:
+            with contextlib.suppress(OSError):
+                client.frame(*attack(client))
+            goaway = client.drained()
+            assert goaway is None or goaway.error_code != 0
+        event = house.event()
+        assert event.denial.code == "malformed"
+        assert origin.accepted == 0
+
+
+def test_http1_on_a_connection_that_agreed_on_http2(make: HouseMaker, origin: Origin) -> None:
+    with make(origins={API: origin}) as house, Client.through(house) as client:
+        client.wire.send(b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n" * 10)
+        client.drained()
+        assert house.event().denial.rule == "http: http2"
+        assert origin.accepted == 0
+
+
+# --- streams -------------------------------------------------------------------------------------
+
+
+class Held:
+    """An origin that answers when it is let go."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def __call__(self, wire: Wire) -> None:
+        with contextlib.suppress(ConnectionError):
+            while wire.message():
+                self.go.wait(10)
+                wire.send(reply(200, b"done"))
+
+
+@pytest.mark.parametrize("limit", ["h2_streams", "h2_streams_of_run"])
+def test_a_stream_too_many_is_refused_by_itself(make: HouseMaker, limit: str) -> None:
+    held = Held()
+    limits = replace(LIMITS, **{limit: 3})
+    with tls_origin(held) as origin, make(origins={API: origin}, limits=limits) as house:
+        with Client.through(house) as client:
+            client.h2.remote_settings.max_concurrent_streams = 100  # as if it had not been told
+            streams = [client.ask() for _ in range(5)]
+            assert [client.until(stream).reset for stream in streams[3:]] == [7, 7]  # REFUSED_STREAM
+            held.go.set()
+            assert [client.until(stream).body for stream in streams[:3]] == [b"done"] * 3
+            assert client.get().body == b"done"
+
+
+def test_an_upload_waits_for_its_origin(make: HouseMaker) -> None:
+    """Windows open as the origin reads. Seen failing with `Link.taken` called as data comes."""
+    go = threading.Event()
+
+    def script(wire: Wire) -> None:
+        wire.until(b"\r\n\r\n")
+        go.wait(20)
+        wire.exactly(SIZE)
+        wire.send(reply(200, b"all"))
+        wire.rest()
+
+    length = ("content-length", str(SIZE))
+    limits = replace(LIMITS, h2_stream_window=100_000, h2_window=150_000)
+    with (
+        tls_origin(script) as origin,
+        make(origins={API: origin}, limits=limits) as house,
+        Client.through(house) as client,
+    ):
+        client.receive()
+        assert client.h2.remote_settings.initial_window_size == 100_000
+        assert client.h2.outbound_flow_control_window == 150_000
+        stream = client.ask(length, method="POST", body=b"", end=False)
+        sent = 0
+        client.wire.sock.settimeout(1.5)
+        with contextlib.suppress(TimeoutError):
+            while sent < SIZE:
+                while size := min(client.h2.local_flow_control_window(stream), 16_384, SIZE - sent):
+                    client.send(stream, b"x" * size)
+                    sent += size
+                assert client.receive()
+        assert sent < SIZE * 2 // 3  # the kernel's buffers on the way, and two windows
+        client.wire.sock.settimeout(20)
+        go.set()
+        client.send(stream, b"x" * (SIZE - sent), end=True)
+        assert client.until(stream).body == b"all"
+
+
+def test_a_reader_that_stops_makes_the_origin_wait_and_is_let_go(make: HouseMaker) -> None:
+    sent = 0
+    stopped = threading.Event()
+
+    def script(wire: Wire) -> None:
+        nonlocal sent
+        wire.message()
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                wire.send(b"x" * 100_000)
+                sent += 100_000
+        stopped.set()
+
+    limits = replace(LIMITS, body_idle_timeout=1.5)
+    with tls_origin(script) as origin, make(origins={API: origin}, limits=limits) as house:
+        with Client.through(house, hungry=False) as client:
+            stream = client.ask()
+            answer = client.until(stream)
+            assert (answer.ended, answer.reset) == (False, 2)
+            assert len(answer.body) == 65_535
+            assert stopped.wait(10)
+            # CAPACITY of the pipe, 64 KiB, and what the kernel holds between the origin and us.
+            assert sent < 20_000_000
+            assert client.wire.sock.fileno() > 0
+
+
+def test_streams_do_not_wait_for_each_other(make: HouseMaker) -> None:
+    def script(wire: Wire) -> None:
+        with contextlib.suppress(ConnectionError):
+            while request := wire.message():
+                wire.send(reply(200, b"x" * (2_000_000 if request.target == "/large" else 10)))
+
+    with tls_origin(script) as origin, make(origins={API: origin}) as house, Client.through(house) as client:
+        client.hungry = False
+        client.h2.increment_flow_control_window(5_000_000)
+        client.flush()
+        large = client.ask(path="/large")
+        client.until(large, lambda answer: len(answer.body) >= 65_535)
+        assert len(client.get(path="/small").body) == 10
+        client.h2.increment_flow_control_window(3_000_000, large)
+        client.flush()
+        assert len(client.until(large).body) == 2_000_000
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def test_aclose_lets_streams_finish_and_says_goaway(make: HouseMaker) -> None:
+    held = Held()
+    with tls_origin(held) as origin, make(origins={API: origin}) as house, Client.through(house) as client:
+        stream = client.ask()
+        client.receive()
+        closing = house.portal.start_task_soon(house.proxy.aclose, 10.0)
+        while client.goaway is None:
+            client.receive()
+        assert (client.goaway.error_code, client.goaway.last_stream_id) == (0, 1)
+        held.go.set()
+        # The library takes a GOAWAY for the end of everything; a client that goes on reading gets it all.
+        raw = client.wire.rest()
+        assert b"done" in raw
+        closing.result(10)
+        assert stream == 1
+
+
+def test_an_idle_connection_ends(make: HouseMaker, origin: Origin) -> None:
+    limits = replace(LIMITS, client_idle_timeout=0.6)
+    with make(origins={API: origin}, limits=limits) as house, Client.through(house) as client:
+        assert client.get().status == 200
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                client.h2.ping(b"stay up!")  # a ping is no request
+                client.flush()
+                if not client.receive():
+                    break
+                threading.Event().wait(0.1)
+            else:
+                pytest.fail("pings kept the connection open")
+
+
+def test_a_client_that_leaves_takes_its_requests_along(make: HouseMaker) -> None:
+    seen = threading.Event()
+    gone = threading.Event()
+
+    def script(wire: Wire) -> None:
+        wire.message()
+        seen.set()
+        with contextlib.suppress(OSError):
+            wire.rest()
+        gone.set()
+
+    with tls_origin(script) as origin, make(origins={API: origin}) as house:
+        client = Client.through(house)
+        client.ask()
+        assert seen.wait(10)
+        client.wire.close()
+        assert gone.wait(10)
+        assert house.event().error == "client went away"
