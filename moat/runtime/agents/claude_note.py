@@ -83,8 +83,8 @@ def _credentials(request: RunRequest) -> str:
     )
     if any(name.startswith("ssh:") for name in request.grants):
         told += (
-            " Log in by SSH with the `ssh` program, as git does: what has an SSH of its own (libssh2, Paramiko, "
-            "Go) gets no signature and sees `Permission denied (publickey)`."
+            " Log in by SSH with the `ssh` program, as git does: what has an SSH of its own (libssh2, "
+            "Paramiko, Go) gets no signature and sees `Permission denied (publickey)`."
         )
     return told
 
