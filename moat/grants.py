@@ -119,3 +119,5 @@ class InjectionRule:
     strip: tuple[str, ...] = ()  # other request headers to remove (`x-api-key` next to a bearer token)
     merge: tuple[tuple[str, str], ...] = ()  # (header, value) to append to a comma list, no duplicates
     ports: tuple[int, ...] = (443,)
+    # Where it is put: `header`; `websocket`, for placeholders in text messages of the client.
+    surfaces: tuple[Literal["header", "websocket"], ...] = ("header",)

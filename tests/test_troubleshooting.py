@@ -79,6 +79,8 @@ MESSAGES = {
     "The workspace has more than 1,000,000 files and directories": (
         "runtime/snapshots/test_roundtrip.py::test_too_many_entries_is_a_clear_error"
     ),
+    "… is a symbolic link, which a sandbox could replace": "git/test_fence.py::test_a_link_in_place_of_the_hooks_is_refused",
+    "Docker cannot mount …: its name is not UTF-8": "git/test_worktrees.py::test_a_name_that_docker_has_no_word_for",
     "A restore of … was cut off and is not complete": "cli/test_snapshot.py::test_a_restore_that_was_cut_off",
     "Object … is damaged": (
         "runtime/snapshots/test_crash.py::test_a_damaged_object_is_told_and_nothing_is_touched_by_it"

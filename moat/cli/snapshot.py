@@ -53,15 +53,16 @@ def _take(argv: Sequence[str]) -> int:
     home = Home.from_environment()
     place = find_place(home, options.run, new=True)
     progress = Progress()
+    tell = telling(progress, "reading")
     try:
         with place.store.exclusive(lambda: progress.show("waiting for another snapshot of this workspace")):
-            snapshot = take(place.store, _wish(place, options.label), tell=telling(progress, "reading"))
+            users = hold.users(home, place.store.workspace)
+            snapshot = take(place.store, _wish(place, options.label), tell=tell, living=bool(users))
             assert snapshot is not None
             limits = _limits(place)
             gone = retention.thin(place.store, snapshot.run, limits) if snapshot.run else []
     finally:
         progress.clear()
-    users = hold.users(home, place.store.workspace)
     hold.note(place.store, users, "snapshot.taken", described(snapshot))
     if gone:
         ids = [other.id for other in gone]

@@ -160,6 +160,7 @@ def bring_back(
                     target,
                     paths,
                     run=run,
+                    living=bool(users),
                     tell=telling(progress, "keeping what is there"),
                     told=told(progress, "restoring"),
                 )

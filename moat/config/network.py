@@ -10,7 +10,7 @@ from moat.config import budget
 from moat.config.budget import BudgetConfig
 from moat.config.check import Checker, Node
 from moat.errors import UsageError
-from moat.rules import parse_entry_host, parse_host_rule, parse_rule
+from moat.rules import parse_entry_host, parse_host_pattern, parse_host_rule, parse_rule
 
 _REFUSED = {
     "allow": "write network.rules instead, e.g. rules: [api.example.com]",
@@ -38,9 +38,13 @@ class NetworkConfig:
 def parse_host(text: str) -> str:
     """A host pattern, canonical: `h`, `*.h`, each with `:port` or without. Raises UsageError."""
     try:
-        return str(parse_host_rule(text).pattern)
+        return str(parse_host_pattern(text))
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _whole_host(text: str) -> str:
+    return str(parse_host_rule(text).pattern)
 
 
 def read(check: Checker, node: Node) -> NetworkConfig:
@@ -84,7 +88,7 @@ def _rules(check: Checker, node: Node) -> tuple[HostRules, ...]:
 def _entries(check: Checker, item: Node) -> list[tuple[HostRules, Node]]:
     """`host`, or `{host: [rules]}`."""
     if item.id != "mapping":
-        host = _parsed(check, item, "an entry of network.rules", parse_host)
+        host = _parsed(check, item, "an entry of network.rules", _whole_host)
         return [] if host is None else [(HostRules(host), item)]
     found = []
     for text, place, rules in check.pairs(item, "an entry of network.rules"):

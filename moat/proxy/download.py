@@ -22,9 +22,10 @@ from moat.proxy.http1 import (
 from moat.proxy.mcp_filter import McpResponse, ToolFilter
 from moat.proxy.message import PLAIN, Body, BodyWriter, MessageReader
 from moat.proxy.relay import Traffic, relay
-from moat.proxy.scrub import BodyScrubber, Scrubber, mask, scrub_headers
+from moat.proxy.scrub import BodyScrubber, Scrubber, UnreadableBodyError, mask, scrub_headers
 from moat.proxy.stream import BUFFER
 from moat.proxy.upload import Upload
+from moat.proxy.websocket import ClientFrames, ServerFrames
 
 _INTERIM_RESPONSES = 16  # 1xx answers before the final one; servers send one or two
 
@@ -38,13 +39,16 @@ class Download:
         request: RequestHead,
         secrets: tuple[bytes, ...],
         mcp: McpResponse | None = None,
+        *,
         spending: Spending | None = None,
+        swaps: tuple[tuple[bytes, bytes], ...] = (),
     ) -> None:
         self._client = client
         self._request = request
         self._secrets = secrets
         self._mcp = mcp
         self._spending = spending
+        self._swaps = swaps
         self._body: Body | None = None
         self._scrubber: BodyScrubber | ToolFilter | None = None
         self._writer = PLAIN
@@ -175,19 +179,35 @@ class Download:
         stream.deadline = deadline
 
     async def _switch(self, upstream: MessageReader, head: ResponseHead) -> None:
-        """101: from here on the bytes are not HTTP. They are passed on, masked if a credential went up."""
+        """101: from here on the bytes are not HTTP. They are passed on, masked if a credential went up.
+
+        Raises UnreadableBodyError for a WebSocket with a credential that the server wants to compress.
+        """
         client = self._client
+        if self._secrets and b"sec-websocket-extensions" in head.block.lower():
+            raise UnreadableBodyError("the server uses a WebSocket extension that was not offered to it")
         await self._send(self._render(head, response_fields(head)))
         client.stream.when_gone(None)
         self.traffic = Traffic()
         for reader in (client, upstream):
             reader.stream.unread(reader.buffer)
             reader.buffer = b""
-        await relay(
-            client.stream,
-            upstream.stream,
-            self.traffic,
-            idle=client.limits.tunnel_idle_timeout,
-            scrubber=Scrubber(self._secrets) if self._secrets else None,
-            watches=(self._spending,) if self._spending is not None else (),
-        )
+        up: ClientFrames | None = None
+        down: ServerFrames | Scrubber | None = None
+        if self._secrets and head.upgrade == b"websocket":
+            up, down = ClientFrames(self._swaps), ServerFrames(self._secrets)
+        elif self._secrets:
+            down = Scrubber(self._secrets)
+        try:
+            await relay(
+                client.stream,
+                upstream.stream,
+                self.traffic,
+                idle=client.limits.tunnel_idle_timeout,
+                up=up,
+                down=down,
+                watches=(self._spending,) if self._spending is not None else (),
+            )
+        finally:
+            if isinstance(down, ServerFrames) and up is not None:
+                self.traffic.messages = (up.messages, down.messages)

@@ -48,6 +48,7 @@ class ExchangeFinished:
     response_headers: Sequence[tuple[str, str]]  # as the sandbox got them
     request_bytes: int  # body bytes that went up
     response_bytes: int  # body bytes that came down
+    messages: tuple[int, int] = (0, 0)  # up and down; of WebSockets with a credential, whose frames are read
     grants: tuple[str, ...] = ()  # credentials that were injected
     denial: Denial | None = None
     warning: Denial | None = None  # policy objects to it and let it through

@@ -8,7 +8,7 @@ two directions are in `upload` and `download`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -39,6 +39,7 @@ from moat.proxy.http1 import (
     split_absolute,
     split_fields,
 )
+from moat.proxy.inject import CompiledRule, in_frames
 from moat.proxy.limits import Limits
 from moat.proxy.mcp import Judgement, McpEndpoint, McpTable, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
@@ -198,6 +199,7 @@ class Exchange:
     _after: After = After.CLOSE
     _undecided = False  # no rule of the policy allows it
     _equipped = Equipped(b"")  # with its credentials
+    _swaps: tuple[tuple[bytes, bytes], ...] = ()  # placeholder -> secret in messages of a WebSocket
     # for the record
     _answered: Answer | None = None  # what we said ourselves
     _error = ""
@@ -275,7 +277,12 @@ class Exchange:
         if self._mcp is not None:
             response = McpResponse(self._mcp, lists=lists, limit=self._setup.limits.mcp_message)
         download = self._download = Download(
-            self._client, self._head, self._equipped.secrets, response, self._spending
+            self._client,
+            self._head,
+            self._equipped.secrets,
+            response,
+            spending=self._spending,
+            swaps=self._swaps,
         )
         connection = await self._acquire()
         try:
@@ -425,6 +432,9 @@ class Exchange:
             fields = join_fields(inspectable(headers) if self._mcp.policy is not None else headers)
         if site.rules.rules:
             fields = await self._inject(site.rules, fields)
+        if site.rules.in_frames and head.upgrade == b"websocket":
+            await self._prepare_frames(site.rules.in_frames)
+            fields = join_fields(inspectable(split_fields(fields)))
         return request_wire(head.method, self._target, fields)
 
     async def _inject(self, rules: SiteRules, fields: bytes) -> bytes:
@@ -436,13 +446,32 @@ class Exchange:
             raise _RefusedError(
                 failed(502, "credential", str(error), error.hint or "", retry=False)
             ) from error
-        if equipped.grants:
-            # The last moment before a credential can leave: what cannot be recorded does not happen.
-            refusal = self._setup.on_use(self._number, self._site.name, equipped.grants)
-            if refusal is not None:
-                raise _RefusedError(denied(refusal))
+        self._use(equipped.grants)
         self._equipped = equipped
         return equipped.fields
+
+    async def _prepare_frames(self, rules: Sequence[CompiledRule]) -> None:
+        """Credentials that may go out in messages of a WebSocket. They count as used when it opens."""
+        names = tuple(dict.fromkeys(rule.rule.credential for rule in rules))
+        try:
+            self._swaps, secrets = in_frames(rules, {name: await self._credential(name) for name in names})
+        except MoatError as error:
+            raise _RefusedError(
+                failed(502, "credential", str(error), error.hint or "", retry=False)
+            ) from error
+        equipped = self._equipped
+        self._use(tuple(name for name in names if name not in equipped.grants))
+        self._equipped = equipped._replace(
+            grants=tuple(dict.fromkeys((*equipped.grants, *names))),
+            secrets=tuple(dict.fromkeys((*equipped.secrets, *secrets))),
+        )
+
+    def _use(self, grants: tuple[str, ...]) -> None:
+        """The last moment before a credential can leave: what cannot be recorded does not happen."""
+        if grants:
+            refusal = self._setup.on_use(self._number, self._site.name, grants)
+            if refusal is not None:
+                raise _RefusedError(denied(refusal))
 
     async def _credential(self, name: str) -> Credential:
         source = self._setup.credentials
@@ -574,7 +603,7 @@ class Exchange:
     def _record(self, started: float, duration: float) -> None:
         upload, download, answer = self._upload, self._download, self._answered
         status, fields = (answer.status, join_fields(answer.headers)) if answer is not None else (0, b"")
-        up, down, error = 0, 0, self._error
+        up, down, messages, error = 0, 0, (0, 0), self._error
         denial = answer.denial if answer is not None else None
         if denial is None and self._spending is not None:
             denial = self._spending.denial
@@ -582,8 +611,8 @@ class Exchange:
             up = upload.body.size
         if download is not None:
             down = download.size
-            if download.traffic is not None:
-                up, error = up + download.traffic.up, error or download.traffic.error
+            if (traffic := download.traffic) is not None:
+                up, messages, error = up + traffic.up, traffic.messages, error or traffic.error
             if download.begun:
                 status, fields = download.status, download.fields
         self._setup.on_event(
@@ -597,6 +626,7 @@ class Exchange:
                 response_headers=Shown(fields),
                 request_bytes=up,
                 response_bytes=down,
+                messages=messages,
                 grants=self._equipped.grants,
                 denial=denial,
                 warning=self._warning if denial is None else None,

@@ -18,6 +18,7 @@ from moat.proxy.http1 import Headers
 from moat.rules import HostPattern, parse_host_pattern
 
 _BASIC = re.compile(rb"(basic[ \t]++)([A-Za-z0-9+/_-]++=*+)", re.IGNORECASE)
+_ESCAPED = re.compile(rb'["\\\\\x00-\x1f\x80-\xff]')  # what JSON writes differently, or may
 _FIELD_VALUE = re.compile(rb"[\x21-\x7e\x80-\xff](?:[\t \x21-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?")
 
 
@@ -111,6 +112,26 @@ def carry_out(plan: Plan, credentials: Mapping[str, Credential]) -> InjectedHead
         _to_scrub(secrets.values(), encoded),
         frozenset(carriers) | {rule.header for rule in plan.owners},
     )
+
+
+def in_frames(
+    rules: Sequence[CompiledRule], credentials: Mapping[str, Credential]
+) -> tuple[tuple[tuple[bytes, bytes], ...], tuple[bytes, ...]]:
+    """(placeholder, secret) for text messages of a WebSocket, and what must never come back.
+
+    Raises InjectionError, also for a secret that JSON would have to escape: most such messages are JSON, and
+    one that is not could not be told apart.
+    """
+    swaps = []
+    for rule in rules:
+        secret = _secret(credentials.get(rule.rule.credential), rule.rule.credential)
+        if _ESCAPED.search(secret):
+            raise InjectionError(
+                f"the credential of grant {rule.rule.credential} holds a character that no message can carry"
+            )
+        if rule.placeholder:
+            swaps.append((rule.placeholder, secret))
+    return tuple(swaps), _to_scrub((secret for _, secret in swaps), ())
 
 
 @dataclass(frozen=True, slots=True)

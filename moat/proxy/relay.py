@@ -9,17 +9,24 @@ from typing import Protocol
 
 import anyio
 
-from moat.proxy.scrub import Scrubber
 from moat.proxy.stream import Stream, StreamError
 
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes that went through, and why the relay ended if it did not end by itself."""
+    """What went through, and why the relay ended if it did not end by itself."""
 
     up: int = 0
     down: int = 0
+    messages: tuple[int, int] = (0, 0)  # up and down, of a WebSocket whose frames were read
     error: str = ""
+
+
+class Filter(Protocol):
+    """What one direction becomes on its way: `Scrubber`, frames of a WebSocket. May raise StreamError."""
+
+    def feed(self, data: bytes) -> bytes: ...
+    def finish(self) -> bytes: ...
 
 
 class Watch(Protocol):
@@ -35,29 +42,31 @@ async def relay(
     traffic: Traffic,
     *,
     idle: float,
-    scrubber: Scrubber | None = None,
+    up: Filter | None = None,
+    down: Filter | None = None,
     watches: Sequence[Watch] = (),
 ) -> None:
     """Pass bytes on until both sides have finished, one breaks, or nothing moves for `idle` seconds.
 
-    A side that finishes its direction is told to the other side, and may go on reading. `scrubber` masks
-    what comes down. Closes neither stream unless one broke; then both are dropped.
+    A side that finishes its direction is told to the other side, and may go on reading. `up` and `down`
+    change what goes there. Closes neither stream unless one broke; then both are dropped.
     """
 
-    async def pump(source: Stream, sink: Stream, *, down: bool) -> None:
+    async def pump(source: Stream, sink: Stream, change: Filter | None, *, downwards: bool) -> None:
         try:
             while data := await source.receive():
                 client.deadline = upstream.deadline = monotonic() + idle
                 for watch in watches:
-                    (watch.down if down else watch.up)(data)
-                if down:
+                    (watch.down if downwards else watch.up)(data)
+                if downwards:
                     traffic.down += len(data)
-                    data = scrubber.feed(data) if scrubber is not None else data
                 else:
                     traffic.up += len(data)
+                if change is not None:
+                    data = change.feed(data)
                 if data:
                     await sink.send(data)
-            if down and scrubber is not None and (rest := scrubber.finish()):
+            if change is not None and (rest := change.finish()):
                 await sink.send(rest)
             await sink.send_eof()
         except StreamError as error:
@@ -67,5 +76,5 @@ async def relay(
 
     client.deadline = upstream.deadline = monotonic() + idle
     async with anyio.create_task_group() as pumps:
-        pumps.start_soon(lambda: pump(client, upstream, down=False))
-        await pump(upstream, client, down=True)
+        pumps.start_soon(lambda: pump(client, upstream, up, downwards=False))
+        await pump(upstream, client, down, downwards=True)

@@ -64,7 +64,10 @@ class InjectionTable:
             strangers = [
                 rule for rule in self._rules if rule.placeholder and rule.placeholder not in placeholders
             ]
-            site = self._sites[key] = SiteRules(f"{scheme}://{host}:{port}", bound, strangers)
+            on_headers = tuple(rule for rule in bound if "header" in rule.rule.surfaces)
+            in_frames = tuple(rule for rule in bound if "websocket" in rule.rule.surfaces)
+            where = f"{scheme}://{host}:{port}"
+            site = self._sites[key] = SiteRules(where, on_headers, strangers, in_frames)
             if len(self._sites) > _SITES:
                 self._sites.popitem(last=False)
         return site
@@ -74,10 +77,15 @@ class SiteRules:
     """The rules of a run at one authority."""
 
     def __init__(
-        self, where: str, rules: tuple[CompiledRule, ...], strangers: Sequence[CompiledRule]
+        self,
+        where: str,
+        rules: tuple[CompiledRule, ...],
+        strangers: Sequence[CompiledRule],
+        in_frames: tuple[CompiledRule, ...] = (),
     ) -> None:
-        """`rules` are bound to the authority, `strangers` to others."""
-        self.rules = rules
+        """`rules` and `in_frames` are bound to the authority, `strangers` to others."""
+        self.rules = rules  # on headers
+        self.in_frames = in_frames  # in text messages of a WebSocket
         self._where = where
         self._strangers = strangers
         self._placeholders = [rule.placeholder for rule in rules if rule.placeholder]

@@ -122,6 +122,8 @@ def to_record(event: ExchangeFinished) -> dict[str, Any]:
         "request_bytes": event.request_bytes,
         "response_bytes": event.response_bytes,
     }
+    if event.messages != (0, 0):
+        record["messages"] = event.messages
     if event.grants:
         record["grants"] = event.grants
     if event.denial is not None:
@@ -153,6 +155,7 @@ def from_record(record: Mapping[str, Any]) -> ExchangeFinished:
             response_headers=_pairs(record["response_headers"]),
             request_bytes=record["request_bytes"],
             response_bytes=record["response_bytes"],
+            messages=tuple(record.get("messages", (0, 0))),
             grants=tuple(record.get("grants", ())),
             denial=Denial(**denial) if denial else None,
             warning=Denial(**warning) if warning else None,

@@ -34,6 +34,18 @@ def identity_of(workspace: Path) -> Identity:
     return Identity(owner.st_uid, owner.st_gid or owner.st_uid)
 
 
+def _check_name(source: Path) -> None:
+    """The engine is asked in JSON, which has no word for bytes that are no UTF-8: it would look elsewhere."""
+    try:
+        str(source).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(source).decode("utf-8", "backslashreplace")
+        raise StartError(
+            f"Docker cannot mount {shown}: its name is not UTF-8",
+            hint="rename it, or use the embedded runtime: --runtime embedded",
+        ) from None
+
+
 class Binds:
     """The mounts of one run. `directory` is the run's private one, `engine` the engine's socket."""
 
@@ -55,6 +67,7 @@ class Binds:
         except OSError as error:
             raise StartError(f"mount {mount.source}: {error.strerror}") from None
         if os.geteuid() != 0 or owner.st_uid != 0 or identity.uid == 0:
+            _check_name(source)
             return Mount(source, mount.target, mount.read_only)
         return Mount(self._idmapped(source, identity, number), mount.target, mount.read_only)
 

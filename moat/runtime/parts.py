@@ -34,6 +34,10 @@ _NO_ENV: Mapping[str, str] = MappingProxyType({})
 Start = Callable[[str, Callable[[], Awaitable[Any]]], None]  # (what it is, the task): owned by the run
 
 
+def _unheard(_text: str) -> None:
+    """Nobody is attached."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
     """What a part may know of its run, and whom it may ask."""
@@ -49,6 +53,7 @@ class RunContext:
     start: Start  # a task that lives as long as the run; its failure ends the run
     progress: Progress
     update: Callable[..., None]  # changes fields of the run's record
+    tell: Callable[[str], None] = _unheard  # a line for whoever is attached at this moment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +97,9 @@ class Part:
 def parts_of(request: RunRequest) -> list[Part]:
     """The parts that this run needs, in the order in which they are asked. Imports only those."""
     from moat.runtime.git.guard import GitGuard
+    from moat.runtime.snapshots.unfinished import Unfinished
 
-    found: list[Part] = []
+    found: list[Part] = [Unfinished()]
     if not request.snapshots.disabled:
         from moat.runtime.snapshots.part import Snapshots
 

@@ -428,6 +428,7 @@ class LocalRun:
             start=start,
             progress=progress,
             update=self.outcome.update,
+            tell=self._tell,
         )
         additions = []
         for part in parts_of(self._request):
@@ -435,6 +436,10 @@ class LocalRun:
             additions.append(await part.prepare(context))
             self._parts.append(part)
         return together(additions)
+
+    def _tell(self, text: str) -> None:
+        if self._session is not None:
+            self._session.tell(text)
 
     def _spec(self, given: granted.Granted, ca_bundle: bytes, extra: Addition) -> SandboxSpec:
         request = self._request

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,10 @@ def tries(*commands: str) -> str:
         f"if ( {command} ) >/dev/null 2>&1; then echo ok {number}; else echo no {number}; fi"
         for number, command in enumerate(commands)
     )
+
+
+def until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

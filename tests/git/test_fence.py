@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.git.kit import RUNTIMES, git, repository, tries
+from tests.git.kit import RUNTIMES, git, repository, tries, until
 
 # Each would make the user's next git command run the agent's program, outside of the fence.
 ATTACKS = (
@@ -110,3 +111,77 @@ def test_a_git_file_that_leads_elsewhere_opens_nothing(moat: Callable[..., objec
     done = moat("run", "--runtime", "embedded", "--", "ls", f"{other}/.git", cwd=place)
     assert done.returncode != 0
     assert "HEAD" not in done.stdout
+
+
+LINKS = """cd .git
+ln -sf {victim} COMMIT_EDITMSG; rm logs/HEAD; ln -s {victim} logs/HEAD; ln -s {victim}2 packed-refs
+mkdir -p logs/refs/heads/hooks; ln -s {victim} logs/refs/heads/hooks/x
+sleep 4; ls COMMIT_EDITMSG logs/HEAD packed-refs 2>&1 | wc -l; ln -s {victim} FETCH_HEAD; cd ../in
+ln -sf {victim} .git/COMMIT_EDITMSG"""
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_git_here_does_not_write_through_a_link_of_the_sandbox(
+    runtime: str, moat: Callable[..., object], tmp_path: Path
+) -> None:
+    """Git appends reflogs and writes messages through links, with text that the agent chooses: `~/.bashrc`.
+
+    Seen failing with `obeyed.cut` removing nothing: the commit below is then in `victim`.
+    """
+    place = repository(tmp_path / "project")
+    repository(place / "in")
+    victim = tmp_path / "victim"
+    victim.write_text("mine\n")
+    script = LINKS.format(victim=victim)
+    done = moat("run", "--runtime", runtime, "--", "sh", "-c", script, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert f"warning: made .git/logs/HEAD, a link to {victim}: removed" in done.stderr, "told at once"
+    for name in ("FETCH_HEAD", "packed-refs", "logs/refs/heads/hooks/x"):
+        assert f"made .git/{name}, a link to {victim}" in done.stderr
+    assert f"made in/.git/COMMIT_EDITMSG, a link to {victim}: removed" in done.stderr
+    git("commit", "--quiet", "--allow-empty", "-m", "two", cwd=place)
+    git("pack-refs", "--all", cwd=place)
+    git("fetch", "--quiet", ".", "main", cwd=place)
+    git("commit", "--quiet", "--allow-empty", "-m", "two", cwd=place / "in")
+    assert victim.read_text() == "mine\n"
+    assert not Path(f"{victim}2").exists()
+
+
+@pytest.mark.embedded
+def test_a_link_in_place_of_the_hooks_is_refused(moat: Callable[..., object], tmp_path: Path) -> None:
+    """A sandbox could replace the link. Seen failing without `fence._refuse_links`: the hook is then written."""
+    place = repository(tmp_path / "project")
+    (tmp_path / "shared").mkdir()
+    (place / ".git/hooks").rename(tmp_path / "old")
+    script = "rm .git/hooks && mkdir .git/hooks && echo x > .git/hooks/pre-commit"
+    for target in (tmp_path / "shared", tmp_path / "nowhere"):
+        (place / ".git/hooks").symlink_to(target)
+        done = moat("run", "--runtime", "embedded", "--", "sh", "-c", script, cwd=place)
+        assert done.returncode == 3
+        assert ".git/hooks is a symbolic link, which a sandbox could replace" in done.stderr
+        assert f"git config core.hooksPath {target} && rm {place}/.git/hooks" in done.stderr
+        (place / ".git/hooks").unlink()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_restore_under_a_run_takes_no_mount_away(
+    runtime: str, moat: Callable[..., object], tmp_path: Path
+) -> None:
+    """What Moat put there after the pre-run snapshot is a mount point; removing it would open the place.
+
+    Seen failing without `restore._without_guarded`: `commondir` and `hooks` can then be made.
+    """
+    place = repository(tmp_path / "project")
+    shutil.rmtree(place / ".git/hooks")
+    attacks = ATTACKS[:2] + ATTACKS[-2:] + ("mkdir -p .git/hooks && touch .git/hooks/pre-commit",)
+    script = f"touch ready; while [ -e ready ]; do sleep 0.1; done\n{tries(*attacks)}\ntouch done; sleep 60"
+    moat("run", "-d", "--name", "at-work", "--runtime", runtime, "--", "sh", "-c", script, cwd=place)
+    until((place / "ready").exists)
+    done = moat("snapshot", "restore", "--yes", cwd=place)  # removes `ready` as well
+    assert ".git/hooks (it is kept from a run that goes on" in done.stderr
+    until((place / "done").exists)
+    told = moat("logs", "at-work").stdout
+    moat("stop", "at-work")
+    assert told.split("\n")[:-1] == [f"no {number}" for number in range(len(attacks))]
+    assert (place / ".git/hooks").exists()
+    assert not (place / ".git/commondir").exists()

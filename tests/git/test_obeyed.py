@@ -125,3 +125,24 @@ def test_a_configuration_that_the_host_replaced_is_told(moat: Callable[..., obje
     assert "alias.x" in git("config", "--list", cwd=place)
     next_one = moat("run", "--runtime", "embedded", "--", "true", cwd=place)
     assert "changed .git/config" in next_one.stderr
+
+
+def test_names_cannot_draw_on_a_terminal(tmp_path: Path) -> None:
+    """What is told at the end of a run names what the agent made. Seen failing with `shown` escaping nothing."""
+    repository(tmp_path / "\x1b]0;evil\x07\n")
+    (tmp_path / "\x1b]0;evil\x07\n/.git/config").write_text("[alias]\nx = !true\n")
+    (tmp_path / "\x1b]0;evil\x07\n/.git/x").symlink_to("\x1b[2J")
+    told = [*obeyed.compare({}, obeyed.look(tmp_path)), *obeyed.cut(tmp_path, {})]
+    assert len(told) == 3
+    assert all(line.isprintable() for line in told)
+
+
+def test_the_commands_of_an_unfinished_rebase_are_told(tmp_path: Path) -> None:
+    """`git rebase --continue` runs what follows `exec`, however far down it is."""
+    place = repository(tmp_path / "p")
+    todo = place / ".git/rebase-merge/git-rebase-todo"
+    todo.parent.mkdir()
+    for text, told in (("pick 1 one\n", ()), ("x touch y\n", 1), ("#\n" * 9000 + "x touch y\n", 1)):
+        todo.write_text(text)
+        found = obeyed.compare({}, obeyed.look(place))
+        assert ("made .git/rebase-merge/git-rebase-todo" in found) == bool(told)

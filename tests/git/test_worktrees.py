@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.git.kit import RUNTIMES, git, repository, tries
+from tests.git.kit import RUNTIMES, git, repository, tries, until
 
 
 @pytest.fixture
@@ -238,3 +238,44 @@ def test_a_head_that_is_a_pipe_holds_nobody_up(moat: Callable[..., object], proj
     done = moat("wt", "list", cwd=project, timeout=20)
     assert "no worktree" in done.stdout
     assert "look at it yourself" in moat("wt", "clean", cwd=project, timeout=20).stderr
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_logs_of_other_branches_are_out_of_reach(
+    runtime: str, moat: Callable[..., object], project: Path, tmp_path: Path
+) -> None:
+    """Git on the host appends to what a log leads to: a link made here would be written through by a commit on `main`.
+
+    Seen failing with `logs` among the shared directories of `fence`: the commit is then in `victim`, during the run.
+    """
+    victim = tmp_path / "victim"
+    victim.write_text("mine\n")
+    tip = git("rev-parse", "HEAD", cwd=project).strip()
+    logs = project / ".git/logs"
+    before = (logs / "HEAD").read_bytes()
+    script = f"""cd {logs}; rm HEAD; ln -s {victim} HEAD; ln -sf {victim} refs/heads/main; mkfifo pipe
+echo '{tip} {tip} A <a@example.org> 1 +0000	moved' >> refs/heads/fix; printf 'no log\\033' > refs/heads/odd
+touch /workspace/ready; while [ -e /workspace/ready ]; do sleep 0.1; done"""
+    started = moat("wt", "fix", "-d", "--runtime", runtime, "--", "sh", "-c", script, cwd=project)
+    assert started.returncode == 0, started.stderr
+    path = trees(moat, project)["fix"]
+    until((path / "ready").exists)
+    git("commit", "--quiet", "--allow-empty", "-m", "two", cwd=project)
+    (path / "ready").unlink()
+    until(lambda: json.loads(moat("list", "--json").stdout)[0]["state"] not in {"running", "stopping"})
+    assert victim.read_text() == "mine\n"
+    assert len((logs / "HEAD").read_bytes()) > len(before)
+    assert git("reflog", "show", "--format=%gs", "fix", cwd=project).splitlines()[0] == "moved"
+    assert not (logs / "refs/heads/odd").exists()
+
+
+@pytest.mark.docker
+def test_a_name_that_docker_has_no_word_for(moat: Callable[..., object], tmp_path: Path) -> None:
+    """Seen failing without `binds._check_name`: the engine then speaks of a path that does not exist."""
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff odd"))
+    odd.mkdir()
+    os.chown(odd, 4321, 4321)
+    done = moat("run", "--runtime", "docker", "--", "true", cwd=odd)
+    assert done.returncode == 3
+    assert "\\xff odd: its name is not UTF-8" in done.stderr
+    assert "--runtime embedded" in done.stderr

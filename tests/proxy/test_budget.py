@@ -248,13 +248,13 @@ def test_a_download_budget_is_shared_and_a_response_bound_is_not() -> None:
 def test_what_follows_an_upgrade_is_counted_and_cut() -> None:
     def switch(wire: Wire) -> None:
         wire.message()
-        wire.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        wire.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: raw-bytes\r\n\r\n")
         while data := wire.receive():
             wire.send(data)
 
     with tls_origin(switch) as origin, house(origins={API: origin}, budgets=[Budget(upload=20_000)]) as made:
         with made.tunnel() as wire:
-            wire.send(get("/", "Connection: Upgrade", "Upgrade: websocket"))
+            wire.send(get("/", "Connection: Upgrade", "Upgrade: raw-bytes"))
             assert b" 101 " in wire.until(b"\r\n\r\n")
             wire.send(b"a" * 15_000)
             assert wire.exactly(15_000) == b"a" * 15_000

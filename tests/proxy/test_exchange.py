@@ -21,8 +21,8 @@ API = ("api.test", 443)
 OTHER = ("other.test", 443)
 PLAIN = ("api.test", 80)
 MASK = "*" * len(SECRET)
-_UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
-_SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+_UPGRADE = ("Connection: Upgrade", "Upgrade: raw-bytes")  # frames are test_websocket.py's
+_SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: raw-bytes\r\n\r\n"
 
 
 def get(path: str = "/", *headers: str, host: str = "api.test") -> bytes:
@@ -593,7 +593,7 @@ def test_an_upgrade_becomes_an_opaque_relay(make: HouseMaker, injected: bool) ->
         event = house.event()
         assert (event.status, event.request_bytes, event.response_bytes) == (101, 4, 5 + len(expected))
     assert ("Sec-WebSocket-Extensions" in seen) is not injected
-    assert seen["Upgrade"] == "websocket"
+    assert seen["Upgrade"] == "raw-bytes"
 
 
 def test_each_direction_of_a_relay_ends_on_its_own(make: HouseMaker) -> None:

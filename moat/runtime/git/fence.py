@@ -10,14 +10,18 @@ these are read-only mounts in it:
     worktrees                         others' HEAD and index; `git gc` inside would take them for deleted
 
 A worktree has its own part of the repository (HEAD, index) apart from the common one, which is shown at its
-path on the host, because git's pointers name that. There everything is read-only but objects, refs and logs:
-no lock can be made beside `config` or `packed-refs`. A mount on a single file ends when somebody on the host
-replaces that file (`git config`); a read-only directory does not have that gap.
+path on the host, because git's pointers name that. There everything is read-only but objects and refs, and of
+the logs there is a copy (`reflogs`): no lock can be made beside `config` or `packed-refs`.
+
+A mount on a single file ends when somebody on the host replaces that file (`git config`); a read-only
+directory does not have that gap. A lock of ours beside `config` would close it, and would keep the user's
+`git push -u` from working for as long as a run lasts.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from pathlib import Path
 
@@ -27,8 +31,8 @@ from moat.runtime.git.layout import DOT_GIT, Repository
 from moat.runtime.sandbox import WORKSPACE, Mount
 
 HERE = b".\n"  # the content of our `commondir`
-_READ_ONLY = ("config", "config.worktree", "hooks", "commondir", "worktrees")
-_SHARED = ("objects", "refs", "logs", "lfs", "rr-cache")  # directories of the common part, for every worktree
+READ_ONLY = ("config", "config.worktree", "hooks", "commondir", "worktrees")
+_SHARED = ("objects", "refs", "lfs", "rr-cache")  # directories of the common part, for every worktree
 _POINTERS = ("commondir", "gitdir", "config.worktree")
 _SYSTEM = ("/usr", "/etc", "/proc", "/sys", "/dev", "/run/moat", "/bin", "/sbin", "/lib", "/lib64", WORKSPACE)
 
@@ -62,9 +66,13 @@ def mounts(repository: Repository, *, writable: bool) -> tuple[Mount, ...]:
 
 
 def complete(repository: Repository) -> None:
-    """Make what is missing and what a sandbox could otherwise make. Leaves nothing that git notices."""
+    """Make what is missing and what a sandbox could otherwise make. Leaves nothing that git notices.
+
+    Raises StartError where something cannot be kept from a sandbox.
+    """
     owner = os.stat(repository.common)
     if not repository.linked:
+        _refuse_links(repository.own)
         _make(repository.own / "config", b"", owner)
         if not (repository.own / "hooks").exists():
             _make_directory(repository.own / "hooks", owner)
@@ -87,9 +95,20 @@ def remove_commondir(own: Path) -> None:
         return
 
 
+def _refuse_links(own: Path) -> None:
+    """A mount on a link covers what it leads to, and not the link, which the sandbox could then replace."""
+    for name in READ_ONLY:
+        if (own / name).is_symlink():
+            hint = "make it a plain file or directory, or let the run write it with --writable-git"
+            if name == "hooks":
+                target = shlex.quote(os.path.realpath(own / name))
+                hint = f"git config core.hooksPath {target} && rm {shlex.quote(str(own / name))}\n{hint}"
+            raise StartError(f"{own / name} is a symbolic link, which a sandbox could replace", hint=hint)
+
+
 def _inside(own: Path) -> tuple[Mount, ...]:
     target = f"{WORKSPACE}/{DOT_GIT}"
-    guarded = [name for name in _READ_ONLY if _plain(own / name)]
+    guarded = [name for name in READ_ONLY if _plain(own / name)]
     return (
         Mount(own, target),
         *(Mount(own / name, f"{target}/{name}", read_only=True) for name in guarded),
@@ -107,7 +126,7 @@ def _at_home(directory: Path, names: tuple[str, ...], *, read_only: bool) -> lis
 
 
 def _plain(path: Path) -> bool:
-    """A file or a directory; a link is left to the watch, for its target is not ours to cover."""
+    """A file or a directory; nothing is mounted on a link."""
     try:
         mode = os.lstat(path).st_mode
     except OSError:

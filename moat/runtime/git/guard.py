@@ -12,13 +12,14 @@ import anyio
 from anyio import to_thread
 
 from moat.paths import Home, private_dir, write_private
-from moat.runtime.git import fence, obeyed, submodules
+from moat.runtime.git import fence, obeyed, reflogs, submodules
 from moat.runtime.git.layout import Repository, find
 from moat.runtime.parts import Addition, Part, RunContext
 from moat.runtime.records import RunRecord
 from moat.runtime.sandbox import Mount, Sandbox
 
 _FILE = "git.json"  # of a run: what was obeyed before it; gone when it has been compared
+_LOOK = 1.0  # seconds between two looks at the repository while a run goes on
 
 
 class GitGuard(Part):
@@ -31,6 +32,7 @@ class GitGuard(Part):
         self._before: obeyed.State = {}
         self._looked = anyio.Event()
         self._began = False
+        self._told: tuple[str, ...] = ()  # while it went on
 
     async def prepare(self, run: RunContext) -> Addition:
         self._run = run
@@ -44,6 +46,9 @@ class GitGuard(Part):
             if not writable and not repository.linked:
                 self._placeholder = _Placeholder(run.home, repository.own)
             mounts = fence.mounts(repository, writable=writable)
+            if repository.linked:
+                where = run.home.run(run.id)
+                mounts += await to_thread.run_sync(reflogs.lend, repository.common, where)
         run.start("git", self._look)
         return Addition(mounts=mounts)
 
@@ -64,21 +69,69 @@ class GitGuard(Part):
         await self._looked.wait()
 
     async def started(self) -> None:
+        assert self._run is not None
         self._began = True
+        if self._repository is not None:
+            self._run.start("git", self._watch)
+
+    async def _watch(self) -> None:
+        """What would harm whoever uses git here now is told now, and not only at the end."""
+        assert self._run is not None
+        assert self._repository is not None
+        config = _Config(self._repository, writable=self._run.request.writable_git)
+        while True:
+            await anyio.sleep(_LOOK)
+            new = (*config.replaced(), *await to_thread.run_sync(self._cut, self._repository))
+            if new:
+                self._told += new
+                self._run.journal.record("git.changed", changes=new)
+                for line in new:
+                    self._run.tell(f"warning: {line}")
+
+    def _cut(self, repository: Repository | None = None) -> tuple[str, ...]:
+        assert self._run is not None
+        return obeyed.cut(self._run.request.workspace, self._before, repository)
 
     async def aclose(self) -> None:
         """The sandbox is gone by now, so nothing changes any more."""
         assert self._run is not None
+        if self._repository is not None and self._repository.linked:
+            where = self._run.home.run(self._run.id)
+            await to_thread.run_sync(reflogs.bring_back, self._repository.common, where)
         if self._began:
             if self._repository is not None:
                 await to_thread.run_sync(submodules.settle, self._repository)
-            changes = obeyed.compare(self._before, await to_thread.run_sync(self._now))
+            links = await to_thread.run_sync(self._cut)
+            found = obeyed.compare(self._before, await to_thread.run_sync(self._now))
+            changes = tuple(dict.fromkeys((*self._told, *links, *found)))
             if changes:
                 self._run.journal.record("git.changed", changes=changes)
                 self._run.update(git_changes=changes)
         (self._run.home.run(self._run.id) / _FILE).unlink(missing_ok=True)
         if self._placeholder is not None:
             self._placeholder.release()
+
+
+class _Config:
+    """The file that a mount keeps from the sandbox, until somebody on the host replaces it (`git config`)."""
+
+    def __init__(self, repository: Repository, *, writable: bool) -> None:
+        self._file = repository.own / "config"
+        self._guarded = not writable and not repository.linked
+        self._was = self._inode()
+
+    def _inode(self) -> int:
+        try:
+            return os.lstat(self._file).st_ino
+        except OSError:
+            return 0
+
+    def replaced(self) -> tuple[str, ...]:
+        """Once, in words."""
+        if not self._guarded or self._inode() == self._was:
+            return ()
+        self._guarded = False
+        return (f"{self._file} was replaced on this machine, so that this run can write it from now on",)
 
 
 class _Placeholder:
@@ -117,5 +170,9 @@ def left_by(home: Home, workspace: Path, runs: list[RunRecord]) -> tuple[str, tu
     except (OSError, ValueError):
         pass
     else:
-        changes = obeyed.compare(before, obeyed.look(place, common=False))
+        repository = find(place)
+        if repository is not None and repository.linked:
+            reflogs.bring_back(repository.common, home.run(last.id))
+        links = obeyed.cut(place, before)
+        changes = (*links, *obeyed.compare(before, obeyed.look(place, common=False)))
     return (last.name, changes) if changes else None

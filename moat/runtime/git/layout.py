@@ -62,7 +62,7 @@ def pointer(file: Path, *, prefix: str = "") -> Path | None:
 def content(file: Path) -> str | None:
     """The text of a small file without its line end; None when there is none. A pipe does not hold us up."""
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         with os.fdopen(fd, "rb") as opened:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return None

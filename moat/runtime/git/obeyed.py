@@ -2,8 +2,9 @@
 
 The fence cannot keep a sandbox from making another repository in the workspace (`git clone` is ordinary
 work), and a `git status` of the user in that directory obeys its configuration. So it is looked at before
-and after: every `config`, hook and pointer of every git directory below the workspace, and what the
-workspace's own configuration names there (`core.hooksPath`, `include.path`). Nothing is executed.
+and after: every `config`, hook, pointer and symbolic link of every git directory below the workspace, the
+commands of an unfinished rebase, and what the workspace's own configuration names there (`core.hooksPath`,
+`include.path`). Nothing is executed.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from moat.runtime.git import links
 from moat.runtime.git.command import configured
-from moat.runtime.git.layout import DOT_GIT, find
+from moat.runtime.git.layout import DOT_GIT, Repository, content, find
 
 State = Mapping[str, str]  # path, relative to the workspace where it lies in it -> digest
 
@@ -32,6 +34,9 @@ _HARMLESS = re.compile(
     r"core\.(repositoryformatversion|filemode|bare|logallrefupdates|ignorecase|precomposeunicode|symlinks)"
     r"|remote\..+\.(url|fetch)|branch\..+\.(remote|merge)|user\.(name|email)"
 )
+_TODO = "rebase-merge/git-rebase-todo"  # of a rebase that has begun; `git rebase --continue` obeys it
+_TODO_SIZE = 8000  # bytes; what is longer is not read to its end
+_COMMANDS = re.compile(r"^\s*(?:x|exec)\s", re.MULTILINE)
 _SHOWN = 8
 
 
@@ -49,8 +54,36 @@ def look(workspace: Path, *, common: bool = True) -> State:
             _directory(repository.own, workspace, found)
             if common:
                 _entries(repository.common, workspace, found)
+            _links(repository.common, workspace, found)
         _named(repository.common / "config", repository.tree, workspace, found)
     return found
+
+
+def cut(workspace: Path, before: State, repository: Repository | None = None) -> tuple[str, ...]:
+    """Remove the links that were made in git directories since `before`; one line each for a person.
+
+    repository: look at the directories of this one only, and not through the workspace.
+    """
+    places = {entry for entry in (() if repository else git_entries(workspace)) if not entry.is_symlink()}
+    repository = repository or find(workspace)
+    if repository is not None:
+        places |= {repository.own, repository.common}
+    made: dict[Path, str] = {}
+    for place in sorted(places):
+        made |= links.cut(place, lambda path, to: before.get(_name(path, workspace)) == _link(to))
+    return tuple(
+        f"made {_name(path, workspace)}, a link to {shown(target)}: removed, git would have written there"
+        for path, target in sorted(made.items())
+    )
+
+
+def _links(place: Path, workspace: Path, found: dict[str, str]) -> None:
+    for path, target in links.found(place).items():
+        found[_name(path, workspace)] = _link(target)
+
+
+def _link(target: str) -> str:
+    return f"link {shown(target)}"
 
 
 def compare(before: State, after: State) -> tuple[str, ...]:
@@ -127,6 +160,10 @@ def _one(entry: Path, workspace: Path, found: dict[str, str]) -> None:
 def _directory(place: Path, workspace: Path, found: dict[str, str]) -> None:
     """One git directory, with those of its submodules."""
     _entries(place, workspace, found)
+    _links(place, workspace, found)
+    todo = content(place / _TODO) or ""
+    if _COMMANDS.search(todo) or len(todo) > _TODO_SIZE:
+        found[_name(place / _TODO, workspace)] = _digest(place / _TODO)
     for path, names in _walk(place / "modules"):
         if "HEAD" in names:
             _entries(path, workspace, found)
@@ -181,7 +218,7 @@ def _digest(path: Path) -> str:
     try:
         info = os.lstat(path)
         if stat.S_ISLNK(info.st_mode):
-            return f"link {os.readlink(path)}"
+            return _link(os.readlink(path))
         if not stat.S_ISREG(info.st_mode):
             return f"kind {stat.S_IFMT(info.st_mode):o}"
         with path.open("rb") as file:
@@ -194,6 +231,11 @@ def _digest(path: Path) -> str:
 
 
 def _name(path: Path, workspace: Path) -> str:
-    """As it is shown, and kept as JSON: bytes that are no text are written as escapes."""
-    shown = path.relative_to(workspace) if path.is_relative_to(workspace) else path
-    return os.fsencode(shown).decode("utf-8", "backslashreplace")
+    """As it is shown, and kept as JSON."""
+    return shown(str(path.relative_to(workspace) if path.is_relative_to(workspace) else path))
+
+
+def shown(text: str) -> str:
+    """Names are the agent's: nothing of them may draw on a terminal. What is no text becomes an escape."""
+    plain = os.fsencode(text).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in plain)

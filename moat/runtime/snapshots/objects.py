@@ -342,8 +342,12 @@ def clone(source: int, out: int) -> bool:
     return True
 
 
+class ScatteredError(Exception):
+    """A sparse file has its data in too many places."""
+
+
 def find_segments(fd: int, size: int, most: int) -> Segments | None:
-    """Where an open file really has data; None: everywhere, or too scattered to be worth telling."""
+    """Where an open file really has data; None: everywhere. Raises ScatteredError beyond `most` places."""
     found: Segments = []
     at = 0
     try:
@@ -355,8 +359,10 @@ def find_segments(fd: int, size: int, most: int) -> Segments | None:
                     break
                 raise
             at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-            if at <= start or len(found) >= most:
+            if at <= start:
                 return None
+            if len(found) >= most:
+                raise ScatteredError
             found.append((start, at - start))
     except OSError:  # the file system knows no holes
         return None

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import sys
 import threading
 from pathlib import Path
-from subprocess import PIPE
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import Process
-from anyio.streams.buffered import BufferedByteReceiveStream
 
-from moat import errors
-from moat.config import SnapshotConfig
 from moat.errors import MoatError
 from moat.runtime import codec
 from moat.runtime.parts import Addition, Part, RunContext
-from moat.runtime.sandbox import Progress, Sandbox
-from moat.runtime.snapshots.errors import SnapshotError
+from moat.runtime.sandbox import Sandbox
+from moat.runtime.snapshots import hold
 from moat.runtime.snapshots.githead import head
-from moat.runtime.snapshots.pending import read_pending
-from moat.runtime.snapshots.plan import Plan
 from moat.runtime.snapshots.store import Kind, Snapshot, Store, open_store
 from moat.runtime.snapshots.take import Wish, take
 
-# As in `launch`: found also where Moat is not installed, and nothing is imported from a workspace.
-_PROGRAM = "import sys; sys.path.append(sys.argv[1]); import moat.runtime.snapshots.watcher as w; w.main()"
-_MOST = 1 << 20  # bytes of a line of the watcher
+if TYPE_CHECKING:
+    from moat.runtime.snapshots.plan import Plan
+
 _PATIENCE = 5.0  # seconds for the watcher to finish a snapshot
 _QUIET = 0.5  # seconds that a run lasts at least to be watched
 _log = logging.getLogger(__name__)
@@ -51,23 +43,12 @@ class Snapshots(Part):
         """Take the pre-run snapshot. Raises SnapshotError: without it the command must not start."""
         self._run = run
         self._store = store = open_store(run.home, run.request.workspace)
-        if read_pending(store) is not None:
-            raise SnapshotError(
-                f"a restore of {store.workspace} was cut off and is not complete",
-                hint="`moat snapshot restore --continue` completes it; --no-snapshots starts all the same",
-            )
         self._head = head(Path(store.workspace))
         if run.request.snapshots.pre_run:
             given_up = threading.Event()
             try:
                 snapshot = await anyio.to_thread.run_sync(
-                    pre_run,
-                    store,
-                    run.request.snapshots,
-                    run.id,
-                    run.progress,
-                    given_up,
-                    abandon_on_cancel=True,
+                    pre_run, store, run, given_up, abandon_on_cancel=True
                 )
             finally:
                 given_up.set()
@@ -83,15 +64,6 @@ class Snapshots(Part):
         config = self._run.request.snapshots
         if config.git_commits or config.builds or config.idle:
             self._run.start("snapshots", self._watch)
-
-    async def resuming(self) -> None:
-        """Whoever restored may have died on the way: the agent does not go on in a half restored tree."""
-        assert self._store is not None
-        if read_pending(self._store) is None:
-            return
-        process = await self._start(self._plan(first_pid=0, recover=True))
-        async with process:
-            await self._hear(process)
 
     async def ended(self) -> None:
         await self.aclose()
@@ -114,7 +86,9 @@ class Snapshots(Part):
 
     # --- the other process -----------------------------------------------------------------------
 
-    def _plan(self, *, first_pid: int, recover: bool = False) -> Plan:
+    def _plan(self, *, first_pid: int) -> Plan:
+        from moat.runtime.snapshots.plan import Plan  # most runs end before they are watched
+
         assert self._run is not None
         assert self._store is not None
         return Plan(
@@ -124,17 +98,7 @@ class Snapshots(Part):
             config=self._run.request.snapshots,
             first_pid=first_pid,
             head=self._head,
-            recover=recover,
         )
-
-    async def _start(self, plan: Plan) -> Process:
-        place = str(Path(errors.__file__).parent.parent)
-        process = await anyio.open_process(
-            [sys.executable, "-P", "-c", _PROGRAM, place], stdin=PIPE, stdout=PIPE, stderr=None, cwd="/"
-        )
-        assert process.stdin is not None
-        await process.stdin.send(json.dumps(codec.encode(plan)).encode() + b"\n")
-        return process
 
     async def _watch(self) -> None:
         """Its end is not the run's: snapshots are then missing, and the journal says so."""
@@ -144,21 +108,13 @@ class Snapshots(Part):
         pid = await self._sandbox.first_pid() if self._run.request.snapshots.builds else 0
         if self._over:
             return
-        self._watcher = watcher = await self._start(self._plan(first_pid=pid))
-        await self._hear(watcher)
+        from moat.runtime.snapshots import beside
+
+        self._watcher = watcher = await beside.start(self._plan(first_pid=pid))
+        await beside.hear(watcher, self._note)
         if not self._over:
             _log.error("the snapshot watcher ended")
             self._run.journal.record("snapshot.failed", kind="any", error="the process that takes them ended")
-
-    async def _hear(self, process: Process) -> None:
-        assert process.stdout is not None
-        lines = BufferedByteReceiveStream(process.stdout)
-        while True:
-            try:
-                line = await lines.receive_until(b"\n", _MOST)
-            except (anyio.IncompleteRead, anyio.ClosedResourceError, anyio.BrokenResourceError):
-                return
-            self._note(json.loads(line))
 
     def _note(self, word: dict[str, Any]) -> None:
         assert self._run is not None
@@ -169,17 +125,14 @@ class Snapshots(Part):
                 record("snapshot.taken", **described(codec.decode(Snapshot, value)))
             case {"removed": list(ids)}:
                 record("snapshot.removed", ids=ids, why="retention")
-            case {"recovered": str(target)}:
-                record("snapshot.restored", id=target, why="a restore was cut off")
             case {"failed": str(text), "kind": str(kind)}:
                 _log.warning("no %s snapshot: %s", kind, text)
                 record("snapshot.failed", kind=kind, error=text)
 
 
-def pre_run(
-    store: Store, config: SnapshotConfig, run: str, progress: Progress, given_up: threading.Event
-) -> Snapshot:
+def pre_run(store: Store, run: RunContext, given_up: threading.Event) -> Snapshot:
     """Blocks. Raises SnapshotError."""
+    progress = run.progress
 
     def tell(entries: int, size: int) -> None:
         if given_up.is_set():
@@ -187,8 +140,10 @@ def pre_run(
         if entries and entries % 1024 == 0:
             progress(f"keeping a snapshot of the workspace: {entries:,} files, {size >> 20} MiB read")
 
+    others = any(user.id != run.id for user in hold.users(run.home, store.workspace))
+    wish = Wish.of(run.request.snapshots, Kind.PRE_RUN, run.id)
     with store.exclusive(lambda: progress("waiting for another snapshot of this workspace")):
-        snapshot = take(store, Wish.of(config, Kind.PRE_RUN, run), tell=tell)
+        snapshot = take(store, wish, tell=tell, living=others)
     assert snapshot is not None
     return snapshot
 

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from moat.runtime.git.fence import HERE, READ_ONLY
 from moat.runtime.snapshots.diff import Change, below, exactly, merge
 from moat.runtime.snapshots.entry import DIRECTORY, FILE, LINK, Entry
 from moat.runtime.snapshots.errors import SnapshotError
+from moat.runtime.snapshots.flush import flush
 from moat.runtime.snapshots.objects import Objects
 from moat.runtime.snapshots.pending import Pending, write_pending
 from moat.runtime.snapshots.places import Places
@@ -26,6 +28,7 @@ from moat.runtime.snapshots.take import Tell, Wish, take
 from moat.runtime.snapshots.walk import open_root
 
 TEMPORARY = ".moat-restore-"
+_GUARDED = frozenset(READ_ONLY)
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -51,13 +54,15 @@ def restore(
     paths: tuple[str, ...] = (),
     *,
     run: str = "",
+    living: bool = True,
     tell: Tell = lambda _entries, _size: None,
     told: Told = _nothing,
 ) -> Restored:
     """Make the workspace, or `paths` in it, what `target` holds. The caller holds `store.exclusive()`.
 
-    run: whose snapshot the safety snapshot is. Raises SnapshotError; the workspace may then be half
-    restored, which `read_pending` tells, and `restore` again completes.
+    run: whose snapshot the safety snapshot is. living: a sandbox uses the workspace.
+    Raises SnapshotError; the workspace may then be half restored, which `read_pending` tells, and
+    `restore` again completes.
     """
     wish = Wish(
         kind=Kind.SAFETY,
@@ -66,11 +71,13 @@ def restore(
         gitignored=target.gitignored,
         exclude=target.exclude,
     )
-    safety = take(store, wish, tell=tell)
+    safety = take(store, wish, tell=tell, living=living)
     assert safety is not None
     wanted = below(paths)
     left: list[Missing] = []
     changes = list(_bring_back(store.tree(safety.tree), store.tree(target.tree), left, wanted))
+    if living:
+        changes = list(_without_guarded(changes, left))
     if not changes:
         store.remove(safety)
         with contextlib.suppress(FileNotFoundError):
@@ -84,7 +91,7 @@ def restore(
         with Places(root) as places:
             work = _Work(store.objects, places, left, wanted, told)
             work.run(changes, lambda: (e for e in store.tree(target.tree) if e.kind == DIRECTORY))
-        _sync(root)
+        flush(root)  # before the note goes
     except OSError as error:
         raise _cut_off(error) from None
     finally:
@@ -110,7 +117,7 @@ def restore_to(
     place.mkdir(parents=True, exist_ok=True)
     if any(place.iterdir()):
         raise SnapshotError(f"{place} is not empty", hint="name a directory that does not exist")
-    root = open_root(place)
+    root = open_root(os.path.realpath(place))
     try:
         with Places(root) as places:
             work = _Work(store.objects, places, [], wanted, told)
@@ -142,6 +149,18 @@ def _bring_back(
                 continue
             if wanted(entry.path) or entry.path.rpartition("/")[2].startswith(TEMPORARY):
                 yield Change(entry.path, a, b)
+
+
+def _without_guarded(changes: Iterable[Change], left: list[Missing]) -> Iterator[Change]:
+    """What a read-only mount may keep from a living sandbox is not replaced: the mount would end with it."""
+    for change in changes:
+        where, _, name = change.path.rpartition("/")
+        inside = name in _GUARDED and (where == ".git" or where.endswith("/.git"))
+        pointer = name == ".git" and change.before is not None and change.before.kind == FILE
+        if change.before is None or not (inside or pointer):
+            yield change
+        elif change.before.size != len(HERE) or name != "commondir":  # ours, for as long as the run lasts
+            left.append(Missing(change.path, "it is kept from a run that goes on; stop the run first"))
 
 
 def _ancestors(path: str) -> Iterator[str]:
@@ -361,11 +380,3 @@ def _own(entry: Entry, change: Callable[[int, int], None]) -> None:
     """Only root can give files away; everybody else's are their own."""
     with contextlib.suppress(PermissionError):
         change(entry.uid, entry.gid)
-
-
-def _sync(fd: int) -> None:
-    """All of the workspace's file system to the disk, before the note of the restore goes."""
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).syncfs(fd)

@@ -3,12 +3,17 @@
 A file is taken for unchanged when device, inode, size, mtime and ctime are as they were, and its times
 are old enough that a later write must have given it others ("racily clean" in git's words): what
 changed within RACY of the last walk, or after it, is read again.
+
+A process that has mapped a file can change it without any of these changing, as long as the page that it
+writes to is dirty. So when a sandbox is alive, everything is written to the disk first: file systems that
+then notice the next write give the file another ctime. On others, what changed is read each time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import stat
 import time
@@ -29,13 +34,15 @@ from moat.runtime.snapshots.entry import (
     stamp_of,
 )
 from moat.runtime.snapshots.errors import disk_error
+from moat.runtime.snapshots.flush import flush
 from moat.runtime.snapshots.ignore import Rules
-from moat.runtime.snapshots.objects import SMALL, Hasher, Writer, find_segments, read_segments
+from moat.runtime.snapshots.objects import SMALL, Hasher, ScatteredError, Writer, find_segments, read_segments
 from moat.runtime.snapshots.store import Kind, Missing, Row, Snapshot, Store, new_id
 from moat.runtime.snapshots.walk import Found, open_root, walk
 
 RACY = 2_000_000_000  # nanoseconds: the coarsest clock of a file system in use
 MAX_SEGMENTS = 10_000
+_THINNEST = 16  # a file in more segments is read as a whole when it is at most so many times what it holds
 _TRIES = 3  # for a file that changes while it is read
 _TOLD = 100
 _UNKNOWN = Stamp()
@@ -72,9 +79,12 @@ class Wish:
         return Rules.of(self.exclude, gitignore=not self.gitignored)
 
 
-def take(store: Store, wish: Wish, *, tell: Tell = _silent, unless: str | None = None) -> Snapshot | None:
+def take(
+    store: Store, wish: Wish, *, tell: Tell = _silent, unless: str | None = None, living: bool = True
+) -> Snapshot | None:
     """Take a snapshot of the store's workspace; the caller holds `store.exclusive()`.
 
+    living: a sandbox may be using the workspace.
     unless: a tree; when the workspace is still that one, nothing is recorded and None returned.
     Raises SnapshotError; then the store is as it was.
     """
@@ -83,6 +93,7 @@ def take(store: Store, wish: Wish, *, tell: Tell = _silent, unless: str | None =
         store.sweep()
         with Writer(store.objects) as writer, contextlib.closing(store.tree_writer()) as tree:
             taking = _Taking(store, writer, tell)
+            taking.believing = flush(root) if living else True
             for row in taking.rows(root, wish.rules()):
                 tree.add(row)
             writer.publish()
@@ -112,6 +123,7 @@ class _Taking:
         self._store = store
         self._keeper = keeper
         self._tell = tell
+        self.believing = False  # a file that looks unchanged the next time is unchanged
         self._began = time.time_ns()
         self._cache = store.cached()
         self._cached: Row | None = next(self._cache, None)
@@ -207,7 +219,7 @@ class _Taking:
 
     def _stamp(self, info: os.stat_result) -> Stamp:
         settled = max(info.st_ctime_ns, info.st_mtime_ns) < self._began - RACY
-        return stamp_of(info) if settled else Stamp()
+        return stamp_of(info) if settled and self.believing else _UNKNOWN
 
     def _unchanged(self, found: Found, known: Row) -> bool:
         """Mode, owner and link count cannot change without another ctime either."""
@@ -243,8 +255,13 @@ class _Taking:
 
     def _keep(self, fd: int, info: os.stat_result) -> tuple[str, Segments | None]:
         """Put the content into the store: its name, and where it belongs when the file is sparse."""
-        size = info.st_size
-        segments = find_segments(fd, size, MAX_SEGMENTS) if info.st_blocks * 512 < size else None
+        size, held = info.st_size, info.st_blocks * 512
+        try:
+            segments = find_segments(fd, size, MAX_SEGMENTS) if held < size else None
+        except ScatteredError:
+            if size > _THINNEST * held:  # its holes would be read for years
+                raise OSError(errno.EFBIG, f"a sparse file in more than {MAX_SEGMENTS:,} pieces") from None
+            segments = None
         parts = [(0, size)] if segments is None else segments
         amount = sum(length for _, length in parts)
         self._read += amount

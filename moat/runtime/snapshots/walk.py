@@ -20,6 +20,7 @@ MAX_ENTRIES = 1_000_000
 MAX_DEPTH = 200  # directories inside each other; a file descriptor is held for each
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_WAY = _DIRECTORY | getattr(os, "O_PATH", 0)  # a directory above need not be one that can be listed
 
 
 class Found(NamedTuple):
@@ -40,11 +41,21 @@ class _Level:
 
 
 def open_root(path: os.PathLike[str] | str) -> int:
-    """A descriptor of the workspace itself. Raises SnapshotError."""
+    """A descriptor of the directory `path`, which is absolute and has no links. Raises SnapshotError.
+
+    None on the way is followed: the directories above a workspace can be in another run's workspace.
+    """
+    fd = os.open("/", _DIRECTORY)
     try:
-        return os.open(path, _DIRECTORY)
+        for name in filter(None, os.fspath(path).split("/")):
+            inner = os.open(name, _WAY, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        return os.open(".", _DIRECTORY, dir_fd=fd)
     except OSError as error:
         raise SnapshotError(f"cannot read {os.fspath(path)}: {error.strerror}") from None
+    finally:
+        os.close(fd)
 
 
 def walk(root: int, rules: Rules, check: Callable[[int], None]) -> Iterator[Found]:

@@ -1,0 +1,219 @@
+"""Frames of a WebSocket that carries a credential (RFC 6455). Sans-IO: bytes in, bytes out, either direction.
+
+    ServerFrames   what comes down: credentials in messages and control frames are masked
+    ClientFrames   what goes up: placeholders in text messages become credentials
+
+A message is one text for both, however it is cut into frames: what could be the beginning of a needle at the
+end of a frame waits for the next one, and no longer than to the end of its message. A frame of up to 64 KiB
+leaves as one frame; of a longer one the pieces leave as they come, as frames of the same message. No
+extension is negotiated on such a connection (`site_rules.inspectable`), so a reserved bit is an error like
+any other in a frame. An error ends the connection: who reads such a frame differently would see what was not
+looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moat.proxy.scrub import Scrubber, mask
+from moat.proxy.stream import StreamError
+
+_LONGEST_HEAD = 14
+_WHOLE = 64 * 1024  # a frame of this size is waited for; messages of honest servers are seldom longer
+_CONTINUATION, _TEXT, _BINARY, _CLOSE = 0, 1, 2, 8
+_DATA = frozenset({_CONTINUATION, _TEXT, _BINARY})
+_CONTROL = frozenset({_CLOSE, 9, 10})
+
+
+class FrameError(StreamError):
+    """The peer's bytes are no frames as we accept them."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"websocket: {reason}")
+
+
+class _Frames(ABC):
+    """One direction, taken apart and put together again. `messages` counts those that are complete."""
+
+    masked = False  # clients mask, servers do not (RFC 6455 §5.1)
+
+    def __init__(self) -> None:
+        self.messages = 0
+        self._buffer = b""
+        self._left = 0  # payload bytes of the frame that is passed on in pieces
+        self._last = False  # it ends its message
+        self._key = b""
+        self._at = 0  # position in its payload, for the mask
+        self._opcode = 0  # of the message under way; 0: none is
+        self._begun = False  # a frame of it has left
+
+    def feed(self, data: bytes) -> bytes:
+        """What can leave now. Raises FrameError."""
+        buffer = self._buffer + data if self._buffer else data
+        parts: list[bytes] = []
+        at = 0
+        while at < len(buffer):
+            if not self._left:
+                head = _head(buffer[at : at + _LONGEST_HEAD], masked=self.masked)
+                if head is None or (head.length <= _WHOLE and len(buffer) < at + head.size + head.length):
+                    break
+                at += head.size
+                if head.opcode in _CONTROL:
+                    payload = _unmasked(buffer[at : at + head.length], head.key, 0)
+                    parts.append(self._wire(head.opcode, self._control(payload), last=True))
+                    at += head.length
+                    continue
+                self._begin(head)
+            piece = buffer[at : at + self._left]
+            parts.append(self._piece(piece))
+            at += len(piece)
+        self._buffer = buffer[at:]
+        return b"".join(parts)
+
+    def finish(self) -> bytes:
+        """The stream is over. What had no end never was a message."""
+        return b""
+
+    # --- what the two directions do with it ------------------------------------------------------
+
+    @abstractmethod
+    def _text(self, opcode: int, payload: bytes, *, last: bool) -> bytes:
+        """What can leave of a message, with its next payload."""
+
+    def _control(self, payload: bytes) -> bytes:
+        return payload
+
+    # --- one frame -------------------------------------------------------------------------------
+
+    def _begin(self, head: _Head) -> None:
+        if head.opcode == _CONTINUATION:
+            if not self._opcode:
+                raise FrameError("a continuation of no message")
+        elif self._opcode:
+            raise FrameError("a message begins inside another")
+        else:
+            self._opcode, self._begun = head.opcode, False
+        self._left, self._last, self._key, self._at = head.length, head.last, head.key, 0
+
+    def _piece(self, piece: bytes) -> bytes:
+        """The next payload bytes of the frame under way."""
+        payload = _unmasked(piece, self._key, self._at)
+        self._left -= len(piece)
+        self._at += len(piece)
+        last = self._last and not self._left
+        leaving = self._text(self._opcode, payload, last=last)
+        if not leaving and not last:
+            return b""
+        wire = self._wire(_CONTINUATION if self._begun else self._opcode, leaving, last=last)
+        self._begun = True
+        if last:
+            self._opcode = 0
+            self.messages += 1
+        return wire
+
+    def _wire(self, opcode: int, payload: bytes, *, last: bool) -> bytes:
+        size, bit = len(payload), 0x80 if self.masked else 0
+        first = bytes((opcode | (0x80 if last else 0),))
+        if size < 126:
+            head = first + bytes((bit | size,))
+        elif size < 65536:
+            head = first + bytes((bit | 126,)) + size.to_bytes(2)
+        else:
+            head = first + bytes((bit | 127,)) + size.to_bytes(8)
+        if not self.masked:
+            return head + payload
+        key = os.urandom(4)  # a mask that a page could foresee would let it write to the wire (§10.3)
+        return head + key + _unmasked(payload, key, 0)
+
+
+class ServerFrames(_Frames):
+    """Responses: every secret in them is masked with `*` of the same length."""
+
+    def __init__(self, secrets: Sequence[bytes]) -> None:
+        super().__init__()
+        self._secrets = tuple(secrets)
+        self._scrubber = Scrubber(self._secrets)
+
+    def _text(self, opcode: int, payload: bytes, *, last: bool) -> bytes:
+        del opcode
+        leaving = self._scrubber.feed(payload)
+        return leaving + self._scrubber.finish() if last else leaving
+
+    def _control(self, payload: bytes) -> bytes:
+        return mask(payload, self._secrets)
+
+
+class ClientFrames(_Frames):
+    """Requests: placeholders in text messages are replaced; everything else leaves as it came."""
+
+    masked = True
+
+    def __init__(self, swaps: Sequence[tuple[bytes, bytes]] = ()) -> None:
+        """`swaps`: placeholder, and what goes out in its place."""
+        super().__init__()
+        self._swaps = tuple(swaps)
+        self._held = b""
+
+    def _text(self, opcode: int, payload: bytes, *, last: bool) -> bytes:
+        if opcode != _TEXT or not self._swaps:
+            return payload
+        text = self._held + payload
+        for placeholder, secret in self._swaps:
+            text = text.replace(placeholder, secret)
+        size = 0 if last else max(_beginning(text, placeholder) for placeholder, _ in self._swaps)
+        self._held = text[len(text) - size :]
+        return text[: len(text) - size]
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    last: bool
+    opcode: int
+    length: int
+    key: bytes  # b"": not masked
+    size: int  # bytes of the head itself
+
+
+def _head(buffer: bytes, *, masked: bool) -> _Head | None:
+    """The head at the beginning of `buffer`; None while it is not all there. Raises FrameError."""
+    if len(buffer) < 2:
+        return None
+    first, second = buffer[0], buffer[1]
+    last, opcode, length = bool(first & 0x80), first & 0x0F, second & 0x7F
+    if first & 0x70:
+        raise FrameError("a reserved bit is set, and no extension was agreed upon")
+    if opcode not in _DATA | _CONTROL:
+        raise FrameError(f"opcode {opcode} has no meaning")
+    if bool(second & 0x80) is not masked:
+        raise FrameError("a client's frame without a mask" if masked else "a server's frame with a mask")
+    if opcode in _CONTROL and (not last or length > 125):
+        raise FrameError("a control frame that is long or in fragments")
+    size = {126: 4, 127: 10}.get(length, 2)
+    if len(buffer) < size + 4 * masked:
+        return None
+    if length > 125:
+        shortest = 126 if length == 126 else 65536
+        length = int.from_bytes(buffer[2:size])
+        if length < shortest or length >= 1 << 63:
+            raise FrameError("a length that is not written in the shortest way")
+    return _Head(last, opcode, length, buffer[size : size + 4] if masked else b"", size + 4 * masked)
+
+
+def _unmasked(payload: bytes, key: bytes, at: int) -> bytes:
+    """Masked or unmasked: it is the same. `at` is the position of `payload` in its frame."""
+    if not key or not payload:
+        return payload
+    turned = key[at % 4 :] + key[: at % 4]
+    stream = (turned * (len(payload) // 4 + 1))[: len(payload)]
+    return (int.from_bytes(payload) ^ int.from_bytes(stream)).to_bytes(len(payload))
+
+
+def _beginning(text: bytes, needle: bytes) -> int:
+    """How many bytes at the end of `text` could begin `needle`."""
+    for size in range(min(len(needle) - 1, len(text)), 0, -1):
+        if text.endswith(needle[:size]):
+            return size
+    return 0
