@@ -85,7 +85,7 @@ def remove_downloads(found: Downloads) -> None:
     if found.plugins.is_dir():
         with locked(found.plugins / ".lock"):  # nobody is just adding a tree
             for path in found.plugins.iterdir():
-                if path.name != ".lock":
+                if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -223,6 +223,18 @@ def test_a_host_that_has_become_unknown_stops_the_run(moat: Moat, dot_ssh: Path)
     assert "no host key of github.com is known" in done.stderr
 
 
+@pytest.mark.embedded
+def test_an_endpoint_at_a_port_that_leads_out_for_ssh_is_refused(moat: Moat, dot_ssh: Path) -> None:
+    """Behind it is the run's proxy. Seen to fail with `_check_ports` empty: the run starts."""
+    key = make_key(dot_ssh / "id_ed25519")
+    assert moat("grant", "ssh", "--host", "github.com", "--key", str(key)).returncode == 0
+    words = ("--runtime", "embedded", "--grant", "ssh:github.com", "--port", "web=22", "--", "true")
+    done = moat("run", *words)
+    assert done.returncode == 2, done.stderr
+    assert "an endpoint at port 22, which leads out of the sandbox for an ssh grant" in done.stderr
+    assert "moat: hint: let the server listen on another port" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("argv", "config", "status", "told"),
     [

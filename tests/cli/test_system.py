@@ -1,7 +1,7 @@
 """`moat system prune`: what nothing uses is removed, what something uses is not, and nobody else's things are touched.
 
 How each defence was shown to fail: without `check_unused` the packages of a living run go; with `in_use` always false the
-image of a container is asked to be removed (and the engine keeps it); without the lock's exception the lock file goes.
+image of a container is offered for removal as well.
 """
 
 from __future__ import annotations
