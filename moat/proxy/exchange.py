@@ -48,6 +48,10 @@ from moat.proxy.upload import GONE, Judged, Upload
 from moat.proxy.upstream import Connection, UpstreamError
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
+_UNREADABLE = (
+    "the request carries a credential, and this answer cannot be searched for it; ask the server for another "
+    "format. The user can let such answers through: `unreadable: pass` under `network:` in agent.yaml"
+)
 
 
 class After(Enum):
@@ -121,7 +125,7 @@ class Exchange:
         except MalformedError as error:
             await self._answer(malformed(error) if error.blame == "client" else _bad_upstream(error))
         except UnreadableBodyError as error:
-            await self._answer(failed(502, "unreadable", str(error), error.hint or "", retry=False))
+            await self._answer(failed(502, "unreadable", str(error), _UNREADABLE, retry=False))
         except LoginNeededError as needed:
             for grant in self._equipped.grants:
                 self._setup.mcp.on_rejected(grant)
@@ -161,6 +165,7 @@ class Exchange:
             response,
             spending=self._spending,
             swaps=self._swaps,
+            unreadable=self._setup.unreadable,
         )
         connection = await self._acquire()
         try:
@@ -489,6 +494,7 @@ class Exchange:
             down = download.size
             if (traffic := download.traffic) is not None:
                 up, messages, error = up + traffic.up, traffic.messages, error or traffic.error
+            error = error or download.unchecked
             if download.begun:
                 status, fields = download.status, download.fields
         self._setup.on_event(

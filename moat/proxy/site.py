@@ -17,6 +17,7 @@ from moat.grants import CredentialSource
 from moat.proxy.budget import Account, Accounts
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Desk
+from moat.proxy.download import Unreadable
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.limits import Limits
 from moat.proxy.mcp import McpTable
@@ -63,6 +64,7 @@ class Setup:
     accounts: Accounts = Accounts()  # noqa: RUF009 - the same
     streams: Places = field(default_factory=Places)  # of HTTP/2
     desk: Desk | None = None  # None: nobody is asked
+    unreadable: Unreadable = "withhold"
 
     def refused(
         self,
