@@ -1,6 +1,8 @@
 """HTTP/1.1 grammar as named patterns. Nothing else may enter this file.
 
-Every repetition is possessive (`++`, `*+`): a byte is looked at once, so no input makes matching slow.
+Every repetition of a set is possessive (`++`, `*+`), and every group that repeats begins with a byte that
+cannot follow it: a byte is looked at once or twice, so no input makes matching slow. Groups are not
+possessive: before CPython 3.11.4 `re` does not go back when one fails in its middle.
 """
 
 from __future__ import annotations
@@ -11,14 +13,14 @@ from collections.abc import Iterable
 _TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _VALUE = rb"[^\x00-\x08\x0a-\x1f\x7f]"  # VCHAR, obs-text, SP, HTAB
 _VCHAR = rb"[\x21\x22\x24-\x7e]"  # without `#`: a fragment never belongs in a request (RFC 9112 §3.2)
-_FIELDS = rb"((?:\r\n" + _TCHAR + rb"++:" + _VALUE + rb"*+)*+)\r\n\r\n"  # each with the CRLF in front of it
+_FIELDS = rb"((?:\r\n" + _TCHAR + rb"++:" + _VALUE + rb"*+)*)\r\n\r\n"  # each with the CRLF in front of it
 
 # One empty line before a request is tolerated (RFC 9112 §2.2): old clients end a POST with an extra CRLF.
 REQUEST = re.compile(
-    rb"(?:\r\n)?+(" + _TCHAR + rb"++) (" + _VCHAR + rb"++) HTTP/1\.([01])" + _FIELDS,
+    rb"(?:\r\n)?(" + _TCHAR + rb"++) (" + _VCHAR + rb"++) HTTP/1\.([01])" + _FIELDS,
 )
 # The space before an empty reason is often missing; nobody reads that in two ways.
-RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: (" + _VALUE + rb"*+))?+" + _FIELDS)
+RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: (" + _VALUE + rb"*+))?" + _FIELDS)
 FIELD = re.compile(rb"\r\n([^:]++):[ \t]*+([^\r]*+)")  # inside what _FIELDS has matched
 FIELD_TEXT = re.compile(r"\r\n([^:]++):[ \t]*+([^\r]*+)")  # the same, decoded
 FIELD_LINE = re.compile(rb"(" + _TCHAR + rb"++):[ \t]*+(" + _VALUE + rb"*+)")
@@ -50,19 +52,19 @@ SPECIAL = fields_named(
 )  # fmt: skip
 
 TOKEN = re.compile(_TCHAR + rb"++")
-UPGRADE = re.compile(_TCHAR + rb"++(?:/" + _TCHAR + rb"++)?+")
+UPGRADE = re.compile(_TCHAR + rb"++(?:/" + _TCHAR + rb"++)?")
 DIGITS = re.compile(rb"[0-9]{1,19}+")  # Content-Length; 19 digits hold every 63-bit number
-ABSOLUTE = re.compile(rb"(https?)://([^/?]++)([/?].*+)?+", re.IGNORECASE)
+ABSOLUTE = re.compile(rb"(https?)://([^/?]++)([/?].*+)?", re.IGNORECASE)
 AUTHORITY = re.compile(rb"(?:\[[^/?@\[\]]++\]|[^/?@\[\]:]++):[0-9]{1,5}+")
 
-_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*+"'
-_EXTENSION = rb";" + _TCHAR + rb"++(?:=(?:" + _TCHAR + rb"++|" + _QUOTED + rb"))?+"
+_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
+_EXTENSION = rb";" + _TCHAR + rb"++(?:=(?:" + _TCHAR + rb"++|" + _QUOTED + rb"))?"
 PLAIN_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,8}+)\r\n")
 # BWS around `;` and `=` is legal and only seen in attacks; it is not accepted.
-CHUNK = re.compile(rb"([0-9A-Fa-f]++)((?:" + _EXTENSION + rb")*+)")
+CHUNK = re.compile(rb"([0-9A-Fa-f]++)((?:" + _EXTENSION + rb")*)")
 
 REQUEST_LINE = re.compile(rb"(" + _TCHAR + rb"++) (" + _VCHAR + rb"++) HTTP/1\.[01]")
-STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9][0-9](?: " + _VALUE + rb"*+)?+")
+STATUS_LINE = re.compile(rb"HTTP/1\.[01] [1-9][0-9][0-9](?: " + _VALUE + rb"*+)?")
 VERSION = re.compile(rb"HTTP/[0-9]+\.?[0-9]*\Z")
 # What may stand nowhere in a head: a control byte, or a line end that is not CRLF.
 ODD = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")

@@ -20,7 +20,7 @@ Fields = Iterable[tuple[bytes, bytes]]
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]++")  # a token without capitals (§8.2.1)
 # Without space around it.
-_VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\x20-\x7e\x80-\xff\t]*+(?<![ \t]))?+)?+")
+_VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\x20-\x7e\x80-\xff\t]*+(?<![ \t]))?)?")
 _VISIBLE = re.compile(rb"[\x21-\x7e]++")
 _STATUS = re.compile(rb"[1-9][0-9][0-9]")
 # §8.2.2; `te` may say `trailers`.

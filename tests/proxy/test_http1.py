@@ -9,11 +9,13 @@ splitting: `test_render_refuses_line_ends`; slow matching: `test_no_input_is_slo
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 
 import h11
 import pytest
 
+from moat.proxy import grammar, h2_fields, paths
 from moat.proxy.http1 import (
     Form,
     Framing,
@@ -388,3 +390,16 @@ def _seconds(call) -> float:
     for _ in range(50):
         call()
     return time.process_time() - started
+
+
+# --- the grammar itself ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [grammar, h2_fields, paths])
+def test_no_group_is_possessive(module):
+    """Before CPython 3.11.4 `(?:ab)*+` keeps the `a` of an `ac`: heads were refused, and half a line accepted."""
+    patterns = [value for value in vars(module).values() if isinstance(value, re.Pattern)]
+    assert patterns
+    for pattern in patterns:
+        source = pattern.pattern if isinstance(pattern.pattern, str) else pattern.pattern.decode("latin-1")
+        assert not re.search(r"(?<!\\)\)[*+?]\+", re.sub(r"\[(?:\\.|[^\]\\])*\]", "x", source))
