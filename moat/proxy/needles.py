@@ -157,8 +157,9 @@ class Needles:
         for start, end in self._regions(text, suspicions):
             for view in (all_views if self._alike else views)(text[start:end]):
                 for needle in self._texts:
-                    for at in _all(view.text, needle):
-                        yield start + view.start(at), start + view.end(at + len(needle))
+                    if needle in view.text:
+                        for at in _all(view.text, needle):
+                            yield start + view.start(at), start + view.end(at + len(needle))
 
     def _regions(self, text: bytes, suspicions: list[int]) -> Iterator[tuple[int, int]]:
         """Parts of `text` that have to be read closely: the runs of material around suspicious places."""

@@ -12,8 +12,8 @@ from moat.proxy.http1 import Headers
 from moat.proxy.limits import Limits
 from moat.proxy.needles import needles
 
-_STAR = ord("*")
-_KEPT = b"\r\n"  # never masked: they may be the framing of what a secret stands in
+# Line ends are never masked: they may be the framing of what a secret stands in.
+_STARS = bytes(byte if byte in b"\r\n" else ord("*") for byte in range(256))
 # What describes the bytes as the server encoded them, and no longer holds once they are decoded or masked.
 _OF_ENCODING = frozenset(
     {b"content-encoding", b"content-length", b"content-md5", b"digest", b"content-digest"}
@@ -130,5 +130,5 @@ def _masked(text: bytes, spans: Sequence[tuple[int, int]]) -> bytes:
         return text
     stars = bytearray(text)
     for start, end in spans:
-        stars[start:end] = bytes(byte if byte in _KEPT else _STAR for byte in text[start:end])
+        stars[start:end] = text[start:end].translate(_STARS)
     return bytes(stars)
