@@ -42,6 +42,9 @@ MESSAGES = {
     "moat refused to call … of the MCP server …": (
         "proxy/test_mcp.py::test_a_denied_call_gets_an_error_that_a_model_can_act_on"
     ),
+    "The body is encoded as …, which cannot be looked into": (
+        "proxy/test_leaks.py::test_what_cannot_be_searched_is_withheld"
+    ),
     "The certificate of … is not accepted": "proxy/test_refusals.py::test_the_runs_ca_is_not_trusted_upstream",
     "Failed to install Anthropic marketplace": (
         "runtime/test_plugins.py::test_the_official_marketplace_is_known_by_name_and_fails_in_the_guides_words"

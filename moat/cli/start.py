@@ -31,6 +31,8 @@ def start(request: RunRequest, *, detach: bool = False, json: bool = False, home
     _fill_standard_streams()
     for name in protected(request.env):
         say(f"warning: env {name} is ignored: it would lead around Moat's proxy or certificates")
+    if request.network.unreadable == "pass":
+        say("warning: network.unreadable is pass: what cannot be searched for credentials gets through")
     _tell_of_git(request, place)
     handoff = _handoff(request, place)
     request = dataclasses.replace(request, hold=not detach)

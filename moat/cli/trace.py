@@ -10,7 +10,8 @@ from typing import Any
 from moat.cli.logs import alive_while, follow
 from moat.cli.output import clock, emit, safe, say
 from moat.cli.parser import Parser
-from moat.journal import parse_line
+from moat.journal import keeping, parse_line
+from moat.journal.entry import entries
 from moat.paths import Home
 from moat.runtime import known
 
@@ -27,6 +28,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     home = Home.from_environment()
     record = known.find(home, options.run)
+    for fetch in _fetches(home, record.id):
+        emit(json.dumps(fetch) if options.json else describe_fetch(fetch))
     path = home.run(record.id) / "network.jsonl"
     if not path.exists():
         return 0
@@ -50,6 +53,20 @@ def _missing(line: Mapping[str, Any]) -> str:
     if "dropped" in line:
         return f"{line['dropped']:,} exchanges are not in this trace"
     return ""
+
+
+def _fetches(home: Home, run_id: str) -> Iterator[dict[str, Any]]:
+    """What this machine fetched for the run, which is in its journal: no exchange of its proxy."""
+    for entry in entries(home.run(run_id) / keeping.FILE):
+        if entry.event == "plugin.fetched":
+            yield {"ts": entry.at, "event": entry.event, **entry.data}
+
+
+def describe_fetch(fetch: Mapping[str, Any]) -> str:
+    """`[15:04:05] FETCH host marketplace tools at 0123456789ab (by this machine, named by config)`."""
+    came = f"at {fetch['commit'][:12]}" if fetch.get("commit") else f"failed: {fetch.get('error')}"
+    what = f"{fetch.get('host')} {fetch.get('what')} {came}"
+    return safe(f"[{clock(str(fetch['ts']))}] FETCH {what} (by this machine, named by {fetch.get('by')})")
 
 
 def describe(exchange: Mapping[str, Any], *, verbose: bool = False) -> Iterator[str]:

@@ -32,6 +32,8 @@ class NetworkConfig:
     rules: tuple[HostRules, ...] = ()
     host: tuple[int, ...] = ()  # ports of the host that the sandbox may reach as `moat-host:<port>`
     mode: Literal["enforce", "warn"] = "enforce"  # warn: what policy and rules refuse is only recorded
+    # Responses to requests with a credential that cannot be searched for it.
+    unreadable: Literal["withhold", "pass"] = "withhold"
     budgets: tuple[BudgetConfig, ...] = ()  # all that match a host apply to it; never softened by `mode`
 
 
@@ -57,6 +59,7 @@ def read(check: Checker, node: Node) -> NetworkConfig:
             "mode": lambda value: check.choice(value, "network.mode", ("enforce", "warn")),
             "rules": lambda value: _rules(check, value),
             "host": lambda value: _host_ports(check, value),
+            "unreadable": lambda value: check.choice(value, "network.unreadable", ("withhold", "pass")),
             "budget": lambda value: budget.read(check, value),
         },
         _REFUSED,

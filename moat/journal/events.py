@@ -32,6 +32,10 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             ("state", "exit_code", "error"),
         ),
         "git.changed": ("the run made or changed what git on the host obeys", ("changes",)),
+        "plugin.fetched": (
+            "this machine fetched a plugin of Claude Code for the run, or tried to (`error`)",
+            ("what", "source", "host", "commit", "by", "error"),
+        ),
         "service.requested": ("a service runs beside the sandbox", ("name", "image")),
         "endpoint.opened": ("a port of the sandbox can be reached at `url`", ("endpoint", "port", "url")),
         "endpoint.closed": ("it cannot any more", ("endpoint", "port")),

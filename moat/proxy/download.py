@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from time import monotonic
+from typing import Literal
 
 from moat.proxy.budget import Spending
 from moat.proxy.http1 import (
@@ -22,10 +23,13 @@ from moat.proxy.http1 import (
 from moat.proxy.mcp_filter import McpResponse, ToolFilter
 from moat.proxy.message import PLAIN, Body, BodyWriter, MessageReader
 from moat.proxy.relay import Traffic, relay
-from moat.proxy.scrub import BodyScrubber, Scrubber, UnreadableBodyError, mask, scrub_headers
+from moat.proxy.scrub import BodyScrubber, Scrubber, UnreadableBodyError, mask, mask_fields, scrub_headers
 from moat.proxy.stream import BUFFER
 from moat.proxy.upload import Upload
 from moat.proxy.websocket import ClientFrames, ServerFrames
+
+Unreadable = Literal["withhold", "pass"]
+"""What becomes of a response to a request with a credential whose body cannot be looked into."""
 
 _INTERIM_RESPONSES = 16  # 1xx answers before the final one; servers send one or two
 
@@ -42,7 +46,9 @@ class Download:
         *,
         spending: Spending | None = None,
         swaps: tuple[tuple[bytes, bytes], ...] = (),
+        unreadable: Unreadable = "withhold",
     ) -> None:
+        self._unreadable = unreadable
         self._client = client
         self._request = request
         self._secrets = secrets
@@ -58,6 +64,7 @@ class Download:
         self.keep = False  # the client's connection can carry another request
         self.fields = b""  # as the client gets them, each with a CRLF before it
         self.traffic: Traffic | None = None  # after a 101
+        self.unchecked = ""  # why the body passed without being looked into
 
     @property
     def status(self) -> int:
@@ -124,10 +131,7 @@ class Download:
         framing = head.framing
         tools = self._mcp is not None and self._mcp.filters
         if (self._secrets or tools) and framing is not Framing.NONE:
-            scrubber = BodyScrubber(self._secrets, head.headers if head.encoded else (), self._client.limits)
-            self._scrubber = (
-                self._mcp.filtered(scrubber, head.content_type) if self._mcp and tools else scrubber
-            )
+            self._scrubber = self._scrubber_of(head, tools=tools)
         if framing is Framing.LENGTH and self._scrubber is not None and self._scrubber.decoded:
             framing = Framing.CHUNKED  # the length was that of the encoded body
         if framing is Framing.CHUNKED and not self._request.minor:
@@ -139,16 +143,22 @@ class Download:
             fields = join_fields(self._scrubber.headers(split_fields(fields)))
         return self._render(head, fields)
 
+    def _scrubber_of(self, head: ResponseHead, *, tools: bool) -> BodyScrubber | ToolFilter | None:
+        """What looks into the body. Raises UnreadableBodyError: then it is withheld."""
+        try:
+            scrubber = BodyScrubber(self._secrets, head.headers if head.encoded else (), self._client.limits)
+        except UnreadableBodyError as error:
+            if tools or self._unreadable == "withhold":
+                raise
+            self.unchecked = f"passed unchecked: {error}"
+            return None
+        return self._mcp.filtered(scrubber, head.content_type) if self._mcp and tools else scrubber
+
     def _render(self, head: ResponseHead, fields: bytes) -> bytes:
-        """The head on the wire, masked when a secret is anywhere in it."""
-        reason = head.reason
-        for secret in self._secrets:
-            if secret in fields or secret in reason:
-                # A secret holds no line end, and a mask is as long: what it masks stays a head.
-                fields, reason = mask(fields, self._secrets), mask(reason, self._secrets)
-                break
-        self.fields = fields
-        return response_wire(head.status, reason, fields)
+        """The head on the wire, without secrets: a mask is as long, and leaves line ends alone."""
+        self.fields = mask_fields(fields, self._secrets) if self._secrets else fields
+        reason = mask(head.reason, self._secrets) if self._secrets else head.reason
+        return response_wire(head.status, reason, self.fields)
 
     async def _frame(self, wire: bytes, body: Body) -> bytes:
         """`wire` and what has come of the body, as it leaves here; what grows large is sent at once."""

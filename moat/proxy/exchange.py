@@ -8,7 +8,7 @@ two directions are in `upload` and `download`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -25,7 +25,7 @@ from moat.proxy.answers import Answer, denied, failed, malformed
 from moat.proxy.budget import Account, Accounts, Spending
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Desk, Question
-from moat.proxy.download import Download
+from moat.proxy.download import Download, Unreadable
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.h2_pool import begins_h2
 from moat.proxy.http1 import (
@@ -55,6 +55,10 @@ from moat.proxy.upload import GONE, Judged, Upload
 from moat.proxy.upstream import Connection, Upstream, UpstreamError
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
+_UNREADABLE = (
+    "the request carries a credential, and this answer cannot be searched for it; ask the server for another "
+    "format. The user can let such answers through: `unreadable: pass` under `network:` in agent.yaml"
+)
 
 
 @dataclass(slots=True)
@@ -92,6 +96,7 @@ class Setup:
     accounts: Accounts = Accounts()  # noqa: RUF009 - the same
     streams: Places = field(default_factory=Places)  # of HTTP/2
     desk: Desk | None = None  # None: nobody is asked
+    unreadable: Unreadable = "withhold"
 
     def refused(
         self,
@@ -243,7 +248,7 @@ class Exchange:
         except MalformedError as error:
             await self._answer(malformed(error) if error.blame == "client" else _bad_upstream(error))
         except UnreadableBodyError as error:
-            await self._answer(failed(502, "unreadable", str(error), error.hint or "", retry=False))
+            await self._answer(failed(502, "unreadable", str(error), _UNREADABLE, retry=False))
         except LoginNeededError as needed:
             for grant in self._equipped.grants:
                 self._setup.mcp.on_rejected(grant)
@@ -283,6 +288,7 @@ class Exchange:
             response,
             spending=self._spending,
             swaps=self._swaps,
+            unreadable=self._setup.unreadable,
         )
         connection = await self._acquire()
         try:
@@ -487,11 +493,9 @@ class Exchange:
 
     # --- both directions -------------------------------------------------------------------------
 
-    async def _acquire(self, *, fresh: bool = False) -> Connection:
+    def _acquire(self, *, fresh: bool = False) -> Awaitable[Connection]:
         site = self._site
-        return await self._setup.upstream.acquire(
-            site.scheme, site.authority, fresh=fresh, protocol=site.protocol
-        )
+        return self._setup.upstream.acquire(site.scheme, site.authority, fresh=fresh, protocol=site.protocol)
 
     def _was_not_understood(self, connection: Connection) -> bool:
         """A server that speaks HTTP/2 without having agreed on it has taken our request for noise."""
@@ -613,6 +617,7 @@ class Exchange:
             down = download.size
             if (traffic := download.traffic) is not None:
                 up, messages, error = up + traffic.up, traffic.messages, error or traffic.error
+            error = error or download.unchecked
             if download.begun:
                 status, fields = download.status, download.fields
         self._setup.on_event(

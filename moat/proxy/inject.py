@@ -10,7 +10,6 @@ import binascii
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote_from_bytes
 
 from moat.errors import MoatError
 from moat.grants import Credential, InjectionRule
@@ -72,7 +71,7 @@ class InjectedHeaders:
 
     headers: Headers
     grants: tuple[str, ...]
-    secrets: tuple[bytes, ...]  # for `Scrubber`: the secrets, their Basic and percent-encoded forms
+    secrets: tuple[bytes, ...]  # for `Scrubber`: the secrets and their Basic forms
     names: frozenset[bytes]  # lower-case header names that carry a credential, for redaction
 
 
@@ -237,10 +236,8 @@ def _secret(credential: Credential | None, name: str) -> bytes:
 
 
 def _to_scrub(secrets: Iterable[bytes], encoded: Iterable[bytes]) -> tuple[bytes, ...]:
-    """Every spelling in which a server may echo what it was sent, without base64 padding."""
-    plain = list(secrets)
-    percent = [quote_from_bytes(secret, safe="").encode() for secret in plain]
-    return tuple(dict.fromkeys([*plain, *percent, *(form.rstrip(b"=") for form in encoded)]))
+    """What went out, without base64 padding: `needles` knows how it is spelled."""
+    return tuple(dict.fromkeys([*secrets, *(form.rstrip(b"=") for form in encoded)]))
 
 
 def opened(value: bytes) -> bytes:

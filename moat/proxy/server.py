@@ -23,6 +23,7 @@ from moat.grants import CredentialSource, InjectionRule
 from moat.proxy.budget import Accounts, Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider, Desk
+from moat.proxy.download import Unreadable
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.exchange import Places, Setup
 from moat.proxy.limits import Limits
@@ -75,6 +76,7 @@ class Proxy:
         mcp: McpTable | None = None,
         budgets: Sequence[Budget] = (),
         decider: Decider | None = None,
+        unreadable: Unreadable = "withhold",
     ) -> None:
         """`on_event` must neither block nor raise. `ready` says why no exchange may start now.
 
@@ -84,7 +86,8 @@ class Proxy:
         `token` is asked for on TCP listeners only; reaching a unix socket is permission enough. Raises
         ValueError for a rule with a bad host pattern. `tunnels` are open in every policy mode. What `budgets`
         allow is counted from here on; all that match a host apply to it. `decider` is asked about every
-        exchange that policy does not refuse, see `moat.proxy.decider`.
+        exchange that policy does not refuse, see `moat.proxy.decider`. `unreadable`: a response to a request
+        with a credential that is encoded so that it cannot be searched for it is withheld, or passes.
         """
         opened = {tunnel.authority: tunnel for tunnel in tunnels}
         table = InjectionTable(rules)
@@ -101,6 +104,7 @@ class Proxy:
             tunnels=opened,
             mcp=mcp or McpTable(),
             accounts=Accounts(budgets),
+            unreadable=unreadable,
             desk=decider and Desk(decider, seconds=limits.question_timeout, most=limits.questions),
             streams=Places(limits.h2_streams_of_run),
         )

@@ -132,6 +132,7 @@ class Gateway:
             mcp=mcp or McpTable(),
             budgets=budgets_of(network),
             decider=decider,
+            unreadable=network.unreadable,
         )
         self.egress = RunEgress(self._proxy, start)
         self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)

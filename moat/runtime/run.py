@@ -42,6 +42,7 @@ from moat.runtime.local import LocalViewer
 from moat.runtime.names import random_name
 from moat.runtime.outcome import NEVER_BEGAN, Outcome
 from moat.runtime.parts import Addition, Part, RunContext, parts_of, together
+from moat.runtime.plugins.fetch import tell
 from moat.runtime.records import Ownership, RunRecord, State
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
@@ -335,6 +336,8 @@ class LocalRun:
             budgets=tuple(map(str, self._request.network.budgets)),
             host_ports=self._request.network.host,
         )
+        for fetch in self._request.fetches:
+            tell(self.journal, fetch)
         with self._preparing:
             self._sandbox = await self._prepare(handoff, progress, start)
         if self._sandbox is None:
@@ -445,7 +448,7 @@ class LocalRun:
         request = self._request
         return SandboxSpec(
             run_id=self.id,
-            argv=with_pre_run(request.argv, request.hooks.pre_run),
+            argv=with_pre_run((*request.argv[:1], *extra.argv, *request.argv[1:]), request.hooks.pre_run),
             workspace=request.workspace,
             ca_bundle=ca_bundle,
             # Not where the control socket lies: the runtime may show this directory to the sandbox.

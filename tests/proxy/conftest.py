@@ -21,6 +21,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from moat.errors import GrantError
 from moat.grants import Credential, CredentialInfo, CredentialKind, InjectionRule, Secret
 from moat.proxy import Denial, ExchangeFinished, Limits, Policy, Proxy, RunCA, Upstream, UpstreamOptions
+from moat.proxy.download import Unreadable
 from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
 from tests.proxy.peers import Origin, Script, Wire, client_context, echo, world
@@ -136,6 +137,7 @@ def house(
     listener: socket.socket | None = None,
     tunnels: Sequence[SshTunnel] = (),
     mcp: McpTable | None = None,
+    unreadable: Unreadable = "withhold",
     **more: Any,
 ) -> Iterator[House]:
     """A proxy that reaches `origins` by name, on one event loop. `more` is the proxy's own."""
@@ -162,6 +164,7 @@ def house(
                 token=token,
                 tunnels=tunnels,
                 mcp=mcp or McpTable(),
+                unreadable=unreadable,
                 **({"ready": ready} if ready else {}),
                 **more,
             )

@@ -1,0 +1,306 @@
+"""The leak corpus against the scrubber and, over HTTP/1.1, against the whole proxy: not one byte out.
+
+`test_without_one_part_the_corpus_leaks` switches every part of the defence off, one after the other, and
+sees the corpus find it.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import random
+import re
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from moat.grants import InjectionRule
+from moat.proxy import needles, unescape
+from moat.proxy.inject import CompiledRule, apply
+from moat.proxy.limits import Limits
+from moat.proxy.scrub import BodyScrubber, Scrubber, mask_fields
+from tests.proxy.conftest import house, tls_origin
+from tests.proxy.leaks import CASES, Case
+from tests.proxy.peers import Wire, reply
+from tests.proxy.test_inject import credential
+
+RULES = {
+    "bearer": InjectionRule("demo", ("bearer.test",), "authorization"),
+    "basic": InjectionRule("demo", ("basic.test",), "authorization", "basic", "x-access-token"),
+}
+LIMITS = Limits()
+# Bytes up to which every split is tried, and splits of the others. 2000 and any have been run, in minutes.
+SMALL, EXTRA_CUTS = 80, 6
+
+
+def secrets_of(case: Case) -> tuple[bytes, ...]:
+    """What an exchange would hand to the scrubber."""
+    return apply(
+        [CompiledRule.of(RULES[case.scheme])], (), {"demo": credential("demo", case.secret.decode())}
+    ).secrets
+
+
+def scrubbed(case: Case, parts: Sequence[bytes]) -> bytes:
+    coding = ((b"Content-Encoding", case.encoding.encode()),) if case.encoding else ()
+    scrubber = BodyScrubber(secrets_of(case), coding, LIMITS)
+    return b"".join(itertools.chain.from_iterable(scrubber.feed(part) for part in parts)) + scrubber.finish()
+
+
+def headers_of(case: Case) -> list[tuple[str, str]]:
+    wire = "".join(f"\r\n{name}: {value}" for name, value in case.headers).encode("latin-1")
+    lines = mask_fields(wire, secrets_of(case)).decode("latin-1").split("\r\n")[1:]
+    return [(name, value) for name, _, value in (line.partition(": ") for line in lines)]
+
+
+def leak(case: Case) -> bytes:
+    return case.leaks(headers_of(case), scrubbed(case, [case.body]))
+
+
+def test_the_corpus_is_large_and_the_eye_sees_every_secret_in_it():
+    assert len(CASES) >= 1000
+    assert len({case.name for case in CASES}) == len(CASES)
+    for case in CASES:
+        body = scrubbed(
+            Case(case.name, b"nothing-in-it", "bearer", (), case.body, case.encoding), [case.body]
+        )
+        assert len(case.leaks(list(case.headers), body)) == len(case.secret), case.name
+
+
+def test_nothing_leaks():
+    assert {case.name: found for case in CASES if (found := leak(case))} == {}
+
+
+def test_nothing_leaks_wherever_the_body_is_cut():
+    """Every split point of the small ones, some of the large ones, some byte by byte: always the same bytes."""
+    chance = random.Random(7)
+    for number, case in enumerate(CASES):
+        body = case.body
+        whole = scrubbed(case, [body])
+        cuts = range(1, len(body)) if len(body) <= SMALL else chance.choices(range(len(body)), k=EXTRA_CUTS)
+        for cut in cuts:
+            assert scrubbed(case, [body[:cut], body[cut:]]) == whole, (case.name, cut)
+        if number % 16 == 0 and len(body) < 700:
+            assert scrubbed(case, [body[at : at + 1] for at in range(len(body))]) == whole, case.name
+
+
+def test_over_http_1():
+    """All cases through a running proxy, in chunks that end anywhere."""
+    by_path = {f"/{number}": case for number, case in enumerate(CASES)}
+    chance = random.Random(8)
+
+    def script(wire: Wire) -> None:
+        while (request := wire.until(b"\r\n\r\n")).endswith(b"\r\n\r\n"):
+            case = by_path[request.split(b" ")[1].decode()]
+            head = ["HTTP/1.1 200 OK", "Transfer-Encoding: chunked", *map(": ".join, case.headers)]
+            head += [f"Content-Encoding: {case.encoding}"] if case.encoding else []
+            parts = ["\r\n".join([*head, "", ""]).encode("latin-1")]
+            cuts = sorted(chance.choices(range(1, len(case.body) + 1), k=4))
+            for start, end in itertools.pairwise((0, *cuts, len(case.body))):
+                if start < end:
+                    parts.append(b"%x\r\n%b\r\n" % (end - start, case.body[start:end]))
+            wire.send(b"".join(parts[:3]))
+            wire.send(b"".join([*parts[3:], b"0\r\n\r\n"]))
+
+    names = ("bearer.test", "basic.test")
+    found = {}
+    with tls_origin(script, *names) as origin:
+        origins = {(name, 443): origin for name in names}
+        with house("uvloop", origins=origins, rules=tuple(RULES.values())) as made:
+            wires = {name: made.tunnel(name) for name in names}
+            for path, case in by_path.items():
+                made.credentials.secrets = {"demo": case.secret.decode()}
+                host = f"{case.scheme}.test"
+                wires[host].send(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+                answer = wires[host].message()
+                assert answer.status == 200
+                if piece := case.leaks(answer.headers, answer.body):
+                    found[case.name] = piece
+            for wire in wires.values():
+                wire.close()
+            recorded = repr(made.events)
+            assert not any(case.secret.decode() in recorded for case in CASES)
+    assert found == {}
+
+
+def _encoded(wire: Wire) -> None:
+    """An origin that encodes as it likes, whatever it is asked for."""
+    while (request := wire.until(b"\r\n\r\n")).endswith(b"\r\n\r\n"):
+        coding = request.split(b" ")[1][1:].decode()
+        wire.send(reply(200, b"opaque", f"Content-Encoding: {coding}", "X-Echo: " + SECRET.decode()))
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "compress", "gzip, br", "nonsense"])
+def test_what_cannot_be_searched_is_withheld(coding):
+    """The request asked for `identity`; a server that answers in another coding is not passed on."""
+    with tls_origin(_encoded, "bearer.test") as origin:
+        origins = {("bearer.test", 443): origin}
+        with (
+            house("uvloop", origins=origins, rules=(RULES["bearer"],)) as made,
+            made.tunnel("bearer.test") as wire,
+        ):
+            made.credentials.secrets = {"demo": SECRET.decode()}
+            wire.send(f"GET /{coding.replace(', ', ',')} HTTP/1.1\r\nHost: bearer.test\r\n\r\n".encode())
+            answer = wire.message()
+            assert answer.status == 502
+            assert answer.get("x-moat-error") == "unreadable"
+            assert "cannot be looked into" in answer.json()["error"]
+            assert "unreadable: pass" in answer.json()["hint"]
+            assert b"opaque" not in answer.body
+            assert made.event().status == 502
+
+
+def test_what_cannot_be_searched_passes_where_the_user_says_so():
+    """The head is still scrubbed, and the record tells."""
+    with tls_origin(_encoded, "bearer.test") as origin:
+        origins = {("bearer.test", 443): origin}
+        rules = (RULES["bearer"],)
+        with (
+            house("uvloop", origins=origins, rules=rules, unreadable="pass") as made,
+            made.tunnel("bearer.test") as wire,
+        ):
+            made.credentials.secrets = {"demo": SECRET.decode()}
+            wire.send(b"GET /br HTTP/1.1\r\nHost: bearer.test\r\n\r\n")
+            answer = wire.message()
+            assert (answer.status, answer.body, answer.get("content-encoding")) == (200, b"opaque", "br")
+            assert answer.get("x-echo") == "*" * len(SECRET)
+            assert (
+                made.event().error
+                == "passed unchecked: the body is encoded as br, which cannot be looked into"
+            )
+
+
+# --- every part is needed --------------------------------------------------------------------------
+
+
+def _blind_to(*groups: int) -> Callable[[re.Match[bytes]], bytes | None]:
+    plain = unescape._plain
+    return lambda match: None if (match.lastindex or 0) in groups else plain(match)
+
+
+PARTS: dict[str, tuple[object, str, object]] = {
+    "percent": (unescape, "_plain", _blind_to(1)),
+    "json unicode": (unescape, "_plain", _blind_to(2)),
+    "braces": (unescape, "_plain", _blind_to(3)),
+    "long unicode": (unescape, "_plain", _blind_to(4)),
+    "backslash x": (unescape, "_plain", _blind_to(5)),
+    "octal": (unescape, "_plain", _blind_to(6)),
+    "escaped line ends": (unescape, "_plain", _blind_to(7)),
+    "backslash": (unescape, "_plain", _blind_to(8)),
+    "html decimal": (unescape, "_plain", _blind_to(9)),
+    "html hex": (unescape, "_plain", _blind_to(10)),
+    "html names": (unescape, "_plain", _blind_to(11)),
+    "broken lines, wide text": (unescape, "_plain", _blind_to(0)),
+    "escapes of escapes": (unescape, "_DEPTH", 1),
+    "search for escapes": (needles, "_escapes", lambda: ()),
+    "base64": (needles, "_base64", lambda secret: ()),
+    "lists": (needles, "_lists", lambda secret: ()),
+    "one kind of escape alone": (needles, "all_views", unescape.views),
+    "encoded forms": (needles, "_ENCODED_FROM", 10_000),
+    "letter case of names": (needles, "_lower", tuple),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_without_one_part_the_corpus_leaks(part, monkeypatch):
+    needles.needles.cache_clear()
+    try:
+        monkeypatch.setattr(*PARTS[part])
+        assert any(leak(case) for case in CASES)
+    finally:
+        needles.needles.cache_clear()
+
+
+@pytest.mark.parametrize("alignment", range(3))
+def test_every_alignment_is_needed(alignment, monkeypatch):
+    full = needles._base64
+    needles.needles.cache_clear()
+    try:
+        monkeypatch.setattr(
+            needles, "_base64", lambda secret: [t for n, t in enumerate(full(secret)) if n != alignment]
+        )
+        assert any(leak(case) for case in CASES if "base64" in case.name)
+    finally:
+        needles.needles.cache_clear()
+
+
+def test_without_holding_back_a_cut_secret_leaks(monkeypatch):
+    monkeypatch.setattr(needles.Needles, "held", lambda self, text: (0, False))
+    case = CASES[0]
+    assert any(
+        case.leaks([], scrubbed(case, [case.body[:cut], case.body[cut:]])) for cut in range(1, len(case.body))
+    )
+
+
+# --- what else is promised -------------------------------------------------------------------------
+
+SECRET = b"sk-ant-oat01-Qk7Zp2vXw9LmT4sRb8YdNc3FgHj6KeUa0"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"event: ping\ndata: {}\n\n", b"data: hello s\n\n", b"data: c2st\n\n", b'data: {"text":"AT&T"}\n\n',
+        b"data: 100%\n\n", b"data: a\\\n\n", b'{"n":115, "m":"\\n"}\n', b"data: c2\r\n\r\n", b":\n\n",
+    ],
+)  # fmt: skip
+def test_an_event_that_ends_is_not_held_back(event):
+    scrubber = Scrubber([SECRET])
+    for _ in range(3):
+        assert scrubber.feed(event) == event
+
+
+def test_what_was_let_go_at_a_line_break_still_counts():
+    """base64 that is broken after a few characters: they have left, and the rest is recognised all the same."""
+    text = base64.b64encode(SECRET)
+    for cut in range(1, 8):
+        scrubber = Scrubber([SECRET])
+        out = scrubber.feed(text[:cut] + b"\n")
+        assert out == text[:cut] + b"\n"
+        assert set(scrubber.feed(text[cut:] + b".")) <= set(b"*.=" + text[-3:])
+    scrubber = Scrubber([SECRET])
+    assert scrubber.feed(text[:8] + b"\n") == b""
+
+
+def test_what_holds_no_secret_passes_unchanged_however_it_is_cut():
+    """Text made of what secrets are made of, of their beginnings, and of line ends."""
+    chance = random.Random(9)
+    pieces = [text[:size] for text in needles.needles((SECRET,))._all_texts for size in (1, 2, 5, 9, 20)]
+    pieces += [b"\n", b"\r\n", b"\n\n", b"\\", b"%", b"&", b"&#", b"\x00", b"o", b".", b" ", b"=", b"\\n"]
+    for _ in range(400):
+        text = b"".join(chance.choices(pieces, k=40))
+        cuts = sorted(chance.choices(range(len(text)), k=chance.choice((3, 30, 200))))
+        scrubber = Scrubber([SECRET])
+        out = [scrubber.feed(text[start:end]) for start, end in itertools.pairwise((0, *cuts, len(text)))]
+        assert b"".join(out) + scrubber.finish() == text
+
+
+def test_line_ends_stay():
+    """They may be the framing of what a secret stands in."""
+    text = base64.b64encode(SECRET)
+    out = Scrubber([SECRET]).feed(b"data: " + text[:30] + b"\r\n" + text[30:] + b"\r\n\r\n")
+    assert out.count(b"\r\n") == 3
+    assert len(out) == len(text) + 12
+
+
+def test_a_bland_secret_is_found_too():
+    """Without a run of letters or digits there is nothing to search for quickly: all is read closely."""
+    for secret in (b"a-b-c-d", b"!!!", b"x", b"-_-_-_-_-_-", b"p@s$w!r;d"):
+        for text in (
+            secret,
+            b"".join(b"%%%02x" % byte for byte in secret),
+            b"&#%d;" % secret[0] + secret[1:],
+        ):
+            scrubber = Scrubber([secret])
+            out = (
+                b"".join(scrubber.feed(b"(%c" % byte) for byte in b"12")
+                + scrubber.feed(text)
+                + scrubber.finish()
+            )
+            assert out == b"(1(2" + b"*" * len(text)
+
+
+def test_the_searches_keep_their_speed():
+    """Data full of what the search begins with must not send it down its slow path: MB in well under a second."""
+    searches = needles.needles((SECRET,))
+    for text in (b"s" * 1_000_000, b"%\\&" * 333_333, b"&#39;" * 200_000, bytes(1_000_000)):
+        assert searches.spans(text) == []
