@@ -215,6 +215,9 @@ upstream:
             "journal: {copy_to: [{command: logger}]}",
             "1:31: command must be a list, e.g. [/usr/bin/ssh, loghost, cat >> moat.jsonl], not a string",
         ),
+        ("journal: {max_size: 5}", "1:21: journal.max_size must be a string, not a whole number"),
+        ("journal: {max_size: big}", "1:21: 'big' is not a size, e.g. 512k, 64m or 2g"),
+        ("journal: {max_trace: 1k}", "1:22: journal.max_trace must be between 16k and 64g"),
         ("journal: {copy: []}", "1:11: unknown key 'copy'; did you mean 'copy_to'?"),
         ("upstream: {connect_to: {a: 'b:1'}}", "1:25: 'a' is not host:port"),
         ("upstream: {connect_to: {'a:1': b}}", "1:32: 'b' is not host:port"),
@@ -232,6 +235,11 @@ def test_a_users_file_that_others_can_write_is_refused(home):
     place = user_file(home, "upstream: {}", 0o666)
     with pytest.raises(ConfigError, match="others can write the file; run `chmod 600 "):
         load_user(place)
+
+
+def test_limits_of_the_journal(home):
+    config = load_user(user_file(home, "journal: {max_size: 2m, max_trace: 1g}"))
+    assert (config.journal.max_size, config.journal.max_trace) == (2 << 20, 1 << 30)
 
 
 def test_second_places_of_the_journal(home):

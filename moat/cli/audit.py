@@ -15,7 +15,7 @@ from moat.cli.logs import follow
 from moat.cli.output import clock, emit, emit_json, safe
 from moat.cli.parser import Parser
 from moat.errors import MoatError, RunNotFoundError, UsageError
-from moat.journal import bundle, keeping, parse_line, verify
+from moat.journal import bundle, keeping, ledger, parse_line, verify
 from moat.journal.key import installation_key, is_public_key, public_key
 from moat.paths import Home
 from moat.runtime import known, records
@@ -45,11 +45,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="entries as they are kept; verdicts as JSON")
     parser.add_argument("--verify", action="store_true", help="check that nobody changed the journal")
     parser.add_argument("--all", action="store_true", help="with --verify: every journal, also missing ones")
+    parser.add_argument(
+        "--workspace",
+        metavar="DIR",
+        type=Path,
+        help="what you did to a workspace while no run was alive there",
+    )
     parser.add_argument("--export", metavar="FILE", help="write all that a verification needs; `-`: stdout")
     _add_key(parser)
     options = parser.parse_args(argv)
     home = Home.from_environment()
     _check(options)
+    if options.workspace:
+        return _workspace(home, options)
     if options.all:
         return _verify_all(home, options)
     record = known.find(home, options.run)
@@ -71,6 +79,8 @@ def _check(options: argparse.Namespace) -> None:
         raise UsageError("--verify checks once; it does not follow")
     if options.export and (options.verify or options.follow or options.json or options.all):
         raise UsageError("--export goes with no other option", hint="moat audit <run> --export FILE")
+    if options.workspace and (options.run or options.all or options.follow or options.export):
+        raise UsageError("--workspace goes with --json and --verify only", hint="moat audit --workspace .")
     _check_keys(options)
 
 
@@ -167,6 +177,19 @@ def _shown(value: object) -> str:
     if isinstance(value, str):
         return value if value and not set(value) & set(" =\"'") else json.dumps(value, ensure_ascii=False)
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _workspace(home: Home, options: argparse.Namespace) -> int:
+    """What the ledger has of a workspace, or a judgement of the ledger."""
+    workspace = str(options.workspace.expanduser().resolve())
+    if options.verify:
+        return _tell(verify.of_ledger(home, options.key), "", as_json=options.json)
+    for found in ledger.notes(home, workspace):
+        if options.json:
+            sys.stdout.buffer.write(found.line + b"\n")
+        else:
+            emit(describe({"at": found.at, "event": found.event, "data": found.data}))
+    return 0
 
 
 # --- judging ---------------------------------------------------------------------------------------

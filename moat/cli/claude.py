@@ -58,17 +58,23 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
     credential = _credentials(vault, claude.grant, wanted, settings.mcp)
     ssh = [SshGrant.of(vault.info(name)) for name in wanted if name.startswith(SSH)]
     runtime = choose(options.runtime or settings.runtime)
+    plugins = claude_plugins.prepare(home, workspace, settings, ssh, options)
     setup = claude.setup(
         workspace=workspace,
         credential=credential,
         runtime=runtime,
         servers=settings.claude.mcp,
         carried=_settings(home),
-        plugins=claude_plugins.prepare(home, workspace, settings, ssh, options),
+        plugins=plugins,
     )
     request = _with(setup, build(options, setup.argv, settings, workspace))
     request = dataclasses.replace(
-        request, grants=wanted, runtime=runtime, agent=claude.name, stdin=request.stdin and _piped()
+        request,
+        grants=wanted,
+        runtime=runtime,
+        agent=claude.name,
+        stdin=request.stdin and _piped(),
+        fetches=plugins.fetches,
     )
     return start(request, detach=options.detach, home=home)
 

@@ -11,13 +11,13 @@ from moat import config
 from moat.cli.output import Progress, emit, emit_json, say, table
 from moat.cli.parser import Parser
 from moat.config import RunConfig
-from moat.errors import StartError, UsageError
+from moat.errors import UsageError
 from moat.paths import Home
 from moat.runtime import tampering
 from moat.runtime.plugins.declared import Origin, Problem
 from moat.runtime.plugins.deliver import Delivery, deliver
 from moat.runtime.plugins.prepare import resolver
-from moat.runtime.plugins.resolve import Market, Plugin, Resolved, Resolver, State
+from moat.runtime.plugins.resolve import Market, Plugin, Resolved, Resolver, State, check_complete
 from moat.vault.ssh import SshGrant
 
 _EXAMPLE = """\
@@ -77,10 +77,7 @@ def prepare(
         ssh=ssh,
         made=made.append,
     )
-    fatal = [problem for problem in resolved.problems if problem.origin is not Origin.HOST]
-    if fatal:
-        hints = dict.fromkeys(line for problem in fatal for line in problem.hint.splitlines())
-        raise StartError("\n".join(problem.text for problem in fatal), hint="\n".join(hints))
+    check_complete(resolved)
     for problem in resolved.problems:
         _tell("warning", problem)
     return deliver(resolved, made[0].declared.project)

@@ -74,7 +74,11 @@ async def _examine(home: Home, progress: Callable[[str], None]) -> AsyncIterator
     yield state
     if state.status == "fail":
         return  # every run needs it; what else is wrong will be seen when it works
+    from moat.cli import doctor_home
+
     yield _attempt("config", lambda: _config(home))
+    yield _attempt("disk", lambda: doctor_home.room(home))
+    yield _attempt("journal", lambda: doctor_home.journal(home))
     progress("trying the runtimes…")
     probes = [await _runtime(name) for name in ("embedded", "docker")]
     usable = [row.name for row in probes if row.status == "ok"]
@@ -88,6 +92,7 @@ async def _examine(home: Home, progress: Callable[[str], None]) -> AsyncIterator
     yield _attempt("keyring", lambda: _keyring(home))
     yield _attempt("grants", lambda: _grants(home))
     yield _attempt("claude", lambda: _claude(needed="embedded" in usable))
+    yield _attempt("endpoints", lambda: doctor_home.endpoints(home))
 
 
 def _attempt(name: str, check: Callable[[], Row]) -> Row:

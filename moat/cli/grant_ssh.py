@@ -91,9 +91,8 @@ def _grant(host: str, config: ClientConfig, key: Key) -> SshGrant:
 
 def _check_host_key(grant: SshGrant) -> None:
     """Without it a session with the host could not be told from one with somebody else."""
-    known = hostkeys.look_up(grant.known_as, grant.known_hosts)
-    if not known.keys:
-        raise GrantError(unknown_host(grant, known), hint=how_to_know(grant))
+    if not hostkeys.look_up(grant.known_as, grant.known_hosts):
+        raise GrantError(unknown_host(grant), hint=how_to_know(grant))
 
 
 def _choose(wanted: str | None, config: ClientConfig, console: Console) -> Key:

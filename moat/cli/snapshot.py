@@ -63,10 +63,10 @@ def _take(argv: Sequence[str]) -> int:
             gone = retention.thin(place.store, snapshot.run, limits) if snapshot.run else []
     finally:
         progress.clear()
-    hold.note(place.store, users, "snapshot.taken", described(snapshot))
+    hold.note(home, place.store, users, "snapshot.taken", described(snapshot))
     if gone:
         ids = [other.id for other in gone]
-        hold.note(place.store, users, "snapshot.removed", {"ids": ids, "why": "retention"})
+        hold.note(home, place.store, users, "snapshot.removed", {"ids": ids, "why": "retention"})
     if options.json:
         emit_json(_json(snapshot))
         return 0
@@ -222,7 +222,7 @@ def _prune(argv: Sequence[str]) -> int:
         freed = 0 if options.dry_run else retention.remove(store, going)
     if going and not options.dry_run:
         data = {"ids": [snapshot.id for snapshot in going], "why": "prune"}
-        hold.note(store, hold.users(home, store.workspace), "snapshot.removed", data)
+        hold.note(home, store, hold.users(home, store.workspace), "snapshot.removed", data)
     if options.json:
         emit_json({"removed": [s.id for s in going], "freed": freed, "dry_run": options.dry_run})
         return 0

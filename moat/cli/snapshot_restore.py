@@ -174,7 +174,7 @@ def bring_back(
         "removed": done.removed,
         "left": len(done.left),
     }
-    hold.note(store, users, "snapshot.restored", data)
+    hold.note(place.home, store, users, "snapshot.restored", data)
     return done
 
 

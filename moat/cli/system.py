@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     listing.add_argument("--json", action="store_true", help="as JSON")
     pruning = actions.add_parser("prune", help="remove the images that nothing uses")
     pruning.add_argument("-n", "--dry-run", action="store_true", help="only tell what would be removed")
-    pruning.add_argument("--downloads", action="store_true", help="fetched packages too")
+    pruning.add_argument("--downloads", action="store_true", help="fetched packages and plugins too")
     pruning.add_argument("-y", "--yes", action="store_true", help="do not ask")
     pruning.add_argument("--json", action="store_true", help="what was removed, as JSON")
     options = parser.parse_args(argv)
@@ -56,7 +56,7 @@ def _prune(options: argparse.Namespace) -> int:
     unused = [image for image in storage.images() if not image.in_use]
     fetched = storage.downloads(home) if options.downloads else None
     size = sum(image.size for image in unused) + (fetched.size if fetched else 0)
-    what = [f"{len(unused)} images", *(["fetched packages"] if fetched else [])]
+    what = [f"{len(unused)} images", *(["fetched packages and plugins"] if fetched else [])]
     if options.dry_run:
         if options.json:
             emit_json({"images": [i.tag or i.id for i in unused], "bytes": size, "removed": False})

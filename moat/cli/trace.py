@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moat.cli.logs import alive_while, follow
-from moat.cli.output import clock, emit, safe
+from moat.cli.output import clock, emit, safe, say
 from moat.cli.parser import Parser
-from moat.journal import parse_line
+from moat.journal import keeping, parse_line
+from moat.journal.entry import entries
 from moat.paths import Home
 from moat.runtime import known
 
@@ -27,15 +28,45 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     home = Home.from_environment()
     record = known.find(home, options.run)
+    for fetch in _fetches(home, record.id):
+        emit(json.dumps(fetch) if options.json else describe_fetch(fetch))
     path = home.run(record.id) / "network.jsonl"
     if not path.exists():
         return 0
     alive = alive_while(home, record, follow=options.follow)
     for exchange in _exchanges(follow(path, 0, alive)):
-        emit(json.dumps(exchange) if options.json else "\n".join(describe(exchange, verbose=options.verbose)))
+        if options.json:
+            emit(json.dumps(exchange))
+        elif missing := _missing(exchange):
+            say(f"warning: {missing}")
+        else:
+            emit("\n".join(describe(exchange, verbose=options.verbose)))
         if options.follow:
             sys.stdout.flush()
     return 0
+
+
+def _missing(line: Mapping[str, Any]) -> str:
+    """What a line says that is no exchange; empty for one that is."""
+    if "full" in line:
+        return f"the trace has reached its limit of {line['full']:,} bytes; what came later is not in it"
+    if "dropped" in line:
+        return f"{line['dropped']:,} exchanges are not in this trace"
+    return ""
+
+
+def _fetches(home: Home, run_id: str) -> Iterator[dict[str, Any]]:
+    """What this machine fetched for the run, which is in its journal: no exchange of its proxy."""
+    for entry in entries(home.run(run_id) / keeping.FILE):
+        if entry.event == "plugin.fetched":
+            yield {"ts": entry.at, "event": entry.event, **entry.data}
+
+
+def describe_fetch(fetch: Mapping[str, Any]) -> str:
+    """`[15:04:05] FETCH host marketplace tools at 0123456789ab (by this machine, named by config)`."""
+    came = f"at {fetch['commit'][:12]}" if fetch.get("commit") else f"failed: {fetch.get('error')}"
+    what = f"{fetch.get('host')} {fetch.get('what')} {came}"
+    return safe(f"[{clock(str(fetch['ts']))}] FETCH {what} (by this machine, named by {fetch.get('by')})")
 
 
 def describe(exchange: Mapping[str, Any], *, verbose: bool = False) -> Iterator[str]:

@@ -17,7 +17,7 @@ from moat.config.mcp import WELL_KNOWN, McpServer, check_url
 from moat.config.model import MountConfig, RunConfig, UpstreamConfig, UserConfig
 from moat.config.mounts import parse_mount
 from moat.config.network import HostRules, NetworkConfig, parse_host
-from moat.config.plugins import Marketplace
+from moat.config.plugins import Marketplace, PluginsConfig
 from moat.config.ports import check_port, parse_port
 from moat.config.snapshots import SnapshotConfig
 from moat.config.user import load_user
@@ -36,6 +36,7 @@ __all__ = [
     "McpServer",
     "MountConfig",
     "NetworkConfig",
+    "PluginsConfig",
     "RunConfig",
     "ServiceConfig",
     "SnapshotConfig",

@@ -1,4 +1,4 @@
-"""`journal` of `~/.moat/config.yaml`: second places for the entries of every journal."""
+"""`journal` of `~/.moat/config.yaml`: second places for entries, and how large files may get."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 from moat.config.check import Checker, Node
 
 _SYSLOG = re.compile(r"local|(udp|tcp)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253}):[1-9][0-9]{0,4}")
+_SIZE = re.compile(r"([1-9][0-9]{0,5})([kmg])")
+_LEAST, _MOST = 16 << 10, 64 << 30  # bytes
 _PLACES = ("file", "syslog", "command")
 
 
@@ -27,6 +29,8 @@ class CopyTo:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalConfig:
     copy_to: tuple[CopyTo, ...] = ()
+    max_size: int = 64 << 20  # bytes of a journal
+    max_trace: int = 256 << 20  # bytes of network.jsonl
 
 
 class JournalReader:
@@ -37,8 +41,24 @@ class JournalReader:
         self._directory = directory
 
     def read(self, node: Node) -> JournalConfig:
-        found: dict[str, Any] = self._check.fields(node, "journal", {"copy_to": self._copy_to}, {})
+        known: dict[str, Callable[[Node], object]] = {
+            "copy_to": self._copy_to,
+            "max_size": lambda item: self._size(item, "journal.max_size"),
+            "max_trace": lambda item: self._size(item, "journal.max_trace"),
+        }
+        found: dict[str, Any] = self._check.fields(node, "journal", known, {})
         return JournalConfig(**found)
+
+    def _size(self, node: Node, what: str) -> int | None:
+        text = self._check.matching(node, what, _SIZE, "a size, e.g. 512k, 64m or 2g")
+        match = _SIZE.fullmatch(text or "")
+        if match is None:
+            return None
+        size = int(match[1]) << {"k": 10, "m": 20, "g": 30}[match[2]]
+        if not _LEAST <= size <= _MOST:
+            self._check.wrong(node, f"{what} must be between 16k and 64g")
+            return None
+        return size
 
     def _copy_to(self, node: Node) -> tuple[CopyTo, ...]:
         places = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
@@ -61,6 +61,14 @@ class Marketplace:
     source: str  # `github`, `git`, `directory`
     location: str  # `owner/repo`, URL, or path
     ref: str | None = None  # branch, tag or commit; None: the default branch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginsConfig:
+    """The two keys, as they are in agent.yaml."""
+
+    plugins: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))  # `name@marketplace`
+    marketplaces: Mapping[str, Marketplace] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def check_plugin(text: str) -> str:

@@ -13,6 +13,10 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {
         "journal.opened": ("the first entry; `key` signs all that follow", ("format", "key")),
         "journal.lost": ("so many entries found no place while nothing could be written", ("entries",)),
+        "journal.full": (
+            "it has reached its limit: only how the run ends is still written, and nothing goes out",
+            ("bytes",),
+        ),
         "journal.sealed": ("the last entry; there are so many", ("entries",)),
         "run.created": (
             "a run was asked for",
@@ -28,12 +32,23 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             ("state", "exit_code", "error"),
         ),
         "git.changed": ("the run made or changed what git on the host obeys", ("changes",)),
+        "plugin.fetched": (
+            "this machine fetched a plugin of Claude Code for the run, or tried to (`error`)",
+            ("what", "source", "host", "commit", "by", "error"),
+        ),
         "service.requested": ("a service runs beside the sandbox", ("name", "image")),
         "endpoint.opened": ("a port of the sandbox can be reached at `url`", ("endpoint", "port", "url")),
         "endpoint.closed": ("it cannot any more", ("endpoint", "port")),
         "secret.resolved": ("a credential was read from the vault", ("grant", "kind")),
         "secret.refused": ("the vault did not give it", ("grant", "error")),
-        "trace.closed": ("`network.jsonl` is complete, and has this hash", ("bytes", "sha256")),
+        "trace.full": (
+            "`network.jsonl` has reached its limit: later exchanges are counted and not written",
+            ("bytes",),
+        ),
+        "trace.closed": (
+            "`network.jsonl` is complete but for `dropped` exchanges, and has this hash",
+            ("bytes", "sha256", "dropped"),
+        ),
         "grant.used": (
             "a credential goes out to a host; the first time before it does",
             ("grant", "host", "exchanges", "count"),
@@ -44,18 +59,18 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         ),
         "mcp.called": (
             "a tool of an MCP server was called; `rule` would forbid it (mode: audit)",
-            ("server", "tool", "rule"),
+            ("server", "tool", "rule", "count"),
         ),
-        "mcp.refused": ("a call of a tool was refused", ("server", "tool", "rule")),
+        "mcp.refused": ("a call of a tool was refused", ("server", "tool", "rule", "count")),
         "ssh.list": (
             "the run's SSH agent was asked for its keys; `hosts`: those of the session",
-            ("hosts", "keys"),
+            ("hosts", "keys", "count"),
         ),
-        "ssh.bind": ("an SSH session with a granted host was announced", ("hosts", "host_key")),
+        "ssh.bind": ("an SSH session with a granted host was announced", ("hosts", "host_key", "count")),
         "ssh.sign": ("a login by SSH was signed; `key` is a fingerprint", ("hosts", "key", "user")),
         "ssh.refused": (
             "the run's SSH agent did not do it; docs/troubleshooting.md lists the codes",
-            ("hosts", "key", "code", "reason"),
+            ("hosts", "key", "code", "reason", "count"),
         ),
         "network.denied": (
             "the proxy refused exchanges; method and path are those of the first",
@@ -67,13 +82,13 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         ),
         "snapshot.taken": (
             "a snapshot of the workspace was kept; `tree` is the hash of what it holds",
-            ("id", "kind", "label", "tree", "files", "added"),
+            ("id", "kind", "label", "tree", "files", "added", "workspace"),
         ),
         "snapshot.failed": ("no snapshot could be taken; the run goes on", ("kind", "error")),
-        "snapshot.removed": ("snapshots were removed, by retention or by hand", ("ids", "why")),
+        "snapshot.removed": ("snapshots were removed, by retention or by hand", ("ids", "why", "workspace")),
         "snapshot.restored": (
             "the workspace, or paths in it, were brought back; `safety` holds what was there before",
-            ("id", "safety", "paths", "written", "removed", "left", "why"),
+            ("id", "safety", "paths", "written", "removed", "left", "why", "workspace"),
         ),
         "copy.failed": ("entries cannot be copied to a second place", ("to", "error")),
         "copy.resumed": ("copying works again; so many entries are missing there", ("to", "missed")),

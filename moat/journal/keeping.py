@@ -9,7 +9,7 @@ from moat.errors import MoatError
 from moat.journal import ledger, verify
 from moat.journal.copies import Copies
 from moat.journal.key import installation_key
-from moat.journal.writer import Journal, copy_error
+from moat.journal.writer import LIMIT, Journal, copy_error
 from moat.paths import Home
 
 FILE = "journal.jsonl"
@@ -17,11 +17,11 @@ _ARRIVAL = 5.0  # seconds for entries to reach the second places
 _log = logging.getLogger(__name__)
 
 
-def begin(home: Home, run: str, copies: Copies | None = None) -> Journal:
+def begin(home: Home, run: str, copies: Copies | None = None, *, limit: int = LIMIT) -> Journal:
     """The journal of a new run, entered in the ledger. Raises MoatError, OSError: then no run may start."""
     signer = installation_key(home)
     copies = copies or Copies()
-    journal = Journal(home.run(run) / FILE, run=run, signer=signer, copies=copies)
+    journal = Journal(home.run(run) / FILE, run=run, signer=signer, copies=copies, limit=limit)
     try:
         ledger.append(home, signer, run, ledger.OPENED, first=journal.last[1])
         copies.start(journal.record)

@@ -1,5 +1,8 @@
 """`journal/ledger.jsonl`: every journal that was begun, closed or removed on this installation, in one chain.
 
+What the user does to a workspace while no run is alive there has no journal of a run: it is entered here
+too, as an event of a journal with an empty `run` and the `workspace`.
+
 It notices what a run's own directory cannot tell: that the whole directory is gone, or that it was
 replaced by an older, honest version of itself. Entries have the format of a journal's, with the run that
 they are about; several processes append under a lock, and each append is synced.
@@ -16,7 +19,7 @@ from typing import Any
 
 from moat.journal import entry
 from moat.journal.entry import Entry, NotAnEntryError
-from moat.journal.key import Signer
+from moat.journal.key import Signer, installation_key
 from moat.paths import Home, locked, private_dir
 
 OPENED, CLOSED, REMOVED = "ledger.opened", "ledger.closed", "ledger.removed"
@@ -46,6 +49,16 @@ def append(home: Home, signer: Signer, run: str, event: str, **data: Any) -> Non
             _append(fd, signer, run, event, data)
         finally:
             os.close(fd)
+
+
+def note(home: Home, event: str, *, workspace: str, **data: Any) -> None:
+    """Enter what was done to a workspace outside of any run. Raises OSError, MoatError."""
+    append(home, installation_key(home), "", event, workspace=workspace, **data)
+
+
+def notes(home: Home, workspace: str) -> list[Entry]:
+    """What `note` has entered for a workspace, unverified, oldest first."""
+    return [e for e in _entries(lines(home)) if not e.run and e.data.get("workspace") == workspace]
 
 
 def _append(fd: int, signer: Signer, run: str, event: str, data: dict[str, Any]) -> None:

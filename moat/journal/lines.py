@@ -6,6 +6,7 @@ holds the reason and the owner must fail closed (DESIGN, invariant 8).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,10 +23,19 @@ class LineWriter:
         self._pending: list[bytes] = []
         self._hash = hashlib.sha256()
         self._size = 0
+        self._held = 0  # bytes that are pending
+        self._begin = os.fstat(self._fd).st_size
         self.failed: OSError | None = None
 
     def append(self, record: Mapping[str, Any]) -> None:
-        self._pending.append(_encoded(record))
+        line = _encoded(record)
+        self._held += len(line) + 1
+        self._pending.append(line)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file once everything is written."""
+        return self._size + self._held
 
     @property
     def pending(self) -> int:
@@ -37,23 +47,26 @@ class LineWriter:
         return self._size, self._hash.hexdigest()
 
     def flush(self) -> None:
-        """Write what is pending. A failed write is kept for the next flush and told in `failed`."""
+        """Write what is pending, all or nothing; what failed is kept and told in `failed`."""
         if not self._pending:
             return
-        data = memoryview(b"\n".join([*self._pending, b""]))
+        data = b"\n".join([*self._pending, b""])
         try:
-            while data:
-                written = os.write(self._fd, data)
-                self._hash.update(data[:written])
-                self._size += written
-                data = data[written:]
+            self._write(memoryview(data))
         except OSError as error:
             self.failed = error
-            # A torn line must not swallow the next one; readers skip lines that are not JSON.
-            self._pending = [b"", *bytes(data).splitlines()]
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._begin + self._size)
             return
+        self._hash.update(data)
+        self._size += len(data)
         self._pending.clear()
+        self._held = 0
         self.failed = None
+
+    def _write(self, data: memoryview) -> None:
+        while data:
+            data = data[os.write(self._fd, data) :]
 
     def close(self) -> None:
         self.flush()

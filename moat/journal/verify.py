@@ -100,6 +100,19 @@ def every(home: Home, alive: Collection[str], trusted: Collection[str] = ()) -> 
     return [run(home, name, alive=name in alive, trusted=trusted) for name in sorted(ids)]
 
 
+def of_ledger(home: Home, trusted: Collection[str] = ()) -> Report:
+    """Judge the ledger alone."""
+    ours = public_key(home)
+    lines = ledger.lines(home)
+    keys = {*trusted, *([ours] if ours else ())}
+    last = entry.digest(lines[-1]) if lines else entry.FIRST
+    report = Report("the ledger", "running", len(lines), last, ours or "")
+    report.problems += ledger_problems(lines, keys)
+    if not keys:
+        report.doubts.append("the key of this installation is not here")
+    return report
+
+
 def ledger_problems(lines: Sequence[bytes], keys: Collection[str]) -> list[str]:
     """What is wrong with the chain of the ledger."""
     entries, problem = chain(lines)

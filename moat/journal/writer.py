@@ -2,7 +2,8 @@
 
 A process that is killed loses nothing that was recorded. `sync` brings it to the disk; it is called once a
 second, off the event loop, and at the end. When the disk is full, entries wait in memory and `failed` says
-why: the owner must then let nothing happen that would have to be recorded (DESIGN, invariant 8).
+why: the owner must then let nothing happen that would have to be recorded (DESIGN, invariant 8). The same
+holds when the journal has reached its limit; how the run ends is written even then.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from moat.journal import entry
 from moat.journal.copies import Copies
 from moat.journal.head import Head, HeadFile, boot_id
 from moat.journal.key import Signer
+from moat.journal.repeats import Repeats
 
 HEAD = "journal.head"
+LIMIT = 64 << 20  # bytes
 _MAX_WAITING = 1_000  # entries kept while nothing can be written; more are counted
+# Written beyond the limit: a sandbox cannot cause these in a loop, since no credential is used any more.
+_ENDINGS = ("run.", "trace.", "journal.", "grant.used", "git.changed", "snapshot.re")
 
 
 class Journal:
@@ -33,14 +38,19 @@ class Journal:
         run: str = "",
         signer: Signer | None = None,
         copies: Copies | None = None,
+        limit: int = LIMIT,
     ) -> None:
         """Begin a journal at `path` and its head beside it. Raises OSError, also when there is one already.
 
         signer: None: a key that nobody keeps, for tests. copies: get every line once it is written.
+        limit: bytes; beyond it nothing but the end of the run is written.
         """
         self._signer = signer or Signer.ephemeral()
         self._run = run
         self._copies = copies or Copies()
+        self._limit = limit
+        self._full = False
+        self._repeats = Repeats(self.record)
         self._lock = threading.RLock()
         self._pending: list[bytes] = []
         self._lost = 0
@@ -64,8 +74,20 @@ class Journal:
         """Why the newest entries are not where they have to be: nothing may happen that would need one."""
         if self._failed is not None:
             return self._failed
+        if self._full:
+            return OSError(errno.EFBIG, f"it has reached its limit of {self._limit:,} bytes")
         missing = self._copies.failed
         return None if missing is None else copy_error(*missing)
+
+    @property
+    def full(self) -> bool:
+        """Whether the limit is reached."""
+        return self._full
+
+    @property
+    def filled(self) -> float:
+        """How much of the limit is used; 1.0: all."""
+        return self._size / self._limit
 
     @property
     def last(self) -> tuple[int, str]:
@@ -79,9 +101,22 @@ class Journal:
         """
         with self._lock:
             if not self._closed:
-                self._add(event, data)
+                if self._admits(event):
+                    self._add(event, data)
+                else:
+                    self._lost += 1
                 self._write()
             return self.failed is None and not self._closed
+
+    def often(self, event: str, **data: Any) -> bool:
+        """`record` for what a sandbox can cause in a loop: repeats are counted, see `Repeats`."""
+        self._repeats.add(event, data)
+        with self._lock:
+            return self.failed is None and not self._closed
+
+    def note_repeats(self) -> None:
+        """Write what `often` has counted."""
+        self._repeats.flush()
 
     def retry(self) -> None:
         """Write what could not be written, when there is something."""
@@ -105,6 +140,7 @@ class Journal:
 
     def seal(self) -> bool:
         """Record the end, sync and close. False: the end is not on the disk, the journal stays unsealed."""
+        self._repeats.flush()
         with self._lock:
             entries = self._seq + (2 if self._lost else 1)
             self.record("journal.sealed", entries=entries)
@@ -130,6 +166,12 @@ class Journal:
             raise self._failed
 
     # --- writing ---------------------------------------------------------------------------------
+
+    def _admits(self, event: str) -> bool:
+        if not self._full and self._size >= self._limit and not event.startswith("journal."):
+            self._full = True
+            self._append("journal.full", {"bytes": self._limit})
+        return not self._full or event.startswith(_ENDINGS)
 
     def _add(self, event: str, data: dict[str, Any]) -> None:
         if len(self._pending) >= _MAX_WAITING:

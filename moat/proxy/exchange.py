@@ -8,7 +8,7 @@ two directions are in `upload` and `download`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
@@ -493,11 +493,9 @@ class Exchange:
 
     # --- both directions -------------------------------------------------------------------------
 
-    async def _acquire(self, *, fresh: bool = False) -> Connection:
+    def _acquire(self, *, fresh: bool = False) -> Awaitable[Connection]:
         site = self._site
-        return await self._setup.upstream.acquire(
-            site.scheme, site.authority, fresh=fresh, protocol=site.protocol
-        )
+        return self._setup.upstream.acquire(site.scheme, site.authority, fresh=fresh, protocol=site.protocol)
 
     def _was_not_understood(self, connection: Connection) -> bool:
         """A server that speaks HTTP/2 without having agreed on it has taken our request for noise."""

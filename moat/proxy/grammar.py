@@ -39,20 +39,14 @@ def fields_named(names: Iterable[bytes], *, also: bytes = b"") -> re.Pattern[byt
     return re.compile(rb"\r\n(" + b"|".join([*branches, *filter(None, [also])]) + rb"):[ \t]*+([^\r\n]*+)")
 
 
-_FOR_ONE_HOP = (
-    b"connection", b"expect", b"http2-settings", b"keep-alive", b"te", b"trailer", b"transfer-encoding",
-    b"upgrade",
-)  # fmt: skip
-_FOR_PROXIES = rb"[Pp](?i:roxy-)" + _TCHAR + rb"*+"
-# What a proxy does not pass on, or writes anew.
-HOP_BY_HOP = fields_named(_FOR_ONE_HOP, also=_FOR_PROXIES)
-# What it has to read of a head: `http1` knows what for.
+# What a proxy has to read of a head; `http1` knows what for.
 SPECIAL = fields_named(
     (
-        *_FOR_ONE_HOP, b"content-length", b"content-type", b"content-encoding", b"host",
-        b"grpc-encoding", b"connect-content-encoding", b"content_length", b"transfer_encoding",
+        b"connection", b"content-length", b"content_length", b"content-type", b"content-encoding",
+        b"connect-content-encoding", b"expect", b"grpc-encoding", b"host", b"http2-settings", b"keep-alive",
+        b"te", b"trailer", b"transfer-encoding", b"transfer_encoding", b"upgrade",
     ),
-    also=_FOR_PROXIES,
+    also=rb"[Pp](?i:roxy-)" + _TCHAR + rb"*+",
 )  # fmt: skip
 
 TOKEN = re.compile(_TCHAR + rb"++")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from enum import Enum
-from operator import itemgetter
 from typing import Literal, NamedTuple, NoReturn
 
 from moat.errors import MoatError
@@ -27,7 +26,6 @@ _LOOK_ALIKE = frozenset({b"content_length", b"transfer_encoding"})
 # Of the fields that `grammar.SPECIAL` names, those that are the next hop's business too.
 _ENCODED_BY = frozenset({b"content-encoding", b"grpc-encoding", b"connect-content-encoding"})
 _END_TO_END = _ENCODED_BY | {b"host", b"content-length", b"content-type"}
-_NAME, _VALUE = itemgetter(0), itemgetter(1)
 _CONTENT_LENGTH = frozenset({b"content-length"})
 _CHUNKED = b"\r\nTransfer-Encoding: chunked"
 _UPGRADE = b"\r\nConnection: Upgrade\r\nUpgrade: %b"
@@ -131,18 +129,18 @@ def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
         return None
     method, target, minor_digit, block = match.groups()
     minor = 1 if minor_digit == b"1" else 0
-    special = _special(block, limits, "client")
-    host = _host(special, minor)
-    options = _options(special, "client")
-    framing, length = _framing(special, minor, "client")
+    values, repeated, kept = _special(block, limits, "client")
+    host = _host(values, repeated, minor)
+    options = _options(values, "client")
+    framing, length = _framing(values, repeated, minor, "client")
     form = _form(method, target, framing, limits)
     upgrade = b""
     if minor and framing is Framing.NONE and b"upgrade" in options:
-        upgrade = _upgrade(special)
+        upgrade = _upgrade(values)
     # A proxy must not keep an HTTP/1.0 client's connection (RFC 9112 §9.3).
     keep_alive = minor == 1 and b"close" not in options
-    expects = _expects_continue(special, minor, framing)
-    kept = _forwardable(special, options, length)
+    expects = _expects_continue(values, minor, framing)
+    kept = _forwardable(kept, values, options, length)
     return RequestHead(
         method, target, form, minor, block, kept, host, framing, length, keep_alive, expects, upgrade,
         match.end(),
@@ -166,21 +164,21 @@ def parse_response(
     minor_digit, code, reason, block = match.groups()
     minor = 1 if minor_digit == b"1" else 0
     status = int(code)
-    special = _special(block, limits, "upstream")
-    options = _options(special, "upstream")
-    framing, length = _framing(special, minor, "upstream")
+    values, repeated, kept = _special(block, limits, "upstream")
+    options = _options(values, "upstream")
+    framing, length = _framing(values, repeated, minor, "upstream")
     switched = b""
     if status < 200 or status == 204:
         if framing is not Framing.NONE:
             _refuse("upstream", "body-forbidden", f"a {status} response announces a body")
         if status == 101:
-            switched = _switched(special, options, upgrade)
+            switched = _switched(values, options, upgrade)
     elif request_method == b"HEAD" or status == 304:
         framing, length = Framing.NONE, 0
-    elif framing is Framing.NONE and b"content-length" not in special.values:
+    elif framing is Framing.NONE and b"content-length" not in values:
         framing = Framing.UNTIL_CLOSE
     keep_alive = minor == 1 and framing is not Framing.UNTIL_CLOSE and b"close" not in options
-    kept, values = _forwardable(special, options, length), special.values
+    kept = _forwardable(kept, values, options, length)
     return ResponseHead(
         status, reason or b"", minor, block, kept, framing, length, b"content-length" in values,
         _media_type(values), not _ENCODED_BY.isdisjoint(values), keep_alive, switched, match.end(),
@@ -311,31 +309,33 @@ def _unfinished(buffer: Buffer, limits: Limits, blame: Blame) -> None:
         _refuse(blame, fault.code, fault.reason, fault.status)
 
 
-class _Special(NamedTuple):
-    """The fields that a proxy reads."""
-
-    values: dict[bytes, bytes]  # by lower-case name; those of a name that is there twice joined by `,`
-    repeated: Collection[bytes]  # names that are there twice
-    kept: bytes  # of all fields those that are not hop-by-hop, as a block
+_Values = dict[bytes, bytes]
+"""The fields that a proxy reads, by lower-case name; those of a name that is there twice joined by `,`."""
 
 
-def _special(block: bytes, limits: Limits, blame: Blame) -> _Special:
+def _special(block: bytes, limits: Limits, blame: Blame) -> tuple[_Values, Collection[bytes], bytes]:
+    """The fields to read, which names are there twice, and as a block all fields that are not hop-by-hop."""
     if block.count(b"\r\n") > limits.fields:
         _refuse(blame, "too-many-fields", f"more than {limits.fields} header fields", 431)
-    found = grammar.SPECIAL.findall(block)
-    # In C: this is done for every head.
-    names = [*map(bytes.lower, map(_NAME, found))]
-    values = dict(zip(names, map(bytes.rstrip, map(_VALUE, found)), strict=True))
-    repeated: Collection[bytes] = ()
-    if len(values) != len(names):
-        repeated = {name for name in names if names.count(name) > 1}
-        for name in repeated:
-            values[name] = b",".join(value.rstrip() for key, value in found if key.lower() == name)
-    if values.keys() <= _END_TO_END:
-        return _Special(values, repeated, block)
-    for name in _LOOK_ALIKE & values.keys():
-        _refuse(blame, "look-alike", f"`{name.decode()}` would be read as a framing header by some servers")
-    return _Special(values, repeated, grammar.HOP_BY_HOP.sub(b"", block))
+    values: _Values = {}
+    repeated: set[bytes] = set()
+    pieces = iter(grammar.SPECIAL.split(block))  # others, name, value, others, name, value, … others
+    kept = [next(pieces)]
+    for name, sent, others in zip(pieces, pieces, pieces, strict=True):
+        key, value = name.lower(), sent.rstrip(b" \t")
+        if key in values:
+            values[key] += b"," + value
+            repeated.add(key)
+        else:
+            values[key] = value
+        if key in _END_TO_END:
+            kept += (b"\r\n", name, b": ", value, others)
+        elif key in _LOOK_ALIKE:
+            reason = f"`{key.decode()}` would be read as a framing header by some servers"
+            _refuse(blame, "look-alike", reason)
+        else:
+            kept.append(others)
+    return values, repeated, b"".join(kept)
 
 
 def _media_type(values: dict[bytes, bytes]) -> bytes:
@@ -343,17 +343,17 @@ def _media_type(values: dict[bytes, bytes]) -> bytes:
     return value.partition(b";")[0].rstrip(b" \t").lower() if value else b""
 
 
-def _host(special: _Special, minor: int) -> bytes:
-    if b"host" in special.repeated:
+def _host(values: _Values, repeated: Collection[bytes], minor: int) -> bytes:
+    if b"host" in repeated:
         _refuse("client", "duplicate-host", "more than one Host header")
-    host = special.values.get(b"host", b"")
-    if not host and (minor or b"host" in special.values):
+    host = values.get(b"host", b"")
+    if not host and (minor or b"host" in values):
         _refuse("client", "missing-host", "no Host header")
     return host
 
 
-def _options(special: _Special, blame: Blame) -> frozenset[bytes]:
-    value = special.values.get(b"connection")
+def _options(values: _Values, blame: Blame) -> frozenset[bytes]:
+    value = values.get(b"connection")
     if value is None:
         return _NO_OPTIONS
     if (common := _COMMON_OPTIONS.get(value)) is not None:
@@ -364,9 +364,8 @@ def _options(special: _Special, blame: Blame) -> frozenset[bytes]:
     return options
 
 
-def _framing(special: _Special, minor: int, blame: Blame) -> tuple[Framing, int]:
+def _framing(values: _Values, repeated: Collection[bytes], minor: int, blame: Blame) -> tuple[Framing, int]:
     """Framing by RFC 9112 §6.3, without its tolerances: each pair of readings is a smuggled request."""
-    values, repeated = special.values, special.repeated
     if b"transfer-encoding" in values:
         if b"content-length" in values:
             _refuse(blame, "length-and-chunked", "both Content-Length and Transfer-Encoding")
@@ -418,9 +417,9 @@ def _form(method: bytes, target: bytes, framing: Framing, limits: Limits) -> For
     _refuse("client", "bad-target-form", "this method cannot have a target of this form")
 
 
-def _expects_continue(special: _Special, minor: int, framing: Framing) -> bool:
+def _expects_continue(values: _Values, minor: int, framing: Framing) -> bool:
     """Whether the body waits for a 100. A list or anything else desynchronises servers behind us."""
-    expect = special.values.get(b"expect")
+    expect = values.get(b"expect")
     if expect is None or minor == 0:
         return False
     if expect.lower() != b"100-continue":
@@ -428,27 +427,26 @@ def _expects_continue(special: _Special, minor: int, framing: Framing) -> bool:
     return framing is not Framing.NONE
 
 
-def _upgrade(special: _Special) -> bytes:
+def _upgrade(values: _Values) -> bytes:
     """The one protocol that is asked for. Lists, and HTTP or TLS once more, are not passed on."""
-    token = special.values.get(b"upgrade", b"")
+    token = values.get(b"upgrade", b"")
     if not grammar.UPGRADE.fullmatch(token) or token.lower().startswith(_HTTP_AGAIN):
         return b""
     return token.lower()
 
 
-def _switched(special: _Special, options: frozenset[bytes], asked: bytes) -> bytes:
-    token = special.values.get(b"upgrade", b"").lower()
+def _switched(values: _Values, options: frozenset[bytes], asked: bytes) -> bytes:
+    token = values.get(b"upgrade", b"").lower()
     if not asked or token != asked or b"upgrade" not in options:
         _refuse("upstream", "unasked-upgrade", "a 101 response to a request that did not ask for it")
     return asked
 
 
-def _forwardable(special: _Special, options: frozenset[bytes], length: int) -> bytes:
+def _forwardable(kept: bytes, values: _Values, options: frozenset[bytes], length: int) -> bytes:
     """All that goes on to the next hop, without what Connection nominates (RFC 9110 §7.6.1)."""
-    kept = special.kept
     if not options <= _HARMLESS_OPTIONS:
         kept = without(kept, options)
-    value = special.values.get(b"content-length", b"")
+    value = values.get(b"content-length", b"")
     if value[:1] == b"0" and len(value) > 1:  # leading zeros: some servers take them for octal
         kept = without(kept, _CONTENT_LENGTH) + b"\r\nContent-Length: %d" % length
     return kept

@@ -3,12 +3,16 @@
 Records are collected and written in batches, off the way of a request. When a write fails the journal
 says so, and the proxy refuses further exchanges until it can be written again: what is not recorded does
 not happen (DESIGN, invariant 8).
+
+The file has a limit. What comes after it is counted and not written: a line `{"full":bytes}` stands where it
+was reached, and `{"dropped":count}` at the end. Nothing is overwritten, so that no flood of requests can push
+out what was there.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import compress, count
@@ -23,6 +27,8 @@ from moat.proxy import grammar
 from moat.proxy.events import Denial, ExchangeFinished
 
 FLUSH_SECONDS = 0.1
+LIMIT = 256 << 20  # bytes
+_MAX_WAITING = 10_000  # records kept while nothing can be written
 REDACTED = "[REDACTED]"
 _NAME = itemgetter(0)
 _KNOWN = 512  # names of fields that are remembered
@@ -174,9 +180,16 @@ def _pairs(fields: list[list[str]]) -> tuple[tuple[str, str], ...]:
 class Trace:
     """Writes events to a LineWriter. `add` and `ready` are what a Proxy asks for."""
 
-    def __init__(self, writer: LineWriter) -> None:
+    def __init__(
+        self, writer: LineWriter, *, limit: int = LIMIT, on_full: Callable[[], object] = lambda: None
+    ) -> None:
+        """limit: bytes. on_full: called once, when it is reached."""
         self._writer = writer
+        self._limit = limit
+        self._on_full = on_full
+        self._full = False
         self._events: list[ExchangeFinished] = []
+        self.dropped = 0  # exchanges that are not in the file
 
     def add(self, event: ExchangeFinished) -> None:
         """Take an event in; it is on disk after the next flush."""
@@ -196,8 +209,25 @@ class Trace:
     def flush(self) -> None:
         events, self._events = self._events, []
         for event in events:
-            self._writer.append(to_record(event))
+            if self._has_room():
+                self._writer.append(to_record(event))
+            else:
+                self.dropped += 1
         self._writer.flush()
+
+    def finish(self) -> None:
+        """Write what is left, and how much is missing."""
+        self.flush()
+        if self.dropped:
+            self._writer.append({"dropped": self.dropped})
+            self._writer.flush()
+
+    def _has_room(self) -> bool:
+        if not self._full and self._writer.size >= self._limit:
+            self._full = True
+            self._writer.append({"full": self._limit})
+            self._on_full()
+        return not self._full and self._writer.pending < _MAX_WAITING
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Flush every FLUSH_SECONDS until cancelled, and once more then."""

@@ -73,10 +73,10 @@ class Connection:
     key: tuple[str, str, int]  # scheme, host, port
     reader: MessageReader
     reused: bool = False  # came from the pool: it may turn out to have just been closed
+    stream: Stream = field(init=False)
 
-    @property
-    def stream(self) -> Stream:
-        return self.reader.stream
+    def __post_init__(self) -> None:
+        self.stream = self.reader.stream
 
     def __repr__(self) -> str:
         return f"<Connection {self.key[1]}:{self.key[2]}{' reused' if self.reused else ''}>"

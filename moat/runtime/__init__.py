@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moat.config import BudgetConfig, HostRules, NetworkConfig, SnapshotConfig
+    from moat.config import BudgetConfig, HostRules, Marketplace, NetworkConfig, PluginsConfig, SnapshotConfig
     from moat.journal.entry import Entry
     from moat.journal.verify import Report
     from moat.proxy.decider import Question
@@ -32,7 +32,9 @@ _HOMES = {
     "ExchangeFinished": "moat.proxy.events",
     "HostRules": "moat.config",
     "LocalRun": "moat.runtime.run",
+    "Marketplace": "moat.config",
     "Mount": "moat.runtime.sandbox",
+    "PluginsConfig": "moat.config",
     "NetworkConfig": "moat.config",
     "SnapshotConfig": "moat.config",
     "Output": "moat.runtime.sandbox",
@@ -56,9 +58,11 @@ __all__ = [
     "ExchangeFinished",
     "HostRules",
     "LocalRun",
+    "Marketplace",
     "Mount",
     "NetworkConfig",
     "Output",
+    "PluginsConfig",
     "Question",
     "RemoteRun",
     "Report",

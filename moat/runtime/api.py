@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from moat.config import NetworkConfig, SnapshotConfig
+from moat.config import NetworkConfig, PluginsConfig, SnapshotConfig
 from moat.errors import UsageError
 from moat.journal import keeping, verify
 from moat.journal.entry import Entry, entries
@@ -41,6 +41,7 @@ def start(
     dependencies: Iterable[str] = (),
     base_image: str | None = None,
     snapshots: SnapshotConfig | None = None,
+    plugins: PluginsConfig | None = None,
     home: Home | None = None,
     progress: Progress = _silent,
     decider: Decider | None = None,
@@ -66,6 +67,8 @@ def start(
     snapshots: when and of what snapshots are taken; None: never.
     decider: an async function that is asked about every request that `network` does not refuse; it has 30
     seconds, and whatever is not True refuses. With `policy="ask"` it decides what no rule does.
+    plugins: what agent.yaml has as `claude.plugins` and `claude.marketplaces`, for a run of Claude Code. They
+    are made ready before the command starts, with those of the user and of the project; None: no plugins.
     runtime: `docker` or `embedded`; None: as `moat run` chooses.
 
     Entering raises UsageError, GrantError (all missing grants at once), VaultError, StartError.
@@ -87,6 +90,7 @@ def start(
         dependencies=tuple(dependencies),
         base_image=base_image,
         snapshots=snapshots or SnapshotConfig(disabled=True),
+        plugins=plugins,
     )
     return run_here(request, home=home, progress=progress, decider=decider)
 

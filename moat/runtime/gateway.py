@@ -101,6 +101,7 @@ class Gateway:
         granted: Granted,
         credentials: CredentialSource | None,
         trace: Path,
+        trace_limit: int,
         journal: Journal,
         start: Start,
         tunnels: Iterable[SshTunnel] = (),
@@ -111,9 +112,13 @@ class Gateway:
         self._ca = RunCA.generate(run_id)
         self._upstream = Upstream(upstream_options(upstream, network.host))
         self._writer = LineWriter(trace)
-        self._trace = Trace(self._writer)
         self._witness = Witness(journal)
         self._journal = journal
+        self._trace = Trace(
+            self._writer,
+            limit=trace_limit,
+            on_full=lambda: journal.record("trace.full", bytes=trace_limit),
+        )
         self._proxy = Proxy(
             policy=policy_of(network, granted.hosts),
             ca=self._ca,
@@ -146,11 +151,11 @@ class Gateway:
     async def aclose(self) -> None:
         await self._proxy.aclose(_CLOSE_SECONDS)
         await self._upstream.aclose()
-        self._trace.flush()
+        self._trace.finish()
         self._witness.flush()
         self._writer.close()
         size, digest = self._writer.written
-        self._journal.record("trace.closed", bytes=size, sha256=digest)
+        self._journal.record("trace.closed", bytes=size, sha256=digest, dropped=self._trace.dropped)
 
     def _record(self, event: ExchangeFinished) -> None:
         self._trace.add(event)

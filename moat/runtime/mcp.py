@@ -46,9 +46,9 @@ class McpPart(Part):
 
         def told(call: ToolCall) -> Denial | None:
             if call.refused:
-                run.journal.record("mcp.refused", server=call.server, tool=call.tool, rule=call.rule)
+                run.journal.often("mcp.refused", server=call.server, tool=call.tool, rule=call.rule)
             else:
-                run.journal.record("mcp.called", server=call.server, tool=call.tool, rule=call.rule)
+                run.journal.often("mcp.called", server=call.server, tool=call.tool, rule=call.rule)
             return unrecorded(run.journal)
 
         files: tuple[HomeFile, ...] = ()

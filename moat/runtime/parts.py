@@ -69,6 +69,7 @@ class Addition:
     endpoints: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)  # name -> URL, for the record
     services: tuple[ServiceSpec, ...] = ()  # docker only
     tunnels: tuple[SshTunnel, ...] = ()  # passed on as bytes, without TLS of ours; their ports are captured
+    argv: tuple[str, ...] = ()  # words behind the name of the command
     dependencies: tuple[str, ...] = ()  # of the image (docker), besides the user's own
     mcp: McpTable | None = None  # of at most one part
 
@@ -128,6 +129,10 @@ def parts_of(request: RunRequest) -> list[Part]:
         from moat.runtime.mcp import McpPart
 
         found.append(McpPart())
+    if request.plugins is not None:
+        from moat.runtime.plugins.part import PluginsPart
+
+        found.append(PluginsPart())
     if request.agent == "claude":
         from moat.runtime.agents.claude_note import NotePart
 
@@ -151,5 +156,6 @@ def together(additions: list[Addition]) -> Addition:
         mcp=next((a.mcp for a in additions if a.mcp is not None), None),
         tunnels=tuple(item for a in additions for item in a.tunnels),
         endpoints={name: url for a in additions for name, url in a.endpoints.items()},
+        argv=tuple(item for a in additions for item in a.argv),
         dependencies=tuple(item for a in additions for item in a.dependencies),
     )

@@ -16,11 +16,13 @@ from moat.config import (
     HooksConfig,
     McpServer,
     NetworkConfig,
+    PluginsConfig,
     ServiceConfig,
     SnapshotConfig,
     VolumeConfig,
 )
 from moat.runtime import codec
+from moat.runtime.plugins.fetch import Fetch
 from moat.runtime.sandbox import HomeFile, Mount, Size
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
@@ -61,6 +63,8 @@ class RunRequest:
     worktree: str | None = (
         None  # the branch, when the workspace is a worktree of Moat's; a label in the record
     )
+    fetches: tuple[Fetch, ...] = ()  # what was fetched for this run before there was one
+    plugins: PluginsConfig | None = None  # of Claude Code, to be made ready by the run itself
     writable_git: bool = False  # let the sandbox write hooks and configuration of the workspace's repository
 
     def to_json(self) -> dict[str, Any]:

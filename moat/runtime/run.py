@@ -42,6 +42,7 @@ from moat.runtime.local import LocalViewer
 from moat.runtime.names import random_name
 from moat.runtime.outcome import NEVER_BEGAN, Outcome
 from moat.runtime.parts import Addition, Part, RunContext, parts_of, together
+from moat.runtime.plugins.fetch import tell
 from moat.runtime.records import Ownership, RunRecord, State
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
@@ -186,8 +187,9 @@ class LocalRun:
         """A run without a journal does not begin: nothing of it remains."""
         shown = [self._request.workspace, *(m.source for m in self._request.mounts if not m.read_only)]
         try:
-            self._copies = copies_of(config.load_user(self._home).journal, shown)
-            return keeping.begin(self._home, self.id, self._copies)
+            settings = config.load_user(self._home).journal
+            self._copies = copies_of(settings, shown)
+            return keeping.begin(self._home, self.id, self._copies, limit=settings.max_size)
         except (OSError, MoatError) as error:
             shutil.rmtree(self._directory, ignore_errors=True)
             records.remove(self._home, self.id)
@@ -334,6 +336,8 @@ class LocalRun:
             budgets=tuple(map(str, self._request.network.budgets)),
             host_ports=self._request.network.host,
         )
+        for fetch in self._request.fetches:
+            tell(self.journal, fetch)
         with self._preparing:
             self._sandbox = await self._prepare(handoff, progress, start)
         if self._sandbox is None:
@@ -365,13 +369,15 @@ class LocalRun:
         network = dataclasses.replace(
             request.network, host=tuple(dict.fromkeys((*request.network.host, *extra.host_ports)))
         )
+        user = config.load_user(self._home)
         gateway = Gateway(
             run_id=self.id,
             network=network,
-            upstream=config.load_user(self._home).upstream,
+            upstream=user.upstream,
             granted=given,
             credentials=self._credentials(vault, extra.mcp),
             trace=self._home.run(self.id) / "network.jsonl",
+            trace_limit=user.journal.max_trace,
             journal=self.journal,
             start=start,
             tunnels=extra.tunnels,
@@ -442,7 +448,7 @@ class LocalRun:
         request = self._request
         return SandboxSpec(
             run_id=self.id,
-            argv=with_pre_run(request.argv, request.hooks.pre_run),
+            argv=with_pre_run((*request.argv[:1], *extra.argv, *request.argv[1:]), request.hooks.pre_run),
             workspace=request.workspace,
             ca_bundle=ca_bundle,
             # Not where the control socket lies: the runtime may show this directory to the sandbox.

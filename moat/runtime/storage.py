@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from moat.errors import StartError
-from moat.paths import Home
+from moat.paths import Home, locked
 from moat.runtime import engine_socket
 from moat.runtime.engine_socket import EngineUnreachableError
 from moat.runtime.records import RunRecord, State
@@ -67,19 +67,26 @@ def remove_image(image: StoredImage) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Downloads:
-    """Packages and what was unpacked of them. Everything can be fetched again."""
+    """Packages, plugins, and what was unpacked or copied of them. Everything can be fetched again."""
 
-    path: Path
+    packages: Path
+    plugins: Path
     size: int  # bytes
 
 
 def downloads(home: Home) -> Downloads:
-    path = home.cache / "docker"
-    return Downloads(path, size_of(path) if path.is_dir() else 0)
+    packages, plugins = home.cache / "docker", home.plugin_trees
+    return Downloads(packages, plugins, size_of(packages) + size_of(plugins))
 
 
 def remove_downloads(found: Downloads) -> None:
-    shutil.rmtree(found.path, ignore_errors=True)
+    """Commits that plugins are pinned to stay noted: the same ones are fetched again. Blocks."""
+    shutil.rmtree(found.packages, ignore_errors=True)
+    if found.plugins.is_dir():
+        with locked(found.plugins / ".lock"):  # nobody is just adding a tree
+            for path in found.plugins.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def check_unused(runs: Iterable[RunRecord], *, and_downloads: bool) -> None:
@@ -91,4 +98,6 @@ def check_unused(runs: Iterable[RunRecord], *, and_downloads: bool) -> None:
     if states & {State.CREATED, State.STARTING}:
         raise StartError("a run is just being started", hint="try again in a moment")
     if and_downloads and not all(state.ended for state in states):
-        raise StartError("fetched packages may be in use", hint="stop the runs first: moat stop --all")
+        raise StartError(
+            "fetched packages and plugins may be in use", hint="stop the runs first: moat stop --all"
+        )

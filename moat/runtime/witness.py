@@ -1,8 +1,9 @@
 """The proxy's doings as entries of the journal: credentials that went out, exchanges that were refused.
 
 The first use of a credential for a host is in the journal before the credential leaves; what follows is
-counted and noted every half second, with the numbers that the exchanges have in `network.jsonl`. So the
-journal of a run with 100,000 requests stays small and still tells every one of them.
+counted and noted every half second, with the numbers that the exchanges have in `network.jsonl`; more
+rarely as the journal grows. So the journal of a run with 100,000 requests stays small and still tells every
+one of them, and a loop that runs for days does not fill it.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from moat.grants import Credential, CredentialSource
 from moat.journal import Journal
 from moat.proxy.events import Denial, ExchangeFinished
 
-_EVERY = 0.5  # seconds between two notes
-_SYNC_EVERY = 2  # notes between two syncs
+_TICK = 0.5  # seconds
+_SYNC_EVERY = 2  # ticks between two syncs
+_PACE = ((1 / 16, 0.5), (1 / 4, 5.0))  # below so much of the journal's limit, seconds between two notes
+_SLOWEST = 60.0
 _MAX_REFUSALS = 100  # kinds of refusals in one note; a sandbox can think of endless hosts
 
 
@@ -40,7 +43,9 @@ def unrecorded(journal: Journal) -> Denial | None:
         code="journal",
         reason=f"the journal cannot be written: {failed.strerror}",
         rule="nothing happens unrecorded",
-        hint="free space where Moat keeps its runs, then try again",
+        hint="start a new run; journal.max_size in ~/.moat/config.yaml is the limit"
+        if journal.full
+        else "free space where Moat keeps its runs, then try again",
     )
 
 
@@ -83,10 +88,11 @@ class Witness:
         tally.numbers.append(event.id)
 
     def flush(self) -> None:
-        """Note what was counted. While nothing can be written, counting goes on."""
+        """Note what was counted. While nothing can be written, counting goes on; at the limit it is lost."""
         self._journal.retry()
-        if self._journal.failed:
+        if self._journal.failed and not self._journal.full:
             return
+        self._journal.note_repeats()
         uses, self._uses = self._uses, {}
         for (grant, host), numbers in uses.items():
             self._journal.record(
@@ -98,14 +104,23 @@ class Witness:
 
     async def run(self) -> None:
         """Flush again and again until cancelled, and sync now and then."""
+        due = 0.0
         try:
             while True:
                 for _ in range(_SYNC_EVERY):
-                    await anyio.sleep(_EVERY)
-                    self.flush()
+                    await anyio.sleep(_TICK)
+                    self._journal.retry()
+                    if anyio.current_time() >= due:
+                        self.flush()
+                        due = anyio.current_time() + self._pause()
                 await anyio.to_thread.run_sync(self._journal.sync)
         finally:
             self.flush()
+
+    def _pause(self) -> float:
+        """Seconds until the next note."""
+        filled = self._journal.filled
+        return next((seconds for part, seconds in _PACE if filled < part), _SLOWEST)
 
     def _note_refusals(self, word: str, authority: str, tally: _Tally) -> None:
         event, denial = tally.first, tally.denial

@@ -1,7 +1,8 @@
 """Invariants 8 and 10: the sandbox cannot reach its journal, the journal tells, and without it nothing goes out.
 
 Seen failing: with the run's directory mounted into the sandbox (`mounts` in run.py) the probe reads and cuts the
-journal; without `on_use` in exchange.py the credential reaches the origin although nothing can be recorded.
+journal; without `on_use` in exchange.py the credential reaches the origin although nothing can be recorded; without
+`_admits` (writer.py) and `_has_room` (trace.py) a flood of requests makes both files as large as it likes.
 """
 
 from __future__ import annotations
@@ -129,3 +130,41 @@ def _fill(world: World, run: str) -> None:
     journal = Path(world.environment["MOAT_HOME"]) / "runs" / run / "journal.jsonl"
     limit = str(journal.stat().st_size)
     subprocess.run(["prlimit", "--pid", str(pid), f"--fsize={limit}:{limit}"], check=True)
+
+
+def test_a_flood_fills_no_disk_and_pushes_nothing_out(world: World, runtime: str) -> None:
+    """Limits of 16 KiB, which a sandbox passes on purpose; then it wants the credential used unrecorded."""
+    config = Path(world.environment["MOAT_HOME"]) / "config.yaml"
+    before = config.read_text()
+    seen = len(world.origin.received)
+    flood = [
+        {"name": f"flood {port}", "connect": f"169.254.169.254:{port}", "tls": None,
+         "send": f"GET /{port}/{'x' * 900} HTTP/1.1\r\nHost: 169.254.169.254:{port}\r\nConnection: close\r\n\r\n"}
+        for port in range(2000, 2040)
+    ]  # fmt: skip
+    config.write_text(before + "journal: {max_size: 16k, max_trace: 16k}\n")
+    try:
+        use = step("use", request("/x", fields="x-api-key: sk-x\r\n"), pause=7)
+        answers = world.probe(runtime, "through_proxy", [*flood, use])
+    finally:
+        config.write_text(before)
+    run = newest(world)
+    place = Path(world.environment["MOAT_HOME"]) / "runs" / run
+    assert " 503 " in answers["use"].split("\r\n")[0]
+    assert "it has reached its limit of 16,384 bytes" in answers["use"]
+    assert b"/x" not in b"".join(bytes(log) for log in world.origin.received[seen:])
+    assert (place / "journal.jsonl").stat().st_size < 16_384 + 8_000
+    assert (place / "network.jsonl").stat().st_size < 16_384 + 8_000
+    told = entries(world, run)
+    found = {e["event"]: e["data"] for e in told}
+    assert found["journal.full"] == {"bytes": 16_384}
+    assert found["trace.full"] == {"bytes": 16_384}
+    assert sum(e["data"]["entries"] for e in told if e["event"] == "journal.lost") > 10
+    assert found["run.ended"]["exit_code"] == 0
+    lines = (place / "network.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1]) == {"dropped": found["trace.closed"]["dropped"]}
+    assert len(lines) - 2 + found["trace.closed"]["dropped"] == 41, "every exchange is told or counted"
+    shown = world.command("trace", "--network", run)
+    assert "2000" in shown.stdout, "what came first is still there"
+    assert f"{found['trace.closed']['dropped']} exchanges are not in this trace" in shown.stderr
+    assert world.command("audit", run, "--verify").returncode == 0

@@ -1,7 +1,7 @@
 """Invariant 1: no credential in the sandbox, in any form, wherever one looks; invariant 3: only to its host.
 
 How each was shown to fail: with the secret itself as the placeholder (granted.py) the hunt finds it; with
-`_masked` returning its text (scrub.py) the echo brings it back; with `for_host` ignoring `bound_to`
+`_masked` returning its text (scrub.py) the echo brings it back; with `InjectionTable.site` ignoring `bound_to`
 (inject.py), or without the comparison in `_authority_mismatch` (exchange.py), the stranger receives it or
 the exchange passes; with `leaks` returning None the placeholder travels.
 """

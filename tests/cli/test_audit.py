@@ -38,7 +38,9 @@ def test_entries_for_people_and_as_kept(moat: Moat) -> None:
     moat("run", "--name", "first", "--", "curl", "-s", "http://169.254.169.254/a?b")
     done = moat("audit", "first")
     lines = done.stdout.splitlines()
-    assert re.fullmatch(r"\[\d\d:\d\d:\d\d\] run.created +name=first  policy=permissive .*", lines[1])
+    assert re.fullmatch(
+        r"\[\d\d:\d\d:\d\d\] run.created +mode=enforce  name=first  policy=permissive .*", lines[1]
+    )
     (denied,) = [line for line in lines if "network.denied" in line]
     assert "authority=169.254.169.254" in denied
     assert "exchanges=1" in denied

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from moat.cli import doctor_home
+from moat.errors import MoatError
+from moat.journal import ledger
+from moat.paths import Home, private_dir
+from moat.runtime.endpoints import ca
 from tests.conftest import REPOSITORY
+from tests.journal.kit import small_disk
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 STATUSES = {"ok", "warn", "fail"}
@@ -42,10 +48,10 @@ def test_a_machine_where_everything_works(moat: Moat, claude_binary: str, tmp_pa
     done = moat("doctor", "--json", timeout=110, env=environment)
     found = rows(done)
     assert list(found) == [
-        "moat", "state", "config", "embedded", "docker", "sandbox (embedded)", "sandbox (docker)",
-        "keyring", "grants", "claude",
+        "moat", "state", "config", "disk", "journal", "embedded", "docker", "sandbox (embedded)",
+        "sandbox (docker)", "keyring", "grants", "claude", "endpoints",
     ]  # fmt: skip
-    wrong = [row for name, row in found.items() if row["status"] != "ok" and name != "grants"]
+    wrong = [row for name, row in found.items() if row["status"] != "ok" and name not in {"grants", "disk"}]
     assert not wrong
     assert found["grants"]["fix"] == "moat grant anthropic"
     assert "2.1.330" in found["claude"]["detail"]
@@ -117,3 +123,28 @@ def test_it_leaves_nothing_behind(moat: Moat, home: Path) -> None:
     left = [path for path in (home / ".moat").rglob("*") if path.is_file()]
     assert not [path for path in left if "stage-" in str(path) or "doctor-" in path.name]
     assert not (REPOSITORY / "doctor").exists()
+
+
+def test_the_journal_its_key_the_room_and_endpoints(home: Path, tmp_path: Path) -> None:
+    """Each state that a user can get into, from the rows themselves: a sandbox need not be tried for it."""
+    place = Home.from_environment()
+    private_dir(place.root)
+    assert doctor_home.journal(place).detail.startswith("no run yet")
+    assert doctor_home.endpoints(place).detail.startswith("none yet")
+    ledger.note(place, "snapshot.taken", workspace="/w", id="snap_1")
+    row = doctor_home.journal(place)
+    assert (row.status, "1 entries, signed with ed25519:" in row.detail) == ("ok", True)
+    book = ledger.path_of(place)
+    book.write_text(book.read_text().replace("snap_1", "snap_2"))
+    row = doctor_home.journal(place)
+    assert (row.status, row.fix.startswith("moat audit --verify --all")) == ("fail", True)
+    (place.journal / "key").chmod(0o644)
+    with pytest.raises(MoatError, match="others may read"):
+        doctor_home.journal(place)
+    ca.ensure(place)
+    row = doctor_home.endpoints(place)
+    assert row.detail == "no gateway runs now; its certificate is trusted by nobody"
+    assert (row.status, row.fix) in {("warn", "moat trust install"), ("ok", "")}  # ok: no store is here
+    with small_disk(tmp_path / "disk") as disk:
+        row = doctor_home.room(Home(disk))
+    assert (row.status, row.fix.partition(",")[0]) == ("fail", "moat clean")

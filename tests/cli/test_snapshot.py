@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from moat.errors import MoatError
 from moat.paths import Home
+from moat.runtime import control, known
+from moat.runtime.snapshots import hold
 from moat.runtime.snapshots.pending import read_pending
 from moat.runtime.snapshots.store import open_store, stores
 from tests.runtime.snapshots.kit import check_store, look, write
@@ -283,3 +289,77 @@ def test_words_that_mean_nothing(workspace: Path) -> None:
         "two snapshots can be compared"
         in moat(workspace, "snapshot", "diff", *["snap_1"] * 3, status=2).stderr
     )
+
+
+def test_a_restore_waits_for_nobody_who_is_about_to_write(
+    workspace: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run waits for its first snapshot; later its supervisor stops to answer just when it is asked."""
+    state = Home.from_environment()
+    moat(workspace, "snapshot")
+    with open_store(state, workspace).exclusive():
+        starting = subprocess.Popen(
+            [*MOAT, "run", "-d", "-n", "slow", "--", "sleep", "60"],
+            cwd=workspace, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        until(lambda: known.all_runs(state))
+        assert refused(state, workspace) == (
+            "slow is just starting in this workspace",
+            "try again in a moment, or: moat stop slow",
+        )
+    assert starting.wait(30) == 0
+    pid, pack = known.find(state, "slow").pid, control.pack
+
+    def freeze(frame: control.Frame, *payload: bytes) -> bytes:
+        if frame is control.Frame.PAUSE:
+            os.kill(pid, signal.SIGSTOP)
+        return pack(frame, *payload)
+
+    monkeypatch.setattr(hold, "_PATIENCE", 0.5)
+    monkeypatch.setattr(control, "pack", freeze)
+    try:
+        told = refused(state, workspace)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert told == ("slow cannot be paused: its supervisor does not answer", "moat stop slow")
+    moat(workspace, "stop", "slow")
+
+
+def refused(state: Home, workspace: Path) -> tuple[str, str | None]:
+    with pytest.raises(MoatError) as caught, hold.held(hold.users(state, str(workspace))):
+        pytest.fail("it was paused")
+    return str(caught.value), caught.value.hint
+
+
+def until(done: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_what_is_done_without_a_run_is_in_the_signed_ledger(workspace: Path, home: Path) -> None:
+    """Seen failing with the store's own unsigned log: nothing is shown, and a change is not noticed."""
+    first = moat(workspace, "snapshot", "--label", "mine").stdout.strip()
+    (workspace / "a.txt").write_text("two")
+    moat(workspace, "snapshot", "restore", first, "--yes")
+    shown = moat(workspace, "audit", "--workspace", ".").stdout
+    assert [line.split()[1] for line in shown.splitlines()] == ["snapshot.taken", "snapshot.restored"]
+    assert f"id={first}" in shown
+    assert f"workspace={workspace}" in shown
+    assert moat(workspace, "audit", "--workspace", "..").stdout == ""
+    assert moat(workspace, "audit", "--workspace", ".", "--verify").stdout.startswith("the ledger: proven\n")
+    ledger = home / ".moat/journal/ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"label":"mine"', '"label":"evil"'))
+    told = moat(workspace, "audit", "--workspace", ".", "--verify", status=1).stdout
+    assert told.startswith("the ledger: TAMPERED\n")
+    moat(workspace, "audit", "--workspace", ".", "-f", status=2)
+
+
+def test_what_cannot_be_recorded_is_told(workspace: Path, home: Path) -> None:
+    moat(workspace, "snapshot")
+    ledger = home / ".moat/journal/ledger.jsonl"
+    ledger.unlink()
+    ledger.mkdir()
+    failed = moat(workspace, "snapshot", status=3)
+    assert "it is done, and could not be recorded: Is a directory" in failed.stderr

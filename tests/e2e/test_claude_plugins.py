@@ -67,6 +67,9 @@ def test_a_plugin_works_at_the_first_prompt_of_the_first_run(world, server, tmp_
     assert "abcdefghijkl" not in asked
     assert not (world.workspace / "host-hook").exists()
     fetched = len(server.requests)
+    (line,) = [text for text in world.moat("audit").stdout.splitlines() if "plugin.fetched" in text]
+    assert pinned in line
+    assert HOST in line
 
     # A second run, whose first prompt needs the plugin's MCP server; nothing is fetched again.
     publish(server, tmp_path / "work", word="TWO")

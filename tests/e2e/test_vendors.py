@@ -112,7 +112,7 @@ def granted(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_every_vendor_gets_its_credential_and_the_sandbox_none(
-    moat: Moat, granted: Vendor, tmp_path: Path, runtime: str
+    moat: Moat, granted: Vendor, home: Path, tmp_path: Path, runtime: str
 ) -> None:
     """Fails for a vendor when its `Declared` names another header or host, and for all without injection."""
     (tmp_path / "workspace" / "agent.yaml").write_text("dependencies: [curl, git, python]\n")
@@ -140,4 +140,9 @@ def test_every_vendor_gets_its_credential_and_the_sandbox_none(
     assert "credential-host" in said["foreign"]  # a placeholder on its way to another vendor
     if runtime == "embedded":
         assert (said["npm"], said["npm-scope"]) == ("octocat", "1.2.3")
+    # What was sent over HTTP/2, by curl and by git, was equipped and refused by the same rules.
+    traces = [path.read_text() for path in home.glob(".moat/runs/*/network.jsonl")]
+    records = [json.loads(line) for trace in traces for line in trace.splitlines()]
+    over_h2 = {record["url"].split("/")[2] for record in records if record.get("protocol") == "h2"}
+    assert over_h2 >= {"api.openai.com", "gitlab.com"}
     assert {asked.host for asked in granted.asked} >= set(HOSTS) - {"registry.npmjs.org", "npm.example.com"}

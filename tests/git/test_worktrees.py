@@ -255,7 +255,7 @@ def test_the_logs_of_other_branches_are_out_of_reach(
     before = (logs / "HEAD").read_bytes()
     script = f"""cd {logs}; rm HEAD; ln -s {victim} HEAD; ln -sf {victim} refs/heads/main; mkfifo pipe
 echo '{tip} {tip} A <a@example.org> 1 +0000	moved' >> refs/heads/fix; printf 'no log\\033' > refs/heads/odd
-touch /workspace/ready; while [ -e /workspace/ready ]; do sleep 0.1; done"""
+touch /workspace/ready; while [ -e /workspace/ready ]; do ln -sf {victim} HEAD; sleep 0.05; done"""
     started = moat("wt", "fix", "-d", "--runtime", runtime, "--", "sh", "-c", script, cwd=project)
     assert started.returncode == 0, started.stderr
     path = trees(moat, project)["fix"]

@@ -1,7 +1,10 @@
-"""Journals for tests, and people who tamper with them."""
+"""Journals for tests, people who tamper with them, and full disks."""
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,3 +60,22 @@ def make(home: Home, run: str = RUN, *, events: int = 5, end: str = "sealed") ->
 
 def ledger_file(home: Home) -> Path:
     return ledger.path_of(home)
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, size: str = "256k") -> Iterator[Path]:
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "none", directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+def fill(directory: Path) -> Path:
+    """Take every byte that is left."""
+    path = directory / "ballast"
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    return path

@@ -12,7 +12,7 @@ from moat.journal.events import EVENTS
 from tests.conftest import REPOSITORY
 
 PACKAGE = Path(moat.__file__).parent
-_SENDERS = {"record", "_note"}  # `Journal.record`, and its callers that pass an event on
+_SENDERS = {"record", "often", "_note"}  # `Journal.record`, and its callers that pass an event on
 
 
 def recorded() -> Iterator[tuple[str, str, set[str]]]:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,31 +25,12 @@ from moat.journal import Journal, entry, keeping, ledger, verify, writer
 from moat.journal.key import installation_key, is_public_key, public_key, verifies
 from moat.journal.verify import OK, TAMPERED, UNSURE
 from moat.paths import Home
-from tests.journal.kit import RUN, begin, make
+from tests.journal.kit import RUN, Kept, begin, fill, make, small_disk
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> Home:
     return Home(tmp_path / "house")
-
-
-@contextlib.contextmanager
-def small_disk(directory: Path, size: str = "256k") -> Iterator[Path]:
-    directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "none", directory], check=True)
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", "--lazy", directory], check=True)
-
-
-def fill(directory: Path) -> Path:
-    """Take every byte that is left."""
-    path = directory / "ballast"
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(b"x" * 4096)
-    return path
 
 
 def test_an_entry_is_as_specified(house: Home) -> None:
@@ -359,3 +339,45 @@ def test_lost_power_is_a_doubt_and_no_accusation(house: Home) -> None:
     assert verify.judge(cut, keys).status == TAMPERED
     torn = verify.Material(RUN, b"".join(lines), b"\0" * 512, material.ledger, alive=False, boot="b")
     assert verify.judge(torn, keys).status == UNSURE
+
+
+def test_a_loop_cannot_outgrow_the_limit_and_how_the_run_ends_is_told(house: Home) -> None:
+    """Seen failing without `_admits`: the file grows with every event."""
+    house.run(RUN).mkdir(parents=True)
+    kept, journal = Kept(house, RUN), keeping.begin(house, RUN, limit=20_000)
+    count = 0
+    while journal.record("ssh.sign", hosts=["h.example"], key="x" * 100, user="git"):
+        count += 1
+        assert count < 100
+    for _ in range(500):
+        assert not journal.record("ssh.sign", hosts=["h.example"], key="x" * 100, user="git")
+    assert journal.full
+    assert "reached its limit of 20,000 bytes" in str(journal.failed)
+    journal.record("run.ended", state="stopped", exit_code=0, error="")
+    keeping.end(house, RUN, journal)
+    assert kept.journal.stat().st_size < 22_000
+    report = kept.verify()
+    assert (report.status, report.state) == (OK, "sealed")
+    *_, full, lost, ended, sealed = [entry.parse(line.strip()) for line in kept.lines]
+    assert [full.event, lost.event, ended.event] == ["journal.full", "journal.lost", "run.ended"]
+    assert lost.data == {"entries": 501}
+    assert sealed.data["entries"] == len(kept.lines)
+
+
+def test_repeats_are_counted_and_every_one_is_told(house: Home) -> None:
+    """Seen failing with `often` as another name for `record`: 3,000 entries."""
+    kept, journal = begin(house)
+    for _ in range(3):
+        for number in range(1000):
+            assert journal.often("ssh.list", hosts=[], keys=["k"])
+            assert journal.often("mcp.called", server="s", tool=f"tool {number % 150}", rule="")
+        journal.note_repeats()
+    keeping.end(house, RUN, journal)
+    found = [entry.parse(line.strip()) for line in kept.lines]
+    told: dict[str, int] = {}
+    for one in found:
+        told[one.event] = told.get(one.event, 0) + one.data.get("count", 1)
+    assert (told["ssh.list"], told["mcp.called"]) == (3000, 3000)
+    assert found[1].data == {"hosts": [], "keys": ["k"]}, "the first is there at once"
+    assert len(found) < 500
+    assert kept.verify().status == OK

@@ -161,11 +161,22 @@ def uploads(wire: Wire, trust: Any) -> None:
 
 
 def switches(wire: Wire, trust: Any) -> None:
+    """To a protocol that nobody looks into."""
     inside = tunnel(wire, trust)
-    inside.send(get("/", "Connection: Upgrade", "Upgrade: websocket"))
+    inside.send(get("/", "Connection: Upgrade", "Upgrade: opaque"))
     inside.until(b"\r\n\r\n")
     inside.send(b"ping")
     assert inside.exactly(4) == b"pong"
+    inside.close()
+
+
+def sends_frames(wire: Wire, trust: Any) -> None:
+    """To WebSocket, whose frames are read when a credential went up."""
+    inside = tunnel(wire, trust)
+    inside.send(get("/", "Connection: Upgrade", "Upgrade: websocket"))
+    inside.until(b"\r\n\r\n")
+    inside.send(b"\x81\x84\0\0\0\0ping")  # text, masked with zeros
+    assert inside.exactly(6) == b"\x81\x04pong"
     inside.close()
 
 
@@ -188,10 +199,10 @@ def talks_past_us(wire: Wire, trust: Any) -> None:
 
 
 def agrees_to_switch(wire: Wire) -> None:
-    wire.message()
-    wire.send(b"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-    assert wire.exactly(4) == b"ping"
-    wire.send(b"pong")
+    protocol = wire.message().get("upgrade") or ""
+    wire.send(f"HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n".encode())
+    wire.exactly(10 if protocol == "websocket" else 4)
+    wire.send(b"\x81\x04pong" if protocol == "websocket" else b"pong")
 
 
 def streams(wire: Wire) -> None:
@@ -215,6 +226,7 @@ STORIES = {
     "uploads": Story(uploads),
     "reads a stream": Story(reads_a_stream, streams),
     "switches protocols": Story(switches, agrees_to_switch),
+    "sends frames": Story(sends_frames, agrees_to_switch),
     "is refused": Story(is_refused),
     "speaks nonsense": Story(speaks_nonsense),
     "races": Story(fetches, way="race"),

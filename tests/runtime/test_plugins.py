@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from moat.config import UpstreamConfig
-from moat.errors import UsageError
+from moat.errors import StartError, UsageError
 from moat.runtime.plugins.declared import Origin
 from moat.runtime.plugins.git import Access, Bounds, FetchError, fetched
 from moat.runtime.plugins.resolve import State
@@ -378,6 +378,28 @@ def test_a_plugin_source_that_would_run_something_is_refused(kit, source):
     assert not list(kit.workspace.parent.rglob("PWNED"))
 
 
+@pytest.mark.parametrize("kind", ["npm", "archive", "command", "pip"])
+def test_what_is_no_git_repository_is_refused_with_the_reason(kit, kind):
+    """As a plugin, and as a marketplace that a project names."""
+    kit.publish(plugins={"hello": {"source": kind, "package": "touch PWNED", "url": "https://x.test/a.zip"}})
+    kit.config(named(kit))
+    reason = {
+        "npm": "may bring scripts", "archive": "not a commit", "command": "would run on this machine",
+    }.get(kind, "only commits of git repositories are")  # fmt: skip
+    for text in (kit.problem(), project_marketplace(kit, kind)):
+        assert f"from '{kind}' are not fetched by Moat" in text
+        assert reason in text
+        assert "install it with Claude Code on this machine" in text
+
+
+def project_marketplace(kit: Kit, kind: str) -> str:
+    """What is said of a marketplace of that kind."""
+    kit.config("")
+    known = {"tools": {"source": {"source": kind, "package": "x"}}}
+    kit.settings("project", {"enabledPlugins": {ID: True}, "extraKnownMarketplaces": known})
+    return kit.problem()
+
+
 def test_a_repository_that_is_too_large_or_too_many_is_refused(kit, tmp_path):
     work = kit.sources / "acme-tools.git"
     write_marketplace(work)
@@ -623,3 +645,65 @@ def test_urls_with_a_credential_do_not_reach_the_sandbox(kit):
     kept = (kit.user / ".moat/claude/plugins.lock.json").read_text()
     assert "hunter2" not in kept
     assert b"tools" in b"".join(file.data for file in shown.home_files)
+
+
+# --- a run that a program starts -------------------------------------------------------------------
+
+
+def serve_as_public(kit: Kit) -> None:
+    """The server, for a run: as the user's own config leads there."""
+    port = kit.server.port
+    (kit.user / ".moat/config.yaml").write_text(
+        f'upstream:\n  ca_bundle: {kit.server.ca_file}\n  connect_to: {{"{HOST}:{port}": "127.0.0.1:{port}"}}\n'
+    )
+
+
+@pytest.mark.embedded
+@pytest.mark.anyio
+async def test_a_run_makes_the_plugins_of_its_request_ready_and_records_the_fetch(kit, monkeypatch, capsys):
+    """Its own settings stay; the project's, which say otherwise, do not count. Seen to fail without `tell`."""
+    import moat.runtime
+    from moat.cli import trace
+
+    monkeypatch.setenv("MOAT_RUNTIME", "embedded")
+    pinned = kit.publish()
+    serve_as_public(kit)
+    kit.settings("project", {"enabledPlugins": {"hello@tools": False}})
+    source = moat.runtime.Marketplace(source="git", location=kit.server.url("acme/tools.git"))
+    wanted = moat.runtime.PluginsConfig(plugins={"hello@tools": True}, marketplaces={"tools": source})
+    command = kit.workspace / "claude"
+    command.write_text(
+        '#!/bin/sh\necho "words: $*"; cat ~/.claude/settings.json ~/.claude/plugins/cache/tools/hello/*/commands/*\n'
+    )
+    command.chmod(0o755)
+    argv = ["/workspace/claude", "-p", "hi"]
+    async with moat.runtime.start(argv, workspace=kit.workspace, plugins=wanted, name="one") as run:
+        out = b"".join([chunk.data async for chunk in run.output()]).decode()
+    assert "words: --settings /home/agent/.claude/moat-settings.json -p hi\n" in out
+    assert '"hello@tools": true' in out
+    assert "GREETING ONE" in out
+    (entry,) = [e for e in moat.runtime.read_journal("one") if e.event == "plugin.fetched"]
+    assert entry.data == {
+        "what": "marketplace tools", "source": f"git {kit.server.url('acme/tools.git')}", "host": HOST,
+        "commit": pinned, "by": "config", "error": "",
+    }  # fmt: skip
+    assert trace.main(["--network", "one"]) == 0
+    shown = capsys.readouterr().out
+    assert f"FETCH {HOST} marketplace tools at {pinned[:12]} (by this machine, named by config)" in shown
+
+
+@pytest.mark.embedded
+@pytest.mark.anyio
+async def test_a_run_whose_plugins_cannot_be_had_does_not_begin_and_the_attempt_is_recorded(kit, monkeypatch):
+    import moat.runtime
+
+    monkeypatch.setenv("MOAT_RUNTIME", "embedded")
+    serve_as_public(kit)
+    source = moat.runtime.Marketplace(source="git", location=kit.server.url("acme/nothing.git"))
+    wanted = moat.runtime.PluginsConfig(plugins={"hello@tools": True}, marketplaces={"tools": source})
+    with pytest.raises(StartError, match="failed to fetch marketplace tools"):
+        async with moat.runtime.start(["true"], workspace=kit.workspace, plugins=wanted, name="two"):
+            pass
+    (entry,) = [e for e in moat.runtime.read_journal("two") if e.event == "plugin.fetched"]
+    assert (entry.data["host"], entry.data["commit"]) == (HOST, "")
+    assert entry.data["error"].startswith("https: ")

@@ -23,6 +23,7 @@ from anyio.from_thread import start_blocking_portal
 from moat.journal import Journal, read_lines
 from moat.runtime.ssh import agent as agent_module, hostkeys, signing
 from moat.runtime.ssh.agent import Agent, listen
+from moat.runtime.ssh.hostkeys import HostKeys
 from moat.runtime.ssh.keyfile import KeyFileError, check, public_key
 from moat.runtime.ssh.messages import SessionBind, SignRequest
 from moat.runtime.ssh.rules import Destination, RefusedError, Rules
@@ -91,7 +92,9 @@ def served(
     *,
     revoked: Callable[[SshGrant], bool] = lambda _: False,
 ) -> Iterator[Served]:
-    destinations = [Destination(grant, (host_key,), lambda _signature: True) for grant in grants]
+    destinations = [
+        Destination(grant, HostKeys(keys=(host_key,)), lambda _signature: True) for grant in grants
+    ]
     path = directory / "journal.jsonl"
     with start_blocking_portal("asyncio") as portal:
 
@@ -316,7 +319,7 @@ def test_another_hosts_key_binds_nothing(keys: dict[str, Path], monkeypatch: pyt
     signature = asyncio.run(_signature(keys["rsa"], b"session"))
     stranger = grant_of(keys["rsa"]).key
     assert hostkeys.verify(stranger, signature, b"session")
-    rules = Rules([Destination(grant, (grant_of(keys["ecdsa -b 256"]).key,), lambda _: True)])
+    rules = Rules([Destination(grant, HostKeys(keys=(grant_of(keys["ecdsa -b 256"]).key,)), lambda _: True)])
     with pytest.raises(RefusedError, match="not that of a granted host"):
         rules.bind(SessionBind(stranger, b"session", signature, forwarding=False))
     with pytest.raises(RefusedError, match="nothing is done on this connection any more"):
@@ -335,8 +338,8 @@ def test_a_bound_connection_lists_the_hosts_own_key(keys: dict[str, Path]) -> No
     signature = asyncio.run(_signature_by(host, b"session"))
     rules = Rules(
         [
-            Destination(first, (grant_of(host).key,), lambda _: True),
-            Destination(second, (grant_of(keys["ecdsa -b 384"]).key,), lambda _: True),
+            Destination(first, HostKeys(keys=(grant_of(host).key,)), lambda _: True),
+            Destination(second, HostKeys(keys=(grant_of(keys["ecdsa -b 384"]).key,)), lambda _: True),
         ]
     )
     assert [identity.key for identity in rules.identities()] == [first.key, second.key]

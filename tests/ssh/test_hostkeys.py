@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_openssh_reads_the_same(name: str, file: Path) -> None:
         assert known.keys == ()
         return
     assert {base64.b64encode(key).decode() for key in known.keys} == plain - revoked
-    assert known.authority == any(marker == "@cert-authority" for marker, _ in told)
+    assert bool(known.authorities) == any(marker == "@cert-authority" for marker, _ in told)
 
 
 def test_what_is_expected_of_the_file(file: Path, keys: list[str]) -> None:
@@ -97,15 +98,20 @@ def test_what_is_expected_of_the_file(file: Path, keys: list[str]) -> None:
     assert look("a.wild.example.com").keys == (one,)
     assert look("not.wild.example.com").keys == ()
     assert look("revoked.example.com").keys == (two,)
-    assert look("certified.example.com") == hostkeys.HostKeys((), authority=True)
+    assert look("certified.example.com").keys == ()
+    assert look("certified.example.com").authorities == (two,)
     assert three not in look("github.com").keys
 
 
-def test_a_line_for_the_sandbox_is_read_back(tmp_path: Path, keys: list[str]) -> None:
-    key = base64.b64decode(keys[1].split()[1])
+def test_lines_for_the_sandbox_are_read_back(tmp_path: Path, keys: list[str]) -> None:
+    plain, authority, gone = texts = [key.split()[1] for key in keys]
+    key, ca, revoked = map(base64.b64decode, texts)
     path = tmp_path / "known_hosts"
-    path.write_text(hostkeys.line(hostkeys.known_as("git.example.com", 2222), key))
-    assert oracle("[git.example.com]:2222", path) == {("", keys[1].split()[1])}
+    known = hostkeys.HostKeys("git.example.com", (key,), (ca,), frozenset({revoked}))
+    name = hostkeys.known_as("git.example.com", 2222)
+    path.write_text("".join(hostkeys.lines(name, known)))
+    assert oracle(name, path) == {("", plain), ("@cert-authority", authority), ("@revoked", gone)}
+    assert hostkeys.look_up(name, [str(path)]) == known
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "rsa", "ecdsa -b 256", "ecdsa -b 384", "ecdsa -b 521"])
@@ -141,3 +147,80 @@ def test_signatures_of_every_kind_are_verified(kind: str, tmp_path: Path) -> Non
 def test_a_certificate_is_no_host_key() -> None:
     kind = b"ssh-ed25519-cert-v01@openssh.com"
     assert not hostkeys.verify(string(kind) + bytes(80), string(kind) + string(bytes(64)), b"")
+
+
+# --- certificates -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_key(tmp_path_factory.mktemp("ca") / "ca", "ecdsa")
+
+
+def blob(path: Path) -> bytes:
+    return base64.b64decode(path.read_text().split()[1])
+
+
+def certificate(key: Path, ca: Path, *flags: str) -> bytes:
+    """A certificate of `key`, made by ssh-keygen."""
+    run("ssh-keygen", "-q", "-s", str(ca), "-I", "id", *flags, f"{key}.pub")
+    return blob(key.with_name(f"{key.name}-cert.pub"))
+
+
+HOST = ("-h", "-n", "git.example.com")
+
+
+@pytest.mark.parametrize(
+    ("flags", "good"),
+    [
+        (HOST, True),
+        (("-h", "-n", "other.example.com,GIT.example.com"), True),
+        (("-h", "-n", "*.example.com"), True),
+        (("-h", "-n", "other.example.com"), False),
+        (("-h", "-n", "git.example.com.evil.test"), False),
+        (("-h",), False),  # for every host: ssh does not take it either
+        (("-n", "git.example.com"), False),  # of a user
+        ((*HOST, "-V", "20200101:20200201"), False),
+        ((*HOST, "-V", "+1d:+2d"), False),
+        ((*HOST, "-V", "-1d:+1d"), True),
+        (("-h", "-n", "git.example.com", "-O", "critical:only=here"), False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["ed25519", "rsa", "ecdsa"])
+def test_a_certificate_is_for_its_host_in_its_time(
+    tmp_path: Path, ca: Path, kind: str, flags: tuple[str, ...], good: bool
+) -> None:
+    """Seen to fail for each line with its condition taken out of `_is_for`."""
+    key = make_key(tmp_path / "host", kind)
+    file = tmp_path / "known_hosts"
+    file.write_text(f"@cert-authority *.example.com {Path(f'{ca}.pub').read_text()}")
+    for name in ("git.example.com", "[git.example.com]:2222"):
+        file.write_text(f"@cert-authority {name} {Path(f'{ca}.pub').read_text()}")
+        known = hostkeys.look_up(name, [str(file)])
+        assert known
+        found = known.proven(certificate(key, ca, *flags), time.time())
+        assert found == (blob(Path(f"{key}.pub")) if good else None)
+
+
+def test_a_certificate_counts_from_its_own_authority_alone(tmp_path: Path, ca: Path) -> None:
+    """Not a stranger's, not one that was changed, not one whose key, or whose authority's, was revoked."""
+    key, stranger = make_key(tmp_path / "host"), make_key(tmp_path / "stranger")
+    file = tmp_path / "known_hosts"
+    ours, theirs = certificate(key, ca, *HOST), certificate(key, stranger, *HOST)
+    trusted = f"@cert-authority git.example.com {Path(f'{ca}.pub').read_text()}"
+
+    def proven(data: bytes, more: str = "") -> bytes | None:
+        file.write_text(trusted + more)
+        return hostkeys.look_up("git.example.com", [str(file)]).proven(data, time.time())
+
+    plain = blob(Path(f"{key}.pub"))
+    assert proven(ours) == plain
+    assert proven(theirs) is None
+    assert proven(plain) is None  # the key alone was never vouched for
+    assert proven(ours.replace(b"git.example.com", b"bad.example.com")) is None
+    other = plain[-32:-1] + bytes([plain[-1] ^ 1])
+    assert proven(ours.replace(plain[-32:], other)) is None
+    assert proven(ours[:-1]) is None
+    assert proven(b"") is None
+    for revoked in (key, ca):
+        assert proven(ours, f"@revoked * {Path(f'{revoked}.pub').read_text()}") is None

@@ -140,15 +140,24 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def sshd(name: str, directory: Path, keys: list[Path], host_kind: str = "ed25519") -> Iterator[Server]:
-    """A server where the caller may log in with `keys`, with a repository of one commit."""
+def sshd(
+    name: str, directory: Path, keys: list[Path], host_kind: str = "ed25519", ca: Path | None = None
+) -> Iterator[Server]:
+    """A server where the caller may log in with `keys`, with a repository of one commit.
+
+    With `ca` it has a certificate for its name.
+    """
     directory.mkdir()
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where privilege separation wants to be
     make_key(directory / "host_key", host_kind)
     (directory / "authorized_keys").write_text("".join(Path(f"{key}.pub").read_text() for key in keys))
     server = Server(name, directory, free_port())
-    (directory / "config").write_text(_CONFIG.format(port=server.port, directory=directory))
+    settings = _CONFIG.format(port=server.port, directory=directory)
+    if ca is not None:
+        run("ssh-keygen", "-q", "-s", str(ca), "-I", name, "-h", "-n", name, str(directory / "host_key.pub"))
+        settings += f"HostCertificate {directory}/host_key-cert.pub\n"
+    (directory / "config").write_text(settings)
     _repository(directory)
     program = shutil.which("sshd", path="/usr/sbin:/usr/bin")
     assert program, "no sshd: run `bash .ci/test`"
@@ -215,23 +224,28 @@ def agent(directory: Path, *keys: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def ssh_world(directory: Path, moat: str) -> Iterator[SshWorld]:
-    """Two hosts, two keys in the agent, each host granted with its own; both hosts accept both keys."""
+    """Two hosts, two keys in the agent, each host granted with its own; both hosts accept both keys.
+
+    The second host is known by its certificate authority alone.
+    """
     dot_ssh = directory / "home/.ssh"
     dot_ssh.mkdir(parents=True, mode=0o700)
     home = directory / "moat"
     home.mkdir(mode=0o700)
     keys = [make_key(dot_ssh / "id_work"), make_key(dot_ssh / "id_rsa", "rsa")]
+    ca = make_key(directory / "ca")
     with contextlib.ExitStack() as stack:
         servers = {
             GITHUB: stack.enter_context(sshd(GITHUB, directory / "a", keys)),
-            OTHER: stack.enter_context(sshd(OTHER, directory / "b", keys, "ecdsa")),
+            OTHER: stack.enter_context(sshd(OTHER, directory / "b", keys, "ecdsa", ca)),
         }
         detours = {(GITHUB, 22): GITHUB, (OTHER, 22): OTHER, (STRANGER, 22): OTHER}
         (home / "config.yaml").write_text(
             "upstream:\n  connect_to:\n"
             + "".join(f'    "{h}:{p}": "127.0.0.1:{servers[s].port}"\n' for (h, p), s in detours.items())
         )
-        known = f"{GITHUB} {servers[GITHUB].host_key}\n{OTHER} {servers[OTHER].host_key}\n"
+        authority = Path(f"{ca}.pub").read_text()
+        known = f"{GITHUB} {servers[GITHUB].host_key}\n@cert-authority {OTHER} {authority}"
         (dot_ssh / "known_hosts").write_text(known)
         run("ssh-keygen", "-q", "-H", "-f", str(dot_ssh / "known_hosts"))  # names hashed, as Debian has it
         socket_path = stack.enter_context(agent(directory, *keys))

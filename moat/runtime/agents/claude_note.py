@@ -77,10 +77,16 @@ def _network(request: RunRequest) -> Iterator[str]:
 def _credentials(request: RunRequest) -> str:
     if not request.grants:
         return "This run has no credentials."
-    return (
+    told = (
         f"Credentials of this run: {', '.join(request.grants)}. You hold placeholders; the proxy puts the "
         "real ones on requests to their own hosts. Do not look for the real ones, and do not ask for them."
     )
+    if any(name.startswith("ssh:") for name in request.grants):
+        told += (
+            " Log in by SSH with the `ssh` program, as git does: what has an SSH of its own (libssh2, "
+            "Paramiko, Go) gets no signature and sees `Permission denied (publickey)`."
+        )
+    return told
 
 
 def _offers(request: RunRequest) -> Iterator[str]:

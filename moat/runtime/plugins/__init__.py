@@ -5,6 +5,7 @@ sandbox read-only, so that they work at the first prompt.
 
     declared   who names which plugin and marketplace, and who wins
     source     where a marketplace or a plugin is, as a value
+    fetch      what was fetched, for the record
     git        one commit of a repository, fetched without running anything of it
     tree       the files of one plugin or marketplace, without links that lead out
     trees      all of them by content, shared by all runs
@@ -12,6 +13,7 @@ sandbox read-only, so that they work at the first prompt.
     manifest   what a marketplace and a plugin say of themselves
     resolve    all of it together: every plugin ready, or the reason why not
     deliver    the mounts and files of a sandbox
+    part       all of it for a run that a program starts; `moat claude` does it before there is a run
 
 Two kinds of names have different rights. What the *user* named (their Claude Code, `~/.moat/claude`) is
 fetched as they would fetch it, with their git configuration and credentials. What the *workspace* named

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from moat.runtime.plugins.fetch import Fetch
 from moat.runtime.plugins.resolve import Market, Plugin, Resolved, State
 from moat.runtime.sandbox import HOME, HomeFile, Mount
 
@@ -28,6 +29,7 @@ class Delivery:
     home_files: tuple[HomeFile, ...] = ()
     enabled: Mapping[str, bool] = field(default_factory=dict)
     argv: tuple[str, ...] = ()
+    fetches: tuple[Fetch, ...] = ()  # for the run's journal
 
 
 def deliver(resolved: Resolved, project: Mapping[str, bool]) -> Delivery:
@@ -52,6 +54,7 @@ def deliver(resolved: Resolved, project: Mapping[str, bool]) -> Delivery:
         home_files=tuple(files),
         enabled=enabled,
         argv=("--settings", f"{HOME}/{_OVERRIDES}") if overrides else (),
+        fetches=resolved.fetches,
     )
 
 

@@ -138,6 +138,7 @@ class Repository:
 class Fetched:
     repository: Repository
     commit: str
+    host: str
     ssh_host: str | None  # None: it came by https
 
 
@@ -156,7 +157,7 @@ def fetched(source: Source, access: Access, bounds: Bounds, scratch: Path) -> It
                 refusals.append(f"{'ssh' if _host(url)[1] else 'https'}: {error}")
                 continue
             host, is_ssh = _host(url)
-            yield Fetched(repository, commit, host.lower() if is_ssh else None)
+            yield Fetched(repository, commit, host, host.lower() if is_ssh else None)
             return
         raise FetchError("; ".join(refusals) or "not a git repository")
 

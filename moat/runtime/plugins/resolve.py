@@ -9,12 +9,14 @@ from pathlib import Path
 
 from moat.config.mounts import refused_source
 from moat.config.plugins import redacted
+from moat.errors import StartError
 from moat.runtime.plugins.declared import Choice, Declarations, Named, Origin, Problem
+from moat.runtime.plugins.fetch import Fetch
 from moat.runtime.plugins.git import Access, FetchError, cloned, fetched
 from moat.runtime.plugins.installed import Installed
 from moat.runtime.plugins.lock import OWN, PUBLIC, Lock
 from moat.runtime.plugins.manifest import ManifestError, MarketplaceManifest, read_marketplace, read_version
-from moat.runtime.plugins.source import OFFICIAL, Source
+from moat.runtime.plugins.source import OFFICIAL, Source, unfetched
 from moat.runtime.plugins.tree import TreeError, leaves
 from moat.runtime.plugins.trees import Trees
 
@@ -54,6 +56,15 @@ class Resolved:
     plugins: tuple[Plugin, ...] = ()
     marketplaces: tuple[Market, ...] = ()
     problems: tuple[Problem, ...] = ()
+    fetches: tuple[Fetch, ...] = ()
+
+
+def check_complete(resolved: Resolved) -> None:
+    """Raises StartError for what is missing, unless only this machine's own Claude Code names it."""
+    fatal = [problem for problem in resolved.problems if problem.origin is not Origin.HOST]
+    if fatal:
+        hints = dict.fromkeys(line for problem in fatal for line in problem.hint.splitlines())
+        raise StartError("\n".join(problem.text for problem in fatal), hint="\n".join(hints))
 
 
 class _UnusableError(Exception):
@@ -86,6 +97,7 @@ class Resolver:
     progress: Callable[[str], None] = lambda _: None
     _markets: dict[str, Market] = field(default_factory=dict)
     _failed: dict[str, _UnusableError] = field(default_factory=dict)
+    _fetches: list[Fetch] = field(default_factory=list)
 
     def resolve(self) -> Resolved:
         """All plugins and marketplaces. Raises only what `before_fetch` raises."""
@@ -105,6 +117,7 @@ class Resolver:
             plugins=tuple(plugins),
             marketplaces=tuple(markets),
             problems=tuple({problem.text: problem for problem in problems}.values()),
+            fetches=tuple(self._fetches),
         )
 
     def _shown(self, named: Named, problems: list[Problem]) -> Market:
@@ -201,7 +214,8 @@ class Resolver:
             with cloned(copy, self.access.environ, self.trees.bounds) as (repository, commit):
                 return self.trees.of_commit(repository, commit), commit
         if not named.source.remote:
-            raise ManifestError(f"marketplaces of the kind {named.source.location!r} are not fetched by Moat")
+            kind = named.source.location
+            raise ManifestError(f"marketplaces from {kind!r} are not fetched by Moat: {unfetched(kind)}")
         what = f"marketplace {named.name}"
         return self._repository(named.source, own=named.own, origin=named.origin, what=what)
 
@@ -227,8 +241,16 @@ class Resolver:
         self.before_fetch(origin)
         self.progress(f"fetching {what}")
         wanted = replace(source, commit=pinned) if pinned else source
-        with fetched(wanted, access, self.trees.bounds, self.trees.scratch()) as found:
-            tree = self.trees.of_commit(found.repository, found.commit)
+        attempt = Fetch(what=what, source=str(wanted), host=wanted.host, by=origin)
+        try:
+            with fetched(wanted, access, self.trees.bounds, self.trees.scratch()) as found:
+                attempt = replace(attempt, host=found.host, commit=found.commit)
+                tree = self.trees.of_commit(found.repository, found.commit)
+        except (FetchError, TreeError) as error:
+            attempt = replace(attempt, error=str(error))
+            raise
+        finally:
+            self._fetches.append(attempt)
         way = OWN if own else f"ssh:{found.ssh_host}" if found.ssh_host else PUBLIC
         self.lock.pin(source, way, found.commit)
         return tree, found.commit

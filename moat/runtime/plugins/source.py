@@ -18,6 +18,12 @@ MANIFEST = ".claude-plugin/marketplace.json"
 OFFICIAL = "claude-plugins-official"  # Claude Code knows this one without being told
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# What else Claude Code takes, and why this machine does not fetch it.
+_UNFETCHED = {
+    "npm": "a package is not a commit that can be pinned, and may bring scripts that npm runs",
+    "archive": "an archive is not a commit that can be pinned",
+    "command": "a command that somebody else names would run on this machine",
+}
 
 
 class SourceError(Exception):
@@ -118,7 +124,13 @@ def plugin_source(value: object, root: object) -> Source | str:
         url = _text(value, "url")
         shorthand = "://" not in url and "@" not in url
         return _checked("github" if shorthand else "git", url, value, path, own=False)
-    raise SourceError(f"plugins from {kind!r} are not fetched by Moat")
+    raise SourceError(f"plugins from {kind!r} are not fetched by Moat: {unfetched(kind)}")
+
+
+def unfetched(kind: str) -> str:
+    """Why Moat does not fetch this kind of source, and what the user can do."""
+    reason = _UNFETCHED.get(kind, "only commits of git repositories are")
+    return f"{reason}; install it with Claude Code on this machine, and sessions have that copy"
 
 
 def _checked(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moat.errors import MoatError
-from moat.journal import LineWriter
+from moat.journal import ledger
 from moat.paths import Home
 from moat.runtime import control, known
 from moat.runtime.control import Connection, Frame
@@ -40,7 +39,10 @@ def held(runs: list[RunRecord]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for record in runs:
             if record.state not in {State.RUNNING, State.STOPPING}:
-                raise SnapshotError(f"{record.name} is just starting in this workspace", hint="try again")
+                raise SnapshotError(
+                    f"{record.name} is just starting in this workspace",
+                    hint=f"try again in a moment, or: moat stop {record.name}",
+                )
             run = stack.enter_context(Connection(record.socket, "control", timeout=_PATIENCE))
             run.send(control.pack(Frame.PAUSE))
             reason = _answer(run, Frame.PAUSED)
@@ -51,8 +53,11 @@ def held(runs: list[RunRecord]) -> Iterator[None]:
         yield
 
 
-def note(store: Store, runs: list[RunRecord], event: str, data: dict[str, Any]) -> None:
-    """Journal an event in each living run; with none in the store, since a sealed journal stays as it is."""
+def note(home: Home, store: Store, runs: list[RunRecord], event: str, data: dict[str, Any]) -> None:
+    """Journal an event in each living run; with none in the ledger, since a sealed journal stays as it is.
+
+    Raises SnapshotError when it cannot be written anywhere: what it tells of is done.
+    """
     told = False
     for record in runs:
         with (
@@ -62,9 +67,13 @@ def note(store: Store, runs: list[RunRecord], event: str, data: dict[str, Any]) 
             run.send(control.pack_json(Frame.NOTE, {"event": event, "data": data}))
             told |= _answer(run, Frame.NOTED) is None
     if not told:
-        log = LineWriter(store.root / "log.jsonl")
-        log.append({"at": time.time(), "event": event, **data})
-        log.close()
+        try:
+            ledger.note(home, event, workspace=store.workspace, **data)
+        except OSError as error:
+            raise SnapshotError(
+                f"it is done, and could not be recorded: {error.strerror or error}",
+                hint=f"free space in {home.journal}",
+            ) from None
 
 
 def _answer(run: Connection, wanted: Frame) -> str | None:

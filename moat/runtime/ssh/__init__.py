@@ -2,6 +2,7 @@
 
   messages    the agent protocol's framing and requests (RFC 9987), and what a client wants to have signed
   hostkeys    which keys a host is known by (known_hosts), and whether one of them signed something
+  certificates  host keys that an authority of known_hosts vouches for
   rules       what one connection of the agent may do: pure decisions
   signing     the user's own agent, or a key file, doing what was allowed
   agent       the socket in the sandbox

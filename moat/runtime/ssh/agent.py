@@ -131,13 +131,13 @@ class Connection:
     def _list(self) -> bytes:
         identities = self._rules.identities()
         keys = [fingerprint(identity.key) for identity in identities]
-        self._journal.record("ssh.list", hosts=self._rules.hosts, keys=keys)
+        self._journal.often("ssh.list", hosts=self._rules.hosts, keys=keys)
         return messages.identities_answer(identities)
 
     def _bind(self, bind: messages.SessionBind) -> bytes:
         self._rules.bind(bind)
         key = fingerprint(bind.host_key)
-        self._journal.record("ssh.bind", hosts=self._rules.hosts, host_key=key)
+        self._journal.often("ssh.bind", hosts=self._rules.hosts, host_key=key)
         return answer(SUCCESS)
 
     async def _signature(self, request: messages.SignRequest) -> bytes:
@@ -162,7 +162,7 @@ class Connection:
 
     async def _refuse(self, error: RefusedError, *, key: str = "") -> bytes:
         hosts, reason = self._rules.hosts, str(error)
-        self._journal.record("ssh.refused", hosts=hosts, key=key, code=error.code, reason=reason)
+        self._journal.often("ssh.refused", hosts=hosts, key=key, code=error.code, reason=reason)
         await anyio.sleep(_REFUSAL_SECONDS)
         return answer(FAILURE)
 

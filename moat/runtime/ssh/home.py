@@ -16,8 +16,8 @@ _OPT_OUT = "MOAT_GIT_SSH_GITHUB"
 
 def known_hosts(grants: Iterable[SshGrant], known: Mapping[str, hostkeys.HostKeys]) -> bytes:
     """The granted hosts' lines and no other: what else the user connects to is nobody's business."""
-    lines = [hostkeys.line(grant.known_as, key) for grant in grants for key in known[grant.name].keys]
-    return "".join(dict.fromkeys(lines)).encode()
+    found = [line for grant in grants for line in hostkeys.lines(grant.known_as, known[grant.name])]
+    return "".join(dict.fromkeys(found)).encode()
 
 
 def config(grants: Iterable[SshGrant]) -> bytes:

@@ -1,8 +1,7 @@
 """Host keys: which ones known_hosts files give a host, and whether a key signed something.
 
 What is understood is what sshd(8) describes: lists, wildcards, negation, hashed names, `[host]:port`,
-`@revoked`. A line with `@cert-authority` makes no key of a host known: a host that has only a certificate
-is refused.
+`@revoked`, `@cert-authority`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from moat.runtime.ssh.certificates import certified
 from moat.sshwire import Fields, WireError, key_type
 
 _BRACKETS = re.compile(r"([\[\]])")
@@ -31,10 +31,24 @@ TYPES = frozenset({"ssh-ed25519", "ssh-rsa", *_CURVES})  # that can be verified
 
 @dataclass(frozen=True, slots=True)
 class HostKeys:
-    """What is known of one host: `keys` without the revoked ones, in the order of the files."""
+    """What is known of one host: keys and authorities without the revoked ones, in the order of the files."""
 
+    name: str = ""  # in certificates, which name no port
     keys: tuple[bytes, ...] = ()
-    authority: bool = False  # a certificate authority would vouch for it; Moat does not ask one
+    authorities: tuple[bytes, ...] = ()  # that may vouch for a key of the host
+    revoked: frozenset[bytes] = frozenset()
+
+    def __bool__(self) -> bool:
+        """Whether the host could be told from another one."""
+        return bool(self.keys or self.authorities)
+
+    def proven(self, key: bytes, now: float) -> bytes | None:
+        """The key that a host with `key`, or with that certificate, signs with; None: it is not this host."""
+        if key in self.keys:
+            return key
+        if not self.authorities:
+            return None
+        return certified(key, name=self.name, authorities=self.authorities, revoked=self.revoked, now=now)
 
 
 def known_as(hostname: str, port: int) -> str:
@@ -45,8 +59,8 @@ def known_as(hostname: str, port: int) -> str:
 def look_up(name: str, files: Iterable[str]) -> HostKeys:
     """What `files` say of the host that they know as `name`. A file that is not there says nothing."""
     keys: dict[bytes, None] = {}
+    authorities: dict[bytes, None] = {}
     revoked: set[bytes] = set()
-    authority = False
     for path in files:
         try:
             text = Path(path).read_text(encoding="utf-8", errors="replace")
@@ -59,15 +73,28 @@ def look_up(name: str, files: Iterable[str]) -> HostKeys:
             if marker == "@revoked":
                 revoked.add(key)
             elif marker == "@cert-authority":
-                authority = True
+                authorities[key] = None
             elif not marker:
                 keys[key] = None
-    return HostKeys(tuple(key for key in keys if key not in revoked), authority)
+    return HostKeys(
+        _plain_name(name),
+        tuple(key for key in keys if key not in revoked),
+        tuple(key for key in authorities if key not in revoked),
+        frozenset(revoked),
+    )
 
 
-def line(name: str, key: bytes) -> str:
-    """A line of known_hosts, not hashed."""
-    return f"{name} {key_type(key)} {base64.b64encode(key).decode('ascii')}\n"
+def _plain_name(name: str) -> str:
+    return name[1:].rpartition("]:")[0].lower() if name.startswith("[") else name.lower()
+
+
+def lines(name: str, known: HostKeys) -> list[str]:
+    """Lines of known_hosts that say the same of a host, not hashed."""
+    found = [("", key) for key in known.keys] + [("@cert-authority ", key) for key in known.authorities]
+    found += [("@revoked ", key) for key in sorted(known.revoked)]
+    return [
+        f"{marker}{name} {key_type(key)} {base64.b64encode(key).decode('ascii')}\n" for marker, key in found
+    ]
 
 
 def _read(text: str, name: str) -> tuple[str, bytes | None]:

@@ -53,7 +53,7 @@ class SshPart(Part):
         for grant in grants:
             sessions[_authority(grant)] = Sessions()
         destinations = tuple(
-            Destination(grant, known[grant.name].keys, sessions[_authority(grant)].__contains__)
+            Destination(grant, known[grant.name], sessions[_authority(grant)].__contains__)
             for grant in grants
         )
         vault = run.vault
@@ -81,19 +81,17 @@ def _grants(vault: Vault, names: tuple[str, ...]) -> tuple[SshGrant, ...]:
 def _host_keys(grants: tuple[SshGrant, ...]) -> Mapping[str, hostkeys.HostKeys]:
     """What is known of each host. Raises one GrantError for all that are not known."""
     known = {grant.name: hostkeys.look_up(grant.known_as, grant.known_hosts) for grant in grants}
-    missing = [grant for grant in grants if not known[grant.name].keys]
+    missing = [grant for grant in grants if not known[grant.name]]
     if missing:
         raise GrantError(
-            "\n".join(unknown_host(grant, known[grant.name]) for grant in missing),
+            "\n".join(map(unknown_host, missing)),
             hint="\n".join(how_to_know(grant) for grant in missing),
         )
     return known
 
 
-def unknown_host(grant: SshGrant, known: hostkeys.HostKeys) -> str:
+def unknown_host(grant: SshGrant) -> str:
     """Why a session with this host could not be told from one with somebody else."""
-    if known.authority:
-        return f"{grant.known_as} is known by a certificate authority only, which Moat does not support yet"
     return f"no host key of {grant.known_as} is known (looked in {', '.join(grant.known_hosts)})"
 
 

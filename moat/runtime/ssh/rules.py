@@ -6,13 +6,19 @@ of one host. Whatever is refused for a reason of security is final: the connecti
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from moat.runtime.ssh.hostkeys import verify
+from moat.runtime.ssh.hostkeys import HostKeys, verify
 from moat.runtime.ssh.messages import Identity, SessionBind, SignRequest, UserAuth, read_userauth
 from moat.sshwire import WireError
 from moat.vault.ssh import SshGrant
+
+_UNBOUND = (
+    "the client did not say which session it is for (session-bind@openssh.com): OpenSSH 8.9 and later do, "
+    "older ones and libraries with an SSH of their own (libssh2, Paramiko, Go) do not; use the `ssh` program"
+)
 
 
 class RefusedError(Exception):
@@ -29,7 +35,7 @@ class Destination:
     """One grant of the run, and what makes a session one with its host."""
 
     grant: SshGrant
-    host_keys: tuple[bytes, ...]
+    known: HostKeys
     seen: Callable[[bytes], bool]  # whether a session with this signature went through the run's tunnel to it
 
 
@@ -44,8 +50,9 @@ class Approval:
 class Rules:
     """The state of one connection."""
 
-    def __init__(self, destinations: Iterable[Destination]) -> None:
+    def __init__(self, destinations: Iterable[Destination], now: Callable[[], float] = time.time) -> None:
         self._all = tuple(destinations)
+        self._now = now
         self._bound: tuple[Destination, ...] = ()
         self._session: SessionBind | None = None
         self._over = ""  # why nothing is signed any more
@@ -72,10 +79,10 @@ class Rules:
             if (bind.session, bind.host_key) == (self._session.session, self._session.host_key):
                 return
             raise self._end("rebind", "the connection is bound to another session already")
-        known = [d for d in self._all if bind.host_key in d.host_keys]
+        known = {d: key for d in self._all if (key := d.known.proven(bind.host_key, self._now())) is not None}
         if not known:
             raise self._end("host", "the host's key is not that of a granted host")
-        if not verify(bind.host_key, bind.signature, bind.session):
+        if not all(verify(key, bind.signature, bind.session) for key in set(known.values())):
             raise self._end("signature", "the host did not sign this session")
         bound = tuple(d for d in known if d.seen(bind.signature))
         if not bound:
@@ -86,7 +93,7 @@ class Rules:
         """What may be signed. Raises RefusedError."""
         self._go_on()
         if self._session is None:
-            raise RefusedError("unbound", "the client did not say which session it is for (OpenSSH 8.9 does)")
+            raise RefusedError("unbound", _UNBOUND)
         destination = next((d for d in self._bound if d.grant.key == request.key), None)
         if destination is None:
             raise RefusedError("key", "the key is not granted for this host")

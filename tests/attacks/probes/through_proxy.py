@@ -1,7 +1,7 @@
 """Runs inside a sandbox: speaks raw bytes through the proxy and prints what came back, as JSON.
 
 /workspace/plan.json (or argv[1]): JSON list of {"name", "connect": authority or null, "tls": server name or null, "send": latin-1 text,
-"pause": seconds before the last byte}. `connect` null sends to the proxy port itself.
+"pause": seconds before it begins}. `connect` null sends to the proxy port itself.
 """
 
 import json
@@ -63,7 +63,7 @@ def go(step):
 
 results = {}
 for step in json.load(open(sys.argv[1] if sys.argv[1:] else "/workspace/plan.json")):
-    started = time.time()
+    time.sleep(step.get("pause", 0))
     try:
         results[step["name"]] = go(step).decode("latin-1")
     except (OSError, ssl.SSLError) as error:
