@@ -58,6 +58,13 @@ _BEGINNINGS = (
         *(b"#%b%d" % (x, digits) for x in (b"x", b"X") for digits in (0, 3, 4, 5, 6, 7, 25, 26)), b"amp;#",
     )),
 )  # fmt: skip
+# The same in few words for data that is no text: every first byte is in it all the time, and few count.
+_ROUGHLY = (
+    b"%2", b"%3", b"%4", b"%5", b"%6", b"%7",
+    b"\\u00", b"\\u{", b"\\U0", b"\\x", b"\\0", b"\\1", b"&#", b"&amp;#", *_DECOYS,
+)  # fmt: skip
+_SAMPLE = 64  # bytes that tell text from other data; either way nothing is missed, it only takes longer
+_NO_TEXT = bytes((*range(9), *range(14, 32), *range(128, 256)))
 _RUN = re.compile(rb"[A-Za-z0-9]{4,}")
 
 
@@ -112,7 +119,7 @@ class Needles:
                     found.append((start, end))
                 else:
                     suspicions.append(start)
-        for search in _escapes():
+        for search in _escapes(text=_is_text(text)):
             for _, start, _ in search.find_matches_as_indexes(text):
                 if _SUSPECT.match(text, start) is not None:
                     suspicions.append(start)
@@ -274,8 +281,13 @@ def _search(patterns: tuple[bytes, ...]) -> BytesAhoCorasick:
 
 
 @cache
-def _escapes() -> tuple[BytesAhoCorasick, ...]:
-    return tuple(map(_search, _BEGINNINGS))
+def _escapes(*, text: bool) -> tuple[BytesAhoCorasick, ...]:
+    return tuple(map(_search, _BEGINNINGS)) if text else (_search(_ROUGHLY),)
+
+
+def _is_text(data: bytes) -> bool:
+    sample = data[:: len(data) // _SAMPLE + 1]
+    return len(sample.translate(None, _NO_TEXT)) * 4 > len(sample) * 3
 
 
 def _all(text: bytes, needle: bytes) -> Iterator[int]:
