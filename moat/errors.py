@@ -46,8 +46,8 @@ class GrantError(MoatError):
 class MissingGrantsError(GrantError):
     """Grants that a run needs are not there, or have expired. `fixes` are the commands that make each."""
 
-    def __init__(self, problems: Sequence[str], fixes: Sequence[str]) -> None:
-        super().__init__("\n".join(problems), hint="\n".join(f"run `{fix}`" for fix in fixes))
+    def __init__(self, message: str, *, hint: str | None = None, fixes: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint or "\n".join(f"run `{fix}`" for fix in fixes))
         self.fixes = tuple(fixes)
 
 

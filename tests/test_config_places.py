@@ -215,7 +215,7 @@ upstream:
             "journal: {copy_to: [{command: logger}]}",
             "1:31: command must be a list, e.g. [/usr/bin/ssh, loghost, cat >> moat.jsonl], not a string",
         ),
-        ("journal: {max_size: 5}", "1:21: journal.max_size must be a string, not a whole number"),
+        ("journal: {max_size: 5}", '1:21: journal.max_size must be a string; put it in quotes: "5"'),
         ("journal: {max_size: big}", "1:21: 'big' is not a size, e.g. 512k, 64m or 2g"),
         ("journal: {max_trace: 1k}", "1:22: journal.max_trace must be between 16k and 64g"),
         ("journal: {copy: []}", "1:11: unknown key 'copy'; did you mean 'copy_to'?"),

@@ -121,11 +121,12 @@ def _store(world: Stage, holdings: Sequence[Holding]) -> None:
 
     from moat.grants import Credential, CredentialInfo, CredentialKind, Secret
     from moat.vault import open_vault
+    from moat.vault.providers import entry
 
     vault = open_vault(world.home)
     for holding in holdings:
         info = CredentialInfo(
-            holding.grant, CredentialKind(holding.kind), (holding.host,), dt.datetime.now(dt.UTC)
+            holding.grant, CredentialKind(holding.kind), entry(holding.grant).hosts, dt.datetime.now(dt.UTC)
         )
         vault.put(Credential(info, Secret(holding.secret)))
 

@@ -146,7 +146,13 @@ class Download:
     def _scrubber_of(self, head: ResponseHead, *, tools: bool) -> BodyScrubber | ToolFilter | None:
         """What looks into the body. Raises UnreadableBodyError: then it is withheld."""
         try:
-            scrubber = BodyScrubber(self._secrets, head.headers if head.encoded else (), self._client.limits)
+            scrubber = BodyScrubber(
+                self._secrets,
+                head.headers if head.encoded else (),
+                self._client.limits,
+                # Only who knows the length is sure to wait for all of it.
+                prompt=head.framing is not Framing.LENGTH,
+            )
         except UnreadableBodyError as error:
             if tools or self._unreadable == "withhold":
                 raise
@@ -207,7 +213,7 @@ class Download:
         if self._secrets and head.upgrade == b"websocket":
             up, down = ClientFrames(self._swaps), ServerFrames(self._secrets)
         elif self._secrets:
-            down = Scrubber(self._secrets)
+            down = Scrubber(self._secrets, prompt=True)
         try:
             await relay(
                 client.stream,

@@ -87,7 +87,7 @@ class Signal:
 class _Machine(H2Connection):
     """The library's state machine where it is stricter or narrower than RFC 9113 asks for.
 
-    Pinned to versions whose four hooks are known; the tests fail when one of them is no longer called.
+    Two of its hooks are private: the dependency is pinned to the major version that has them.
     """
 
     def _begin_new_stream(self, stream_id: int, allowed_ids: AllowedStreamIDs) -> H2Stream:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 _WINDOW = 8  # bytes; fewer give false alarms, more do not fit between the special characters of a key
 _ENCODED_FROM = 8  # bytes of a secret from which on its encoded forms are long enough to mean something
 _BREAK = b"\r\n\t \x00"
-_ENOUGH = 8  # base64 characters before a line break that are held back; fewer are only remembered
+# Characters of a beginning that are held back; fewer are only remembered.
+_ENOUGH = 4  # of a short secret: an eighth of it
+_ENOUGH_OF_A_LINE = 8  # before a line break
 _NEAR = 64  # bytes in which most runs end
 _MATERIAL = frozenset(b"%\\&#;{}" + _BREAK).union(range(48, 58), range(65, 91), range(97, 123))
 
@@ -56,6 +58,13 @@ _BEGINNINGS = (
         *(b"#%b%d" % (x, digits) for x in (b"x", b"X") for digits in (0, 3, 4, 5, 6, 7, 25, 26)), b"amp;#",
     )),
 )  # fmt: skip
+# The same in few words for data that is no text: every first byte is in it all the time, and few count.
+_ROUGHLY = (
+    b"%2", b"%3", b"%4", b"%5", b"%6", b"%7",
+    b"\\u00", b"\\u{", b"\\U0", b"\\x", b"\\0", b"\\1", b"&#", b"&amp;#", *_DECOYS,
+)  # fmt: skip
+_SAMPLE = 64  # bytes that tell text from other data; either way nothing is missed, it only takes longer
+_NO_TEXT = bytes((*range(9), *range(14, 32), *range(128, 256)))
 _RUN = re.compile(rb"[A-Za-z0-9]{4,}")
 
 
@@ -84,6 +93,7 @@ class Needles:
         self._heads = re.compile(b"|".join(map(re.escape, sorted(heads))) or b"(?!)")
         self._longest = max(map(len, self._all_texts))
         self._shortest = min(map(len, self._texts))
+        self._enough = min(_ENOUGH, max(1, self._shortest // 8))
         self._span = max(spelling.unit * len(spelling.text) for spelling in spellings)
         self._inside = frozenset(b"".join(self._all_texts))
         # The bytes that an occurrence is made of: any other ends it.
@@ -109,7 +119,7 @@ class Needles:
                     found.append((start, end))
                 else:
                     suspicions.append(start)
-        for search in _escapes():
+        for search in _escapes(text=_is_text(text)):
             for _, start, _ in search.find_matches_as_indexes(text):
                 if _SUSPECT.match(text, start) is not None:
                     suspicions.append(start)
@@ -117,11 +127,12 @@ class Needles:
             found += self._read(text, sorted(suspicions))
         return found
 
-    def held(self, text: bytes) -> tuple[int, bool]:
+    def held(self, text: bytes, *, prompt: bool = False) -> tuple[int, bool]:
         """Length of the suffix that may be the beginning of a secret, and whether it must not leave yet.
 
-        What must not leave is what would give something away. The few base64 characters before a line
-        break, with which an event may end, need only be remembered.
+        A few base64 characters at the end of a line need only be remembered: an event may end there. With
+        `prompt`, neither must the first characters of anything wait, which tell the kind of a key and
+        no more: a message may end with them, and its reader may have to answer before another one comes.
         """
         if not text or (text[-1] not in self._material and text[-1] not in self._inside):
             return 0, False
@@ -130,7 +141,7 @@ class Needles:
         stem = run.rstrip(_BREAK)
         at_break = b"\n" in run[len(stem) :] or run.endswith(b"\r")
         if not stem or not (at_break or has_escape(run)):
-            return size, True
+            return size, not prompt or matched >= self._enough
         for opened, alone in ((views, False), (all_views, True))[: 1 + self._alike]:
             for view in opened(stem if at_break else run):
                 cut = view.trim(alone=alone)
@@ -138,7 +149,9 @@ class Needles:
                 if found or cut:
                     size = max(size, len(run) - view.start(len(view.text) - found))
                     matched = max(matched, found)
-        return size, not at_break or matched >= _ENOUGH
+        if at_break:
+            return size, matched >= _ENOUGH_OF_A_LINE
+        return size, not prompt or matched >= self._enough
 
     def _beginning(self, text: bytes, needles: Sequence[bytes]) -> int:
         """Length of the longest suffix of `text` that is the beginning, and not all, of a needle."""
@@ -269,8 +282,13 @@ def _search(patterns: tuple[bytes, ...]) -> BytesAhoCorasick:
 
 
 @cache
-def _escapes() -> tuple[BytesAhoCorasick, ...]:
-    return tuple(map(_search, _BEGINNINGS))
+def _escapes(*, text: bool) -> tuple[BytesAhoCorasick, ...]:
+    return tuple(map(_search, _BEGINNINGS)) if text else (_search(_ROUGHLY),)
+
+
+def _is_text(data: bytes) -> bool:
+    sample = data[:: len(data) // _SAMPLE + 1]
+    return len(sample.translate(None, _NO_TEXT)) * 4 > len(sample) * 3
 
 
 def _all(text: bytes, needle: bytes) -> Iterator[int]:

@@ -28,9 +28,11 @@ class Scrubber:
     Only a suffix that could be the start of a secret is held back, so events are not delayed.
     """
 
-    __slots__ = ("_left", "_masked", "_needles", "_raw")
+    __slots__ = ("_left", "_masked", "_needles", "_prompt", "_raw")
 
-    def __init__(self, secrets: Sequence[bytes]) -> None:
+    def __init__(self, secrets: Sequence[bytes], *, prompt: bool = False) -> None:
+        """`prompt`: the stream holds messages whose ends nobody tells, see `Needles.held`."""
+        self._prompt = prompt
         self._needles = needles(tuple(secrets))
         self._raw = b""  # the last that has come and may begin a secret
         self._masked = b""  # the same bytes as they leave
@@ -43,7 +45,7 @@ class Scrubber:
         raw = self._raw + bytes(data) if self._raw else bytes(data)
         spans = self._needles.spans(raw)
         masked = _masked(self._masked + raw[len(self._masked) :], spans) if spans or self._raw else raw
-        size, kept = self._needles.held(raw)
+        size, kept = self._needles.held(raw, prompt=self._prompt)
         free = len(raw) - size
         leaving = masked[self._left : free if kept else len(raw)]
         self._left = max(0, self._left - free) if kept else size
@@ -61,9 +63,11 @@ class BodyScrubber:
 
     __slots__ = ("_decoder", "_scrubber", "decoded")
 
-    def __init__(self, secrets: Sequence[bytes], headers: Headers, limits: Limits) -> None:
+    def __init__(
+        self, secrets: Sequence[bytes], headers: Headers, limits: Limits, *, prompt: bool = False
+    ) -> None:
         """`headers` are the response's. Raises UnreadableBodyError: withhold the response, 502."""
-        self._scrubber = Scrubber(secrets)
+        self._scrubber = Scrubber(secrets, prompt=prompt)
         self._decoder = decoder(headers, limits.decoded_step)
         self.decoded = self._decoder is not None
         """Whether the body leaves without its Content-Encoding and with another length."""

@@ -70,7 +70,7 @@ def check(
             fixes.append(urls.get(name, command(name)))
         found.append(info)
     if problems:
-        raise MissingGrantsError(problems, fixes)
+        raise MissingGrantsError("\n".join(problems), fixes=fixes)
     return tuple(found)
 
 

@@ -201,7 +201,7 @@ def test_an_edited_provider_does_not_move_a_credential(moat: Moat, home: Path) -
             "hosts: [api.acme.example:8443]",
             ":1:9: 'api.acme.example:8443': a credential goes to port 443 only",
         ),
-        ("hosts: ['*']", ":1:9: '*' is not a host"),
+        ("hosts: ['*']", ":1:9: '*': '*' is possible only as a leading"),
         (ACME + "inject: {}", ":7:1: duplicate key 'inject'"),
         (ACME.replace("X-Acme-Key", "Host"), ":3:18: no credential belongs into 'Host'"),
         (ACME.replace("X-Acme-Key", '"X Y"'), ":3:18: 'X Y' is not the name of a header"),

@@ -339,7 +339,7 @@ def until(done: Callable[[], object]) -> None:
 
 
 def test_what_is_done_without_a_run_is_in_the_signed_ledger(workspace: Path, home: Path) -> None:
-    """Seen failing with the store's own unsigned log: nothing is shown, and a change is not noticed."""
+    """Seen failing without `ledger.note`: nothing is shown."""
     first = moat(workspace, "snapshot", "--label", "mine").stdout.strip()
     (workspace / "a.txt").write_text("two")
     moat(workspace, "snapshot", "restore", first, "--yes")

@@ -146,7 +146,7 @@ EVIL: dict[str, list[tuple[str, str]]] = {
 
 
 def test_what_is_no_request_is_refused_by_itself(make: HouseMaker, origin: Origin) -> None:
-    """Seen failing with the checks of `h2_fields` taken out: the library alone lets half of them pass."""
+    """Seen failing with `h2_fields._refuse` doing nothing."""
     with make(origins={API: origin, OTHER: origin}) as house, Client.through(house) as client:
         for what, fields in EVIL.items():
             answer = client.get(fields=fields)

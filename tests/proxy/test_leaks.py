@@ -20,7 +20,7 @@ from moat.proxy.inject import CompiledRule, apply
 from moat.proxy.limits import Limits
 from moat.proxy.scrub import BodyScrubber, Scrubber, mask_fields
 from tests.proxy.conftest import house, tls_origin
-from tests.proxy.leaks import CASES, Case
+from tests.proxy.leaks import CASES, ESCAPES, Case
 from tests.proxy.peers import Wire, reply
 from tests.proxy.test_inject import credential
 
@@ -191,7 +191,7 @@ PARTS: dict[str, tuple[object, str, object]] = {
     "html names": (unescape, "_plain", _blind_to(11)),
     "broken lines, wide text": (unescape, "_plain", _blind_to(0)),
     "escapes of escapes": (unescape, "_DEPTH", 1),
-    "search for escapes": (needles, "_escapes", lambda: ()),
+    "search for escapes": (needles, "_escapes", lambda text: ()),
     "base64": (needles, "_base64", lambda secret: ()),
     "lists": (needles, "_lists", lambda secret: ()),
     "one kind of escape alone": (needles, "all_views", unescape.views),
@@ -224,7 +224,7 @@ def test_every_alignment_is_needed(alignment, monkeypatch):
 
 
 def test_without_holding_back_a_cut_secret_leaks(monkeypatch):
-    monkeypatch.setattr(needles.Needles, "held", lambda self, text: (0, False))
+    monkeypatch.setattr(needles.Needles, "held", lambda self, text, prompt=False: (0, False))
     case = CASES[0]
     assert any(
         case.leaks([], scrubbed(case, [case.body[:cut], case.body[cut:]])) for cut in range(1, len(case.body))
@@ -272,6 +272,25 @@ def test_what_holds_no_secret_passes_unchanged_however_it_is_cut():
         scrubber = Scrubber([SECRET])
         out = [scrubber.feed(text[start:end]) for start, end in itertools.pairwise((0, *cuts, len(text)))]
         assert b"".join(out) + scrubber.finish() == text
+
+
+@pytest.mark.parametrize(
+    "form", ["plain", "base64 0", "json unicode", "percent upper", "hex", "html decimal"]
+)
+def test_a_message_that_ends_is_not_held_back_and_a_secret_in_pieces_is_found_all_the_same(form):
+    """Of what comes in pieces at most three characters are passed on, those that tell the kind of a key."""
+    for end in (b"re: 1", b"s", b"sk", b"sk-", b"c2s", b"%", b"a\\", b"&", b"&#", b"736"):
+        assert Scrubber([SECRET], prompt=True).feed(end) == end
+    text = ESCAPES[form](SECRET)
+    for cut in range(1, len(text)):
+        scrubber = Scrubber([SECRET], prompt=True)
+        out = scrubber.feed(text[:cut]) + scrubber.feed(text[cut:]) + scrubber.finish()
+        assert len(out) == len(text)
+        assert not Case("", SECRET, "bearer", (), b"").leaks([], out), (cut, out)
+        assert SECRET[:4] not in out
+    scrubber = Scrubber([SECRET], prompt=True)
+    out = b"".join(scrubber.feed(bytes((byte,))) for byte in text) + scrubber.finish()
+    assert not Case("", SECRET, "bearer", (), b"").leaks([], out)
 
 
 def test_line_ends_stay():

@@ -106,7 +106,7 @@ async def test_records_are_written_in_batches_and_at_the_end(anyio_backend, tmp_
 
 
 def test_a_full_disk_stops_the_run_and_a_freed_one_lets_it_go_on(tmp_path: Path) -> None:
-    """Nothing is lost and no line is half. Seen failing without `_pending` being kept in LineWriter."""
+    """Nothing is lost and no line is half. Seen failing when LineWriter kept the half of a batch that fitted."""
     with small_disk(tmp_path / "disk") as disk:
         trace = Trace(LineWriter(disk / "network.jsonl"))
         trace.add(EVENT)

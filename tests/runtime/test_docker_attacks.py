@@ -40,11 +40,15 @@ def neighbour() -> Iterator[str]:
         "while True:\n"
         "  c, _ = l.accept(); c.recv(99); c.sendall(b'HTTP/1.0 200 OK\\r\\n\\r\\ncanary'); c.close()"
     )
-    image = subprocess.run(
+    images = subprocess.run(
         ["docker", "images", "-q", "--filter", "label=moat.image"], check=True, capture_output=True, text=True
-    ).stdout.split()[0]
-    run = ["docker", "run", "-d", "--rm", image, "python3", "-c", code]
-    name = subprocess.run(run, check=True, capture_output=True, text=True).stdout.strip()
+    ).stdout.split()
+    for image in images:  # the first that has Python
+        run = ["docker", "run", "-d", "--rm", image, "python3", "-c", code]
+        started = subprocess.run(run, check=False, capture_output=True, text=True)
+        if started.returncode == 0:
+            break
+    name = started.stdout.strip()
     try:
         form = "{{.NetworkSettings.IPAddress}}"
         show = ["docker", "inspect", "-f", form, name]
