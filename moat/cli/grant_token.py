@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from moat.cli.granting import Wizard, begin, credential, insist, misshapen, options, read_stdin
 from moat.cli.parser import Parser
+from moat.config import parse_host
 from moat.errors import GrantError, UsageError
 from moat.grants import CredentialKind, Grant
 from moat.vault.found import Found, about, in_environment, in_files
@@ -19,6 +20,7 @@ def main(provider: Declared, argv: Sequence[str]) -> int:
     chosen = _parser(provider).parse_args(argv)
     host: str = getattr(chosen, "host", None) or ""
     grant = Grant.parse(f"{provider.name}:{host.lower()}" if host else provider.name)
+    _check_host(grant)
     wizard = begin(chosen)
     _announce(wizard, provider, grant)
     given = (
@@ -50,6 +52,12 @@ def _parser(provider: Declared) -> argparse.ArgumentParser:
         parser.add_argument("--host", help=f"another host than {provider.hosts[0].removeprefix('*.')}")
     options(parser)
     return parser
+
+
+def _check_host(grant: Grant) -> None:
+    """A whole host name: of `com`, a provider that takes in subdomains would make half of the internet."""
+    if grant.scope and (parse_host(grant.scope) != grant.scope or "." not in grant.scope.strip(".")):
+        raise UsageError(f"--host {grant.scope}: not a whole host name", hint="e.g. --host git.example.com")
 
 
 def _announce(wizard: Wizard, provider: Declared, grant: Grant) -> None:

@@ -35,6 +35,21 @@ def read_document(path: Path, checker: Checker) -> Node | None:
         return None
 
 
+def trusted(path: Path, checker: Checker) -> bool:
+    """Whether only its owner, the user or root, can write `path`; notes it when others can.
+
+    For files that say where credentials go: who can write them can send a credential anywhere.
+    """
+    info = os.stat(path)
+    if info.st_uid not in {0, os.getuid()}:
+        checker.problem(1, 1, "the file belongs to another user")
+    elif info.st_mode & 0o022:
+        checker.problem(1, 1, f"others can write the file; run `chmod 600 {path}`")
+    else:
+        return True
+    return False
+
+
 def _read(path: Path) -> bytes:
     # O_NONBLOCK: a FIFO of that name must not hang us.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from moat.config import endpoints
 from moat.config.check import Checker, Node, TooMuchError
 from moat.config.journal import JournalReader
 from moat.config.model import UpstreamConfig, UserClaudeConfig, UserConfig
-from moat.config.source import read_document
+from moat.config.source import read_document, trusted
 from moat.paths import Home
 
 _ENDPOINT = re.compile(
@@ -32,7 +31,7 @@ def load_user(home: Home) -> UserConfig:
     checker = Checker(str(path))
     found: dict[str, Any] = {}
     try:
-        if _trusted(path, checker):
+        if trusted(path, checker):
             root = read_document(path, checker)
             if root is not None:
                 known: dict[str, Callable[[Node], object]] = {
@@ -52,18 +51,6 @@ def _claude(checker: Checker, node: Node) -> UserClaudeConfig:
     known = {"host_hooks": lambda value: checker.boolean(value, "claude.host_hooks")}
     found: dict[str, Any] = checker.fields(node, "claude", known, {})
     return UserClaudeConfig(**found)
-
-
-def _trusted(path: Path, checker: Checker) -> bool:
-    """Who can write this file can redirect every request that carries a credential."""
-    info = os.stat(path)
-    if info.st_uid not in {0, os.getuid()}:
-        checker.problem(1, 1, "the file belongs to another user")
-    elif info.st_mode & 0o022:
-        checker.problem(1, 1, f"others can write the file; run `chmod 600 {path}`")
-    else:
-        return True
-    return False
 
 
 class _Upstream:

@@ -111,6 +111,14 @@ def test_a_variable_is_for_the_vendor_s_own_host(moat: Moat, monkeypatch: pytest
     assert "no credential for npm:npm.example.com given" in done.stderr
 
 
+@pytest.mark.parametrize("host", ["com", ".com", "localhost", "a..b"])
+def test_a_host_is_a_whole_one(moat: Moat, host: str) -> None:
+    """`*.com` would be the hosts of a Datadog grant for `com`. Fails without `_check_host`."""
+    done = moat("grant", "datadog", "--host", host, "--token-stdin", "--no-validate", input=SECRET)
+    assert done.returncode in {2, 3}
+    assert open_vault(Home.from_environment()).list() == ()
+
+
 def test_a_registry_of_npmrc_comes_with_its_paths_and_scopes(
     moat: Moat, vendors: Vendor, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,6 @@ Never read from a workspace: who writes such a file decides where a credential g
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 from moat.config import parse_host
 from moat.config.check import Checker, Node, TooMuchError
-from moat.config.source import read_document
+from moat.config.source import read_document, trusted
 from moat.errors import ConfigError, GrantError, UsageError
 from moat.paths import Home
 from moat.vault.providers.declared import Declared, Injection, Shape
@@ -52,7 +51,7 @@ def load(name: str) -> Declared:
     checker = Checker(str(path))
     found: dict[str, Any] = {}
     try:
-        if _trusted(path, checker) and (root := read_document(path, checker)) is not None:
+        if trusted(path, checker) and (root := read_document(path, checker)) is not None:
             found = _Reader(checker).read(root)
     except TooMuchError:
         pass
@@ -91,17 +90,6 @@ def _files() -> Iterator[Path]:
         return
     except OSError as error:
         raise GrantError(f"{_directory()} cannot be read: {error.strerror}") from error
-
-
-def _trusted(path: Path, checker: Checker) -> bool:
-    info = os.stat(path)
-    if info.st_uid not in {0, os.getuid()}:
-        checker.problem(1, 1, "the file belongs to another user")
-    elif info.st_mode & 0o022:
-        checker.problem(1, 1, f"others can write the file; run `chmod 600 {path}`")
-    else:
-        return True
-    return False
 
 
 class _Reader:
