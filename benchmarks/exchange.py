@@ -40,7 +40,7 @@ from moat.proxy.tunnel import Tunnel
 
 _BATCHES = 400
 _COMMITTED = Path(__file__).with_name("exchange.json")
-_TOLERANCE = {"ratio": 0.2, "calls": 0.08}  # of the noise that was seen on a busy machine
+_TOLERANCE = {"ratio": 0.35, "calls": 0.08}  # of the noise that was seen
 SECRET = "real-secret-token"
 REQUEST = b"""GET /v1/things?page=2 HTTP/1.1\r
 Host: bench.test\r
