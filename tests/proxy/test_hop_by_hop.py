@@ -78,7 +78,6 @@ def test_no_alternative_is_named(make: HouseMaker, host: str) -> None:
 
 def test_no_alternative_over_http2() -> None:
     """As a field, as a frame on a stream and on the connection, and as an ORIGIN frame."""
-
     other = b"https://evil.test"
 
     def script(server: Any) -> None:
