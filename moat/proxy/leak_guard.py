@@ -1,8 +1,7 @@
 """Placeholders where they do not belong: what is said about it, and the search for them in bodies. Sans-IO.
 
 A placeholder is worth nothing, but where it goes a credential was meant to go: a tool is set up wrongly, or
-somebody is being fooled. `site_rules` looks at targets and fields; a body is looked at on its way. Only of
-hosts that no grant of the run is for: what an agent says to its model may well quote its environment.
+somebody is being fooled. `site_rules` looks at targets and fields; a body is looked at on its way.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from moat.grants import Credential, InjectionRule
@@ -18,6 +18,9 @@ from moat.proxy.events import Denial
 from moat.proxy.http1 import Headers, join_fields, split_fields
 from moat.proxy.inject import CompiledRule, Plan, carry_out, make_plan, opened
 from moat.proxy.substitute import Binding, bindings_of, parts
+
+BodyLeaks = Literal["refuse", "pass"]
+"""What becomes of a body with a placeholder on its way to a host that no rule is for."""
 
 _SITES = 256  # authorities whose rules are remembered
 _DRAFTS = 32  # sets of fields remembered for an authority; clients have one or two
@@ -50,8 +53,9 @@ class Draft:
 class InjectionTable:
     """The rules of a run, by authority."""
 
-    def __init__(self, rules: Sequence[InjectionRule]) -> None:
+    def __init__(self, rules: Sequence[InjectionRule], *, body_leaks: BodyLeaks = "refuse") -> None:
         """Raises ValueError for a host pattern that is none."""
+        self._guards_bodies = body_leaks == "refuse"
         self._rules = tuple(CompiledRule.of(rule) for rule in rules)
         self._sites: OrderedDict[tuple[str, int, str], SiteRules] = OrderedDict()
 
@@ -65,8 +69,10 @@ class InjectionTable:
             strangers = [
                 rule for rule in self._rules if rule.placeholder and rule.placeholder not in placeholders
             ]
+            # Not where a grant is for: what an agent says to its model may quote its environment.
+            guarded = () if bound or not self._guards_bodies else tuple(strangers)
             where = f"{scheme}://{host}:{port}"
-            site = self._sites[key] = SiteRules(where, bound, strangers)
+            site = self._sites[key] = SiteRules(where, bound, strangers, guarded)
             if len(self._sites) > _SITES:
                 self._sites.popitem(last=False)
         return site
@@ -75,13 +81,18 @@ class InjectionTable:
 class SiteRules:
     """The rules of a run at one authority."""
 
-    def __init__(self, where: str, bound: Sequence[CompiledRule], strangers: Sequence[CompiledRule]) -> None:
-        """`bound` to the authority, `strangers` to others."""
+    def __init__(
+        self,
+        where: str,
+        bound: Sequence[CompiledRule],
+        strangers: Sequence[CompiledRule],
+        guarded: tuple[CompiledRule, ...] = (),
+    ) -> None:
+        """`bound` to the authority, `strangers` to others; `guarded`: those that no body may hold either."""
         self.rules = tuple(rule for rule in bound if "header" in rule.rule.surfaces)
         self.in_frames = tuple(rule for rule in bound if "websocket" in rule.rule.surfaces)
         self.bindings: tuple[Binding, ...] = bindings_of(bound)  # in target and body
-        # Looked for in bodies as well. Not where a grant is for: an agent may quote its environment there.
-        self.guarded = () if bound else tuple(strangers)
+        self.guarded = guarded
         self.where = where
         self._strangers = strangers
         self._on_headers = frozenset(rule.placeholder for rule in self.rules)

@@ -133,6 +133,7 @@ class Gateway:
             budgets=budgets_of(network),
             decider=decider,
             unreadable=network.unreadable,
+            body_leaks=network.body_leaks,
         )
         self.egress = RunEgress(self._proxy, start)
         self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)

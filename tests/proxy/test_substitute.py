@@ -463,6 +463,17 @@ def test_a_body_that_quotes_a_placeholder_to_a_host_of_a_grant_passes() -> None:
         assert got[0].body == text
 
 
+def test_a_placeholder_in_a_body_passes_where_the_user_says_so() -> None:
+    """For an agent whose model is at a host that no grant is for. Heads are looked at all the same."""
+    with (
+        recording() as (origin, got),
+        house(origins={OTHER: origin}, rules=[PATH], body_leaks="pass") as made,
+    ):
+        assert ask(made, request("/", PH.encode(), host="other.test"), "other.test").status == 200
+        assert got[0].body == PH.encode()
+        assert ask(made, request(f"/{PH}", host="other.test"), "other.test").status == 403
+
+
 def test_bodies_without_placeholders_pass_the_guard_whole() -> None:
     data = random.Random(3).randbytes(1_000_000) + PH[:-1].encode()
     with recording() as (origin, got), house(origins={OTHER: origin}, rules=[PATH]) as made:
