@@ -174,7 +174,7 @@ class Download:
             piece = writer.piece(payload)
             wire = wire + piece if wire else piece
         else:
-            for scrubbed in scrubber.feed(payload):
+            for scrubbed in scrubber.feed(payload, last=body.done):
                 piece = writer.piece(scrubbed)
                 wire = wire + piece if wire else piece
                 if len(wire) >= BUFFER:
