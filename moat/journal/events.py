@@ -57,6 +57,11 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             "a credential goes out to a host; the first time before it does",
             ("grant", "host", "exchanges", "count"),
         ),
+        "grant.ending": ("a credential of the run is about to end", ("grant", "at")),
+        "grant.rejected": (
+            "a host answered 401 to a credential, for the first time in the run",
+            ("grant", "host"),
+        ),
         "login.renewed": (
             "a login was renewed, or not: `outcome` is renewed, failed, lost, interrupted or not stored",
             ("grant", "outcome"),
