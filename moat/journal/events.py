@@ -37,6 +37,10 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             ("what", "source", "host", "commit", "by", "error"),
         ),
         "service.requested": ("a service runs beside the sandbox", ("name", "image")),
+        "service.ended": (
+            "a service ended before its run did; `memory`: for want of memory",
+            ("name", "status", "memory"),
+        ),
         "endpoint.opened": ("a port of the sandbox can be reached at `url`", ("endpoint", "port", "url")),
         "endpoint.closed": ("it cannot any more", ("endpoint", "port")),
         "secret.resolved": ("a credential was read from the vault", ("grant", "kind")),
@@ -52,6 +56,11 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "grant.used": (
             "a credential goes out to a host; the first time before it does",
             ("grant", "host", "exchanges", "count"),
+        ),
+        "grant.ending": ("a credential of the run is about to end", ("grant", "at")),
+        "grant.rejected": (
+            "a host answered 401 to a credential, for the first time in the run",
+            ("grant", "host"),
         ),
         "login.renewed": (
             "a login was renewed, or not: `outcome` is renewed, failed, lost, interrupted or not stored",

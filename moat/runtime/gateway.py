@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from moat.config import NetworkConfig, UpstreamConfig
@@ -107,8 +107,13 @@ class Gateway:
         tunnels: Iterable[SshTunnel] = (),
         mcp: McpTable | None = None,
         decider: Decider | None = None,
+        on_event: Callable[[ExchangeFinished], None] = lambda _event: None,
     ) -> None:
-        """Makes everything; listens nowhere yet. Raises ConfigError, OSError."""
+        """Makes everything; listens nowhere yet. `on_event` hears of every exchange, after the records.
+
+        Raises ConfigError, OSError.
+        """
+        self._on_event = on_event
         self._ca = RunCA.generate(run_id)
         self._upstream = Upstream(upstream_options(upstream, network.host))
         self._writer = LineWriter(trace)
@@ -160,6 +165,7 @@ class Gateway:
     def _record(self, event: ExchangeFinished) -> None:
         self._trace.add(event)
         self._witness.add(event)
+        self._on_event(event)
 
     def _ready(self) -> Denial | None:
         return self._trace.ready() or self._witness.ready()

@@ -11,6 +11,7 @@ the run. Leaving the block ends the run.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
@@ -44,6 +45,7 @@ from moat.runtime.outcome import NEVER_BEGAN, Outcome
 from moat.runtime.parts import Addition, Part, RunContext, parts_of, together
 from moat.runtime.plugins.fetch import tell
 from moat.runtime.records import Ownership, RunRecord, State
+from moat.runtime.rejected import Rejections, fix
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
 from moat.runtime.session import OutputLog, Session
@@ -370,12 +372,13 @@ class LocalRun:
             request.network, host=tuple(dict.fromkeys((*request.network.host, *extra.host_ports)))
         )
         user = config.load_user(self._home)
+        rejections = Rejections(vault, self.journal, self._tell)
         gateway = Gateway(
             run_id=self.id,
             network=network,
             upstream=user.upstream,
             granted=given,
-            credentials=self._credentials(vault, extra.mcp),
+            credentials=self._credentials(vault, extra.mcp, rejections),
             trace=self._home.run(self.id) / "network.jsonl",
             trace_limit=user.journal.max_trace,
             journal=self.journal,
@@ -383,6 +386,7 @@ class LocalRun:
             tunnels=extra.tunnels,
             mcp=extra.mcp,
             decider=self._decider,
+            on_event=rejections.add,
         )
         self._gateway = gateway
         self._resources.append(("proxy", gateway.aclose))
@@ -395,19 +399,26 @@ class LocalRun:
         self.journal.record("sandbox.made", runtime=self.record.runtime)
         return sandbox
 
-    def _credentials(self, vault: Vault | None, mcp: McpTable | None) -> CredentialSource | None:
+    def _credentials(
+        self, vault: Vault | None, mcp: McpTable | None, rejections: Rejections
+    ) -> CredentialSource | None:
         """Where the proxy gets credentials from."""
         if not any(name.startswith("oauth:") for name in self._request.grants) or vault is None:
             return vault
         from moat.vault.oauth.source import RunCredentials
 
         upstream = config.load_user(self._home).upstream
+        loop = asyncio.get_running_loop()
 
-        def told(outcome: str, grant: str) -> None:
+        def told(outcome: str, grant: str) -> None:  # in a thread
             self.journal.record("login.renewed", grant=grant, outcome=outcome)
+            if outcome in {"lost", "interrupted"}:
+                text = f"warning: the login {grant} is not accepted any more: `{fix(vault, grant)}`"
+                loop.call_soon_threadsafe(self._tell, text)
 
         source = RunCredentials(vault, upstream, vault.directory, told)
         self._resources.append(("logins", source.aclose))
+        rejections.get_another = source.rejected
         if mcp is not None:
             mcp.on_rejected = source.rejected
         return source
