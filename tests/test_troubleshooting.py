@@ -77,6 +77,9 @@ MESSAGES = {
     "was not ready within 60 s": (
         "runtime/test_services.py::test_a_service_that_does_not_come_up_is_told_with_its_last_lines"
     ),
+    "The service … ended with status …": (
+        "runtime/test_services.py::test_one_that_dies_in_the_middle_is_told_and_the_run_goes_on"
+    ),
     "The volumes of … belong to …": (
         "runtime/test_makings.py::test_another_project_of_the_same_name_does_not_get_the_volumes"
     ),

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from moat.cli.keys import Action, DetachKeys
-from moat.cli.output import git_warning, say
+from moat.cli.output import git_warning, safe, say
 from moat.errors import EXIT_INTERRUPTED, EXIT_START
 from moat.runtime import control
 from moat.runtime.control import Connection, Frame
@@ -122,6 +122,8 @@ class _Attachment:
             return EXIT_START
         if record.log_error:
             self._say(f"the log of this run has a hole: {record.log_error}")
+        for line in record.services_ended:
+            self._say(f"warning: the service {line}")
         for line in git_warning(record.name, record.git_changes):
             self._say(line)
         if self._lead and self._interrupts > 1:
@@ -145,7 +147,7 @@ class _Attachment:
         return _EXIT_PIPE
 
     def _say(self, text: str) -> None:
-        for line in text.splitlines():
+        for line in map(safe, text.splitlines()):  # names and log lines may be a sandbox's
             if self._handle.tty:
                 _write(2, f"\r\nmoat: {line}\r\n".encode())
             else:

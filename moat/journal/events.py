@@ -37,6 +37,10 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             ("what", "source", "host", "commit", "by", "error"),
         ),
         "service.requested": ("a service runs beside the sandbox", ("name", "image")),
+        "service.ended": (
+            "a service ended before its run did; `memory`: for want of memory",
+            ("name", "status", "memory"),
+        ),
         "endpoint.opened": ("a port of the sandbox can be reached at `url`", ("endpoint", "port", "url")),
         "endpoint.closed": ("it cannot any more", ("endpoint", "port")),
         "secret.resolved": ("a credential was read from the vault", ("grant", "kind")),

@@ -24,8 +24,10 @@ from moat.proxy.download import Download
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.h2_pool import begins_h2
 from moat.proxy.http1 import (
+    LENGTH,
+    NONE,
+    ORIGIN,
     Form,
-    Framing,
     MalformedError,
     RequestHead,
     join_fields,
@@ -247,13 +249,13 @@ class Exchange:
     def _spend(self) -> Spending:
         """Begin to spend what the request costs. Raises DeniedError."""
         head = self._head
-        length = head.length if head.framing is Framing.LENGTH else 0
+        length = head.length if head.framing is LENGTH else 0
         return Spending(self._site.accounts, head.size, length)
 
     def _authority_mismatch(self) -> Denial | None:
         """One authority: target, Host header and tunnel agree (invariant 4). Sets the origin-form target."""
         site, head = self._site, self._head
-        if head.form is Form.ORIGIN and head.host == site.host:
+        if head.form is ORIGIN and head.host == site.host:
             return None
         named = [head.host] if head.host else []
         if head.form is Form.ABSOLUTE:
@@ -285,7 +287,7 @@ class Exchange:
             return None, False
         if head.upgrade:
             raise _RefusedError(unclear(endpoint, "it leaves HTTP"))
-        if head.framing is Framing.NONE:
+        if head.framing is NONE:
             return None, False
         _, read = judged = await self._read_body(limit)
         if len(read) <= limit:
@@ -462,7 +464,7 @@ class Exchange:
             return
         client = self._client
         body = self._upload.body if self._upload is not None else self._read
-        done = self._head.framing is Framing.NONE if body is None else body.done
+        done = self._head.framing is NONE if body is None else body.done
         self._after = After.CLOSE if done and not client.buffer else After.LINGER
         client.stream.deadline = monotonic() + self._setup.limits.body_idle_timeout
         await client.stream.send(answer.wire(with_body=self._head.method != b"HEAD"))
