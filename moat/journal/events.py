@@ -62,6 +62,10 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             "a host answered 401 to a credential, for the first time in the run",
             ("grant", "host"),
         ),
+        "login.answered": (
+            "a program in the sandbox wanted a login renewed (renewed, lost) or a fresh one (refused)",
+            ("grant", "host", "outcome", "count"),
+        ),
         "login.renewed": (
             "a login was renewed, or not: `outcome` is renewed, failed, lost, interrupted or not stored",
             ("grant", "outcome"),

@@ -38,9 +38,9 @@ class ToolFilter:
         self._scrubber = scrubber
         self._inner = inner
 
-    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
+    def feed(self, data: bytes | bytearray | memoryview, *, last: bool = False) -> Iterator[bytes]:
         """What can leave now. Raises UnreadableBodyError."""
-        for piece in self._scrubber.feed(data):
+        for piece in self._scrubber.feed(data, last=last):
             if clean := self._inner.feed(piece):
                 yield clean
 
