@@ -9,7 +9,6 @@ without `_WITHHELD` the passphrase is in the program's environment.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -299,8 +298,3 @@ async def test_what_is_granted_and_revoked_meanwhile_counts(place: Place) -> Non
     with pytest.raises(GrantError, match="no credential 'linear'"):
         await place.now()
     assert not [path for path in place.vault.directory.iterdir() if b"first" in path.read_bytes()]
-
-
-def test_a_child_is_not_left_behind() -> None:
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
