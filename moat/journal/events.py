@@ -33,8 +33,8 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         ),
         "git.changed": ("the run made or changed what git on the host obeys", ("changes",)),
         "plugin.fetched": (
-            "this machine fetched a plugin of Claude Code for the run, or tried to (`error`)",
-            ("what", "source", "host", "commit", "by", "error"),
+            "this machine fetched a plugin of Claude Code, or tried to (`error`)",
+            ("what", "source", "host", "commit", "by", "error", "workspace"),
         ),
         "service.requested": ("a service runs beside the sandbox", ("name", "image")),
         "service.ended": (
