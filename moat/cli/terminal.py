@@ -18,13 +18,16 @@ import threading
 import tty
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
-from moat.cli.keys import Action, DetachKeys
+from moat.cli.askbar import AskBar, ascii_only, name
+from moat.cli.keys import ANSWERS, Action, DetachKeys
 from moat.cli.output import git_warning, say
 from moat.errors import EXIT_INTERRUPTED, EXIT_START
 from moat.runtime import control
 from moat.runtime.control import Connection, Frame
 from moat.runtime.launch import RunHandle
+from moat.runtime.questions import Answer, exactly
 from moat.runtime.records import RunRecord, State
 from moat.runtime.sandbox import Size
 from moat.runtime.screen import Modes
@@ -68,6 +71,8 @@ class _Attachment:
         self._handle = handle
         self._lead = lead
         self._modes = Modes()
+        self._bar = AskBar(self._modes)
+        self._asked: set[str] = set()  # told of in plain lines
         self._interrupts = 0
         own = size()
         columns_rows = (own.columns, own.rows) if handle.tty and _is_terminal(1) else None
@@ -105,11 +110,11 @@ class _Attachment:
                 case None:
                     return None
                 case (Frame.STDOUT, data):
-                    if self._handle.tty:
-                        self._modes.feed(data)
-                    _write(1, data)
+                    _write(1, self._bar.feed(data, size()) if self._handle.tty else data)
                 case (Frame.STDERR, data):
                     _write(2, data)
+                case (Frame.ASKED, data):
+                    self._ask(control.unpack_json(data)["waiting"])
                 case (Frame.NOTICE, data):
                     self._say(data.decode(errors="replace"))
                 case (Frame.EXIT, data):
@@ -151,6 +156,25 @@ class _Attachment:
             else:
                 say(line)
 
+    def _ask(self, waiting: list[dict[str, Any]]) -> None:
+        """Show what waits for the user: a line on the program's screen, or lines between the output."""
+        if self._handle.tty and _is_terminal(1) and os.environ.get("TERM", "dumb") != "dumb":
+            _write(1, self._bar.show(waiting, size(), os.environ))
+            return
+        for question in waiting:
+            if (host := name(question)) not in self._asked:
+                what = ascii_only(f"{question['method']} {host}{question['path']}")
+                self._say(
+                    f"{what} waits for you: `moat approve {self._handle.name} {host}`, or `moat deny …`"
+                )
+        self._asked = {name(question) for question in waiting}
+
+    def _answer(self, *, allow: bool) -> None:
+        """A key was pressed that answers the question on the screen."""
+        if (pattern := self._bar.chosen) is not None:
+            answer = Answer(pattern=exactly(pattern), allow=allow, by="key")
+            self._send(control.pack_json(Frame.ANSWER, answer.to_json()))
+
     def _restore_screen(self) -> None:
         with contextlib.suppress(OSError):
             _write(1, self._modes.leave())
@@ -168,7 +192,7 @@ class _Attachment:
             run.send(control.pack(Frame.CLOSE_STDIN))
 
     def _copy_keys(self, run: Connection) -> None:
-        keys = DetachKeys()
+        keys = DetachKeys(lambda: self._bar.asks)
         while True:
             if keys.holding and not select.select([0], [], [], _KEY_PAUSE)[0]:
                 run.send(control.pack(Frame.INPUT, keys.flush()))
@@ -181,6 +205,8 @@ class _Attachment:
                 run.send(control.pack(Frame.INPUT, out))
             if action is Action.STOP:
                 self._stop()
+            elif action in ANSWERS:
+                self._answer(allow=action is Action.ALLOW)
             elif action is Action.DETACH:
                 main = threading.main_thread().ident
                 signal.pthread_kill(main or 0, signal.SIGTERM)  # it leaves, also out of a blocked write

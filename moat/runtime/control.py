@@ -6,7 +6,8 @@ it is for:
 view     output arrives as STDOUT and STDERR frames, EXIT ends it; closing the connection detaches
 input    a connection of its own for stdin, so that a command that does not read holds up only this
          one and a Ctrl-C behind a full pipe still arrives
-control  status (the answer to HELLO), STOP, SIGNAL, PAUSE, NOTE; EXIT when the run has ended
+control  status (the answer to HELLO), STOP, SIGNAL, PAUSE, NOTE, QUESTIONS, ANSWER; EXIT when the run has
+         ended
 
 The socket lies in a 0700 directory that no sandbox sees; the server asks the kernel for the peer's uid.
 """
@@ -37,6 +38,8 @@ class Frame(IntEnum):
     STOP = 6  # f64 seconds of grace between SIGTERM and SIGKILL
     PAUSE = 7  # hold the sandbox still until this connection ends; answered by PAUSED or NOTICE
     NOTE = 8  # JSON {"event": "snapshot.…", "data": {…}} for the journal; answered by NOTED
+    QUESTIONS = 9  # what waits for the user; answered by ASKED
+    ANSWER = 10  # JSON of an `asking.Answer`; on a control connection answered by ANSWERED or NOTICE
 
     WELCOME = 16  # JSON of the run's record
     STDOUT = 17
@@ -45,6 +48,8 @@ class Frame(IntEnum):
     NOTICE = 20  # UTF-8 text for the user
     PAUSED = 21
     NOTED = 22
+    ASKED = 23  # JSON {"waiting": [`asking.Asked`…], "missed": […]}; viewers get it whenever it changes
+    ANSWERED = 24  # JSON {"requests": how many waited for it}
 
 
 class BrokenFrameError(Exception):

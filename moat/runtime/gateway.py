@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from moat.config import NetworkConfig, UpstreamConfig
@@ -16,6 +17,7 @@ from moat.proxy.budget import Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider
 from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.limits import Limits
 from moat.proxy.mcp import McpTable
 from moat.proxy.policy import Policy
 from moat.proxy.server import Proxy
@@ -107,8 +109,12 @@ class Gateway:
         tunnels: Iterable[SshTunnel] = (),
         mcp: McpTable | None = None,
         decider: Decider | None = None,
+        patience: float | None = None,
     ) -> None:
-        """Makes everything; listens nowhere yet. Raises ConfigError, OSError."""
+        """Makes everything; listens nowhere yet. Raises ConfigError, OSError.
+
+        patience: seconds that the decider has for each request; None: the proxy's usual ones.
+        """
         self._ca = RunCA.generate(run_id)
         self._upstream = Upstream(upstream_options(upstream, network.host))
         self._writer = LineWriter(trace)
@@ -132,6 +138,7 @@ class Gateway:
             mcp=mcp or McpTable(),
             budgets=budgets_of(network),
             decider=decider,
+            limits=replace(Limits(), question_timeout=patience) if patience else Limits(),
             unreadable=network.unreadable,
         )
         self.egress = RunEgress(self._proxy, start)

@@ -68,6 +68,7 @@ class RunRecord:
     worktree: str | None = None  # the branch whose worktree is the workspace
     git_changes: tuple[str, ...] = ()  # what git on the host would obey and the run made or changed
     warned: int = 0  # exchanges that policy objects to and let through
+    asks: tuple[str, ...] = ()  # hosts whose requests wait for the user's answer
     log_error: str = ""  # output.log could not be written: the log has a hole
 
     def to_json(self) -> dict[str, Any]:
@@ -81,6 +82,7 @@ class RunRecord:
         fields["state"] = State(fields["state"])
         fields["argv"] = tuple(fields["argv"])
         fields["grants"] = tuple(fields.get("grants", ()))
+        fields["asks"] = tuple(fields.get("asks", ()))
         fields["git_changes"] = tuple(fields.get("git_changes", ()))
         return cls(**fields)
 
@@ -212,6 +214,7 @@ def settle(home: Home, record: RunRecord) -> tuple[RunRecord, bool]:
             pid=0,
             socket="",
             endpoints={},
+            asks=(),
         )
         write(home, dead)
         return dead, True

@@ -41,6 +41,7 @@ class Modes:
         self._keypad = False
         self._kitty: list[bytes] = []  # pushed keyboard flags
         self._other_keys = b""  # modifyOtherKeys
+        self._saved = False  # the cursor, and has not been restored
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
@@ -61,6 +62,11 @@ class Modes:
     def alternate(self) -> bool:
         """The program draws on the alternate screen."""
         return any(mode in self._on for mode in _ALTERNATE)
+
+    @property
+    def interruptible(self) -> bool:
+        """Somebody else may draw now, and put the cursor back: no sequence is unfinished, none saved it."""
+        return not self._rest and not self._saved
 
     def enter(self) -> bytes:
         """Brings a fresh terminal into this state."""
@@ -88,6 +94,8 @@ class Modes:
                 self._private(mode, on=final == b"h")
         elif final == b"u" and parameters[:1] in {b">", b"<", b"="}:
             self._keyboard(parameters)
+        elif final in b"su" and not parameters and not between:
+            self._saved = final == b"s"
         elif final == b"m" and parameters.startswith(b">"):
             self._other_keys = parameters[1:] if parameters[1:].count(b";") else b""
         elif final == b"p" and between == b"!":  # soft reset
@@ -118,8 +126,11 @@ class Modes:
             self._kitty.clear()
             self._cursor_hidden = self._keypad = False
             self._other_keys = b""
+            self._saved = False
         elif escape in {b"=", b">"}:
             self._keypad = escape == b"="
+        elif escape in {b"7", b"8"}:
+            self._saved = escape == b"7"
 
 
 def drawing_only(data: bytes) -> bytes:

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import anyio
 
+from moat.runtime.questions import Asked
 from moat.runtime.sandbox import Output, Sandbox, Size
 from moat.runtime.screen import Modes, drawing_only
 
@@ -41,6 +42,10 @@ class Viewer(Protocol):
 
     def notice(self, text: str) -> None:
         """Tell the person something about the run."""
+        ...
+
+    def ask(self, waiting: Sequence[Asked]) -> None:
+        """Show the questions that wait now; none: take away what was shown."""
         ...
 
     def drop(self) -> None:
@@ -101,6 +106,7 @@ class Session:
         self._ring: deque[Output] = deque()
         self._ring_size = 0
         self._modes = Modes()
+        self._waiting: Sequence[Asked] = ()
         self._writing = asyncio.Lock()
         self.joined = asyncio.Event()  # the first viewer is there
         self.begun = asyncio.Event()  # the command was started: only now is there anybody to write to
@@ -123,6 +129,14 @@ class Session:
         for viewer in self._viewers:
             viewer.notice(text)
 
+    async def ask(self, waiting: Sequence[Asked]) -> None:
+        """Show everybody who watches what waits for the user; with the last question gone, repaint."""
+        was, self._waiting = self._waiting, waiting
+        for viewer in self._viewers:
+            viewer.ask(waiting)
+        if was and not waiting and self._viewers:
+            await self.redraw()
+
     @property
     def viewers(self) -> Sequence[Viewer]:
         return tuple(self._viewers)
@@ -133,6 +147,8 @@ class Session:
             viewer.offer(output)
         if self._log.error:
             viewer.notice(f"the log of this run has a hole: {self._log.error}")
+        if self._waiting:
+            viewer.ask(self._waiting)
         self._viewers.append(viewer)
         self.joined.set()
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
 
-from moat.errors import MoatError
+from moat.errors import MoatError, UsageError
 from moat.runtime import control
+from moat.runtime.asking import Asking
 from moat.runtime.control import BrokenFrameError, Frame
+from moat.runtime.questions import Answer, Asked
 from moat.runtime.records import RunRecord
 from moat.runtime.sandbox import Output, Size
 from moat.runtime.session import Session
@@ -34,6 +38,11 @@ class Controlled(Protocol):
 
     @property
     def record(self) -> RunRecord: ...
+
+    @property
+    def asking(self) -> Asking | None:
+        """Its questions to the user; None: it has none."""
+        ...
 
     async def session(self) -> Session:
         """Waits until there is a sandbox to talk to."""
@@ -73,6 +82,9 @@ class SocketViewer:
 
     def notice(self, text: str) -> None:
         self._writer.write(control.pack(Frame.NOTICE, text.encode()))
+
+    def ask(self, waiting: Sequence[Asked]) -> None:
+        self._writer.write(control.pack_json(Frame.ASKED, asked(waiting)))
 
     def drop(self) -> None:
         self._writer.transport.abort()  # it takes nothing any more, not even the reason
@@ -187,6 +199,15 @@ class ControlServer:
                 elif kind is Frame.NOTE:
                     self._note(control.unpack_json(payload))
                     writer.write(control.pack(Frame.NOTED))
+                elif kind is Frame.QUESTIONS:
+                    writer.write(control.pack_json(Frame.ASKED, self._questions()))
+                elif kind is Frame.ANSWER:
+                    try:
+                        requests = self._answer(payload)
+                    except UsageError as error:
+                        writer.write(control.pack(Frame.NOTICE, str(error).encode()))
+                    else:
+                        writer.write(control.pack_json(Frame.ANSWERED, {"requests": requests}))
                 else:
                     await self._order(kind, payload)
         finally:
@@ -201,6 +222,16 @@ class ControlServer:
             case _:
                 raise BrokenFrameError("not an event of snapshots")
 
+    def _questions(self) -> dict[str, Any]:
+        asking = self._run.asking
+        return asked(asking.waiting, asking.missed) if asking else asked(())
+
+    def _answer(self, payload: bytes) -> int:
+        """How many requests waited for the answer. Raises UsageError."""
+        if self._run.asking is None:
+            raise UsageError("this run asks nothing: its network.policy is not ask")
+        return self._run.asking.answer(Answer.from_json(control.unpack_json(payload)))
+
     async def _order(self, kind: Frame, payload: bytes) -> None:
         if kind is Frame.SIGNAL and len(payload) == 1:
             await self._run.signal(payload[0])
@@ -214,6 +245,9 @@ class ControlServer:
             kind, payload = await _frame(reader)
             if kind is Frame.RESIZE:
                 await session.resize(viewer, Size(*control.unpack_size(payload)))
+            elif kind is Frame.ANSWER:
+                with contextlib.suppress(UsageError):  # the question is gone, and with it the line on screen
+                    self._answer(payload)
             else:
                 await self._order(kind, payload)
 
@@ -227,6 +261,14 @@ class ControlServer:
                 await session.close_stdin()
             else:
                 raise BrokenFrameError(kind.name)
+
+
+def asked(waiting: Sequence[Asked], missed: Sequence[Asked] = ()) -> dict[str, Any]:
+    """The JSON of an ASKED frame."""
+    return {
+        "waiting": [dataclasses.asdict(question) for question in waiting],
+        "missed": [dataclasses.asdict(question) for question in missed],
+    }
 
 
 async def _say(writer: asyncio.StreamWriter, frame: bytes, patience: float | None) -> None:
