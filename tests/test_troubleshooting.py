@@ -18,6 +18,9 @@ from tests.conftest import REPOSITORY
 MESSAGES = {
     "No Claude Code credentials found": "e2e/test_claude_print.py::test_without_a_credential_both_ways_to_one_are_told",
     "Credential expired": "e2e/test_claude_print.py::test_an_expired_credential_is_told",
+    "Logging in at … from within the sandbox would leave a real token there": (
+        "proxy/test_logins.py::test_a_real_token_is_not_fetched"
+    ),
     "The journal cannot be written": "attacks/test_journal.py::test_a_credential_stays_when_its_use_cannot_be_recorded",
     "moat refused this request: the budget of … does not allow it": (
         "proxy/test_budget.py::test_an_upload_that_says_its_length_is_refused_before_anything_is_opened"
@@ -79,6 +82,9 @@ MESSAGES = {
     ),
     "was not ready within 60 s": (
         "runtime/test_services.py::test_a_service_that_does_not_come_up_is_told_with_its_last_lines"
+    ),
+    "The service … ended with status …": (
+        "runtime/test_services.py::test_one_that_dies_in_the_middle_is_told_and_the_run_goes_on"
     ),
     "The volumes of … belong to …": (
         "runtime/test_makings.py::test_another_project_of_the_same_name_does_not_get_the_volumes"

@@ -31,8 +31,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _row(run: RunRecord, *, trees: bool, asks: bool, endpoints: bool) -> tuple[str, ...]:
-    row = [run.name, run.id, run.state, describe_age(run.created_at)]
+    row = [run.name, run.id, _state(run), describe_age(run.created_at)]
     row += [run.worktree or ""] if trees else []
     row += [" ".join(run.asks)] if asks else []
     row += [" ".join(run.endpoints.values())] if endpoints else []
     return tuple(row)
+
+
+def _state(run: RunRecord) -> str:
+    """While it goes on, with the services that have ended before it."""
+    if run.state.ended or not run.services_ended:
+        return run.state
+    return f"{run.state} without {', '.join(text.split()[0] for text in run.services_ended)}"

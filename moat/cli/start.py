@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import os
 import shlex
 import sys
@@ -76,8 +77,7 @@ def _tell_of_git(request: RunRequest, home: Home) -> None:
 def _stay(handle: RunHandle, home: Home, *, compare: bool) -> int:
     try:
         status = terminal.attach(handle, lead=True)
-        if _is_terminal(2):
-            _tell_results(home, handle, compare=compare)
+        _tell_results(home, handle, compare=compare, failed=status != 0)
         return status
     except StartError:
         record = read(home, handle.id)
@@ -86,12 +86,21 @@ def _stay(handle: RunHandle, home: Home, *, compare: bool) -> int:
         raise StartError(record.error, hint=f"moat logs {handle.id}") from None
 
 
-def _tell_results(home: Home, handle: RunHandle, *, compare: bool) -> None:
-    """What the run changed and was warned of. Whatever goes wrong here is not the command's failure."""
+def _tell_results(home: Home, handle: RunHandle, *, compare: bool, failed: bool) -> None:
+    """Why the run may have failed; on a terminal also what it changed and was warned of.
+
+    Whatever goes wrong here is not the command's failure.
+    """
     record = read(home, handle.id)
     if record is None or not record.state.ended:
         return
     with contextlib.suppress(MoatError, OSError, KeyboardInterrupt):
+        if failed and record.grants:
+            from moat.cli.refused import tell_refused
+
+            tell_refused(home, record)
+        if not _is_terminal(2):
+            return
         if record.warned:
             from moat.cli.warnings import tell_warned
 
@@ -140,14 +149,18 @@ def _handoff(request: RunRequest, home: Home) -> bytes:
         return b""
     from moat.runtime.granted import check, unique
     from moat.vault import open_vault
+    from moat.vault.expiry import SESSION, ending, told
 
     vault = open_vault(home, passphrase=passphrase())
     try:
-        check(vault, request.grants, request.mcp)
+        found = check(vault, request.grants, request.mcp)
     except MissingGrantsError as missing:
         if not _grant_now(missing):
             raise
-        check(vault, request.grants, request.mcp)
+        found = check(vault, request.grants, request.mcp)
+    now = dt.datetime.now(dt.UTC)
+    for info in ending(found, now, SESSION):
+        say(f"warning: {told(info, now)}")
     return vault.handoff(unique(request.grants))
 
 

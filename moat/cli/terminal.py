@@ -22,7 +22,7 @@ from typing import Any
 
 from moat.cli.askbar import AskBar, ascii_only, name
 from moat.cli.keys import ANSWERS, Action, DetachKeys
-from moat.cli.output import git_warning, say
+from moat.cli.output import git_warning, safe, say
 from moat.errors import EXIT_INTERRUPTED, EXIT_START
 from moat.runtime import control
 from moat.runtime.control import Connection, Frame
@@ -127,6 +127,8 @@ class _Attachment:
             return EXIT_START
         if record.log_error:
             self._say(f"the log of this run has a hole: {record.log_error}")
+        for line in record.services_ended:
+            self._say(f"warning: the service {line}")
         for line in git_warning(record.name, record.git_changes):
             self._say(line)
         if self._lead and self._interrupts > 1:
@@ -150,7 +152,7 @@ class _Attachment:
         return _EXIT_PIPE
 
     def _say(self, text: str) -> None:
-        for line in text.splitlines():
+        for line in map(safe, text.splitlines()):  # names and log lines may be a sandbox's
             if self._handle.tty:
                 _write(2, f"\r\nmoat: {line}\r\n".encode())
             else:

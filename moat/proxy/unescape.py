@@ -108,6 +108,11 @@ class View:
         return self._marks[index] if index >= 0 else (0, 0, 0, 0)
 
 
+def has_opener(text: bytes) -> bool:
+    """Whether `text` has a byte that an escape begins with. Three `memchr`: quicker than any search."""
+    return b"%" in text or b"\\" in text or b"&" in text
+
+
 def has_escape(text: bytes) -> bool:
     """Whether `text` has a second reading, or ends in what may become an escape."""
     return _ESCAPES.search(text) is not None or _unfinished(text) >= 0

@@ -26,6 +26,7 @@ _MIN_VERSION = (0, 5)  # --perms
 _TOP = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # symlinks into /usr, or old directories
 _ETC = (  # of the host; nothing that names the host, its users or its network
     "/etc/alternatives",
+    "/etc/chromium.d",
     "/etc/fonts",
     "/etc/inputrc",
     "/etc/ld.so.cache",

@@ -26,7 +26,7 @@ from moat.runtime.container import LABEL, Accounts, Identity
 from moat.runtime.dial import ForwarderDialler
 from moat.runtime.engine_socket import EngineUnreachableError
 from moat.runtime.pod import Pod
-from moat.runtime.sandbox import Egress, Output, Probe, Progress, SandboxSpec, Size
+from moat.runtime.sandbox import Egress, Output, Probe, Progress, SandboxSpec, ServiceEnd, Size
 
 if TYPE_CHECKING:
     from moat.runtime.engine import Attachment, Engine
@@ -291,6 +291,9 @@ class DockerSandbox:
             except EngineError:  # removed meanwhile, with force
                 self._status = _KILLED
         return _KILLED if self._status is None else self._status
+
+    async def service_ended(self, name: str) -> ServiceEnd | None:
+        return await self.pod.ended(name) if self.pod else None
 
     async def first_pid(self) -> int:
         return await self.engine.pid(self.container) if self.container else 0

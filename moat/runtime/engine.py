@@ -204,6 +204,13 @@ class Engine:
             return bool(details["State"]["Running"])
         return False
 
+    async def out_of_memory(self, container: str) -> bool:
+        """Whether the kernel ended something in it for want of memory."""
+        with _tolerating(404), _translated():
+            details = await self._docker.containers.container(container).show()
+            return bool(details["State"].get("OOMKilled"))
+        return False
+
     async def log(self, container: str, lines: int) -> list[str]:
         """The last lines that a container printed, which keeps a log."""
         with _tolerating(404), _translated():

@@ -67,6 +67,7 @@ class RunRecord:
     error: str = ""  # why the run is `failed`
     worktree: str | None = None  # the branch whose worktree is the workspace
     git_changes: tuple[str, ...] = ()  # what git on the host would obey and the run made or changed
+    services_ended: tuple[str, ...] = ()  # before the run did: which, and how
     warned: int = 0  # exchanges that policy objects to and let through
     asks: tuple[str, ...] = ()  # hosts whose requests wait for the user's answer
     log_error: str = ""  # output.log could not be written: the log has a hole
@@ -84,6 +85,7 @@ class RunRecord:
         fields["grants"] = tuple(fields.get("grants", ()))
         fields["asks"] = tuple(fields.get("asks", ()))
         fields["git_changes"] = tuple(fields.get("git_changes", ()))
+        fields["services_ended"] = tuple(fields.get("services_ended", ()))
         return cls(**fields)
 
 

@@ -26,7 +26,6 @@ from anyio.abc import TaskGroup
 
 from moat import config
 from moat.errors import MoatError, StartError, UsageError, one_error
-from moat.grants import CredentialSource
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.decider import Decider
@@ -37,6 +36,7 @@ from moat.runtime import granted, records
 from moat.runtime.asking import LONGEST, Asking
 from moat.runtime.choice import choose, runtime
 from moat.runtime.copying import copies_of
+from moat.runtime.credentials import Credentials, login_table
 from moat.runtime.gateway import Gateway, read_exchanges
 from moat.runtime.hooks import with_pre_run
 from moat.runtime.local import LocalViewer
@@ -46,6 +46,7 @@ from moat.runtime.parts import Addition, Part, RunContext, parts_of, together
 from moat.runtime.plugins.fetch import tell
 from moat.runtime.questions import Answer, Asked, Scope, exactly
 from moat.runtime.records import Ownership, RunRecord, State
+from moat.runtime.rejected import Rejections
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
 from moat.runtime.session import OutputLog, Session
@@ -398,12 +399,15 @@ class LocalRun:
             request.network, host=tuple(dict.fromkeys((*request.network.host, *extra.host_ports)))
         )
         user = config.load_user(self._home)
+        rejections = Rejections(vault, self.journal, self._tell)
+        credentials = self._credentials(vault, user, extra.mcp, rejections) if vault else None
         gateway = Gateway(
             run_id=self.id,
             network=network,
             upstream=user.upstream,
             granted=given,
-            credentials=self._credentials(vault, extra.mcp),
+            credentials=credentials,
+            logins=login_table(given.logins, credentials),
             trace=self._home.run(self.id) / "network.jsonl",
             trace_limit=user.journal.max_trace,
             journal=self.journal,
@@ -412,6 +416,7 @@ class LocalRun:
             mcp=extra.mcp,
             decider=self.asking.decide if self.asking else self._decider,
             patience=LONGEST if self.asking else None,
+            on_event=rejections.add,
         )
         self._gateway = gateway
         self._resources.append(("proxy", gateway.aclose))
@@ -424,19 +429,13 @@ class LocalRun:
         self.journal.record("sandbox.made", runtime=self.record.runtime)
         return sandbox
 
-    def _credentials(self, vault: Vault | None, mcp: McpTable | None) -> CredentialSource | None:
+    def _credentials(
+        self, vault: Vault, user: config.UserConfig, mcp: McpTable | None, rejections: Rejections
+    ) -> Credentials:
         """Where the proxy gets credentials from."""
-        if not any(name.startswith("oauth:") for name in self._request.grants) or vault is None:
-            return vault
-        from moat.vault.oauth.source import RunCredentials
-
-        upstream = config.load_user(self._home).upstream
-
-        def told(outcome: str, grant: str) -> None:
-            self.journal.record("login.renewed", grant=grant, outcome=outcome)
-
-        source = RunCredentials(vault, upstream, vault.directory, told)
+        source = Credentials(vault, user.upstream, self.journal, self._tell)
         self._resources.append(("logins", source.aclose))
+        rejections.get_another = source.rejected
         if mcp is not None:
             mcp.on_rejected = source.rejected
         return source

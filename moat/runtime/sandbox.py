@@ -60,6 +60,15 @@ class ServiceSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceEnd:
+    """How a service ended while its run went on."""
+
+    status: int  # 128+N when signal N ended it
+    out_of_memory: bool = False
+    log: tuple[str, ...] = ()  # its last lines, without its passwords
+
+
+@dataclass(frozen=True, slots=True)
 class Size:
     columns: int
     rows: int
@@ -149,6 +158,10 @@ class Sandbox(Protocol):
         Non-blocking; its file description is never one that the sandbox holds as well. Raises OSError
         (ConnectionRefusedError when nothing listens, TimeoutError). Only with `SandboxSpec.ingress`.
         """
+        ...
+
+    async def service_ended(self, name: str) -> ServiceEnd | None:
+        """Returns once a service of `SandboxSpec.services` has ended; None: it went with the sandbox."""
         ...
 
     async def wait(self) -> int:

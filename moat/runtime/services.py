@@ -11,6 +11,7 @@ import secrets
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import quote
 
 from moat.config import ServiceConfig
@@ -18,11 +19,12 @@ from moat.config.image import SERVICE_PORTS
 from moat.runtime.deps.resolve import machine
 from moat.runtime.deps.selection import select
 from moat.runtime.parts import Addition, Part, RunContext
-from moat.runtime.sandbox import ServiceSpec
+from moat.runtime.sandbox import Sandbox, ServiceEnd, ServiceSpec
 
 ADDRESS = "127.0.0.1"
 _ALPHABET = string.ascii_letters + string.digits
 _LENGTH = 32
+_LINE = 200  # characters of a log's line that are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,18 @@ class Access:
 
 
 class Services(Part):
-    """The services of one run. The runtime starts them when it makes the sandbox."""
+    """The services of one run. The runtime starts them when it makes the sandbox.
+
+    One that ends early does not end the run: a job may be done without it. It is told at once.
+    """
 
     name = "services"
+
+    def __init__(self) -> None:
+        self._run: RunContext | None = None
+        self._sandbox: Sandbox | None = None
+        self._names: tuple[str, ...] = ()
+        self._ended: tuple[str, ...] = ()
 
     async def prepare(self, run: RunContext) -> Addition:
         env: dict[str, str] = {}
@@ -63,7 +74,33 @@ class Services(Part):
             env |= access.variables(name)
             specs.append(spec)
             run.journal.record("service.requested", name=name, image=spec.image)
+        self._run, self._names = run, tuple(spec.name for spec in specs)
         return Addition(env=env, services=tuple(specs))
+
+    async def made(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    async def started(self) -> None:
+        assert self._run is not None
+        for name in self._names:
+            self._run.start(f"service {name}", partial(self._watch, name))
+
+    async def _watch(self, name: str) -> None:
+        assert self._run is not None
+        assert self._sandbox is not None
+        end = await self._sandbox.service_ended(name)
+        if end is None:
+            return
+        self._run.journal.record("service.ended", name=name, status=end.status, memory=end.out_of_memory)
+        self._ended += (_told(name, end),)
+        self._run.update(services_ended=self._ended)
+        self._run.tell(f"warning: the service {self._ended[-1]}; the run goes on without it")
+
+
+def _told(name: str, end: ServiceEnd) -> str:
+    why = ": it had no memory left" if end.out_of_memory else ""
+    last = f"; the last line of its log: {end.log[-1][:_LINE]}" if end.log else ""
+    return f"{name} ended with status {end.status}{why}{last}"
 
 
 def _password() -> str:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import importlib
 from difflib import get_close_matches
+from shlex import quote
 from typing import cast
 
 from moat.errors import GrantError
-from moat.grants import Grant
+from moat.grants import CredentialInfo, Grant
 from moat.vault.providers import yaml_file
 from moat.vault.providers.model import Check, Entry, Held, Provider
 
@@ -21,6 +22,7 @@ __all__ = [
     "Entry",
     "Held",
     "Provider",
+    "again",
     "canonical",
     "check_name",
     "command",
@@ -123,6 +125,12 @@ def command(name: str) -> str:
     if grant.scope and (row := entry(grant.name)).scope:
         return " ".join(["moat grant", grant.name, *row.words(grant.scope)])
     return f"moat grant {grant}"
+
+
+def again(info: CredentialInfo) -> str:
+    """The command that grants once more what is granted: `moat grant mcp acme --url https://…`."""
+    url = info.metadata.get("url")
+    return f"{command(info.name)} --url {quote(url)}" if url else command(info.name)
 
 
 def grant_hosts(name: str) -> tuple[str, ...]:
