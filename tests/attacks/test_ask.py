@@ -1,7 +1,7 @@
 """Questions, attacked from inside: the sandbox cannot answer them, tire the proxy out, or get more than was said.
 
-How each was shown to fail: with the control socket's directory as `SandboxSpec.directory` in `run.py` the probe reaches
-`control.sock`; with `pattern.names` for `matches` the other port is open; without `_with_credential` the credential goes
+How each was shown to fail: with the run's directory mounted into the sandbox (`mounts` in `LocalRun._spec`) the probe finds
+`control.sock`, and with Docker its answer is taken; with `pattern.names` for `matches` the other port is open; without `_with_credential` the credential goes
 to a path that no rule allows; with `_FOR_ONE` = 1000 all thirty wait.
 """
 
@@ -51,6 +51,7 @@ def test_only_the_user_answers(world: World, runtime: str) -> None:
     assert all(reply.startswith("no: ") for path, reply in first["sockets"].items() if "control" in path), (
         first
     )
+    assert [path for path in first["sockets"] if path.endswith("control.sock")] == [record["socket"]], "tried"
     assert not [path for path, reply in first["sockets"].items() if "requests" in reply or reply == "seen"]
     assert first["meanwhile"]["known"].startswith("HTTP/1.1 200"), "the rest of the run goes on"
     assert first["meanwhile"]["credential"].startswith("HTTP/1.1 403")
