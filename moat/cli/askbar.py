@@ -27,31 +27,37 @@ _LEAST_ROWS, _LEAST_COLUMNS = 4, 30
 class AskBar:
     """What to write to the terminal. Writes nothing itself, knows no clock but for `chosen`."""
 
-    def __init__(self, modes: Modes) -> None:
-        self._modes = modes  # of the program's output; fed here
+    def __init__(self, *, answers: bool = True) -> None:
+        """answers: the keys of this terminal do; else it only shows what waits."""
+        self._keys = _KEYS if answers else "`moat approve` answers"
         self._waiting: Sequence[Mapping[str, Any]] = ()
         self._since = 0.0
         self._drawn = False
         self._half = False  # the last piece ended within a character
 
-    def feed(self, data: bytes, size: Size) -> bytes:
-        """A piece of the program's output, as it goes to the terminal."""
+    def feed(self, data: bytes, size: Size, modes: Modes) -> bytes:
+        """A piece of the program's output, as it goes to the terminal. Feeds the program's `modes`."""
         before = self._erase(size)
-        self._modes.feed(data)
+        modes.feed(data)
         self._half = _ends_within_a_character(data)
-        return before + data + self._draw(size)
+        return before + data + self._draw(size, modes)
 
-    def show(self, waiting: Sequence[Mapping[str, Any]], size: Size, environ: Mapping[str, str]) -> bytes:
-        """The questions as they are now (`asking.Asked` as JSON)."""
-        fresh = bool(waiting) and [_where(q) for q in waiting] != [_where(q) for q in self._waiting]
+    def wiped(self) -> None:
+        """The whole screen is being drawn anew."""
+        self._drawn = False
+
+    def show(
+        self, waiting: Sequence[Mapping[str, Any]], size: Size, modes: Modes, environ: Mapping[str, str]
+    ) -> bytes:
+        """The questions as they are now (`questions.Asked` as JSON)."""
+        new = {_where(question) for question in waiting} - {_where(question) for question in self._waiting}
         if _first(waiting) != _first(self._waiting):
             self._since = time.monotonic()
-        bell = notification(waiting[-1], environ) if fresh and len(waiting) >= len(self._waiting) else b""
         out = self._erase(size)
         self._waiting = waiting
-        if bell and not self._interruptible:
-            bell = b""  # inside of a string the bell would end it
-        return out + bell + self._draw(size)
+        if new and self._interruptible(modes):  # inside of a string the bell would end it
+            out += notification(waiting[-1], environ)
+        return out + self._draw(size, modes)
 
     @property
     def asks(self) -> bool:
@@ -66,9 +72,8 @@ class AskBar:
             return None
         return _where(waiting[0])
 
-    @property
-    def _interruptible(self) -> bool:
-        return self._modes.interruptible and not self._half
+    def _interruptible(self, modes: Modes) -> bool:
+        return modes.interruptible and not self._half
 
     def _erase(self, size: Size) -> bytes:
         if not self._drawn:
@@ -76,16 +81,16 @@ class AskBar:
         self._drawn = False
         return b"%b\x1b[%d;1H\x1b[0m\x1b[2K%b" % (_SAVE, size.rows, _RESTORE)
 
-    def _draw(self, size: Size) -> bytes:
+    def _draw(self, size: Size, modes: Modes) -> bytes:
         fits = size.rows >= _LEAST_ROWS and size.columns >= _LEAST_COLUMNS
-        if not self._waiting or not fits or not self._interruptible:
+        if not self._waiting or not fits or not self._interruptible(modes):
             return b""
         self._drawn = True
-        text = line(self._waiting, size.columns - 1).encode("ascii")
+        text = line(self._waiting, size.columns - 1, self._keys).encode("ascii")
         return b"%b\x1b[%d;1H\x1b[0;7m%b\x1b[0m\x1b[K%b" % (_SAVE, size.rows, text, _RESTORE)
 
 
-def line(waiting: Sequence[Mapping[str, Any]], columns: int) -> str:
+def line(waiting: Sequence[Mapping[str, Any]], columns: int, keys: str = _KEYS) -> str:
     """The first question in at most `columns` characters of ASCII.
 
     What does not fit is left out of the path, then of the front of the host: its end says whose it is.
@@ -93,11 +98,11 @@ def line(waiting: Sequence[Mapping[str, Any]], columns: int) -> str:
     first = waiting[0]
     host = name(first)
     more = f" (+{len(waiting) - 1})" if len(waiting) > 1 else ""
-    tail = f"{more} | {_KEYS} "
+    tail = f"{more} | {keys} "
     head = " moat: allow "
     room = columns - len(head) - len(tail)
     if room < len(host):
-        head, tail = " ", f"{more}: {_KEYS} "
+        head, tail = " ", f"{more}: {keys} "
         room = columns - len(head) - len(tail)
     if room < len(host):
         host = ".." + host[len(host) - max(room - 2, 8) :]

@@ -44,6 +44,10 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "endpoint.opened": ("a port of the sandbox can be reached at `url`", ("endpoint", "port", "url")),
         "endpoint.closed": ("it cannot any more", ("endpoint", "port")),
         "secret.resolved": ("a credential was read from the vault", ("grant", "kind")),
+        "source.asked": (
+            "a credential that is kept elsewhere was asked for there; `error`: it could not be had",
+            ("grant", "source", "error"),
+        ),
         "secret.refused": ("the vault did not give it", ("grant", "error")),
         "trace.full": (
             "`network.jsonl` has reached its limit: later exchanges are counted and not written",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from moat.config import UpstreamConfig
 from moat.errors import GrantError
@@ -12,6 +12,7 @@ from moat.journal import Journal
 from moat.proxy.logins import LoginTable
 from moat.runtime.rejected import fix
 from moat.vault import Vault
+from moat.vault.dynamic import DynamicCredentials
 from moat.vault.imported import ImportedLogins
 from moat.vault.oauth.source import RunCredentials
 
@@ -29,9 +30,15 @@ class Credentials:
         self._tell = tell
         self._loop = asyncio.get_running_loop()
         self._logins = RunCredentials(vault, upstream, vault.directory, self._noted)
-        self._source = ImportedLogins(vault, self._logins, self._noted)
+        self._source = DynamicCredentials(
+            vault, ImportedLogins(vault, self._logins, self._noted), self._resolved
+        )
         self._given: dict[str, Secret] = {}
         self._refused: dict[str, Secret] = {}
+
+    async def prepare(self, names: Iterable[str]) -> None:
+        """Get what is kept elsewhere, before anything is made. Raises GrantError."""
+        await self._source.prepare(names)
 
     async def credential(self, name: str) -> Credential:
         """Raises GrantError, VaultError."""
@@ -60,6 +67,9 @@ class Credentials:
 
     async def aclose(self) -> None:
         await self._logins.aclose()
+
+    def _resolved(self, grant: str, source: str, error: str) -> None:
+        self._journal.record("source.asked", grant=grant, source=source, error=error)
 
     def _noted(self, outcome: str, grant: str) -> None:  # in a thread, or not
         self._journal.record("login.renewed", grant=grant, outcome=outcome)

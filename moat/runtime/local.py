@@ -41,11 +41,14 @@ class LocalViewer:
     def notice(self, text: str) -> None:
         """A program has the run's record for that."""
 
+    def show(self, screen: bytes) -> None:
+        self.offer(Output("stdout", screen))
+
     def ask(self, waiting: Sequence[Asked]) -> None:
         """A program has `LocalRun.questions` for that."""
 
-    def drop(self) -> None:
-        self._ignored = True
+    def skip(self) -> None:
+        """Never asked for: its patience has no end."""
 
     def end(self) -> None:
         """The command's output is complete."""

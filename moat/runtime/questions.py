@@ -6,7 +6,7 @@ an international name as the network sees it (`xn--…`). Method and path are as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -77,3 +77,8 @@ def named(host: str, port: int) -> str:
     """How an authority is written where people read it."""
     text = str(Authority(host, port))
     return text.removesuffix(":443")
+
+
+def told(waiting: Sequence[Asked], missed: Sequence[Asked] = ()) -> dict[str, Any]:
+    """The JSON that tells of questions."""
+    return {"waiting": [asdict(asked) for asked in waiting], "missed": [asdict(asked) for asked in missed]}

@@ -168,8 +168,8 @@ def read_all(home: Home) -> list[RunRecord]:
 def pick(runs: list[RunRecord], text: str) -> RunRecord:
     """The run that `text` means: exact id, else unique id prefix, else exact name.
 
-    Of several runs with one name a single living one is meant. Raises RunNotFoundError, which lists
-    the candidates when there are several.
+    Of several runs with one name a single living one is meant. Raises RunNotFoundError,
+    AmbiguousRunError when there are several.
     """
     exact = [run for run in runs if run.id == text]
     prefix = [run for run in runs if text.startswith("run_") and run.id.startswith(text)]
@@ -179,7 +179,7 @@ def pick(runs: list[RunRecord], text: str) -> RunRecord:
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
-            raise ambiguous(repr(text), candidates)
+            raise AmbiguousRunError(repr(text), candidates)
     raise RunNotFoundError(f"no run {text!r}", hint="`moat list` shows the runs")
 
 
@@ -188,11 +188,14 @@ def find(home: Home, text: str) -> RunRecord:
     return pick(read_all(home), text)
 
 
-def ambiguous(what: str, candidates: list[RunRecord]) -> RunNotFoundError:
-    """The error that shows which runs could be meant."""
-    lines = [f"  {run.id}  {run.state}  {run.name}  {describe_age(run.created_at)}" for run in candidates]
-    text = "\n".join([f"{what} means {len(candidates)} runs:", *lines])
-    return RunNotFoundError(text, hint="use the run id")
+class AmbiguousRunError(RunNotFoundError):
+    """Several runs could be meant: `candidates`."""
+
+    def __init__(self, what: str, candidates: list[RunRecord]) -> None:
+        lines = [f"  {run.id}  {run.state}  {run.name}  {describe_age(run.created_at)}" for run in candidates]
+        text = "\n".join([f"{what} means {len(candidates)} runs:", *lines])
+        super().__init__(text, hint="use the run id")
+        self.candidates = candidates
 
 
 def settle(home: Home, record: RunRecord) -> tuple[RunRecord, bool]:

@@ -401,6 +401,8 @@ class LocalRun:
         user = config.load_user(self._home)
         rejections = Rejections(vault, self.journal, self._tell)
         credentials = self._credentials(vault, user, extra.mcp, rejections) if vault else None
+        if credentials:
+            await credentials.prepare(request.grants)
         gateway = Gateway(
             run_id=self.id,
             network=network,

@@ -30,17 +30,17 @@ class Screen:
     """A terminal that is shown what the bar lets through, and one without the bar."""
 
     def __init__(self) -> None:
-        self.bar = AskBar(Modes())
+        self.bar, self.modes = AskBar(), Modes()
         self.screen, self.plain = pyte.Screen(80, 10), pyte.Screen(80, 10)
         self._streams = pyte.ByteStream(self.screen), pyte.ByteStream(self.plain)
         self.raw = b""
 
     def program(self, data: bytes) -> None:
-        self._take(self.bar.feed(data, SIZE))
+        self._take(self.bar.feed(data, SIZE, self.modes))
         self._streams[1].feed(data)
 
     def ask(self, *questions: dict[str, Any]) -> None:
-        self._take(self.bar.show(questions, SIZE, {}))
+        self._take(self.bar.show(questions, SIZE, self.modes, {}))
 
     def _take(self, data: bytes) -> None:
         self.raw += data
@@ -145,6 +145,10 @@ def test_the_bell_rings_for_a_new_question_only() -> None:
     assert it.raw.count(b"\a") == 2
 
 
+def test_who_only_watches_is_shown_no_keys() -> None:
+    shown = AskBar(answers=False).show([asked("a.test")], SIZE, Modes(), {})
+    assert b"moat: allow GET a.test/ | `moat approve` answers" in shown
+
+
 def test_a_small_terminal_is_left_alone() -> None:
-    bar = AskBar(Modes())
-    assert bar.show([asked("a.test")], Size(20, 2), {}) == b"\a"
+    assert AskBar().show([asked("a.test")], Size(20, 2), Modes(), {}) == b"\a"
