@@ -137,8 +137,10 @@ def test_a_killed_owner_is_recorded_once(place: Home) -> None:
     assert known.all_runs(place)[0].state is State.RUNNING
     owner.kill()
     owner.communicate()
-    dead = known.all_runs(place)[0]
-    assert (dead.state, dead.error) == (State.FAILED, "the supervisor was killed")
+    seen = known.all_runs(place)[0]
+    assert (seen.state, seen.error) == (State.LOST, "the supervisor was killed")
+    dead = known.clear(place, record)
+    assert (dead.state, dead.error) == (State.LOST, "the supervisor was killed")
     assert dead.ended_at is not None
     assert abs(dead.ended_at - time.time()) < 10
     assert known.all_runs(place)[0] == dead, "a terminal state is not rewritten"
