@@ -121,3 +121,20 @@ class InjectionRule:
     ports: tuple[int, ...] = (443,)
     # Where it is put: `header`; `websocket`, for placeholders in text messages of the client.
     surfaces: tuple[Literal["header", "websocket"], ...] = ("header",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginRule:
+    """Where tools would renew a login themselves (RFC 6749 §6), and what the proxy answers them there.
+
+    The real tokens are renewed on the host; a tool in the sandbox gets its placeholders once more.
+    """
+
+    credential: str
+    hosts: tuple[str, ...]  # exact names, at port 443
+    path: str
+    access: str  # placeholder of the access token
+    refresh: str  # and of the refresh token
+    scope: str = ""
+    shared: bool = False  # other logins are renewed there too: a request without `refresh` is not ours
+    again: str = ""  # the command that makes the login anew

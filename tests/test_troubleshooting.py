@@ -18,6 +18,10 @@ from tests.conftest import REPOSITORY
 MESSAGES = {
     "No Claude Code credentials found": "e2e/test_claude_print.py::test_without_a_credential_both_ways_to_one_are_told",
     "Credential expired": "e2e/test_claude_print.py::test_an_expired_credential_is_told",
+    "Logging in at … from within the sandbox would leave a real token there": (
+        "proxy/test_logins.py::test_a_real_token_is_not_fetched"
+    ),
+    "… gave no credential: it is empty": "cli/test_grant_origin.py::test_a_run_asks_there_and_does_not_begin_without",
     "The journal cannot be written": "attacks/test_journal.py::test_a_credential_stays_when_its_use_cannot_be_recorded",
     "moat refused this request: the budget of … does not allow it": (
         "proxy/test_budget.py::test_an_upload_that_says_its_length_is_refused_before_anything_is_opened"

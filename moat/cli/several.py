@@ -19,7 +19,7 @@ def named(runs: list[RunRecord], words: Sequence[str], *, yes: bool) -> list[Run
     for word in words:
         candidates = records.matching(runs, word)
         if len(candidates) > 1 and not (yes or _is_answerable()):
-            raise records.ambiguous(repr(word), candidates)
+            raise records.AmbiguousRunError(repr(word), candidates)
         found |= {run.id: run for run in candidates}
     return list(found.values())
 

@@ -33,8 +33,8 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         ),
         "git.changed": ("the run made or changed what git on the host obeys", ("changes",)),
         "plugin.fetched": (
-            "this machine fetched a plugin of Claude Code for the run, or tried to (`error`)",
-            ("what", "source", "host", "commit", "by", "error"),
+            "this machine fetched a plugin of Claude Code, or tried to (`error`)",
+            ("what", "source", "host", "commit", "by", "error", "workspace"),
         ),
         "service.requested": ("a service runs beside the sandbox", ("name", "image")),
         "service.ended": (
@@ -44,6 +44,10 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "endpoint.opened": ("a port of the sandbox can be reached at `url`", ("endpoint", "port", "url")),
         "endpoint.closed": ("it cannot any more", ("endpoint", "port")),
         "secret.resolved": ("a credential was read from the vault", ("grant", "kind")),
+        "source.asked": (
+            "a credential that is kept elsewhere was asked for there; `error`: it could not be had",
+            ("grant", "source", "error"),
+        ),
         "secret.refused": ("the vault did not give it", ("grant", "error")),
         "trace.full": (
             "`network.jsonl` has reached its limit: later exchanges are counted and not written",
@@ -61,6 +65,10 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "grant.rejected": (
             "a host answered 401 to a credential, for the first time in the run",
             ("grant", "host"),
+        ),
+        "login.answered": (
+            "a program in the sandbox wanted a login renewed (renewed, lost) or a fresh one (refused)",
+            ("grant", "host", "outcome", "count"),
         ),
         "login.renewed": (
             "a login was renewed, or not: `outcome` is renewed, failed, lost, interrupted or not stored",

@@ -37,6 +37,7 @@ from moat.proxy.http1 import (
     split_fields,
 )
 from moat.proxy.inject import CompiledRule, in_frames
+from moat.proxy.logins import LONGEST as LONGEST_LOGIN
 from moat.proxy.mcp import Judgement, McpEndpoint, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
@@ -143,12 +144,13 @@ class Exchange:
 
     async def _converse(self) -> None:
         """The straight way of a request."""
+        begun = await self._answer_login() if self._site.logins else None
         self._judge()
         if self._site.accounts:
             self._spending = self._spend()
         if self._setup.desk is not None:
             await self._ask(self._setup.desk)
-        judged, lists = await self._judge_tools(self._mcp) if self._mcp else (None, False)
+        judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
         wire = await self._equip()
         upload = self._upload = Upload(
             self._client,
@@ -179,6 +181,21 @@ class Exchange:
         self._after = After.KEEP if download.keep else After.CLOSE if upload.done else After.LINGER
 
     # --- before anything leaves ------------------------------------------------------------------
+
+    async def _answer_login(self) -> Judged | None:
+        """Answer a tool that renews a login of the run. Nothing leaves for it, so policy is not asked.
+
+        The body, if it was read for nothing.
+        """
+        site, head = self._site, self._head
+        rules = site.logins.get(head.target.partition(b"?")[0].decode("latin-1"))
+        if rules is None or head.method != b"POST" or self._authority_mismatch() or self._setup.ready():
+            return None
+        body, read = await self._read_body(LONGEST_LOGIN)
+        answer = await self._setup.logins.answer(rules, read)
+        if answer is not None:
+            raise _RefusedError(answer)
+        return body, read
 
     def _judge(self) -> None:
         """Every question that can be answered without opening, resolving or fetching anything."""

@@ -3,7 +3,8 @@
 A frame is `type u8 · length u32 big-endian · payload`. A connection begins with HELLO, which says what
 it is for:
 
-view     output arrives as STDOUT and STDERR frames, EXIT ends it; closing the connection detaches
+view     output arrives as STDOUT and STDERR frames, EXIT or LEFT ends it; closing the connection detaches.
+         RESIZE, REDRAW, and unless `read_only` SIGNAL and STOP
 input    a connection of its own for stdin, so that a command that does not read holds up only this
          one and a Ctrl-C behind a full pipe still arrives
 control  status (the answer to HELLO), STOP, SIGNAL, PAUSE, NOTE; EXIT when the run has ended
@@ -29,7 +30,7 @@ Role = Literal["view", "input", "control"]
 
 
 class Frame(IntEnum):
-    HELLO = 1  # JSON {"role", "lead", "size": [columns, rows] | null}
+    HELLO = 1  # JSON {"role", "lead", "size": [columns, rows] | null, "read_only", "steal"}
     INPUT = 2  # bytes for stdin
     RESIZE = 3  # columns u16, rows u16
     SIGNAL = 4  # number u8
@@ -38,6 +39,8 @@ class Frame(IntEnum):
     PAUSE = 7  # hold the sandbox still until this connection ends; answered by PAUSED or NOTICE
     NOTE = 8  # JSON {"event": "snapshot.…", "data": {…}} for the journal; answered by NOTED
 
+    REDRAW = 12  # answered by SCREEN, and by what the program paints
+
     WELCOME = 16  # JSON of the run's record
     STDOUT = 17
     STDERR = 18
@@ -45,6 +48,8 @@ class Frame(IntEnum):
     NOTICE = 20  # UTF-8 text for the user
     PAUSED = 21
     NOTED = 22
+    SCREEN = 28  # bytes that bring a terminal to what the program shows; what was on it before is void
+    LEFT = 29  # UTF-8 reason why this viewer was sent away; the run goes on
 
 
 class BrokenFrameError(Exception):
@@ -59,8 +64,17 @@ def pack_json(kind: Frame, value: Mapping[str, Any]) -> bytes:
     return pack(kind, json.dumps(value).encode())
 
 
-def hello(role: Role, *, lead: bool = False, size: tuple[int, int] | None = None) -> bytes:
-    return pack_json(Frame.HELLO, {"role": role, "lead": lead, "size": size})
+def hello(
+    role: Role,
+    *,
+    lead: bool = False,
+    size: tuple[int, int] | None = None,
+    read_only: bool = False,
+    steal: bool = False,
+) -> bytes:
+    """lead: who says it started the run. steal: everybody else who watches or types is sent away."""
+    value = {"role": role, "lead": lead, "size": size, "read_only": read_only, "steal": steal}
+    return pack_json(Frame.HELLO, value)
 
 
 def pack_size(columns: int, rows: int) -> bytes:
@@ -130,16 +144,18 @@ class Connection:
         *,
         lead: bool = False,
         size: tuple[int, int] | None = None,
+        read_only: bool = False,
+        steal: bool = False,
         timeout: float | None = None,
     ) -> None:
-        """Connect, say hello and wait for the answer. Raises StartError when nobody answers."""
+        """Connect, say `hello` and wait for the answer. Raises StartError when nobody answers."""
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(timeout)
         self._decoder = Decoder()
         self._frames: Iterator[tuple[Frame, bytes]] = iter(())
         try:
             self.socket.connect(str(path))
-            self.socket.sendall(hello(role, lead=lead, size=size))
+            self.socket.sendall(hello(role, lead=lead, size=size, read_only=read_only, steal=steal))
             # Read now: closing a socket with something unread in it discards what was just sent.
             answer = self.receive()
         except OSError as error:

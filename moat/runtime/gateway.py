@@ -16,6 +16,7 @@ from moat.proxy.budget import Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider
 from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.logins import LoginTable
 from moat.proxy.mcp import McpTable
 from moat.proxy.policy import Policy
 from moat.proxy.server import Proxy
@@ -106,6 +107,7 @@ class Gateway:
         start: Start,
         tunnels: Iterable[SshTunnel] = (),
         mcp: McpTable | None = None,
+        logins: LoginTable | None = None,
         decider: Decider | None = None,
         on_event: Callable[[ExchangeFinished], None] = lambda _event: None,
     ) -> None:
@@ -135,6 +137,7 @@ class Gateway:
             on_use=self._witness.on_use,
             tunnels=tunnels,
             mcp=mcp or McpTable(),
+            logins=logins,
             budgets=budgets_of(network),
             decider=decider,
             unreadable=network.unreadable,

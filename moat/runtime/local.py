@@ -40,8 +40,11 @@ class LocalViewer:
     def notice(self, text: str) -> None:
         """A program has the run's record for that."""
 
-    def drop(self) -> None:
-        self._ignored = True
+    def show(self, screen: bytes) -> None:
+        self.offer(Output("stdout", screen))
+
+    def skip(self) -> None:
+        """Never asked for: its patience has no end."""
 
     def end(self) -> None:
         """The command's output is complete."""

@@ -209,10 +209,10 @@ def matching(runs: list[RunRecord], text: str) -> list[RunRecord]:
 
 
 def pick(runs: list[RunRecord], text: str) -> RunRecord:
-    """The one run that `text` means. Raises RunNotFoundError, which lists the candidates of several."""
+    """The one run that `text` means. Raises RunNotFoundError; AmbiguousRunError when there are several."""
     candidates = matching(runs, text)
     if len(candidates) > 1:
-        raise ambiguous(repr(text), candidates)
+        raise AmbiguousRunError(repr(text), candidates)
     return candidates[0]
 
 
@@ -221,11 +221,14 @@ def find(home: Home, text: str) -> RunRecord:
     return pick(read_all(home), text)
 
 
-def ambiguous(what: str, candidates: list[RunRecord]) -> RunNotFoundError:
-    """The error that shows which runs could be meant."""
-    lines = [f"  {run.id}  {run.state}  {run.name}  {describe_age(run.created_at)}" for run in candidates]
-    text = "\n".join([f"{what} means {len(candidates)} runs:", *lines])
-    return RunNotFoundError(text, hint="use the run id")
+class AmbiguousRunError(RunNotFoundError):
+    """Several runs could be meant: `candidates`."""
+
+    def __init__(self, what: str, candidates: list[RunRecord]) -> None:
+        lines = [f"  {run.id}  {run.state}  {run.name}  {describe_age(run.created_at)}" for run in candidates]
+        text = "\n".join([f"{what} means {len(candidates)} runs:", *lines])
+        super().__init__(text, hint="use the run id")
+        self.candidates = candidates
 
 
 def lost(record: RunRecord) -> RunRecord:

@@ -11,7 +11,6 @@ the run. Leaving the block ends the run.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import errno
@@ -28,7 +27,6 @@ from anyio.abc import TaskGroup
 
 from moat import config
 from moat.errors import MoatError, StartError, UsageError, one_error
-from moat.grants import CredentialSource
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.decider import Decider
@@ -38,6 +36,7 @@ from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
 from moat.runtime.choice import choose, runtime
 from moat.runtime.copying import copies_of
+from moat.runtime.credentials import Credentials, login_table
 from moat.runtime.gateway import Gateway, read_exchanges
 from moat.runtime.hooks import with_pre_run
 from moat.runtime.local import LocalViewer
@@ -46,7 +45,7 @@ from moat.runtime.outcome import NEVER_BEGAN, Outcome
 from moat.runtime.parts import Addition, Part, RunContext, parts_of, together
 from moat.runtime.plugins.fetch import tell
 from moat.runtime.records import Ownership, RunRecord, State
-from moat.runtime.rejected import Rejections, fix
+from moat.runtime.rejected import Rejections
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
 from moat.runtime.session import OutputLog, Session
@@ -388,12 +387,16 @@ class LocalRun:
         )
         user = config.load_user(self._home)
         rejections = Rejections(vault, self.journal, self._tell)
+        credentials = self._credentials(vault, user, extra.mcp, rejections) if vault else None
+        if credentials:
+            await credentials.prepare(request.grants)
         gateway = Gateway(
             run_id=self.id,
             network=network,
             upstream=user.upstream,
             granted=given,
-            credentials=self._credentials(vault, extra.mcp, rejections),
+            credentials=credentials,
+            logins=login_table(given.logins, credentials),
             trace=self._home.run(self.id) / "network.jsonl",
             trace_limit=user.journal.max_trace,
             journal=self.journal,
@@ -415,23 +418,10 @@ class LocalRun:
         return sandbox
 
     def _credentials(
-        self, vault: Vault | None, mcp: McpTable | None, rejections: Rejections
-    ) -> CredentialSource | None:
+        self, vault: Vault, user: config.UserConfig, mcp: McpTable | None, rejections: Rejections
+    ) -> Credentials:
         """Where the proxy gets credentials from."""
-        if not any(name.startswith("oauth:") for name in self._request.grants) or vault is None:
-            return vault
-        from moat.vault.oauth.source import RunCredentials
-
-        upstream = config.load_user(self._home).upstream
-        loop = asyncio.get_running_loop()
-
-        def told(outcome: str, grant: str) -> None:  # in a thread
-            self.journal.record("login.renewed", grant=grant, outcome=outcome)
-            if outcome in {"lost", "interrupted"}:
-                text = f"warning: the login {grant} is not accepted any more: `{fix(vault, grant)}`"
-                loop.call_soon_threadsafe(self._tell, text)
-
-        source = RunCredentials(vault, upstream, vault.directory, told)
+        source = Credentials(vault, user.upstream, self.journal, self._tell)
         self._resources.append(("logins", source.aclose))
         rejections.get_another = source.rejected
         if mcp is not None:

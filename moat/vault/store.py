@@ -103,6 +103,11 @@ class Vault:
         """Where the index lies, and the locks of those who change it."""
         return self._directory
 
+    @property
+    def stamp(self) -> tuple[int, int, int]:
+        """Changes whenever anything is granted or revoked, by whatever process."""
+        return stamp(self._index_file)
+
     def list(self) -> tuple[CredentialInfo, ...]:
         """Every credential, by name. Reads the index only."""
         rows = read_index(self._index_file).rows

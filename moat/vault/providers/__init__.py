@@ -14,6 +14,7 @@ from typing import cast
 
 from moat.errors import GrantError
 from moat.grants import CredentialInfo, Grant
+from moat.vault.origin import Origin
 from moat.vault.providers import yaml_file
 from moat.vault.providers.model import Check, Entry, Held, Provider
 
@@ -129,8 +130,12 @@ def command(name: str) -> str:
 
 def again(info: CredentialInfo) -> str:
     """The command that grants once more what is granted: `moat grant mcp acme --url https://…`."""
-    url = info.metadata.get("url")
-    return f"{command(info.name)} --url {quote(url)}" if url else command(info.name)
+    words = [command(info.name)]
+    if url := info.metadata.get("url"):
+        words.append(f"--url {quote(url)}")
+    if origin := Origin.of(info):
+        words.append(origin.flags)
+    return " ".join(words)
 
 
 def grant_hosts(name: str) -> tuple[str, ...]:

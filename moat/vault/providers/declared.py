@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from moat.grants import CredentialInfo, Grant, InjectionRule, Secret
+from moat.grants import CredentialInfo, Grant, InjectionRule, LoginRule, Secret
 from moat.vault.providers.model import Check, Entry, Held
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
@@ -98,6 +98,10 @@ class Declared:
                 strip=self.injection.strip,
             ),
         )
+
+    def logins(self, info: CredentialInfo, placeholder: str) -> tuple[LoginRule, ...]:
+        del info, placeholder
+        return ()
 
     def environment(self, held: Sequence[Held]) -> Mapping[str, str]:
         """Of several, the one without a scope has the variables, else the first."""
