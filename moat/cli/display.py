@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from moat.cli.askbar import AskBar
 from moat.runtime.sandbox import Size
 from moat.runtime.screen import Modes
 
@@ -18,8 +21,12 @@ _CLEAR = b"\x1b[0m\x1b[H\x1b[2J"
 
 
 class Display:
-    def __init__(self, *, terminal: bool) -> None:
-        """terminal: stdout is one, and the program draws on it; else bytes are passed on and that is all."""
+    def __init__(self, *, terminal: bool, answers: bool = True) -> None:
+        """terminal: stdout is one, and the program draws on it; else bytes are passed on and that is all.
+
+        answers: its keys may answer what the run asks.
+        """
+        self.bar = AskBar(answers=answers)
         self.terminal = terminal
         self._plain = not terminal or os.environ.get("TERM", "dumb") in {"dumb", "unknown"}
         self._modes = Modes()
@@ -31,10 +38,14 @@ class Display:
             write(1, _SAVE_TITLE)
 
     def output(self, data: bytes) -> None:
-        if self.terminal:
-            self._modes.feed(data)
         self._drawn = True
-        write(1, data)
+        write(1, self.bar.feed(data, size(), self._modes) if self.terminal else data)
+
+    def ask(self, waiting: Sequence[Mapping[str, Any]]) -> bool:
+        """Show what waits for the user; False where there is no screen to draw on."""
+        if not self._plain:
+            write(1, self.bar.show(waiting, size(), self._modes, os.environ))
+        return not self._plain
 
     def screen(self, data: bytes) -> None:
         """Show `data` on an empty screen. What the user's shell has printed scrolls up and is kept."""
@@ -43,7 +54,8 @@ class Display:
             return
         before = self._modes.leave()
         self._modes = Modes()
-        self._modes.feed(data)
+        self.bar.wiped()
+        data = self.bar.feed(data, size(), self._modes)
         if self._drawn:
             before += _CLEAR
         elif not self._modes.alternate:

@@ -68,4 +68,5 @@ class Outcome:
             socket="",
             directory=directory,
             endpoints={},
+            asks=(),
         )

@@ -73,6 +73,7 @@ class RunRecord:
     git_changes: tuple[str, ...] = ()  # what git on the host would obey and the run made or changed
     services_ended: tuple[str, ...] = ()  # before the run did: which, and how
     warned: int = 0  # exchanges that policy objects to and let through
+    asks: tuple[str, ...] = ()  # hosts whose requests wait for the user's answer
     log_error: str = ""  # output.log could not be written: the log has a hole
 
     def to_json(self) -> dict[str, Any]:
@@ -83,7 +84,7 @@ class RunRecord:
         """Raises KeyError, TypeError or ValueError for what is not a record."""
         fields = {name: item for name, item in value.items() if name in _FIELDS}
         fields["state"] = State(fields["state"])
-        for name in ("argv", "grants", "git_changes", "services_ended"):
+        for name in ("argv", "grants", "asks", "git_changes", "services_ended"):
             fields[name] = tuple(fields.get(name, ()))
         return cls(**fields)
 
@@ -241,6 +242,7 @@ def lost(record: RunRecord) -> RunRecord:
         pid=0,
         socket="",
         endpoints={},
+        asks=(),
     )
 
 
