@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 from moat.cli import terminal
+from moat.cli.display import size
 from moat.cli.output import Progress, emit, emit_json, git_warning, say
 from moat.errors import MissingGrantsError, MoatError, StartError
 from moat.paths import Home
@@ -118,7 +119,7 @@ def wanted_size(*, interactive: bool, detach: bool) -> Size | None:
     Interactive needs a terminal on stdin (programs refuse `the input device is not a TTY`), except in the
     background, where somebody will attach later.
     """
-    return terminal.size() if interactive and (detach or _is_terminal(0)) else None
+    return size() if interactive and (detach or _is_terminal(0)) else None
 
 
 def wanted_stdin(*, tty: bool, detach: bool) -> bool:

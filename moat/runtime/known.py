@@ -40,7 +40,7 @@ def one_alive(home: Home) -> RunRecord:
         return alive[0]
     if not alive:
         raise RunNotFoundError("no run is running", hint="`moat list` shows the runs")
-    raise records.ambiguous("no name", alive)
+    raise records.AmbiguousRunError("no name", alive)
 
 
 def remove(home: Home, record: RunRecord) -> None:

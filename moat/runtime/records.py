@@ -69,6 +69,7 @@ class RunRecord:
     git_changes: tuple[str, ...] = ()  # what git on the host would obey and the run made or changed
     services_ended: tuple[str, ...] = ()  # before the run did: which, and how
     warned: int = 0  # exchanges that policy objects to and let through
+    asks: tuple[str, ...] = ()  # hosts whose requests wait for the user's answer
     log_error: str = ""  # output.log could not be written: the log has a hole
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +83,7 @@ class RunRecord:
         fields["state"] = State(fields["state"])
         fields["argv"] = tuple(fields["argv"])
         fields["grants"] = tuple(fields.get("grants", ()))
+        fields["asks"] = tuple(fields.get("asks", ()))
         fields["git_changes"] = tuple(fields.get("git_changes", ()))
         fields["services_ended"] = tuple(fields.get("services_ended", ()))
         return cls(**fields)
@@ -166,8 +168,8 @@ def read_all(home: Home) -> list[RunRecord]:
 def pick(runs: list[RunRecord], text: str) -> RunRecord:
     """The run that `text` means: exact id, else unique id prefix, else exact name.
 
-    Of several runs with one name a single living one is meant. Raises RunNotFoundError, which lists
-    the candidates when there are several.
+    Of several runs with one name a single living one is meant. Raises RunNotFoundError,
+    AmbiguousRunError when there are several.
     """
     exact = [run for run in runs if run.id == text]
     prefix = [run for run in runs if text.startswith("run_") and run.id.startswith(text)]
@@ -177,7 +179,7 @@ def pick(runs: list[RunRecord], text: str) -> RunRecord:
         if len(candidates) == 1:
             return candidates[0]
         if candidates:
-            raise ambiguous(repr(text), candidates)
+            raise AmbiguousRunError(repr(text), candidates)
     raise RunNotFoundError(f"no run {text!r}", hint="`moat list` shows the runs")
 
 
@@ -186,11 +188,14 @@ def find(home: Home, text: str) -> RunRecord:
     return pick(read_all(home), text)
 
 
-def ambiguous(what: str, candidates: list[RunRecord]) -> RunNotFoundError:
-    """The error that shows which runs could be meant."""
-    lines = [f"  {run.id}  {run.state}  {run.name}  {describe_age(run.created_at)}" for run in candidates]
-    text = "\n".join([f"{what} means {len(candidates)} runs:", *lines])
-    return RunNotFoundError(text, hint="use the run id")
+class AmbiguousRunError(RunNotFoundError):
+    """Several runs could be meant: `candidates`."""
+
+    def __init__(self, what: str, candidates: list[RunRecord]) -> None:
+        lines = [f"  {run.id}  {run.state}  {run.name}  {describe_age(run.created_at)}" for run in candidates]
+        text = "\n".join([f"{what} means {len(candidates)} runs:", *lines])
+        super().__init__(text, hint="use the run id")
+        self.candidates = candidates
 
 
 def settle(home: Home, record: RunRecord) -> tuple[RunRecord, bool]:
@@ -214,6 +219,7 @@ def settle(home: Home, record: RunRecord) -> tuple[RunRecord, bool]:
             pid=0,
             socket="",
             endpoints={},
+            asks=(),
         )
         write(home, dead)
         return dead, True
