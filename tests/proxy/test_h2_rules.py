@@ -175,7 +175,7 @@ def test_a_response_beyond_its_bound_is_refused_or_cut_and_never_looks_whole(beg
             answer = client.until(stream)
         if begun:
             assert (answer.status, answer.ended, answer.reset is not None) == (200, False, True)
-            assert 50_000 <= len(answer.body) <= 100_000
+            assert 0 < len(answer.body) <= 100_000
         else:
             assert answer.body.count(b"z" * 1000) <= 100
             assert answer.status == 403 or answer.reset is not None
