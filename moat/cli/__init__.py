@@ -15,6 +15,7 @@ COMMANDS = {
     "wt": ("moat.cli.wt", "run in a worktree of a branch; list and clean worktrees"),
     "grant": ("moat.cli.grant", "store a credential that runs may use"),
     "revoke": ("moat.cli.revoke", "forget a stored credential"),
+    "vault": ("moat.cli.vault", "move credentials between stores, and to another machine"),
     "list": ("moat.cli.list", "list runs"),
     "attach": ("moat.cli.attach", "re-attach to a running run"),
     "open": ("moat.cli.open", "open an endpoint of a run in the browser"),
