@@ -135,3 +135,20 @@ class InjectionRule:
             raise ValueError(f"{self.credential}: the surface `header` needs the name of one")
         if self.occurrences < 1:
             raise ValueError(f"{self.credential}: at least one occurrence")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginRule:
+    """Where tools would renew a login themselves (RFC 6749 §6), and what the proxy answers them there.
+
+    The real tokens are renewed on the host; a tool in the sandbox gets its placeholders once more.
+    """
+
+    credential: str
+    hosts: tuple[str, ...]  # exact names, at port 443
+    path: str
+    access: str  # placeholder of the access token
+    refresh: str  # and of the refresh token
+    scope: str = ""
+    shared: bool = False  # other logins are renewed there too: a request without `refresh` is not ours
+    again: str = ""  # the command that makes the login anew

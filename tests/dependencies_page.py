@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moat.cli.deps import DOCKER, EMBEDDED
 from moat.config.dependencies import ENTRIES, Entry, Kind
+from moat.config.elsewhere import ELSEWHERE
 from tests.conftest import REPOSITORY
 
 PAGE = REPOSITORY / "docs/dependencies.md"
@@ -35,6 +36,14 @@ def page() -> str:
         parts += ["| name | what | version | commands |", "|---|---|---|---|"]
         parts += [_row(entry) for entry in ENTRIES if entry.kind is kind]
         parts.append("")
+    parts += [
+        "## Not as a dependency",
+        "",
+        "| name | what | why not | docker | embedded |",
+        "|---|---|---|---|---|",
+    ]
+    parts += [f"| `{r.name}` | {r.what} | {r.why} | {r.docker} | {r.embedded} |" for r in ELSEWHERE]
+    parts.append("")
     return "\n".join(parts)
 
 

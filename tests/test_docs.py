@@ -17,7 +17,13 @@ from tests.conftest import REPOSITORY
 from tests.docs.blocks import blocks, steps
 
 DOCUMENTS = sorted([*REPOSITORY.glob("docs/*.md"), REPOSITORY / "README.md"])
-_GROUPS = {"deps", "system", "volumes"}  # whose first word is an action with flags of its own
+_GROUPS = {
+    "deps",
+    "policy",
+    "system",
+    "vault",
+    "volumes",
+}  # whose first word is an action with flags of its own
 _WT_ACTIONS = {"list", "clean"}  # of `moat wt`
 _SNAPSHOT = {"list", "show", "diff", "restore", "prune"}  # of `moat snapshot`
 _ACTIONS = {
@@ -84,7 +90,7 @@ def test_the_configuration_examples_are_accepted(tmp_path: Path) -> None:
             text = block.text
             place = tmp_path / f"{path.stem}-{number}"
             place.mkdir()
-            if text.startswith(("upstream:", "journal:")):
+            if text.startswith(("upstream:", "journal:", "ask:")):
                 place.chmod(0o700)
                 bundle = str(_bundle(tmp_path))
                 (place / "config.yaml").write_text(text.replace("~/company-ca.pem", bundle))

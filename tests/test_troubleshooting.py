@@ -18,9 +18,19 @@ from tests.conftest import REPOSITORY
 MESSAGES = {
     "No Claude Code credentials found": "e2e/test_claude_print.py::test_without_a_credential_both_ways_to_one_are_told",
     "Credential expired": "e2e/test_claude_print.py::test_an_expired_credential_is_told",
+    "Logging in at … from within the sandbox would leave a real token there": (
+        "proxy/test_logins.py::test_a_real_token_is_not_fetched"
+    ),
+    "… gave no credential: it is empty": "cli/test_grant_origin.py::test_a_run_asks_there_and_does_not_begin_without",
     "The journal cannot be written": "attacks/test_journal.py::test_a_credential_stays_when_its_use_cannot_be_recorded",
     "moat refused this request: the budget of … does not allow it": (
         "proxy/test_budget.py::test_an_upload_that_says_its_length_is_refused_before_anything_is_opened"
+    ),
+    "moat refused this request: the user was asked whether this run may reach …, and nobody has answered": (
+        "cli/test_ask.py::test_nobody_there"
+    ),
+    "No rule of … allows this request, with which the credential … would go out": (
+        "attacks/test_ask.py::test_only_the_user_answers"
     ),
     "No OS keyring answers here": "vault/test_oskeyring.py::test_no_bus_at_all",
     "The OS keyring is locked": "vault/test_oskeyring.py::test_locked_keyring",
@@ -44,6 +54,9 @@ MESSAGES = {
     ),
     "The body is encoded as …, which cannot be looked into": (
         "proxy/test_leaks.py::test_what_cannot_be_searched_is_withheld"
+    ),
+    "The request to … carries the placeholder of grant …": (
+        "attacks/test_no_credential.py::test_the_placeholder_in_the_wrong_place_is_refused"
     ),
     "The certificate of … is not accepted": "proxy/test_refusals.py::test_the_runs_ca_is_not_trusted_upstream",
     "Failed to install Anthropic marketplace": (
@@ -73,6 +86,9 @@ MESSAGES = {
     ),
     "was not ready within 60 s": (
         "runtime/test_services.py::test_a_service_that_does_not_come_up_is_told_with_its_last_lines"
+    ),
+    "The service … ended with status …": (
+        "runtime/test_services.py::test_one_that_dies_in_the_middle_is_told_and_the_run_goes_on"
     ),
     "The volumes of … belong to …": (
         "runtime/test_makings.py::test_another_project_of_the_same_name_does_not_get_the_volumes"
@@ -125,6 +141,13 @@ MESSAGES = {
     "A session needs a terminal": (
         "e2e/test_claude_print.py::test_what_cannot_be_started_is_told_before_anything_is_made"
     ),
+    "Runs cannot be kept in …": "runtime/test_survival.py::test_too_few_files_and_no_place_to_keep_runs",
+    "A run needs more open files than it may have here": (
+        "runtime/test_survival.py::test_too_few_files_and_no_place_to_keep_runs"
+    ),
+    "The Docker engine went away under the run": (
+        "runtime/test_survival.py::test_the_engine_goes_away_and_comes_back"
+    ),
     "The package `moat` at … is not Moat's": (
         "cli/test_startup.py::test_another_projects_package_in_the_same_environment_is_noticed"
     ),
@@ -132,6 +155,7 @@ MESSAGES = {
 
 # What somebody sees who does not see a message of Moat's.
 SYMPTOMS = {
+    'A run is "lost"': "runtime/test_survival.py::test_everything_is_gone_after_a_restart_of_the_machine",
     "moat audit --verify says TAMPERED": "cli/test_audit.py::test_a_verdict_and_its_exit_status",
     "Network errors": "cli/test_network_check.py::test_the_guides_check_of_a_credential",
     "Permission denied (publickey) in a sandbox": (

@@ -2,57 +2,96 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from moat.cli.output import emit, say, table
+from moat.cli.output import safe, say
 from moat.cli.parser import Parser
 from moat.cli.terminal import attach
-from moat.errors import MoatError, RunNotFoundError
+from moat.errors import MoatError, RunNotFoundError, UsageError
 from moat.paths import Home
-from moat.runtime.known import all_runs, find, one_alive
+from moat.runtime import known
 from moat.runtime.launch import RunHandle
-from moat.runtime.records import RunRecord, describe_age
+from moat.runtime.records import AmbiguousRunError, RunRecord, describe_age
+from moat.runtime.screen import last_line
 
 _KEYS = "detach: ctrl-/ d, stop: ctrl-/ k"
+_END = 16 * 1024  # bytes of a log in which its last line is looked for
+_SHOWN = 60  # characters of that line
 
 
 def main(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="moat attach",
         description="Join a running run: its terminal (ctrl-/ then d detaches, ctrl-/ then k stops it), or "
-        "the output of a plain command (Ctrl-C detaches, twice stops it).",
+        "the output of a plain command (Ctrl-C detaches, twice stops it). Several may be attached; "
+        "the smallest terminal rules the size.",
     )
-    parser.add_argument("run", nargs="?", help="name or id (default: the only one that runs)")
+    parser.add_argument(
+        "run", nargs="?", help="name or id (default: the only one that runs, else you choose)"
+    )
+    parser.add_argument(
+        "-r", "--read-only", action="store_true", help="watch only: no key reaches it, Ctrl-C detaches"
+    )
+    parser.add_argument("--steal", action="store_true", help="detach everybody else who is attached")
     options = parser.parse_args(argv)
-    record = _choose(Home.from_environment(), options.run)
+    record = _find(Home.from_environment(), options.run)
     if record.state.ended or not record.socket:
         raise MoatError(f"{record.name} has ended ({record.state})", hint=f"moat logs {record.id}")
+    if options.steal and not record.tty:
+        raise UsageError(f"{record.name} has no terminal to take over", hint=f"moat attach {record.name}")
     if sys.stderr.isatty():
-        say(f"attached to {record.name} ({_KEYS if record.tty else 'Ctrl-C detaches'})")
-    return attach(RunHandle.of(record))
+        say(f"attached to {record.name} ({_keys(record, read_only=options.read_only)})")
+    return attach(RunHandle.of(record), read_only=options.read_only, steal=options.steal)
 
 
-def _choose(home: Home, text: str | None) -> RunRecord:
+def _keys(record: RunRecord, *, read_only: bool) -> str:
+    if read_only or not record.tty:
+        return "Ctrl-C detaches"
+    return _KEYS
+
+
+def _find(home: Home, text: str | None) -> RunRecord:
     """By name, else the only one that runs, else by asking."""
-    if text is not None:
-        return find(home, text)
     try:
-        return one_alive(home)
-    except RunNotFoundError:
-        alive = [run for run in all_runs(home) if not run.state.ended]
-        if len(alive) < 2 or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return known.one_alive(home) if text is None else known.find(home, text)
+    except AmbiguousRunError as error:
+        alive = [run for run in error.candidates if not run.state.ended]
+        chosen = alive[0] if len(alive) == 1 else _ask(home, alive)
+        if chosen is None:
             raise
-        return _ask(alive)
+        return chosen
 
 
-def _ask(runs: list[RunRecord]) -> RunRecord:
-    rows = [
-        (str(number), run.name, run.id, describe_age(run.created_at), " ".join(run.argv)[:40])
-        for number, run in enumerate(runs, 1)
+def _ask(home: Home, runs: list[RunRecord]) -> RunRecord | None:
+    """None: there is nobody to ask, or nothing to choose from."""
+    from moat.cli.menu import Console
+    from moat.cli.picker import Choice, pick
+
+    console = Console()
+    if not runs or not console.terminal:
+        return None
+    width = max(len(run.name) for run in runs)
+    choices = [
+        Choice(
+            run.id,
+            f"{run.name:<{width}}  {run.state:<8}  {describe_age(run.created_at):>4}",
+            _last_words(home.run(run.id) / "output.log"),
+        )
+        for run in runs
     ]
-    emit(table(("", "NAME", "RUN ID", "AGE", "COMMAND"), rows))
-    answer = input(f"Attach to [1-{len(runs)}]: ").strip()
-    if not answer.isdigit() or not 1 <= int(answer) <= len(runs):
+    taken = pick(console, "Attach to", choices)
+    if taken is None:
         raise RunNotFoundError("no run was chosen", hint="moat attach <name>")
-    return runs[int(answer) - 1]
+    return next(run for run in runs if run.id == taken)
+
+
+def _last_words(log: Path) -> str:
+    """The last line of what the run has printed; empty when there is none."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
+        return safe(last_line(file.read()))[:_SHOWN]
+    return ""

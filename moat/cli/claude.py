@@ -18,7 +18,7 @@ from moat.cli import claude_plugins
 from moat.cli.output import say
 from moat.cli.parser import Parser
 from moat.cli.run import add_common, build, load_config
-from moat.cli.start import start
+from moat.cli.start import passphrase, start
 from moat.cli.worktree import enter
 from moat.config import McpServer
 from moat.errors import GrantError, RunNotFoundError, StartError, UsageError
@@ -33,6 +33,7 @@ from moat.runtime.choice import choose
 from moat.runtime.plugins.declared import SKIP_HOST
 from moat.runtime.request import RunRequest
 from moat.vault import Vault, open_vault
+from moat.vault.imported import kept_alive
 from moat.vault.ssh import PREFIX as SSH, SshGrant
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -54,7 +55,7 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
     settings = load_config(options, home, workspace)
     claude = _keeping_logs(claude, settings.claude.sync_logs)
     wanted = granted.unique((claude.grant, *settings.needed_grants, *options.grant))
-    vault = open_vault(home)
+    vault = open_vault(home, passphrase=passphrase())
     credential = _credentials(vault, claude.grant, wanted, settings.mcp)
     ssh = [SshGrant.of(vault.info(name)) for name in wanted if name.startswith(SSH)]
     runtime = choose(options.runtime or settings.runtime)
@@ -241,7 +242,7 @@ def _credentials(
     hints: list[str] = []
     found: CredentialInfo | None = None
     try:
-        found = vault.info(grant)
+        found = kept_alive(vault, vault.info(grant))
         if found.expired(dt.datetime.now(dt.UTC)):
             problems.append("Credential expired: anthropic")
             hints.append("run `moat grant anthropic`")

@@ -11,11 +11,12 @@ from moat import config
 from moat.cli.output import Progress, emit, emit_json, say, table
 from moat.cli.parser import Parser
 from moat.config import RunConfig
-from moat.errors import UsageError
+from moat.errors import StartError, UsageError
 from moat.paths import Home
 from moat.runtime import tampering
 from moat.runtime.plugins.declared import Origin, Problem
 from moat.runtime.plugins.deliver import Delivery, deliver
+from moat.runtime.plugins.fetch import note
 from moat.runtime.plugins.prepare import resolver
 from moat.runtime.plugins.resolve import Market, Plugin, Resolved, Resolver, State, check_complete
 from moat.vault.ssh import SshGrant
@@ -49,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
     resolved = _resolved(
         home, workspace, config.load(workspace), offline=not update, refresh=update, accept=False
     )
+    note(home, workspace, resolved.fetches)
     if options.json:
         emit_json(_as_json(resolved, workspace))
     else:
@@ -77,7 +79,11 @@ def prepare(
         ssh=ssh,
         made=made.append,
     )
-    check_complete(resolved)
+    try:
+        check_complete(resolved)
+    except StartError:
+        note(home, workspace, resolved.fetches)  # there will be no run whose journal would have them
+        raise
     for problem in resolved.problems:
         _tell("warning", problem)
     return deliver(resolved, made[0].declared.project)

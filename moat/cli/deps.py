@@ -8,16 +8,19 @@ from typing import Any
 from moat.cli.output import emit, emit_json, table
 from moat.cli.parser import Parser
 from moat.config.dependencies import BY_NAME, ENTRIES, Dependency, Entry, Kind, parse
+from moat.config.elsewhere import ELSEWHERE, Elsewhere, elsewhere
 from moat.paths import Home
+from moat.runtime.deps import onhost
 
 EMBEDDED = {
     Kind.NPM: "fetched and mounted",
     Kind.WHEEL: "fetched and mounted",
     Kind.NODE_TOOL: "installed in ~/.moat/cache and mounted",
     Kind.PYTHON_TOOL: "installed in ~/.moat/cache and mounted, for this machine's python3",
-    Kind.DEBIAN: "must be installed on this machine",
-    Kind.PYTHON: "must be installed on this machine",
-    Kind.SERVICE: "cannot be had: it is a container",
+    Kind.DEBIAN: "must be installed on this machine, whose /usr the sandbox sees: it has no image",
+    Kind.PYTHON: "must be installed on this machine, whose /usr the sandbox sees: it has no image",
+    Kind.SERVICE: "cannot be had, a service is a container: use `runtime: docker`, or a server on this "
+    "machine and `network.host: [PORT]`",
     Kind.BUNDLE: "what it holds",
 }
 DOCKER = {
@@ -47,12 +50,22 @@ def main(argv: Sequence[str]) -> int:
 
 def _list(*, json: bool) -> int:
     if json:
-        emit_json([_described(entry) for entry in ENTRIES])
+        emit_json([*map(_described, ENTRIES), *map(_not_had, ELSEWHERE)])
         return 0
-    rows = [(entry.name, entry.kind, _version(entry), entry.summary) for entry in ENTRIES]
-    emit(table(("NAME", "KIND", "VERSION", "WHAT"), rows))
+    rows = [(entry.name, entry.kind, _version(entry), _here(entry), entry.summary) for entry in ENTRIES]
+    emit(table(("NAME", "KIND", "VERSION", "EMBEDDED", "WHAT"), rows))
     emit("\nAny package of a registry: npm:NAME[@VERSION], pip:NAME[@VERSION], uv:NAME[@VERSION].")
+    emit("\nNot as a dependency; `moat deps info NAME` says why, and how a sandbox has it all the same:\n")
+    emit(table(("NAME", "WHAT"), [(row.name, row.what) for row in ELSEWHERE]))
     return 0
+
+
+def _here(entry: Entry) -> str:
+    """Whether an embedded sandbox on this machine has it."""
+    if entry.kind is Kind.SERVICE:
+        return "no"
+    parts = [entry, *(BY_NAME[name] for name in entry.holds)]
+    return "yes" if all(map(onhost.installed, parts)) else "not installed"
 
 
 def _version(entry: Entry) -> str:
@@ -62,10 +75,8 @@ def _version(entry: Entry) -> str:
 
 
 def _info(text: str, *, json: bool) -> int:
-    wanted = parse(text)
-    about = _described(BY_NAME[wanted.name]) if not wanted.source else _dynamic(wanted)
-    if remembered := _remembered(wanted):
-        about["resolved"] = remembered
+    row = elsewhere(text) if text not in BY_NAME else None
+    about = _not_had(row) if row else _had(parse(text))
     if json:
         emit_json(about)
         return 0
@@ -74,6 +85,31 @@ def _info(text: str, *, json: bool) -> int:
         if shown:
             emit(f"{name + ':':<10} {shown}")
     return 0
+
+
+def _had(wanted: Dependency) -> dict[str, Any]:
+    about = _described(BY_NAME[wanted.name]) if not wanted.source else _dynamic(wanted)
+    if remembered := _remembered(wanted):
+        about["resolved"] = remembered
+    return about
+
+
+def _not_had(row: Elsewhere) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "kind": "not a dependency",
+        "what": row.what,
+        "why": row.why,
+        "docker": row.docker,
+        "embedded": row.embedded,
+    }
+
+
+def _embedded(entry: Entry) -> str:
+    text = EMBEDDED[entry.kind]
+    if entry.kind not in {Kind.DEBIAN, Kind.PYTHON}:
+        return text
+    return text + ("; it is" if onhost.installed(entry) else f"; it is not: apt-get install {entry.debian}")
 
 
 def _described(entry: Entry) -> dict[str, Any]:
@@ -89,7 +125,7 @@ def _described(entry: Entry) -> dict[str, Any]:
         "requires": list(entry.requires),
         "holds": list(entry.holds),
         "docker": DOCKER[entry.kind],
-        "embedded": EMBEDDED[entry.kind],
+        "embedded": _embedded(entry),
     }
 
 

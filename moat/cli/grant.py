@@ -17,6 +17,7 @@ from moat.grants import CredentialInfo
 from moat.paths import Home
 from moat.vault import Vault, open_vault
 from moat.vault.index import describe, timestamp
+from moat.vault.origin import Origin
 from moat.vault.providers import Entry, check_name, entries, entry, provider, yaml_file
 from moat.vault.providers.declared import Declared
 
@@ -121,7 +122,9 @@ def _show_token(vault: Vault, name: str) -> int:
     """A pipe, a log or an agent's tool call never gets it."""
     console = Console()
     if vault.store(name) is None:
-        raise GrantError(f"{name} has no secret of its own", hint="your SSH agent keeps the key")
+        origin = Origin.of(vault.info(name))
+        kept = f"it is kept in {origin.shown}" if origin else "your SSH agent keeps the key"
+        raise GrantError(f"{name} has no secret of its own", hint=kept)
     if not console.terminal:
         raise UsageError("a secret is shown at a terminal only", hint="there is no flag to get around this")
     if not console.confirm(f"Show the secret of {name} on this screen?", default=False):
@@ -179,14 +182,20 @@ def _validate_own(*, json: bool) -> int:
 def facts(vault: Vault, info: CredentialInfo) -> dict[str, Any]:
     """Everything that may be shown of a stored credential, as JSON values."""
     known = describe(info)
-    return known | {"expired": info.expired(_now()), "store": vault.store(info.name)}
+    return known | {"expired": info.expired(_now()), "store": _store(vault, info)}
 
 
 def _row(vault: Vault, info: CredentialInfo) -> tuple[str, ...]:
     expires = "-" if info.expires_at is None else timestamp(info.expires_at)
     if info.expired(_now()):
         expires += " (expired)"
-    return info.name, info.kind.value, vault.store(info.name) or "-", timestamp(info.created_at), expires
+    return info.name, info.kind.value, _store(vault, info) or "-", timestamp(info.created_at), expires
+
+
+def _store(vault: Vault, info: CredentialInfo) -> str | None:
+    """Where the secret is: `keyring`, `file`, or the kind of place outside of the vault; None: nowhere."""
+    origin = Origin.of(info)
+    return origin.kind if origin else vault.store(info.name)
 
 
 def _now() -> dt.datetime:

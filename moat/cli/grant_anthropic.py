@@ -41,7 +41,10 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--token-stdin and --method import exclude each other", hint="choose one")
     wizard = begin(chosen)
     if chosen.token_stdin:
-        _from_stdin(wizard, chosen.method)
+        _take(wizard, chosen.method, read_stdin(), source="stdin")
+        return 0
+    if (kept := wizard.given()) is not None:
+        _take(wizard, None, kept, source="")
         return 0
     method = chosen.method or _method(wizard)
     {"subscription": _subscription, "api-key": _api_key, "import": _import}[method](wizard)
@@ -79,16 +82,16 @@ def _method(wizard: Wizard) -> str:
     )
 
 
-def _from_stdin(wizard: Wizard, method: str | None) -> None:
-    secret = read_stdin()
+def _take(wizard: Wizard, method: str | None, secret: Secret, *, source: str) -> None:
+    """Store what nobody had to be asked for."""
     if method is None:
         method = "subscription" if secret.reveal().startswith(OAUTH_PREFIX) else "api-key"
     if method == "subscription":
-        insist(_wrong_token(secret.reveal()), "pipe what `claude setup-token` printed")
-        _store_token(wizard, secret, source="stdin")
+        insist(_wrong_token(secret.reveal()), "give what `claude setup-token` printed")
+        _store_token(wizard, secret, source=source)
     else:
-        insist(_wrong_key(secret.reveal()), "pipe an API key (sk-ant-…) or a setup token (sk-ant-oat…)")
-        _store_key(wizard, secret, source="stdin")
+        insist(_wrong_key(secret.reveal()), "give an API key (sk-ant-…) or a setup token (sk-ant-oat…)")
+        _store_key(wizard, secret, source=source)
 
 
 def _subscription(wizard: Wizard) -> None:

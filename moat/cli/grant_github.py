@@ -23,7 +23,12 @@ def main(argv: Sequence[str]) -> int:
     options(parser)
     chosen = parser.parse_args(argv)
     wizard = begin(chosen)
-    secret, source = (read_stdin(), "stdin") if chosen.token_stdin else _find(wizard, chosen.method)
+    if chosen.token_stdin:
+        secret, source = read_stdin(), "stdin"
+    elif (kept := wizard.given()) is not None:
+        secret, source = kept, ""
+    else:
+        secret, source = _find(wizard, chosen.method)
     insist(misshapen(secret.reveal()), "check the token")
     login = _validate(wizard, secret) if wizard.validate else ""
     found = credential("github", CredentialKind.TOKEN, secret, metadata={"source": source, "login": login})

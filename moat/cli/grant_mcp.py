@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moat import config
 from moat.cli.common import add_credential_options
-from moat.cli.granting import Wizard, begin, insist, misshapen, read_stdin
+from moat.cli.granting import Wizard, begin, insist, misshapen, read_stdin, source_options
 from moat.cli.parser import Parser
 from moat.config import WELL_KNOWN, McpServer, check_url
 from moat.errors import ConfigError, UsageError
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("name", metavar="NAME", help="name of the credential; agent.yaml calls it mcp:NAME")
     parser.add_argument("--url", help="of the server (default: the one in agent.yaml, or a well-known one)")
-    parser.add_argument("--token-stdin", action="store_true", help="read it from standard input; ask nothing")
+    source_options(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_credential_options(parser)
     chosen = parser.parse_args(argv)
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     host = bound_host(authority_of(server))
     chosen.no_validate = True
     wizard = begin(chosen)
-    secret = read_stdin() if chosen.token_stdin else _ask(wizard, host)
+    secret = read_stdin() if chosen.token_stdin else wizard.given() or _ask(wizard, host)
     secret = _plain(secret)
     insist(misshapen(secret.reveal()), "check the token")
     info = CredentialInfo(

@@ -14,6 +14,7 @@ from moat.errors import MoatError
 from moat.grants import CredentialInfo, Grant
 from moat.paths import Home
 from moat.vault import open_vault
+from moat.vault.expiry import span
 from moat.vault.found import hint
 from moat.vault.providers import Entry, entries
 
@@ -57,12 +58,8 @@ def _state(info: CredentialInfo) -> str:
     if info.expired(now):
         word = "expired"
     elif info.expires_at is not None:
-        word = f"granted, expires in {_span(info.expires_at - now)}"
+        word = f"granted, expires in {span(info.expires_at - now)}"
     return f"{scope} {word}" if scope else word
-
-
-def _span(time: dt.timedelta) -> str:
-    return f"{time.days} days" if time.days > 1 else f"{max(1, round(time.total_seconds() / 3600))} h"
 
 
 def _arguments(console: Console, row: Entry, granted: Sequence[CredentialInfo]) -> list[str] | None:

@@ -23,9 +23,7 @@ def main(provider: Declared, argv: Sequence[str]) -> int:
     _check_host(grant)
     wizard = begin(chosen)
     _announce(wizard, provider, grant)
-    given = (
-        Found("stdin", read_stdin()) if chosen.token_stdin else _find(wizard, provider, grant, chosen.method)
-    )
+    given = _given(wizard, provider, grant, chosen)
     insist(misshapen(given.secret.reveal()), "check the token")
     login = _validate(wizard, provider, grant, given) if wizard.validate else ""
     found = credential(
@@ -52,6 +50,14 @@ def _parser(provider: Declared) -> argparse.ArgumentParser:
         parser.add_argument("--host", help=f"another host than {provider.hosts[0].removeprefix('*.')}")
     options(parser)
     return parser
+
+
+def _given(wizard: Wizard, provider: Declared, grant: Grant, chosen: argparse.Namespace) -> Found:
+    if chosen.token_stdin:
+        return Found("stdin", read_stdin())
+    if (secret := wizard.given()) is not None:
+        return Found("", secret)
+    return _find(wizard, provider, grant, chosen.method)
 
 
 def _check_host(grant: Grant) -> None:

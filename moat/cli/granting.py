@@ -8,7 +8,7 @@ import datetime as dt
 import re
 import sys
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from moat.paths import Home
 from moat.vault import Vault, open_vault
 from moat.vault.index import describe
 from moat.vault.key import NewKey
+from moat.vault.origin import LIFE, Origin, parse_life
 from moat.vault.providers import entry
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Wizard:
     upstream: UpstreamConfig
     json: bool
     validate: bool
+    origin: Origin | None = None  # where the credential is kept; None: the vault is to keep it
 
     def check(self, request: Coroutine[None, None, Verdict]) -> Verdict:
         """Run a check of the credential. Raises GrantError when it was rejected, or the user gives up.
@@ -61,41 +63,94 @@ class Wizard:
                     raise GrantError("nothing was stored", hint="grant again, or use --no-validate")
         return verdict
 
+    def given(self) -> Secret | None:
+        """What is kept where the user says, as it is now; None: he does not say. Raises GrantError."""
+        if self.origin is None:
+            return None
+        from moat.vault.resolve import resolve
+
+        self.console.print(f"Asking {self.origin.shown}...")
+        return asyncio.run(resolve(self.origin))
+
     def save(self, credential: Credential, sentence: str) -> None:
-        """Store it. `sentence` is what to say, with {} for the place."""
-        self.vault.put(credential)
-        name = credential.info.name
-        place = self.vault.location(name)
-        self.console.print(sentence.format(place))
+        """Store it, or where it is kept. `sentence` is what to say, with {} for the place."""
+        info = credential.info
+        if self.origin is None:
+            self.vault.put(credential)
+            place = self.vault.location(info.name)
+            self.console.print(sentence.format(place))
+        else:
+            info = replace(info, metadata={**info.metadata, **self.origin.metadata})
+            self.vault.note(info)
+            place = self.origin.shown
+            self.console.print(f"No secret was stored: every run takes {info.name} from {place}.")
         if self.json:
-            emit_json(describe(credential.info) | {"store": self.vault.store(name), "location": place})
+            store = self.origin.kind if self.origin else self.vault.store(info.name)
+            emit_json(describe(info) | {"store": store, "location": place})
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     """The flags that every provider has."""
-    parser.add_argument(
-        "--token-stdin", action="store_true", help="read the credential from standard input; ask nothing"
-    )
+    source_options(parser)
     parser.add_argument("--no-validate", action="store_true", help="make no test request")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     add_credential_options(parser)
 
 
+def source_options(parser: argparse.ArgumentParser) -> None:
+    """Where the credential comes from, when nobody shall be asked."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--token-stdin", action="store_true", help="read the credential from standard input; ask nothing"
+    )
+    which.add_argument(
+        "--from",
+        dest="origin",
+        metavar="PLACE",
+        help="store no secret: op://…, env://VAR, ssm://…",
+    )
+    which.add_argument("--command", metavar="COMMAND", help="store no secret: this prints it")
+    parser.add_argument(
+        "--ttl", metavar="TIME", help="with --from or --command: ask again after it (default: 15m)"
+    )
+
+
+def _origin(chosen: argparse.Namespace) -> Origin | None:
+    """Raises UsageError."""
+    place, words = getattr(chosen, "origin", None), getattr(chosen, "command", None)
+    given = getattr(chosen, "ttl", None)
+    if place is None and words is None:
+        if given is not None:
+            raise UsageError("--ttl belongs to --from or --command", hint="leave it out")
+        return None
+    if getattr(chosen, "method", None) is not None:
+        raise UsageError("--method and --from or --command exclude each other", hint="give one of them")
+    life = LIFE if given is None else parse_life(given)
+    return Origin.command(words, life) if words is not None else Origin.reference(str(place), life)
+
+
 def begin(chosen: argparse.Namespace) -> Wizard:
     """Everything that can fail before the user is asked for a credential fails here."""
-    home = Home.from_environment()
     console = Console(json=chosen.json)
-    upstream = load_user(home).upstream
+    upstream = load_user(Home.from_environment()).upstream
+    origin = _origin(chosen)
+    vault = open_asking(console, ask_for_key=not chosen.token_stdin)
+    if origin is None:
+        vault.prepare()
+    return Wizard(console, vault, upstream, chosen.json, not chosen.no_validate, origin)
+
+
+def open_asking(console: Console, *, ask_for_key: bool = True) -> Vault:
+    """The vault, which asks at a terminal for what it needs: a passphrase, how to protect its first files."""
+    home = Home.from_environment()
     default_file = home.credentials / "key"
 
     def new_key() -> NewKey:
-        if console.terminal and not chosen.token_stdin:
+        if console.terminal and ask_for_key:
             return choose_key(console, default_file)
         return _key_file(default_file)
 
-    vault = open_vault(home, passphrase=AskPassphrase.where_possible(), new_key=new_key)
-    vault.prepare()
-    return Wizard(console, vault, upstream, chosen.json, not chosen.no_validate)
+    return open_vault(home, passphrase=AskPassphrase.where_possible(), new_key=new_key)
 
 
 def credential(

@@ -1,4 +1,4 @@
-"""The detach key: ctrl-/ and then `d` (detach) or `k` (stop the run).
+"""The detach key: ctrl-/ and then `d` (detach), `k` (stop the run), `a`, `n` (yes and no to what is asked).
 
 Terminals say ctrl-/ as the byte 0x1f, or as `CSI 47;5u` once the program has switched the kitty keyboard
 protocol on, with release and repeat events and more fields when it asked for them. A sequence may arrive
@@ -9,6 +9,7 @@ still recognised, and the program has seen one ESC too many.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum
 
 _LEGACY = b"\x1f"
@@ -22,12 +23,19 @@ _LOCKS = 64 | 128  # caps lock and num lock are reported as modifiers
 class Action(Enum):
     DETACH = b"d"
     STOP = b"k"
+    ALLOW = b"a"
+    DENY = b"n"
+
+
+ANSWERS = frozenset({Action.ALLOW, Action.DENY})
 
 
 class DetachKeys:
     """Bytes from the terminal in, bytes for the run and perhaps an action out. No clock, no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Callable[[], bool] = lambda: False) -> None:
+        """asked: whether a question waits; without one, its keys are the program's."""
+        self._asked = asked
         self._held = b""  # the beginning of a sequence
         self._prefix = b""  # ctrl-/ as it was typed, waiting for the next key
         self._ghost = False  # the next byte to look at is an ESC that has been passed on already
@@ -96,7 +104,7 @@ class DetachKeys:
             out += key
             return None
         for action in Action:
-            if code == ord(action.value) and not modifiers:
+            if code == ord(action.value) and not modifiers and (action not in ANSWERS or self._asked()):
                 self._prefix = b""
                 return action
         if code is not None and 57441 <= code <= 57454:  # a modifier key going down on its own

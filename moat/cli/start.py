@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import os
 import shlex
 import sys
 from collections.abc import Callable
 
 from moat.cli import terminal
+from moat.cli.display import size
 from moat.cli.output import Progress, emit, emit_json, git_warning, say
 from moat.errors import MissingGrantsError, MoatError, StartError
 from moat.paths import Home
@@ -76,8 +78,7 @@ def _tell_of_git(request: RunRequest, home: Home) -> None:
 def _stay(handle: RunHandle, home: Home, *, compare: bool) -> int:
     try:
         status = terminal.attach(handle, lead=True)
-        if _is_terminal(2):
-            _tell_results(home, handle, compare=compare)
+        _tell_results(home, handle, compare=compare, failed=status != 0)
         return status
     except StartError:
         record = read(home, handle.id)
@@ -86,12 +87,21 @@ def _stay(handle: RunHandle, home: Home, *, compare: bool) -> int:
         raise StartError(record.error, hint=f"moat logs {handle.id}") from None
 
 
-def _tell_results(home: Home, handle: RunHandle, *, compare: bool) -> None:
-    """What the run changed and was warned of. Whatever goes wrong here is not the command's failure."""
+def _tell_results(home: Home, handle: RunHandle, *, compare: bool, failed: bool) -> None:
+    """Why the run may have failed; on a terminal also what it changed and was warned of.
+
+    Whatever goes wrong here is not the command's failure.
+    """
     record = read(home, handle.id)
     if record is None or not record.state.ended:
         return
     with contextlib.suppress(MoatError, OSError, KeyboardInterrupt):
+        if failed and record.grants:
+            from moat.cli.refused import tell_refused
+
+            tell_refused(home, record)
+        if not _is_terminal(2):
+            return
         if record.warned:
             from moat.cli.warnings import tell_warned
 
@@ -109,7 +119,7 @@ def wanted_size(*, interactive: bool, detach: bool) -> Size | None:
     Interactive needs a terminal on stdin (programs refuse `the input device is not a TTY`), except in the
     background, where somebody will attach later.
     """
-    return terminal.size() if interactive and (detach or _is_terminal(0)) else None
+    return size() if interactive and (detach or _is_terminal(0)) else None
 
 
 def wanted_stdin(*, tty: bool, detach: bool) -> bool:
@@ -140,14 +150,18 @@ def _handoff(request: RunRequest, home: Home) -> bytes:
         return b""
     from moat.runtime.granted import check, unique
     from moat.vault import open_vault
+    from moat.vault.expiry import SESSION, ending, told
 
     vault = open_vault(home, passphrase=passphrase())
     try:
-        check(vault, request.grants, request.mcp)
+        found = check(vault, request.grants, request.mcp)
     except MissingGrantsError as missing:
         if not _grant_now(missing):
             raise
-        check(vault, request.grants, request.mcp)
+        found = check(vault, request.grants, request.mcp)
+    now = dt.datetime.now(dt.UTC)
+    for info in ending(found, now, SESSION):
+        say(f"warning: {told(info, now)}")
     return vault.handoff(unique(request.grants))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import signal
 import struct
@@ -16,62 +17,66 @@ import sys
 import termios
 import threading
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
+from typing import Any
 
-from moat.cli.keys import Action, DetachKeys
-from moat.cli.output import git_warning, say
+from moat.cli.askbar import ascii_only, name
+from moat.cli.display import Display, size, write
+from moat.cli.keys import ANSWERS, Action, DetachKeys
+from moat.cli.output import git_warning, safe, say
 from moat.errors import EXIT_INTERRUPTED, EXIT_START
 from moat.runtime import control
 from moat.runtime.control import Connection, Frame
 from moat.runtime.launch import RunHandle
+from moat.runtime.questions import Answer, exactly
 from moat.runtime.records import RunRecord, State
-from moat.runtime.sandbox import Size
-from moat.runtime.screen import Modes
 
 _PIECE = 65536
 _KEY_PAUSE = 0.05  # seconds after which the beginning of an escape sequence is taken for all of it
 _TWICE = 0.5  # seconds in which a second Ctrl-C means "stop" and not "detach"
 _STUBBORN = 2.0  # seconds after which a command that Ctrl-C did not end is worth a word
 _GRACE = 10.0
+_CTRL_C = re.compile(rb"\x03|\x1b\[99;5(?::1)?u")  # as a byte, and in the kitty keyboard protocol
 _EXIT_PIPE = 128 + signal.SIGPIPE
 
 
 class _Left(BaseException):
-    """The user left the run; it goes on. Raised from signal handlers, so it is not an Exception."""
+    """The user left the run, or was sent away; it goes on. Raised from signal handlers: not an Exception."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
-def size() -> Size:
-    """Of the user's terminal; 80x24 when there is none."""
-    for fd in (1, 0, 2):
-        try:
-            columns, rows = os.get_terminal_size(fd)  # not COLUMNS and LINES, which go stale
-        except OSError:
-            continue
-        if columns and rows:
-            return Size(columns, rows)
-    return Size(80, 24)
-
-
-def attach(handle: RunHandle, *, lead: bool = False) -> int:
+def attach(handle: RunHandle, *, lead: bool = False, read_only: bool = False, steal: bool = False) -> int:
     """Join this process's stdin, stdout and stderr to the run until it ends or the user detaches.
 
     `lead`: this command started the run, so its pipes and signals are the run's own: nothing of the
-    output is lost, a slow reader slows the command, Ctrl-C goes to it. Returns the command's exit
-    status, or 0 after a detach.
+    output is lost, a slow reader slows the command, Ctrl-C goes to it. `read_only`: nothing is sent to the
+    command, and Ctrl-C detaches. `steal`: everybody else who is attached is sent away. Returns the
+    command's exit status, or 0 after a detach.
     """
-    return _Attachment(handle, lead=lead).run()
+    return _Attachment(handle, lead=lead, read_only=read_only, steal=steal).run()
 
 
 class _Attachment:
-    def __init__(self, handle: RunHandle, *, lead: bool) -> None:
+    def __init__(self, handle: RunHandle, *, lead: bool, read_only: bool, steal: bool) -> None:
         self._handle = handle
         self._lead = lead
-        self._modes = Modes()
+        self._read_only = read_only
+        self._display = Display(terminal=handle.tty and _is_terminal(1), answers=not read_only)
+        self._asked: set[str] = set()  # hosts that a line has told of
         self._interrupts = 0
         own = size()
-        columns_rows = (own.columns, own.rows) if handle.tty and _is_terminal(1) else None
-        self._output = Connection(handle.socket, "view", lead=lead, size=columns_rows)  # the command starts
+        self._output = Connection(  # the command starts
+            handle.socket,
+            "view",
+            lead=lead,
+            size=(own.columns, own.rows) if self._display.terminal else None,
+            read_only=read_only,
+            steal=steal,
+        )
 
     def run(self) -> int:
         stdin_is_terminal = _is_terminal(0)
@@ -79,14 +84,17 @@ class _Attachment:
             try:
                 with _raw(0) if self._handle.tty and stdin_is_terminal else contextlib.nullcontext():
                     try:
-                        if self._handle.tty or self._handle.stdin:
+                        self._display.open()
+                        if self._takes_input:
                             threading.Thread(target=self._copy_input, daemon=True).start()
                         return self._ended(self._copy_output())
                     finally:
-                        self._restore_screen()
-            except _Left:
+                        self._display.close()
+            except _Left as left:
                 if self._handle.tty:
-                    _write(1, b"\r\n\x1b[J")  # what the program drew below is not the shell's
+                    write(1, b"\r\n\x1b[J")  # what the program drew below is not the shell's
+                if left.reason:
+                    say(left.reason)
                 say(f"detached from {self._handle.name}; `moat attach {self._handle.name}` comes back")
                 return 0
             except BrokenPipeError:
@@ -105,11 +113,15 @@ class _Attachment:
                 case None:
                     return None
                 case (Frame.STDOUT, data):
-                    if self._handle.tty:
-                        self._modes.feed(data)
-                    _write(1, data)
+                    self._display.output(data)
                 case (Frame.STDERR, data):
-                    _write(2, data)
+                    write(2, data)
+                case (Frame.SCREEN, data):
+                    self._display.screen(data)
+                case (Frame.LEFT, data):
+                    raise _Left(data.decode(errors="replace"))
+                case (Frame.ASKED, data):
+                    self._ask(control.unpack_json(data)["waiting"])
                 case (Frame.NOTICE, data):
                     self._say(data.decode(errors="replace"))
                 case (Frame.EXIT, data):
@@ -122,6 +134,8 @@ class _Attachment:
             return EXIT_START
         if record.log_error:
             self._say(f"the log of this run has a hole: {record.log_error}")
+        for line in record.services_ended:
+            self._say(f"warning: the service {line}")
         for line in git_warning(record.name, record.git_changes):
             self._say(line)
         if self._lead and self._interrupts > 1:
@@ -145,20 +159,41 @@ class _Attachment:
         return _EXIT_PIPE
 
     def _say(self, text: str) -> None:
-        for line in text.splitlines():
+        for line in map(safe, text.splitlines()):  # names and log lines may be a sandbox's
             if self._handle.tty:
-                _write(2, f"\r\nmoat: {line}\r\n".encode())
+                write(2, f"\r\nmoat: {line}\r\n".encode())
             else:
                 say(line)
 
-    def _restore_screen(self) -> None:
-        with contextlib.suppress(OSError):
-            _write(1, self._modes.leave())
+    def _ask(self, waiting: Sequence[Mapping[str, Any]]) -> None:
+        """Show what waits for the user: in the last row, or in lines between the output."""
+        if self._display.ask(waiting):
+            return
+        run = self._handle.name
+        for question in waiting:
+            if (host := name(question)) not in self._asked:
+                what = ascii_only(f"{question['method']} {host}{question['path']}")
+                self._say(f"{what} waits for you: `moat approve {run} {host}`, or `moat deny {run} {host}`")
+        self._asked = {name(question) for question in waiting}
+
+    def _answer(self, *, allow: bool) -> None:
+        """A key was pressed that answers the question on the screen."""
+        if (pattern := self._display.bar.chosen) is not None:
+            answer = Answer(pattern=exactly(pattern), allow=allow, by="key")
+            self._send(control.pack_json(Frame.ANSWER, answer.to_json()))
 
     # --- input -----------------------------------------------------------------------------------
 
+    @property
+    def _takes_input(self) -> bool:
+        keys = self._handle.tty and _is_terminal(0)
+        return keys if self._read_only else self._handle.tty or self._handle.stdin
+
     def _copy_input(self) -> None:
         """Runs in a thread until stdin ends; the process does not wait for it."""
+        if self._read_only:
+            self._watch_keys()
+            return
         with contextlib.suppress(OSError), Connection(self._handle.socket, "input") as run:
             if self._handle.tty and _is_terminal(0):
                 self._copy_keys(run)
@@ -168,7 +203,7 @@ class _Attachment:
             run.send(control.pack(Frame.CLOSE_STDIN))
 
     def _copy_keys(self, run: Connection) -> None:
-        keys = DetachKeys()
+        keys = DetachKeys(lambda: self._display.bar.asks)
         while True:
             if keys.holding and not select.select([0], [], [], _KEY_PAUSE)[0]:
                 run.send(control.pack(Frame.INPUT, keys.flush()))
@@ -181,9 +216,18 @@ class _Attachment:
                 run.send(control.pack(Frame.INPUT, out))
             if action is Action.STOP:
                 self._stop()
+            elif action in ANSWERS:
+                self._answer(allow=action is Action.ALLOW)
             elif action is Action.DETACH:
-                main = threading.main_thread().ident
-                signal.pthread_kill(main or 0, signal.SIGTERM)  # it leaves, also out of a blocked write
+                _tell_main_to_leave()
+
+    def _watch_keys(self) -> None:
+        """Nothing is passed on; Ctrl-C and the key that detaches do so."""
+        keys = DetachKeys()
+        while data := _read(0):
+            out, action = keys.feed(data)
+            if action is Action.DETACH or _CTRL_C.search(out):
+                _tell_main_to_leave()
 
     # --- signals ---------------------------------------------------------------------------------
 
@@ -236,6 +280,11 @@ def _leave() -> None:
     raise _Left
 
 
+def _tell_main_to_leave() -> None:
+    main = threading.main_thread().ident
+    signal.pthread_kill(main or 0, signal.SIGTERM)  # it leaves, also out of a blocked write
+
+
 @contextlib.contextmanager
 def _signals(handlers: dict[int, Callable[[], None]]) -> Iterator[None]:
     """Install handlers, and put the old ones back."""
@@ -280,15 +329,6 @@ def _read(fd: int) -> bytes:
             select.select([fd], [], [])
         except OSError:
             return b""  # EIO: the terminal has hung up
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(fd, view) :]
-        except BlockingIOError:
-            select.select([], [fd], [])
 
 
 def _silence_stdout() -> None:

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from moat.config.elsewhere import elsewhere
 from moat.errors import UsageError
 
 
@@ -37,6 +38,11 @@ class Entry:
     commands: tuple[str, ...] = ()  # what it is called on the command line; default: its name
     requires: tuple[str, ...] = ()  # dependencies that come with it
     holds: tuple[str, ...] = ()  # of a bundle
+
+    @property
+    def debian(self) -> str:
+        """What apt-get installs for it."""
+        return "python3" if self.kind is Kind.PYTHON else self.package or self.name
 
     @property
     def versioned(self) -> bool:
@@ -197,7 +203,6 @@ PREFIXES = ("npm", "pip", "uv")  # any package of a registry: `npm:typescript@5`
 
 _REFUSED = {
     "docker": "the engine's socket would make the agent root on this machine",
-    "cargo": "what it compiles is installed in hooks.post_build: `cargo install …`",
     "npm": "npm comes with node; a package is written npm:NAME",
     "pip": "pip comes with python; a package is written pip:NAME",
 }
@@ -237,7 +242,8 @@ def parse(text: str) -> Dependency:
     if not colon:
         return _row(text)
     if source not in PREFIXES:
-        raise UsageError(f"{text!r}: {_REFUSED.get(source) or f'packages come from {_listed(PREFIXES)}'}")
+        why = _REFUSED.get(source) or elsewhere(source) or f"packages come from {_listed(PREFIXES)}"
+        raise UsageError(f"{text!r}: {why}")
     name, _, version = rest.rpartition("@") if "@" in rest[1:] else (rest, "", "")
     if "=" in rest:
         raise UsageError(f"{text!r}: a version is written with @, e.g. {source}:{rest.partition('=')[0]}@1.2")
@@ -256,9 +262,9 @@ def service_named(text: str) -> str | None:
 
 def _row(text: str) -> Dependency:
     name, at, version = text.partition("@")
-    if name in _REFUSED and name not in BY_NAME:
-        raise UsageError(f"{name!r}: {_REFUSED[name]}")
     entry = BY_NAME.get(name)
+    if entry is None and (why := _REFUSED.get(name) or elsewhere(name)):
+        raise UsageError(f"{name!r}: {why}")
     if entry is None:
         raise UsageError(f"unknown dependency {name!r}{_meant(name)}")
     if at and not _VERSION.fullmatch(version):

@@ -33,13 +33,21 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         ),
         "git.changed": ("the run made or changed what git on the host obeys", ("changes",)),
         "plugin.fetched": (
-            "this machine fetched a plugin of Claude Code for the run, or tried to (`error`)",
-            ("what", "source", "host", "commit", "by", "error"),
+            "this machine fetched a plugin of Claude Code, or tried to (`error`)",
+            ("what", "source", "host", "commit", "by", "error", "workspace"),
         ),
         "service.requested": ("a service runs beside the sandbox", ("name", "image")),
+        "service.ended": (
+            "a service ended before its run did; `memory`: for want of memory",
+            ("name", "status", "memory"),
+        ),
         "endpoint.opened": ("a port of the sandbox can be reached at `url`", ("endpoint", "port", "url")),
         "endpoint.closed": ("it cannot any more", ("endpoint", "port")),
         "secret.resolved": ("a credential was read from the vault", ("grant", "kind")),
+        "source.asked": (
+            "a credential that is kept elsewhere was asked for there; `error`: it could not be had",
+            ("grant", "source", "error"),
+        ),
         "secret.refused": ("the vault did not give it", ("grant", "error")),
         "trace.full": (
             "`network.jsonl` has reached its limit: later exchanges are counted and not written",
@@ -52,6 +60,15 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "grant.used": (
             "a credential goes out to a host; the first time before it does",
             ("grant", "host", "exchanges", "count"),
+        ),
+        "grant.ending": ("a credential of the run is about to end", ("grant", "at")),
+        "grant.rejected": (
+            "a host answered 401 to a credential, for the first time in the run",
+            ("grant", "host"),
+        ),
+        "login.answered": (
+            "a program in the sandbox wanted a login renewed (renewed, lost) or a fresh one (refused)",
+            ("grant", "host", "outcome", "count"),
         ),
         "login.renewed": (
             "a login was renewed, or not: `outcome` is renewed, failed, lost, interrupted or not stored",
@@ -79,6 +96,15 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "network.warned": (
             "policy objects to exchanges and let them through (`warn`)",
             ("authority", "method", "path", "code", "rule", "reason", "exchanges", "count"),
+        ),
+        "ask.asked": ("a request to a host that no rule decides is held", ("host", "port", "count")),
+        "ask.answered": (
+            "the user (`by`: where) said what becomes of it; `scope` is once, for (`seconds`), run or always",
+            ("host", "answer", "scope", "seconds", "by", "requests"),
+        ),
+        "ask.unanswered": (
+            "nobody did: it was refused, or its clients left",
+            ("host", "port", "why", "count"),
         ),
         "snapshot.taken": (
             "a snapshot of the workspace was kept; `tree` is the hash of what it holds",

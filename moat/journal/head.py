@@ -1,5 +1,7 @@
 """`journal.head`: how long the journal is, kept outside of it, so that an end that was cut off is noticed.
 
+`ledger.head` is the same for the ledger, with an empty `run`.
+
 One signed line of JSON in a file of fixed size, overwritten in place after each write to the journal:
 
     {"run":"run_…","seq":12,"hash":"…","synced":9,"boot":"…","sig":"…"}
@@ -48,6 +50,16 @@ class HeadFile:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def overwrite(path: Path, head: Head, sign: Callable[[bytes], bytes]) -> None:
+    """Write the head of a chain that has many writers. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.pwrite(fd, compose(head, sign), 0) != SIZE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(fd)
 
 
 def compose(head: Head, sign: Callable[[bytes], bytes]) -> bytes:

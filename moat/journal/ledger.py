@@ -6,23 +6,28 @@ too, as an event of a journal with an empty `run` and the `workspace`.
 It notices what a run's own directory cannot tell: that the whole directory is gone, or that it was
 replaced by an older, honest version of itself. Entries have the format of a journal's, with the run that
 they are about; several processes append under a lock, and each append is synced.
+
+`ledger.head` beside it commits to the newest entry. Who appends goes on from there, not from what the file
+says: what was cut off, replaced or forged at the end stays visible as a break in the chain.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moat.journal import entry
+from moat.journal import entry, head as heads
 from moat.journal.entry import Entry, NotAnEntryError
-from moat.journal.key import Signer, installation_key
+from moat.journal.head import Head
+from moat.journal.key import Signer, installation_key, verifies
 from moat.paths import Home, locked, private_dir
 
 OPENED, CLOSED, REMOVED = "ledger.opened", "ledger.closed", "ledger.removed"
+HEADLESS = "ledger.headless"  # its head was missing or torn: what stands before may have lost its end
 _LOCK = "ledger.lock"
 
 
@@ -40,13 +45,17 @@ def path_of(home: Home) -> Path:
     return home.journal / "ledger.jsonl"
 
 
+def head_of(home: Home) -> Path:
+    return home.journal / "ledger.head"
+
+
 def append(home: Home, signer: Signer, run: str, event: str, **data: Any) -> None:
     """Add one line. Raises OSError when it cannot be written; then nothing of it remains."""
     private_dir(home.journal)
     with locked(home.journal / _LOCK):
         fd = os.open(path_of(home), os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            _append(fd, signer, run, event, data)
+            _Appending(fd, head_of(home), signer).add(run, event, data)
         finally:
             os.close(fd)
 
@@ -61,30 +70,69 @@ def notes(home: Home, workspace: str) -> list[Entry]:
     return [e for e in _entries(lines(home)) if not e.run and e.data.get("workspace") == workspace]
 
 
-def _append(fd: int, signer: Signer, run: str, event: str, data: dict[str, Any]) -> None:
-    size, last = _end(fd)
-    os.ftruncate(fd, size)  # half a line, which a crash left
-    seq = 1
-    if last:
+class _Appending:
+    """The ledger under its lock."""
+
+    def __init__(self, fd: int, head: Path, signer: Signer) -> None:
+        self._fd = fd
+        self._head = head
+        self._signer = signer
+
+    def add(self, run: str, event: str, data: Mapping[str, Any]) -> None:
+        size, last = _end(self._fd)
+        os.ftruncate(self._fd, size)  # half a line, which a crash left
+        head = self._committed()
+        seq, prev = self._follows(last, head)
+        lines = []
+        if last and head is None:
+            lines.append(self._line(seq, prev, "", HEADLESS, {}))
+            seq, prev = seq + 1, entry.digest(lines[0])
+        lines.append(self._line(seq, prev, run, event, data))
         try:
-            seq = entry.parse(last).seq + 1
+            self._write(b"".join(line + b"\n" for line in lines))
+            heads.overwrite(
+                self._head, Head("", seq, entry.digest(lines[-1]), seq, heads.boot_id()), self._signer
+            )
+        except OSError:
+            os.ftruncate(self._fd, size)
+            raise
+
+    def _committed(self) -> Head | None:
+        """What the head says; None when there is none that can be read."""
+        try:
+            head = heads.parse(self._head.read_bytes())
+        except FileNotFoundError:
+            return None
+        if head is None or head.run or not verifies(self._signer.public, head.signature, head.signed):
+            return None
+        return head
+
+    def _follows(self, last: bytes, head: Head | None) -> tuple[int, str]:
+        """Number and `prev` of the next entry: after the last one, if it is ours, else after the head's."""
+        try:
+            found = entry.parse(last) if last else None
         except NotAnEntryError:
-            seq = 0  # somebody changed it: runs go on, and every verification tells
-    line = entry.compose(
-        seq=seq, at=time.time(), run=run, event=event, data=data, prev=_after(last), sign=signer
-    )
-    view = memoryview(line + b"\n")
-    try:
+            found = None
+        if found is not None and head is not None and entry.digest(last) != head.hash:
+            # One more than the head says is what a writer leaves that was killed in between.
+            ours = verifies(self._signer.public, found.signature, found.signed)
+            found = found if ours and found.seq > head.seq else None
+        if found is not None:
+            return found.seq + 1, entry.digest(last)
+        if head is not None:
+            return head.seq + 1, head.hash
+        return (0, entry.digest(last)) if last else (1, entry.FIRST)  # runs go on; verification tells
+
+    def _line(self, seq: int, prev: str, run: str, event: str, data: Mapping[str, Any]) -> bytes:
+        return entry.compose(
+            seq=seq, at=time.time(), run=run, event=event, data=data, prev=prev, sign=self._signer
+        )
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
         while view:
-            view = view[os.write(fd, view) :]
-        os.fdatasync(fd)
-    except OSError:
-        os.ftruncate(fd, size)
-        raise
-
-
-def _after(last: bytes) -> str:
-    return entry.digest(last) if last else entry.FIRST
+            view = view[os.write(self._fd, view) :]
+        os.fdatasync(self._fd)
 
 
 def _end(fd: int) -> tuple[int, bytes]:

@@ -22,6 +22,7 @@ OK, TAMPERED, UNSURE = 0, 1, 3
 JOURNAL = "journal.jsonl"
 TRACE = "network.jsonl"
 SEAL = "journal.sealed"
+_MAYBE_CUT = "entries may have been cut off the end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ def run(home: Home, run_id: str, *, alive: bool, trusted: Collection[str] = ()) 
     """Judge the journal of a run of this installation."""
     ours = public_key(home)
     # Older things first: each was written after the ones that are read later.
+    committed = read(ledger.head_of(home))
     lines = ledger.lines(home)
     directory = home.run(run_id)
     head = read(directory / HEAD)
@@ -87,7 +89,7 @@ def run(home: Home, run_id: str, *, alive: bool, trusted: Collection[str] = ()) 
     )
     keys = {*trusted, *([ours] if ours else ())}
     report = judge(material, keys)
-    report.problems += [f"the ledger: {text}" for text in ledger_problems(lines, keys)]
+    report.problems += [f"the ledger: {text}" for text in ledger_problems(lines, committed, keys)]
     return report
 
 
@@ -103,23 +105,37 @@ def every(home: Home, alive: Collection[str], trusted: Collection[str] = ()) -> 
 def of_ledger(home: Home, trusted: Collection[str] = ()) -> Report:
     """Judge the ledger alone."""
     ours = public_key(home)
+    committed = read(ledger.head_of(home))
     lines = ledger.lines(home)
     keys = {*trusted, *([ours] if ours else ())}
     last = entry.digest(lines[-1]) if lines else entry.FIRST
     report = Report("the ledger", "running", len(lines), last, ours or "")
-    report.problems += ledger_problems(lines, keys)
+    report.problems += ledger_problems(lines, committed, keys)
+    if lines and (committed is None or heads.parse(committed) is None):
+        report.doubts.append(f"ledger.head is missing or torn: {_MAYBE_CUT}")
+    if any(b'"event":"' + ledger.HEADLESS.encode() in line for line in lines):
+        report.doubts.append(f"ledger.head was missing or torn once ({ledger.HEADLESS}): {_MAYBE_CUT} there")
     if not keys:
         report.doubts.append("the key of this installation is not here")
     return report
 
 
-def ledger_problems(lines: Sequence[bytes], keys: Collection[str]) -> list[str]:
-    """What is wrong with the chain of the ledger."""
+def ledger_problems(lines: Sequence[bytes], committed: bytes | None, keys: Collection[str]) -> list[str]:
+    """What is wrong with the chain of the ledger. `committed`: its head, read before `lines` were."""
     entries, problem = chain(lines)
     if problem:
         return [problem]
     if entries and keys and not _signed(entries[-1], keys):
         return ["its last line is not signed by this installation"]
+    head = heads.parse(committed) if committed is not None else None
+    if head is None or not keys:
+        return []
+    if head.run or not any(verifies(key, head.signature, head.signed) for key in keys):
+        return ["ledger.head was changed"]
+    if head.seq > len(lines):
+        return [f"entries {len(lines) + 1} to {head.seq} are missing at the end"]
+    if head.hash != entry.digest(lines[head.seq - 1]):
+        return [f"entry {head.seq} is not the one that ledger.head commits to"]
     return []
 
 

@@ -11,7 +11,10 @@ from typing import Literal
 
 from moat.proxy.budget import Spending
 from moat.proxy.http1 import (
-    Framing,
+    CHUNKED,
+    LENGTH,
+    NONE,
+    UNTIL_CLOSE,
     MalformedError,
     RequestHead,
     ResponseHead,
@@ -78,7 +81,7 @@ class Download:
     @property
     def until_close(self) -> bool:
         """The end of the connection is the end of the body."""
-        return self._head is not None and self._head.framing is Framing.UNTIL_CLOSE
+        return self._head is not None and self._head.framing is UNTIL_CLOSE
 
     async def run(self, upstream: MessageReader, upload: Upload) -> bool:
         """Carry it all. True when the upstream connection can be used again.
@@ -97,7 +100,7 @@ class Download:
         )
         body = self._body = upstream.body(head, blame="upstream")
         if self._spending is not None:
-            self._spending.response(head.length if head.framing is Framing.LENGTH else 0)
+            self._spending.response(head.length if head.framing is LENGTH else 0)
             body.meter = self._spending.received_body
         wire = self._start(head, upload)
         while True:
@@ -130,13 +133,13 @@ class Download:
         """Decide how the body leaves, and make the head that says so."""
         framing = head.framing
         tools = self._mcp is not None and self._mcp.filters
-        if (self._secrets or tools) and framing is not Framing.NONE:
+        if (self._secrets or tools) and framing is not NONE:
             self._scrubber = self._scrubber_of(head, tools=tools)
-        if framing is Framing.LENGTH and self._scrubber is not None and self._scrubber.decoded:
-            framing = Framing.CHUNKED  # the length was that of the encoded body
-        if framing is Framing.CHUNKED and not self._request.minor:
-            framing = Framing.UNTIL_CLOSE  # HTTP/1.0 knows no chunks
-        self.keep = self._request.keep_alive and upload.done and framing is not Framing.UNTIL_CLOSE
+        if framing is LENGTH and self._scrubber is not None and self._scrubber.decoded:
+            framing = CHUNKED  # the length was that of the encoded body
+        if framing is CHUNKED and not self._request.minor:
+            framing = UNTIL_CLOSE  # HTTP/1.0 knows no chunks
+        self.keep = self._request.keep_alive and upload.done and framing is not UNTIL_CLOSE
         self._writer = BodyWriter.of(framing)
         fields = response_fields(head, framing=framing, close=not self.keep)
         if self._scrubber is not None and self._scrubber.decoded:
@@ -151,7 +154,7 @@ class Download:
                 head.headers if head.encoded else (),
                 self._client.limits,
                 # Only who knows the length is sure to wait for all of it.
-                prompt=head.framing is not Framing.LENGTH,
+                prompt=head.framing is not LENGTH,
             )
         except UnreadableBodyError as error:
             if tools or self._unreadable == "withhold":
@@ -174,7 +177,7 @@ class Download:
             piece = writer.piece(payload)
             wire = wire + piece if wire else piece
         else:
-            for scrubbed in scrubber.feed(payload):
+            for scrubbed in scrubber.feed(payload, last=body.done):
                 piece = writer.piece(scrubbed)
                 wire = wire + piece if wire else piece
                 if len(wire) >= BUFFER:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,7 @@ class DeniedError(Exception):
         self.denial = denial
 
 
-@dataclass(frozen=True, slots=True)
-class ExchangeFinished:
+class ExchangeFinished(NamedTuple):
     """One request with its response, or a refused one. Becomes one line of `network.jsonl`."""
 
     started: float  # seconds since the epoch

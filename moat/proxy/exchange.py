@@ -24,8 +24,10 @@ from moat.proxy.download import Download
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.h2_pool import begins_h2
 from moat.proxy.http1 import (
+    LENGTH,
+    NONE,
+    ORIGIN,
     Form,
-    Framing,
     MalformedError,
     RequestHead,
     join_fields,
@@ -36,6 +38,7 @@ from moat.proxy.http1 import (
 )
 from moat.proxy.inject import CompiledRule, in_frames, secret_of
 from moat.proxy.leak_guard import BodyGuard
+from moat.proxy.logins import LONGEST as LONGEST_LOGIN
 from moat.proxy.mcp import Judgement, McpEndpoint, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
@@ -144,14 +147,15 @@ class Exchange:
 
     async def _converse(self) -> None:
         """The straight way of a request."""
+        begun = await self._answer_login() if self._site.logins else None
         self._judge()
         if self._site.accounts:
             self._spending = self._spend()
         if self._setup.desk is not None:
             await self._ask(self._setup.desk)
-        judged, lists = await self._judge_tools(self._mcp) if self._mcp else (None, False)
+        judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
         judged = judged or (self._body(), b"")
-        if self._site.rules.guarded and self._head.framing is not Framing.NONE:
+        if self._site.rules.guarded and self._head.framing is not NONE:
             judged = self._guarded(*judged)
         wire, head, judged = await self._equip(judged)
         upload = self._upload = Upload(self._client, head, wire, judged=judged, patience=self._patience)
@@ -177,6 +181,22 @@ class Exchange:
         self._after = After.KEEP if download.keep else After.CLOSE if upload.done else After.LINGER
 
     # --- before anything leaves ------------------------------------------------------------------
+
+    async def _answer_login(self) -> Judged | None:
+        """Answer a tool that renews a login of the run. Nothing leaves for it, so policy is not asked.
+
+        The body, if it was read for nothing.
+        """
+        site, head = self._site, self._head
+        rules = site.logins.get(head.target.partition(b"?")[0].decode("latin-1"))
+        if rules is None or head.method != b"POST" or self._authority_mismatch() or self._setup.ready():
+            return None
+        body = self._body()
+        read = await self._read_body(body, LONGEST_LOGIN)
+        answer = await self._setup.logins.answer(rules, read)
+        if answer is not None:
+            raise _RefusedError(answer)
+        return body, read
 
     def _judge(self) -> None:
         """Every question that can be answered without opening, resolving or fetching anything."""
@@ -230,13 +250,13 @@ class Exchange:
     def _spend(self) -> Spending:
         """Begin to spend what the request costs. Raises DeniedError."""
         head = self._head
-        length = head.length if head.framing is Framing.LENGTH else 0
+        length = head.length if head.framing is LENGTH else 0
         return Spending(self._site.accounts, head.size, length)
 
     def _authority_mismatch(self) -> Denial | None:
         """One authority: target, Host header and tunnel agree (invariant 4). Sets the origin-form target."""
         site, head = self._site, self._head
-        if head.form is Form.ORIGIN and head.host == site.host:
+        if head.form is ORIGIN and head.host == site.host:
             return None
         named = [head.host] if head.host else []
         if head.form is Form.ABSOLUTE:
@@ -268,7 +288,7 @@ class Exchange:
             return None, False
         if head.upgrade:
             raise _RefusedError(unclear(endpoint, "it leaves HTTP"))
-        if head.framing is Framing.NONE:
+        if head.framing is NONE:
             return None, False
         body = self._body()
         read = await self._read_body(body, limit)
@@ -360,7 +380,7 @@ class Exchange:
     ) -> tuple[bytes, RequestHead, Judged]:
         """As `_equip`, of a request that may carry credentials in its target or body. Raises DeniedError."""
         head, target = self._head, self._target
-        wanted = wanted_of(bindings, target, body=head.framing is not Framing.NONE)
+        wanted = wanted_of(bindings, target, body=head.framing is not NONE)
         if not wanted:
             return request_wire(head.method, target, fields), head, judged
         try:
@@ -375,11 +395,11 @@ class Exchange:
         target = substitution.target(target)
         fields = join_fields(inspectable(split_fields(fields)))
         body, start = judged
-        if head.framing is not Framing.NONE and isinstance(body, Body):
+        if head.framing is not NONE and isinstance(body, Body):
             filtered = substituted(head, body, start, substitution, self._setup.limits)
             if filtered is not None:
                 start = b""
-                if head.framing is Framing.LENGTH and head.length <= self._setup.limits.substituted:
+                if head.framing is LENGTH and head.length <= self._setup.limits.substituted:
                     start = await self._read_body(filtered)
                 head = resized(head, len(start) if filtered.done else None)
                 fields, judged = resized_fields(fields, head), (filtered, start)
@@ -496,7 +516,7 @@ class Exchange:
             return
         client = self._client
         body = self._upload.body if self._upload is not None else self._read
-        done = self._head.framing is Framing.NONE if body is None else body.done
+        done = self._head.framing is NONE if body is None else body.done
         self._after = After.CLOSE if done and not client.buffer else After.LINGER
         client.stream.deadline = monotonic() + self._setup.limits.body_idle_timeout
         await client.stream.send(answer.wire(with_body=self._head.method != b"HEAD"))

@@ -21,13 +21,14 @@ Blame = Literal["client", "upstream"]
 _MAX_LENGTH = 2**63 - 1  # what every other parser's signed 64-bit integer holds
 # Never hop-by-hop, whatever Connection says.
 _FRAMED = frozenset({b"host", b"content-length", b"transfer-encoding"})
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 # CGI-style servers read `_` as `-`: these would be a second opinion on framing behind our back.
 _LOOK_ALIKE = frozenset({b"content_length", b"transfer_encoding"})
 # Of the fields that `grammar.SPECIAL` names, those that are the next hop's business too.
 _ENCODED_BY = frozenset({b"content-encoding", b"grpc-encoding", b"connect-content-encoding"})
 _END_TO_END = _ENCODED_BY | {b"host", b"content-length", b"content-type"}
 _CONTENT_LENGTH = frozenset({b"content-length"})
-_CHUNKED = b"\r\nTransfer-Encoding: chunked"
+_TE_CHUNKED = b"\r\nTransfer-Encoding: chunked"
 _UPGRADE = b"\r\nConnection: Upgrade\r\nUpgrade: %b"
 _CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"identity"})
 _COMMON_OPTIONS = {
@@ -55,6 +56,11 @@ class Form(Enum):
     ABSOLUTE = "absolute"  # http://host/path
     AUTHORITY = "authority"  # host:port, CONNECT only
     ASTERISK = "asterisk"  # *, OPTIONS only
+
+
+# Before Python 3.12 a member of an Enum costs ten times as much by its class as by a name.
+NONE, LENGTH, CHUNKED, UNTIL_CLOSE = Framing
+ORIGIN = Form.ORIGIN
 
 
 class MalformedError(MoatError):
@@ -131,16 +137,19 @@ def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
     minor = 1 if minor_digit == b"1" else 0
     values, repeated, kept = _special(block, limits, "client")
     host = _host(values, repeated, minor)
-    options = _options(values, "client")
-    framing, length = _framing(values, repeated, minor, "client")
+    options = _options(values, "client") if b"connection" in values else _NO_OPTIONS
+    framing, length = NONE, 0
+    if not _FRAMING.isdisjoint(values):
+        framing, length = _framing(values, repeated, minor, "client")
     form = _form(method, target, framing, limits)
     upgrade = b""
-    if minor and framing is Framing.NONE and b"upgrade" in options:
+    if options and minor and framing is NONE and b"upgrade" in options:
         upgrade = _upgrade(values)
     # A proxy must not keep an HTTP/1.0 client's connection (RFC 9112 §9.3).
     keep_alive = minor == 1 and b"close" not in options
-    expects = _expects_continue(values, minor, framing)
-    kept = _forwardable(kept, values, options, length)
+    expects = b"expect" in values and _expects_continue(values[b"expect"], minor, framing)
+    if options or values.get(b"content-length", b"")[:1] == b"0":
+        kept = _forwardable(kept, values, options, length)
     return RequestHead(
         method, target, form, minor, block, kept, host, framing, length, keep_alive, expects, upgrade,
         match.end(),
@@ -165,20 +174,23 @@ def parse_response(
     minor = 1 if minor_digit == b"1" else 0
     status = int(code)
     values, repeated, kept = _special(block, limits, "upstream")
-    options = _options(values, "upstream")
-    framing, length = _framing(values, repeated, minor, "upstream")
+    options = _options(values, "upstream") if b"connection" in values else _NO_OPTIONS
+    framing, length = NONE, 0
+    if not _FRAMING.isdisjoint(values):
+        framing, length = _framing(values, repeated, minor, "upstream")
     switched = b""
     if status < 200 or status == 204:
-        if framing is not Framing.NONE:
+        if framing is not NONE:
             _refuse("upstream", "body-forbidden", f"a {status} response announces a body")
         if status == 101:
             switched = _switched(values, options, upgrade)
     elif request_method == b"HEAD" or status == 304:
-        framing, length = Framing.NONE, 0
-    elif framing is Framing.NONE and b"content-length" not in values:
-        framing = Framing.UNTIL_CLOSE
-    keep_alive = minor == 1 and framing is not Framing.UNTIL_CLOSE and b"close" not in options
-    kept = _forwardable(kept, values, options, length)
+        framing, length = NONE, 0
+    elif framing is NONE and b"content-length" not in values:
+        framing = UNTIL_CLOSE
+    keep_alive = minor == 1 and framing is not UNTIL_CLOSE and b"close" not in options
+    if options or values.get(b"content-length", b"")[:1] == b"0":
+        kept = _forwardable(kept, values, options, length)
     return ResponseHead(
         status, reason or b"", minor, block, kept, framing, length, b"content-length" in values,
         _media_type(values), not _ENCODED_BY.isdisjoint(values), keep_alive, switched, match.end(),
@@ -208,8 +220,8 @@ def request_fields(head: RequestHead) -> bytes:
     fields = head.kept
     if head.expect_continue:
         fields += b"\r\nExpect: 100-continue"
-    if head.framing is Framing.CHUNKED:
-        fields += _CHUNKED
+    if head.framing is CHUNKED:
+        fields += _TE_CHUNKED
     if head.upgrade:
         fields += _UPGRADE % head.upgrade
     return fields
@@ -225,11 +237,11 @@ def response_fields(head: ResponseHead, *, framing: Framing | None = None, close
     """
     framing = framing or head.framing
     fields = head.kept
-    unmeasured = framing is Framing.CHUNKED or framing is Framing.UNTIL_CLOSE
+    unmeasured = framing is CHUNKED or framing is UNTIL_CLOSE
     if head.measured and (unmeasured or head.status < 200 or head.status == 204):
         fields = without(fields, _CONTENT_LENGTH)
-    if framing is Framing.CHUNKED:
-        fields += _CHUNKED
+    if framing is CHUNKED:
+        fields += _TE_CHUNKED
     if head.upgrade:
         fields += _UPGRADE % head.upgrade
     elif close:
@@ -353,9 +365,7 @@ def _host(values: _Values, repeated: Collection[bytes], minor: int) -> bytes:
 
 
 def _options(values: _Values, blame: Blame) -> frozenset[bytes]:
-    value = values.get(b"connection")
-    if value is None:
-        return _NO_OPTIONS
+    value = values[b"connection"]
     if (common := _COMMON_OPTIONS.get(value)) is not None:
         return common
     options = frozenset(option.strip(b" \t") for option in value.lower().split(b","))
@@ -374,16 +384,16 @@ def _framing(values: _Values, repeated: Collection[bytes], minor: int, blame: Bl
         if b"transfer-encoding" in repeated:
             _refuse(blame, "duplicate-transfer-encoding", "more than one Transfer-Encoding header")
         _only_chunked(values[b"transfer-encoding"], blame)
-        return Framing.CHUNKED, 0
+        return CHUNKED, 0
     value = values.get(b"content-length")
     if value is None:
-        return Framing.NONE, 0
+        return NONE, 0
     if b"content-length" in repeated:
         _refuse(blame, "duplicate-length", "more than one Content-Length header")
     length = int(value) if grammar.DIGITS.fullmatch(value) else -1
     if not 0 <= length <= _MAX_LENGTH:
         _refuse(blame, "bad-length", "Content-Length is not a plain decimal number below 2^63")
-    return (Framing.LENGTH, length) if length else (Framing.NONE, 0)
+    return (LENGTH, length) if length else (NONE, 0)
 
 
 def _only_chunked(value: bytes, blame: Blame) -> None:
@@ -402,14 +412,14 @@ def _form(method: bytes, target: bytes, framing: Framing, limits: Limits) -> For
     if len(target) > limits.target:
         _refuse("client", "target-too-long", f"the target is longer than {limits.target} bytes", 414)
     if method == b"CONNECT":
-        if framing is not Framing.NONE:
+        if framing is not NONE:
             _refuse("client", "connect-body", "CONNECT with a body")
         if grammar.AUTHORITY.fullmatch(target):
             return Form.AUTHORITY
     elif method == b"TRACE":  # its answer would be the request, injected credential included
         _refuse("client", "trace", "TRACE is not forwarded", 405)
     elif target[:1] == b"/":
-        return Form.ORIGIN
+        return ORIGIN
     elif target == b"*" and method == b"OPTIONS":
         return Form.ASTERISK
     elif grammar.ABSOLUTE.fullmatch(target):
@@ -417,14 +427,13 @@ def _form(method: bytes, target: bytes, framing: Framing, limits: Limits) -> For
     _refuse("client", "bad-target-form", "this method cannot have a target of this form")
 
 
-def _expects_continue(values: _Values, minor: int, framing: Framing) -> bool:
+def _expects_continue(expect: bytes, minor: int, framing: Framing) -> bool:
     """Whether the body waits for a 100. A list or anything else desynchronises servers behind us."""
-    expect = values.get(b"expect")
-    if expect is None or minor == 0:
+    if minor == 0:
         return False
     if expect.lower() != b"100-continue":
         _refuse("client", "bad-expect", "Expect is not exactly `100-continue`", 417)
-    return framing is not Framing.NONE
+    return framing is not NONE
 
 
 def _upgrade(values: _Values) -> bytes:

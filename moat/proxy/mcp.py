@@ -131,7 +131,7 @@ class McpTable:
         self._local = {each.port: each for each in endpoints if each.host == HOST_NAME}
         self._met: dict[str, McpEndpoint] = {}  # not configured; known by what they offered
         self.on_call = on_call
-        self.on_rejected: Callable[[str], None] = lambda _: None
+        self.on_rejected: Callable[[str], object] = lambda _: None
 
     def at(self, host: str, port: int) -> McpEndpoint | None:
         """The server at an authority. A remote one is meant on whatever port."""

@@ -18,7 +18,9 @@ from moat.proxy.scrub import BodyScrubber, UnreadableBodyError
 
 _END_OF_EVENT = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINE = re.compile(r"\r\n|\n|\r")
-_MARK = b'"tools"'
+# `"tools"`, each letter as it is or as JSON's escape of it, and the longest such spelling.
+_MARK = re.compile(b'"%b"' % b"".join(rb"(?:%c|\\u00(?i:%x))" % (letter, letter) for letter in b"tools"))
+_LONGEST_MARK = len('"') + len("tools") * len("\\u0000") + len('"')
 
 
 class _Filter(Protocol):
@@ -36,9 +38,9 @@ class ToolFilter:
         self._scrubber = scrubber
         self._inner = inner
 
-    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
+    def feed(self, data: bytes | bytearray | memoryview, *, last: bool = False) -> Iterator[bytes]:
         """What can leave now. Raises UnreadableBodyError."""
-        for piece in self._scrubber.feed(data):
+        for piece in self._scrubber.feed(data, last=last):
             if clean := self._inner.feed(piece):
                 yield clean
 
@@ -145,14 +147,14 @@ class _Events:
             del self._held[: end.end()]
             if self._large:
                 self._insist_on_no_tools(event)
-            clean = event if self._large or _MARK not in event else self._event(event)
+            clean = event if self._large or not _MARK.search(event) else self._event(event)
             out.append(clean)
             if event.endswith(b"\r") and not self._held:
                 self._line_feed = b"\n" if clean is event else b""
             self._large, searched = False, 0
         if self._large or len(self._held) > self._limit:
             self._insist_on_no_tools(self._held)
-            kept = len(self._held) - len(_MARK) + 1  # the mark, or the event's end, may be cut in two
+            kept = len(self._held) - _LONGEST_MARK + 1  # the mark, or the event's end, may be cut in two
             if kept > 0:
                 out.append(bytes(self._held[:kept]))
                 del self._held[:kept]
@@ -161,7 +163,7 @@ class _Events:
 
     def _insist_on_no_tools(self, part: bytes | bytearray) -> None:
         """Inside of a JSON string the mark's quotes are escaped: what a tool answered does not hold it."""
-        if _MARK in part:
+        if _MARK.search(part):
             raise UnreadableBodyError(f"an event with a list of tools has more than {self._limit} bytes")
 
     def finish(self) -> bytes:

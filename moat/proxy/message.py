@@ -12,6 +12,10 @@ from typing import Literal
 
 from moat.proxy.chunked import ChunkedReader, encode_chunk
 from moat.proxy.http1 import (
+    CHUNKED,
+    LENGTH,
+    NONE,
+    UNTIL_CLOSE,
     Framing,
     Headers,
     RequestHead,
@@ -95,8 +99,8 @@ class Body:
         self._reader = reader
         self._framing = framing
         self._left = length
-        self._chunks = ChunkedReader(reader.limits, blame=blame) if framing is Framing.CHUNKED else None
-        self.done = framing is Framing.NONE
+        self._chunks = ChunkedReader(reader.limits, blame=blame) if framing is CHUNKED else None
+        self.done = framing is NONE
         self.size = 0  # payload bytes seen so far
         self.meter: Callable[[int], None] | None = None  # told of payload before anybody gets it; may raise
 
@@ -119,7 +123,7 @@ class Body:
             payload = slices[0].tobytes() if len(slices) == 1 else b"".join(slices)
             reader.buffer = data[consumed:]
             self.done = self._chunks.done
-        elif self._framing is Framing.LENGTH and len(data) >= self._left:
+        elif self._framing is LENGTH and len(data) >= self._left:
             payload, reader.buffer = data[: self._left], data[self._left :]
             self.done = True
         else:
@@ -135,7 +139,7 @@ class Body:
         data = await self._reader.stream.receive()
         if data:
             self._reader.buffer += data
-        elif self._framing is Framing.UNTIL_CLOSE:
+        elif self._framing is UNTIL_CLOSE:
             self.done = True
         else:
             raise StreamError("closed in the middle of a body")
@@ -157,7 +161,7 @@ class BodyWriter:
 
     @staticmethod
     def of(framing: Framing) -> BodyWriter:
-        return _CHUNKED if framing is Framing.CHUNKED else PLAIN
+        return _CHUNKED if framing is CHUNKED else PLAIN
 
     def piece(self, payload: bytes) -> bytes:
         return encode_chunk(payload) if self._chunked else payload

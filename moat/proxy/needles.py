@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from moat.proxy.unescape import View, all_views, has_escape, views
+from moat.proxy.unescape import OPENERS, View, all_views, has_escape, has_opener, views
 
 if TYPE_CHECKING:
     from ahocorasick_rs import BytesAhoCorasick
@@ -75,6 +75,7 @@ class _Spelling:
     unit: int = 16  # bytes that one byte may take when it is escaped
     broken: bool = False  # may be broken into lines: base64
     escaped: bool = False  # reads as something else when it is unescaped
+    plain: bool = False  # the secret as it is
 
 
 class Needles:
@@ -109,19 +110,23 @@ class Needles:
         self._searches = [
             _search((*patterns[at : at + _PATTERNS], *_DECOYS)) for at in range(0, len(patterns), _PATTERNS)
         ]
+        self._untouched = {} if self._alike else self._untouched_echoes(spellings)
 
     def spans(self, text: bytes) -> list[tuple[int, int]]:
         """Where secrets stand in `text`, from and to, in no order, perhaps overlapping."""
-        found, suspicions = [], []
+        found: list[tuple[int, int]] = []
+        if len(text) < self._shortest:
+            return found
+        suspicions = _suspects(text) if has_opener(text) else []
         for search in self._searches:
             for _, start, end in search.find_matches_as_indexes(text):
-                if text[start:end] in self._literals:
+                window = text[start:end]
+                before, whole = self._untouched.get(window, (0, b""))
+                if whole and start >= before and text.startswith(whole, start - before):
+                    found.append((start - before, start - before + len(whole)))
+                elif window in self._literals:
                     found.append((start, end))
                 else:
-                    suspicions.append(start)
-        for search in _escapes(text=_is_text(text)):
-            for _, start, _ in search.find_matches_as_indexes(text):
-                if _SUSPECT.match(text, start) is not None:
                     suspicions.append(start)
         if suspicions or self._thorough:
             found += self._read(text, sorted(suspicions))
@@ -142,6 +147,8 @@ class Needles:
         at_break = b"\n" in run[len(stem) :] or run.endswith(b"\r")
         if not stem or not (at_break or has_escape(run)):
             return size, not prompt or matched >= self._enough
+        if at_break and stem[-1] not in self._inside and not has_opener(stem):  # most events end so
+            return size, matched >= _ENOUGH_OF_A_LINE
         for opened, alone in ((views, False), (all_views, True))[: 1 + self._alike]:
             for view in opened(stem if at_break else run):
                 cut = view.trim(alone=alone)
@@ -152,6 +159,20 @@ class Needles:
         if at_break:
             return size, matched >= _ENOUGH_OF_A_LINE
         return size, not prompt or matched >= self._enough
+
+    def _untouched_echoes(self, spellings: Sequence[_Spelling]) -> dict[bytes, tuple[int, bytes]]:
+        """Windows that need no close reading where the secret stands around them: where in it, and it.
+
+        Only those over which no other spelling can lie at the same time: its own window might be below.
+        """
+        return {
+            window: (before, each.text)
+            for each in spellings
+            if each.plain and not has_opener(each.text)
+            for window in each.windows
+            if (before := each.text.find(window)) >= 0
+            and not any(_overlies(text, each.text, before, len(window)) for text in self._all_texts)
+        }
 
     def _beginning(self, text: bytes, needles: Sequence[bytes]) -> int:
         """Length of the longest suffix of `text` that is the beginning, and not all, of a needle."""
@@ -212,11 +233,11 @@ def needles(secrets: tuple[bytes, ...], *, folded: bool = False) -> Needles | No
     if not spellings:
         return None
     if folded:
-        low = [replace(each, text=each.text.lower(), windows=_lower(each.windows)) for each in spellings]
-        return Needles(low)
-    return Needles(
-        spellings, [text for secret in secrets if len(secret) >= _ENCODED_FROM for text in _lists(secret)]
-    )
+        spellings = [
+            replace(each, text=each.text.lower(), windows=_lower(each.windows)) for each in spellings
+        ]
+    lists = [text for secret in secrets if len(secret) >= _ENCODED_FROM for text in _lists(secret)]
+    return Needles(spellings, list(dict.fromkeys(_lower(lists))) if folded else lists)
 
 
 def _lower(words: Sequence[bytes]) -> tuple[bytes, ...]:
@@ -230,7 +251,12 @@ def _spellings(secret: bytes) -> Iterator[_Spelling]:
         for window in windows
         for zeros in (1, 3)
     ]
-    yield _Spelling(secret, (*windows, *wide) if windows else (), escaped=View(secret).opened() is not None)
+    yield _Spelling(
+        secret,
+        (*windows, *wide) if windows else (),
+        escaped=View(secret).opened() is not None,
+        plain=True,
+    )
     if b" " in secret:
         form = secret.replace(b" ", b"+")
         yield _Spelling(form, _windows(form))
@@ -289,6 +315,28 @@ def _escapes(*, text: bool) -> tuple[BytesAhoCorasick, ...]:
 def _is_text(data: bytes) -> bool:
     sample = data[:: len(data) // _SAMPLE + 1]
     return len(sample.translate(None, _NO_TEXT)) * 4 > len(sample) * 3
+
+
+def _suspects(text: bytes) -> list[int]:
+    """Where an escape stands for a letter or digit."""
+    searches = _escapes(text=_is_text(text))
+    if len(searches) == len(OPENERS):
+        searches = tuple(search for opener, search in zip(OPENERS, searches, strict=True) if opener in text)
+    return [
+        start
+        for search in searches
+        for _, start, _ in search.find_matches_as_indexes(text)
+        if _SUSPECT.match(text, start) is not None
+    ]
+
+
+def _overlies(other: bytes, text: bytes, start: int, size: int) -> bool:
+    """Whether `other` can stand where it covers a part of `text[start:start + size]` and both can be read."""
+    for at in range(start - len(other) + 1, start + size):
+        begin, end = max(0, at), min(len(text), at + len(other))
+        if text[begin:end] == other[begin - at : end - at] and (at or other != text):
+            return True
+    return False
 
 
 def _all(text: bytes, needle: bytes) -> Iterator[int]:

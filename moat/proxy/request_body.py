@@ -13,7 +13,7 @@ from typing import Protocol
 import anyio.lowlevel
 
 from moat.proxy.decoding import Decoder, UnreadableBodyError, decoder
-from moat.proxy.http1 import Framing, MalformedError, RequestHead, without
+from moat.proxy.http1 import CHUNKED, LENGTH, MalformedError, RequestHead, without
 from moat.proxy.limits import Limits
 from moat.proxy.message import Body
 from moat.proxy.substitute import Spelling, Substitution, spelling_of
@@ -129,13 +129,13 @@ def substituted(
 def resized(head: RequestHead, length: int | None) -> RequestHead:
     """How a body goes up: with a length, or else in chunks."""
     if length is None:
-        return head._replace(framing=Framing.CHUNKED, length=0)
-    return head._replace(framing=Framing.LENGTH, length=length, expect_continue=False)
+        return head._replace(framing=CHUNKED, length=0)
+    return head._replace(framing=LENGTH, length=length, expect_continue=False)
 
 
 def resized_fields(fields: bytes, head: RequestHead) -> bytes:
     """Fields for such a body: what described the old one goes. A body that was read is not waited for."""
-    if head.framing is Framing.CHUNKED:
+    if head.framing is CHUNKED:
         return without(fields, _OF_LENGTH | _OF_CONTENT) + b"\r\nTransfer-Encoding: chunked"
     gone = _OF_LENGTH | _OF_CONTENT | {b"expect"}
     return without(fields, gone) + b"\r\nContent-Length: %d" % head.length

@@ -5,12 +5,13 @@ What is looked for, and how, is `needles`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from moat.proxy.decoding import UnreadableBodyError, decoder
+from moat.proxy.decoding import Decoder, UnreadableBodyError, decoder
 from moat.proxy.http1 import Headers
 from moat.proxy.limits import Limits
 from moat.proxy.needles import needles
+from moat.proxy.unescape import has_opener
 
 # Line ends are never masked: they may be the framing of what a secret stands in.
 _STARS = bytes(byte if byte in b"\r\n" else ord("*") for byte in range(256))
@@ -52,6 +53,12 @@ class Scrubber:
         self._raw, self._masked = raw[free:], masked[free:]
         return leaving
 
+    def last(self, data: bytes) -> bytes:
+        """What can leave when nothing comes after `data`."""
+        if self._needles is None or not self._raw:
+            return data if self._needles is None else _masked(data, self._needles.spans(data))
+        return self.feed(data) + self.finish()
+
     def finish(self) -> bytes:
         """What was held back; the stream is over."""
         rest, self._raw, self._masked, self._left = self._masked[self._left :], b"", b"", 0
@@ -72,12 +79,19 @@ class BodyScrubber:
         self.decoded = self._decoder is not None
         """Whether the body leaves without its Content-Encoding and with another length."""
 
-    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
+    def feed(self, data: bytes | bytearray | memoryview, *, last: bool = False) -> Iterable[bytes]:
         """Pieces of at most about `limits.decoded_step`; take them all, one by one, under back-pressure.
 
-        Lazy: a bomb is decompressed only as fast as its pieces are taken. Raises UnreadableBodyError.
+        Lazy: a bomb is decompressed only as fast as its pieces are taken. `last`: only `finish` comes after
+        it. Raises UnreadableBodyError.
         """
-        for piece in (data,) if self._decoder is None else self._decoder.feed(bytes(data)):
+        if self._decoder is not None:
+            return self._decoded(self._decoder, bytes(data))
+        clean = self._scrubber.last(bytes(data)) if last else self._scrubber.feed(data)
+        return (clean,) if clean else ()
+
+    def _decoded(self, decoder: Decoder, data: bytes) -> Iterator[bytes]:
+        for piece in decoder.feed(data):
             if clean := self._scrubber.feed(piece):
                 yield clean
 
@@ -125,7 +139,10 @@ def mask_fields(fields: bytes, secrets: Sequence[bytes]) -> bytes:
     sought, folded = needles(secrets), needles(secrets, folded=True)
     if sought is None or folded is None:
         return fields
-    return _masked(fields, [*sought.spans(fields), *folded.spans(fields.lower())])
+    spans = folded.spans(fields.lower())
+    if has_opener(fields):  # capitals may be part of an escape, or what it stands for
+        spans += sought.spans(fields)
+    return _masked(fields, spans)
 
 
 def _masked(text: bytes, spans: Sequence[tuple[int, int]]) -> bytes:

@@ -26,6 +26,7 @@ from moat.proxy.decider import Decider, Desk
 from moat.proxy.download import Unreadable
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.limits import Limits
+from moat.proxy.logins import LoginTable
 from moat.proxy.mcp import McpTable
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import Policy
@@ -74,6 +75,7 @@ class Proxy:
         on_use: Callable[[int, str, tuple[str, ...]], Denial | None] = always_allowed,
         tunnels: Iterable[SshTunnel] = (),
         mcp: McpTable | None = None,
+        logins: LoginTable | None = None,
         budgets: Sequence[Budget] = (),
         decider: Decider | None = None,
         unreadable: Unreadable = "withhold",
@@ -105,6 +107,7 @@ class Proxy:
             on_use,
             tunnels=opened,
             mcp=mcp or McpTable(),
+            logins=logins or LoginTable(),
             accounts=Accounts(budgets),
             unreadable=unreadable,
             desk=decider and Desk(decider, seconds=limits.question_timeout, most=limits.questions),

@@ -5,7 +5,7 @@ What can be worked out before a request is there is worked out here, once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -13,13 +13,14 @@ from time import time
 from types import MappingProxyType
 
 from moat.authority import Authority
-from moat.grants import CredentialSource
+from moat.grants import CredentialSource, LoginRule
 from moat.proxy.budget import Account, Accounts
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Desk
 from moat.proxy.download import Unreadable
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.limits import Limits
+from moat.proxy.logins import LoginTable
 from moat.proxy.mcp import McpTable
 from moat.proxy.mcp_filter import McpResponse
 from moat.proxy.policy import Policy, SitePolicy
@@ -63,6 +64,7 @@ class Setup:
     mcp: McpTable = field(default_factory=McpTable)
     accounts: Accounts = Accounts()  # noqa: RUF009 - the same
     streams: Places = field(default_factory=Places)  # of HTTP/2
+    logins: LoginTable = field(default_factory=LoginTable)
     desk: Desk | None = None  # None: nobody is asked
     unreadable: Unreadable = "withhold"
 
@@ -110,6 +112,7 @@ class Site:
     name: str  # of the authority
     prefix: str  # of its URLs
     response: McpResponse  # of a host that is not known to be an MCP server
+    logins: Mapping[str, Sequence[LoginRule]]  # by path: where logins of the run are renewed
     protocol: str = HTTP1  # what the client speaks, as in ALPN
 
     @classmethod
@@ -135,6 +138,7 @@ class Site:
             name=str(authority),
             prefix=f"{scheme}://{header.decode()}",
             protocol=protocol,
+            logins=setup.logins.site(scheme, authority),
             response=McpResponse(None, partial(setup.mcp.challenged, host)),
         )
 

@@ -11,6 +11,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 
+OPENERS = (b"%", b"\\", b"&")  # every escape begins with one
 _DEPTH = 4  # escapes of escapes of escapes of escapes
 _PERCENT = rb"%([0-9A-Fa-f]{2})"
 _BACKSLASH = (
@@ -106,6 +107,11 @@ class View:
     def _mark(self, at: int) -> tuple[int, int, int, int]:
         index = bisect_right(self._starts, at) - 1
         return self._marks[index] if index >= 0 else (0, 0, 0, 0)
+
+
+def has_opener(text: bytes) -> bool:
+    """Whether `text` has a byte that an escape begins with. Three `memchr`: quicker than any search."""
+    return b"%" in text or b"\\" in text or b"&" in text
 
 
 def has_escape(text: bytes) -> bool:

@@ -10,7 +10,7 @@ import math
 from time import monotonic
 
 from moat.proxy.events import DeniedError
-from moat.proxy.http1 import Framing, MalformedError, RequestHead
+from moat.proxy.http1 import NONE, MalformedError, RequestHead
 from moat.proxy.message import Body, BodyWriter, MessageReader
 from moat.proxy.request_body import FilteredBody
 from moat.proxy.stream import Stream, StreamError
@@ -41,7 +41,7 @@ class Upload:
         self._patience = client.limits.response_head_timeout if patience is None else patience
         self._writer = BodyWriter.of(head.framing)
         self.body, read = judged or (client.body(head, blame="client"), b"")
-        if head.framing is not Framing.NONE:
+        if head.framing is not NONE:
             wire += self._writer.piece(read + self.body.take())
             if self.body.done:
                 wire += self._writer.end()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moat.errors import StartError
-from moat.runtime import seccomp
+from moat.runtime import seccomp, syscalls
 from moat.runtime.sandbox import CA_BUNDLE, HOME, HOST_ADDRESS, HOST_NAME, WORKSPACE, HomeFile
 
 INSTALL_HINT = "apt-get install bubblewrap"
@@ -26,6 +26,7 @@ _MIN_VERSION = (0, 5)  # --perms
 _TOP = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # symlinks into /usr, or old directories
 _ETC = (  # of the host; nothing that names the host, its users or its network
     "/etc/alternatives",
+    "/etc/chromium.d",
     "/etc/fonts",
     "/etc/inputrc",
     "/etc/ld.so.cache",
@@ -144,7 +145,7 @@ def arguments(tool: Tool, tree: Tree) -> Arguments:
         for bind in sorted(tree.binds, key=lambda bind: bind.target.count("/")):
             result.add("--ro-bind" if bind.read_only else "--bind", bind.source, bind.target)
         result.add("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKSPACE)
-        result.add("--seccomp", result.data(seccomp.program()))
+        result.add("--seccomp", result.data(seccomp.program(bits=syscalls.refused_bits())))
         result.add("--clearenv")
         for name, value in tree.env.items():
             result.add("--setenv", name, value)

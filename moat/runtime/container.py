@@ -101,7 +101,7 @@ def _host(
 ) -> dict[str, Any]:
     return ({"NetworkMode": network} if network else own_network()) | {
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges:true", f"seccomp={syscalls.profile()}"],
+        "SecurityOpt": ["no-new-privileges:true", f"seccomp={syscalls.profile(syscalls.refused_bits())}"],
         "IpcMode": "private",
         "Init": True,
         "PidsLimit": spec.pids,

@@ -3,10 +3,12 @@
 A frame is `type u8 · length u32 big-endian · payload`. A connection begins with HELLO, which says what
 it is for:
 
-view     output arrives as STDOUT and STDERR frames, EXIT ends it; closing the connection detaches
+view     output arrives as STDOUT and STDERR frames, EXIT or LEFT ends it; closing the connection detaches.
+         RESIZE, REDRAW, and unless `read_only` SIGNAL, STOP and ANSWER
 input    a connection of its own for stdin, so that a command that does not read holds up only this
          one and a Ctrl-C behind a full pipe still arrives
-control  status (the answer to HELLO), STOP, SIGNAL, PAUSE, NOTE; EXIT when the run has ended
+control  status (the answer to HELLO), STOP, SIGNAL, PAUSE, NOTE, QUESTIONS, ANSWER; EXIT when the run has
+         ended
 
 The socket lies in a 0700 directory that no sandbox sees; the server asks the kernel for the peer's uid.
 """
@@ -29,7 +31,7 @@ Role = Literal["view", "input", "control"]
 
 
 class Frame(IntEnum):
-    HELLO = 1  # JSON {"role", "lead", "size": [columns, rows] | null}
+    HELLO = 1  # JSON {"role", "lead", "size": [columns, rows] | null, "read_only", "steal"}
     INPUT = 2  # bytes for stdin
     RESIZE = 3  # columns u16, rows u16
     SIGNAL = 4  # number u8
@@ -37,6 +39,10 @@ class Frame(IntEnum):
     STOP = 6  # f64 seconds of grace between SIGTERM and SIGKILL
     PAUSE = 7  # hold the sandbox still until this connection ends; answered by PAUSED or NOTICE
     NOTE = 8  # JSON {"event": "snapshot.…", "data": {…}} for the journal; answered by NOTED
+    QUESTIONS = 9  # what waits for the user; answered by ASKED
+    ANSWER = 10  # JSON of a `questions.Answer`; on a control connection answered by ANSWERED or NOTICE
+
+    REDRAW = 12  # answered by SCREEN, and by what the program paints
 
     WELCOME = 16  # JSON of the run's record
     STDOUT = 17
@@ -45,6 +51,10 @@ class Frame(IntEnum):
     NOTICE = 20  # UTF-8 text for the user
     PAUSED = 21
     NOTED = 22
+    ASKED = 23  # JSON {"waiting": [`questions.Asked`…], "missed": […]}; viewers get it whenever it changes
+    ANSWERED = 24  # JSON {"requests": how many waited for it}
+    SCREEN = 28  # bytes that bring a terminal to what the program shows; what was on it before is void
+    LEFT = 29  # UTF-8 reason why this viewer was sent away; the run goes on
 
 
 class BrokenFrameError(Exception):
@@ -59,8 +69,17 @@ def pack_json(kind: Frame, value: Mapping[str, Any]) -> bytes:
     return pack(kind, json.dumps(value).encode())
 
 
-def hello(role: Role, *, lead: bool = False, size: tuple[int, int] | None = None) -> bytes:
-    return pack_json(Frame.HELLO, {"role": role, "lead": lead, "size": size})
+def hello(
+    role: Role,
+    *,
+    lead: bool = False,
+    size: tuple[int, int] | None = None,
+    read_only: bool = False,
+    steal: bool = False,
+) -> bytes:
+    """lead: who says it started the run. steal: everybody else who watches or types is sent away."""
+    value = {"role": role, "lead": lead, "size": size, "read_only": read_only, "steal": steal}
+    return pack_json(Frame.HELLO, value)
 
 
 def pack_size(columns: int, rows: int) -> bytes:
@@ -130,16 +149,18 @@ class Connection:
         *,
         lead: bool = False,
         size: tuple[int, int] | None = None,
+        read_only: bool = False,
+        steal: bool = False,
         timeout: float | None = None,
     ) -> None:
-        """Connect, say hello and wait for the answer. Raises StartError when nobody answers."""
+        """Connect, say `hello` and wait for the answer. Raises StartError when nobody answers."""
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(timeout)
         self._decoder = Decoder()
         self._frames: Iterator[tuple[Frame, bytes]] = iter(())
         try:
             self.socket.connect(str(path))
-            self.socket.sendall(hello(role, lead=lead, size=size))
+            self.socket.sendall(hello(role, lead=lead, size=size, read_only=read_only, steal=steal))
             # Read now: closing a socket with something unread in it discards what was just sent.
             answer = self.receive()
         except OSError as error:

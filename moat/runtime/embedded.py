@@ -167,6 +167,9 @@ class EmbeddedSandbox:
     async def wait(self) -> int:
         return await asyncio.shield(self._exit)
 
+    async def service_ended(self, name: str) -> None:
+        """There are none here."""
+
     async def first_pid(self) -> int:
         return self._init_pid if self._started and not self._exit.done() else 0
 

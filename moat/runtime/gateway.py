@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from moat.config import NetworkConfig, UpstreamConfig
@@ -16,6 +17,8 @@ from moat.proxy.budget import Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider
 from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.limits import Limits
+from moat.proxy.logins import LoginTable
 from moat.proxy.mcp import McpTable
 from moat.proxy.policy import Policy
 from moat.proxy.server import Proxy
@@ -106,9 +109,17 @@ class Gateway:
         start: Start,
         tunnels: Iterable[SshTunnel] = (),
         mcp: McpTable | None = None,
+        logins: LoginTable | None = None,
         decider: Decider | None = None,
+        patience: float | None = None,
+        on_event: Callable[[ExchangeFinished], None] = lambda _event: None,
     ) -> None:
-        """Makes everything; listens nowhere yet. Raises ConfigError, OSError."""
+        """Makes everything; listens nowhere yet. `on_event` hears of every exchange, after the records.
+
+        patience: seconds that the decider has for each request; None: the proxy's usual ones.
+        Raises ConfigError, OSError.
+        """
+        self._on_event = on_event
         self._ca = RunCA.generate(run_id)
         self._upstream = Upstream(upstream_options(upstream, network.host))
         self._writer = LineWriter(trace)
@@ -130,8 +141,10 @@ class Gateway:
             on_use=self._witness.on_use,
             tunnels=tunnels,
             mcp=mcp or McpTable(),
+            logins=logins,
             budgets=budgets_of(network),
             decider=decider,
+            limits=replace(Limits(), question_timeout=patience) if patience else Limits(),
             unreadable=network.unreadable,
             body_leaks=network.body_leaks,
         )
@@ -161,6 +174,7 @@ class Gateway:
     def _record(self, event: ExchangeFinished) -> None:
         self._trace.add(event)
         self._witness.add(event)
+        self._on_event(event)
 
     def _ready(self) -> Denial | None:
         return self._trace.ready() or self._witness.ready()

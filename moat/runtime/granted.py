@@ -15,10 +15,11 @@ from shlex import quote
 
 from moat.config import McpServer
 from moat.errors import GrantError, MissingGrantsError
-from moat.grants import CredentialInfo, Grant, InjectionRule
+from moat.grants import CredentialInfo, Grant, InjectionRule, LoginRule
 from moat.runtime.sandbox import HomeFile
 from moat.vault import Vault
-from moat.vault.providers import Held, canonical, check_name, command, entry, grant_hosts, provider
+from moat.vault.imported import kept_alive
+from moat.vault.providers import Held, again, canonical, check_name, command, entry, grant_hosts, provider
 
 _TOKEN = string.ascii_letters + string.digits
 
@@ -29,9 +30,10 @@ class Granted:
     env: Mapping[str, str]  # placeholders only
     files: tuple[HomeFile, ...]  # placeholders only
     hosts: tuple[str, ...]  # patterns that `network.policy: strict` opens
+    logins: tuple[LoginRule, ...]
 
 
-NOTHING = Granted((), {}, (), ())
+NOTHING = Granted((), {}, (), (), ())
 
 
 def with_more(given: Granted, *, rules: tuple[InjectionRule, ...], hosts: tuple[str, ...]) -> Granted:
@@ -60,7 +62,7 @@ def check(
     for name in unique(names):
         check_name(name)
         try:
-            info = vault.info(name)
+            info = kept_alive(vault, vault.info(name))
         except GrantError:
             problems.append(f"missing grant: {name}")
             fixes.append(urls.get(name, command(name)))
@@ -79,6 +81,7 @@ def prepare(vault: Vault, names: Iterable[str], servers: Iterable[McpServer] = (
     rules: list[InjectionRule] = []
     held: dict[str, list[Held]] = {}
     hosts: list[str] = []
+    logins: list[LoginRule] = []
     for info in check(vault, names, servers):
         kind = Grant.parse(info.name).name
         if not entry(kind).injected:
@@ -86,6 +89,7 @@ def prepare(vault: Vault, names: Iterable[str], servers: Iterable[McpServer] = (
         token = "".join(secrets.choice(_TOKEN) for _ in range(16))
         one = Held(info, provider(kind).placeholder(info, token))
         rules += _bound(info, provider(kind).rules(info, one.placeholder))
+        logins += (replace(rule, again=again(info)) for rule in provider(kind).logins(info, one.placeholder))
         held.setdefault(kind, []).append(one)
         hosts += grant_hosts(info.name)
     env: dict[str, str] = {}
@@ -93,7 +97,7 @@ def prepare(vault: Vault, names: Iterable[str], servers: Iterable[McpServer] = (
     for kind, credentials in held.items():
         env |= provider(kind).environment(credentials)
         files += [HomeFile(path, data) for path, data in provider(kind).files(credentials)]
-    return Granted(tuple(rules), env, tuple(files), tuple(hosts))
+    return Granted(tuple(rules), env, tuple(files), tuple(hosts), tuple(logins))
 
 
 def _bound(info: CredentialInfo, rules: Sequence[InjectionRule]) -> Sequence[InjectionRule]:

@@ -121,6 +121,10 @@ def parts_of(request: RunRequest) -> list[Part]:
         from moat.runtime.services import Services
 
         found.append(Services())
+    if request.grants:
+        from moat.runtime.expiry import ExpiryPart
+
+        found.append(ExpiryPart())
     if any(name.startswith("ssh:") for name in request.grants):
         from moat.runtime.ssh.part import SshPart
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from moat.errors import StartError
 from moat.runtime import container, syscalls
 from moat.runtime.container import LABEL
-from moat.runtime.sandbox import Progress, SandboxSpec, ServiceSpec
+from moat.runtime.sandbox import Progress, SandboxSpec, ServiceEnd, ServiceSpec
 
 if TYPE_CHECKING:
     from moat.runtime.engine import Engine
@@ -26,10 +26,10 @@ _PATIENCE = 60.0  # seconds until a service must be ready
 _PAUSE = 0.3  # seconds between two looks
 _TAIL = 12  # lines of a service's log that an error shows
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID")
-_MEMORY = 2 << 30  # bytes of one service
 _HOLDER_MEMORY = 32 << 20
 _SHARED_MEMORY = 256 << 20
 _NOBODY = "65534:65534"
+_KILLED = 137
 
 
 class Pod:
@@ -41,6 +41,8 @@ class Pod:
         self._limits_memory = limits_memory
         self._userns: dict[str, Any] = {"UsernsMode": "host"} if userns_host else {}
         self._containers: list[str] = []  # in the order in which they were made
+        self._services: dict[str, str] = {}  # name -> container
+        self._going = False
 
     @property
     def network(self) -> str:
@@ -50,21 +52,36 @@ class Pod:
         """Start everything; returns when it is ready. `image`: the sandbox's. Raises StartError."""
         images = [await self._image(service, progress) for service in self._spec.services]
         await self._start(f"moat-{self._spec.run_id}-net", self._holder(image))
-        names = {}
         for service, found in zip(self._spec.services, images, strict=True):
             progress(f"starting {service.name}")
             files = _archive(service)
             config = self._service(service, found)
-            names[service.name] = await self._start(f"moat-{self._spec.run_id}-{service.name}", config, files)
+            name = f"moat-{self._spec.run_id}-{service.name}"
+            self._services[service.name] = await self._start(name, config, files)
         for service in self._spec.services:
             if service.wait:
                 progress(f"waiting until {service.name} is ready")
-                await self._wait(service, names[service.name])
+                await self._wait(service, self._services[service.name])
+
+    async def ended(self, name: str) -> ServiceEnd | None:
+        """Returns once a service has ended, however it did; None: with the pod."""
+        from moat.runtime.engine import EngineError
+
+        service = next(each for each in self._spec.services if each.name == name)
+        made = self._services[name]
+        try:
+            status = await self._engine.wait(made)
+            end = ServiceEnd(status, await self._engine.out_of_memory(made), await self._log(service, made))
+        except EngineError:  # somebody removed it with force
+            end = ServiceEnd(_KILLED)
+        return None if self._going else end
 
     async def destroy(self) -> None:
         """Services first: the namespace goes with whoever is in it last."""
+        self._going = True
         while self._containers:
-            await self._engine.remove(self._containers.pop())
+            await self._engine.remove(self._containers[-1])
+            self._containers.pop()
 
     async def _start(self, name: str, config: Mapping[str, Any], files: bytes = b"") -> str:
         made = await self._engine.create(name, config)
@@ -120,7 +137,7 @@ class Pod:
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}},
         }
         if self._limits_memory:
-            host |= {"Memory": _MEMORY, "MemorySwap": _MEMORY}
+            host |= {"Memory": service.memory, "MemorySwap": service.memory}
         return {
             "Image": image,
             "Env": [f"{name}={value}" for name, value in service.env.items()],
@@ -148,14 +165,18 @@ class Pod:
         raise await self._failure(service, name, f"was not ready within {_PATIENCE:.0f} s")
 
     async def _failure(self, service: ServiceSpec, name: str, what: str) -> StartError:
-        lines = await self._engine.log(name, _TAIL)
-        for password in [value for key, value in service.env.items() if "PASSWORD" in key]:
-            lines = [line.replace(password, "…") for line in lines] if password else lines
-        shown = [f"  {line}" for line in lines] or ["  it printed nothing"]
+        shown = [f"  {line}" for line in await self._log(service, name)] or ["  it printed nothing"]
         return StartError(
             "\n".join([f"the service {service.name} ({service.image}) {what}", *shown]),
             hint=f"services.{service.name}.env and .image set it up; `wait: false` does not wait for it",
         )
+
+    async def _log(self, service: ServiceSpec, container: str) -> tuple[str, ...]:
+        """The last lines, without passwords."""
+        lines = await self._engine.log(container, _TAIL)
+        for password in [value for key, value in service.env.items() if "PASSWORD" in key]:
+            lines = [line.replace(password, "…") for line in lines] if password else lines
+        return tuple(lines)
 
 
 def _archive(service: ServiceSpec) -> bytes:

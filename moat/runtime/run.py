@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import shutil
@@ -26,7 +27,6 @@ from anyio.abc import TaskGroup
 
 from moat import config
 from moat.errors import MoatError, StartError, UsageError, one_error
-from moat.grants import CredentialSource
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.decider import Decider
@@ -34,8 +34,10 @@ from moat.proxy.events import ExchangeFinished
 from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
+from moat.runtime.asking import LONGEST, Asking
 from moat.runtime.choice import choose, runtime
 from moat.runtime.copying import copies_of
+from moat.runtime.credentials import Credentials, login_table
 from moat.runtime.gateway import Gateway, read_exchanges
 from moat.runtime.hooks import with_pre_run
 from moat.runtime.local import LocalViewer
@@ -43,10 +45,13 @@ from moat.runtime.names import random_name
 from moat.runtime.outcome import NEVER_BEGAN, Outcome
 from moat.runtime.parts import Addition, Part, RunContext, parts_of, together
 from moat.runtime.plugins.fetch import tell
+from moat.runtime.questions import Answer, Asked, Scope, exactly
 from moat.runtime.records import Ownership, RunRecord, State
+from moat.runtime.rejected import Rejections
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
 from moat.runtime.session import OutputLog, Session
+from moat.runtime.standing import Standing
 from moat.runtime.tasks import first_of
 from moat.runtime.variables import sandbox_environment
 from moat.runtime.viewers import ControlServer
@@ -65,6 +70,21 @@ _log = logging.getLogger(__name__)
 def _grants(request: RunRequest) -> tuple[str, ...]:
     """What was asked for by name, and what the MCP servers of the run need."""
     return (*request.grants, *(server.grant for server in request.mcp if server.grant))
+
+
+def _own(home: Home, run_id: str) -> Ownership:
+    """Make the run's directory and own it. Raises StartError."""
+    try:
+        private_dir(home.root)
+        private_dir(home.runs)
+        return Ownership(home.run(run_id))
+    except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            raise
+        raise StartError(
+            f"runs cannot be kept in {home.root}: {error.strerror}",
+            hint="set MOAT_HOME to a directory that you can write",
+        ) from error
 
 
 def _check_ports(ports: Iterable[int], captured: tuple[int, ...]) -> None:
@@ -130,8 +150,6 @@ class LocalRun:
     def __init__(
         self, request: RunRequest, home: Home, viewer: LocalViewer | None, decider: Decider | None = None
     ) -> None:
-        if request.network.policy == "ask" and decider is None:
-            raise UsageError("policy ask needs a decider", hint="moat.runtime.start(…, decider=…)")
         workspace = check_workspace(request.workspace, home)
         check_mounts(request.mounts, home)
         chosen = choose(request.runtime)
@@ -141,9 +159,7 @@ class LocalRun:
             request, workspace=workspace, grants=granted.unique(_grants(request))
         )
         self._home = home
-        private_dir(home.root)
-        private_dir(home.runs)
-        self.ownership = Ownership(home.run(run_id))
+        self.ownership = _own(home, run_id)
         self._directory = private_dir(runtime_dir() / run_id)
         record = RunRecord(
             id=run_id,
@@ -151,7 +167,6 @@ class LocalRun:
             workspace=str(workspace),
             argv=request.argv,
             created_at=time.time(),
-            state=State.STARTING,
             runtime=chosen,
             grants=self._request.grants,
             agent=request.agent,
@@ -160,11 +175,13 @@ class LocalRun:
             worktree=request.worktree,
             tty=request.tty is not None,
             pid=os.getpid(),
+            boot=records.boot_id(),
             socket=str(self._directory / "control.sock"),
             directory=str(self._directory),
         )
         self.outcome = Outcome(home, record)
         self.journal = self._begin_journal()
+        self.asking: Asking | None = None
         self._parts: list[Part] = []
         self._viewer = viewer
         self._decider = decider
@@ -272,6 +289,28 @@ class LocalRun:
             self._gateway.flush()
         return read_exchanges(self._home, self.id)
 
+    async def questions(self) -> AsyncIterator[Asked]:
+        """Each question of a run with `policy="ask"` and no decider, when it comes up, until the run ends."""
+        if self.asking is None:
+            raise UsageError("this run asks nothing", hint='NetworkConfig(policy="ask"), and no decider')
+        shown: set[Asked] = set()
+        async for waiting in self.asking.changes():
+            new = {dataclasses.replace(question, requests=0) for question in waiting}
+            for question in new - shown:
+                yield question
+            shown = new
+
+    def answer(self, host: str, *, allow: bool, scope: Scope = "run", seconds: int = 0) -> int:
+        """Answer what waits for `host` (`name`, `name:port`, `*.name`; without a port 443 is meant).
+
+        scope: `once` for the requests that wait now, `for` some seconds, `run`. Returns how many requests
+        waited. Raises UsageError.
+        """
+        if self.asking is None:
+            raise UsageError("this run asks nothing", hint='NetworkConfig(policy="ask"), and no decider')
+        said = Answer(pattern=exactly(host), allow=allow, scope=scope, seconds=seconds, by="program")
+        return self.asking.answer(said)
+
     async def pause(self) -> None:
         """Hold every process of the sandbox still; each call wants its `resume`. Raises MoatError."""
         async with self._pausing:
@@ -320,6 +359,7 @@ class LocalRun:
         def start(what: str, task: Callable[[], Awaitable[Any]]) -> None:
             tasks.start_soon(self._watch_over, what, task)
 
+        self.outcome.update(state=State.STARTING)
         self._server = ControlServer(self, self._directory / "control.sock")
         start("control socket", self._server.serve)
         log = OutputLog(self._home.run(self.id) / "output.log")
@@ -361,6 +401,10 @@ class LocalRun:
         request = self._request
         vault: Vault | None = open_vault(self._home, handoff=handoff or None) if request.grants else None
         given = granted.prepare(vault, request.grants, request.mcp) if vault else granted.NOTHING
+        if request.network.policy == "ask" and self._decider is None:
+            self.asking = Asking(self.name, Standing(self._home), self.journal)
+            start("questions", self.asking.tend)
+            start("prompts", self._show_questions)
         extra = await self._ask_parts(vault, progress, start)
         given = granted.with_more(given, rules=extra.rules, hosts=extra.hosts)
         _check_ports(request.ports.values(), _captured(extra.tunnels))
@@ -370,19 +414,26 @@ class LocalRun:
             request.network, host=tuple(dict.fromkeys((*request.network.host, *extra.host_ports)))
         )
         user = config.load_user(self._home)
+        rejections = Rejections(vault, self.journal, self._tell)
+        credentials = self._credentials(vault, user, extra.mcp, rejections) if vault else None
+        if credentials:
+            await credentials.prepare(request.grants)
         gateway = Gateway(
             run_id=self.id,
             network=network,
             upstream=user.upstream,
             granted=given,
-            credentials=self._credentials(vault, extra.mcp),
+            credentials=credentials,
+            logins=login_table(given.logins, credentials),
             trace=self._home.run(self.id) / "network.jsonl",
             trace_limit=user.journal.max_trace,
             journal=self.journal,
             start=start,
             tunnels=extra.tunnels,
             mcp=extra.mcp,
-            decider=self._decider,
+            decider=self.asking.decide if self.asking else self._decider,
+            patience=LONGEST if self.asking else None,
+            on_event=rejections.add,
         )
         self._gateway = gateway
         self._resources.append(("proxy", gateway.aclose))
@@ -395,19 +446,13 @@ class LocalRun:
         self.journal.record("sandbox.made", runtime=self.record.runtime)
         return sandbox
 
-    def _credentials(self, vault: Vault | None, mcp: McpTable | None) -> CredentialSource | None:
+    def _credentials(
+        self, vault: Vault, user: config.UserConfig, mcp: McpTable | None, rejections: Rejections
+    ) -> Credentials:
         """Where the proxy gets credentials from."""
-        if not any(name.startswith("oauth:") for name in self._request.grants) or vault is None:
-            return vault
-        from moat.vault.oauth.source import RunCredentials
-
-        upstream = config.load_user(self._home).upstream
-
-        def told(outcome: str, grant: str) -> None:
-            self.journal.record("login.renewed", grant=grant, outcome=outcome)
-
-        source = RunCredentials(vault, upstream, vault.directory, told)
+        source = Credentials(vault, user.upstream, self.journal, self._tell)
         self._resources.append(("logins", source.aclose))
+        rejections.get_another = source.rejected
         if mcp is not None:
             mcp.on_rejected = source.rejected
         return source
@@ -492,17 +537,33 @@ class LocalRun:
             self._started.set()
             for part in self._parts:
                 await part.started()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._session.pump)
-                tasks.start_soon(self._obey_stop)
-                code = await self._sandbox.wait()
-                await first_of(self._session.drained.wait, self._given_up)
-                tasks.cancel_scope.cancel()
+            with one_error():
+                code = await self._carry_out(self._sandbox, self._session)
             self.outcome.update(state=State.STOPPING, exit_code=code)
             self.journal.record("run.command_ended", exit_code=code)
             for part in self._parts:
                 await part.ended()
         await self.finish()
+
+    async def _carry_out(self, sandbox: Sandbox, session: Session) -> int:
+        """Until the command has ended and its output was handed on; its status."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(session.pump)
+            tasks.start_soon(self._obey_stop)
+            code = await sandbox.wait()
+            await first_of(session.drained.wait, self._given_up)
+            tasks.cancel_scope.cancel()
+        return code
+
+    async def _show_questions(self) -> None:
+        """Keep everybody who watches, and the record, up to date about what waits for the user."""
+        assert self.asking is not None
+        session = await self.session()
+        async for waiting in self.asking.changes():
+            asks = tuple(question.name for question in waiting)
+            if asks != self.record.asks:
+                self.outcome.update(asks=asks)
+            await session.ask(waiting)
 
     async def _end_when_forgotten(self) -> None:
         """Whoever deletes MOAT_HOME can no longer list, stop or read this run: it must not live on unseen."""
@@ -547,23 +608,29 @@ class LocalRun:
     async def _finish(self) -> None:
         if self._viewer:
             self._viewer.end()
+        released = True
         for what, release in reversed(self._resources):
             with anyio.move_on_after(_RELEASE) as scope:
                 try:
                     await release()
                 except Exception as error:  # the next resource must be released all the same
+                    released = False
                     _log.exception("%s was not released", what)
                     self.journal.record("run.not_released", what=what, error=str(error))
             if scope.cancelled_caught:
+                released = False
                 _log.error("%s was not released in %d s", what, _RELEASE)
                 self.journal.record("run.not_released", what=what, error="it took too long")
+        if self.asking:
+            self.asking.close()
         if self._gateway:
             self.outcome.update(warned=self._gateway.warned)
-        self.outcome.conclude(asked=self._stop_asked.is_set())
+        self.outcome.conclude(asked=self._stop_asked.is_set(), released=released)
         record = self.record
         self.journal.record("run.ended", state=record.state, exit_code=record.exit_code, error=record.error)
         await anyio.to_thread.run_sync(keeping.end, self._home, self.id, self.journal, self._copies)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if released:
+            shutil.rmtree(self._directory, ignore_errors=True)
         self._started.set()
         self._ended.set()
         if self._server:

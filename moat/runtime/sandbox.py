@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Literal, Protocol
 
 from moat.config import HooksConfig
+from moat.config.image import SERVICE_MEMORY
 
 HOME = "/home/agent"
 WORKSPACE = "/workspace"
@@ -57,6 +58,16 @@ class ServiceSpec:
     command: tuple[str, ...] = ()  # in place of the image's own
     files: tuple[tuple[str, bytes], ...] = ()  # (absolute path, content), readable by all
     wait: bool = True
+    memory: int = SERVICE_MEMORY  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceEnd:
+    """How a service ended while its run went on."""
+
+    status: int  # 128+N when signal N ended it
+    out_of_memory: bool = False
+    log: tuple[str, ...] = ()  # its last lines, without its passwords
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +160,10 @@ class Sandbox(Protocol):
         Non-blocking; its file description is never one that the sandbox holds as well. Raises OSError
         (ConnectionRefusedError when nothing listens, TimeoutError). Only with `SandboxSpec.ingress`.
         """
+        ...
+
+    async def service_ended(self, name: str) -> ServiceEnd | None:
+        """Returns once a service of `SandboxSpec.services` has ended; None: it went with the sandbox."""
         ...
 
     async def wait(self) -> int:

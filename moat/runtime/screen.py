@@ -19,16 +19,25 @@ _SEQUENCE = re.compile(
     rb"|(?P<escape>[ -/]*[0-OQ-WYZ\\`-~]))"
 )
 _UNFINISHED = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[\]P_^X][^\x07\x1b]*\x1b?|[ -/]*)?\Z")
+_TITLE = re.compile(rb"\x1b\](?P<kind>[012]);(?P<text>[^\x00-\x1f\x7f]*)(?:\x07|\x1b\\)")
 _MAX_UNFINISHED = 4096  # a string longer than this is not held back any more
 
 _ALTERNATE = (b"47", b"1047", b"1049")
-# Private modes a program may leave on: cursor keys, mouse, focus, paste, alternate screen.
+# Private modes a program may leave on: cursor keys, reverse video, origin, blinking cursor, mouse, focus,
+# paste, alternate screen, and what newer terminals report on their own (colour scheme, size).
 _TRACKED = frozenset(
-    (*_ALTERNATE, b"1", b"9", b"1000", b"1002", b"1003", b"1004", b"1005", b"1006", b"1015", b"1016", b"2004")
+    (*_ALTERNATE, *b"1 5 6 9 12 1000 1002 1003 1004 1005 1006 1007 1015 1016 2004 2027 2031 2048".split())
 )
+# Modes that are on in a terminal whose user has done nothing: to show the cursor, to wrap lines.
+_USUAL = frozenset((b"25", b"7"))
+_SYNCHRONIZED = b"2026"  # nothing is painted until it ends: a matter of milliseconds, never of an attach
+_MAX_TITLE = 1024
+_MAX_DEPTH = 16  # of the stacks that terminals keep for titles and keyboard flags
 # Finals that draw: cursor moves, erase, insert, delete, scroll, SGR, scroll region, save and restore.
 _DRAWING = frozenset(b"@ABCDEFGHIJKLMPSTXZ`abdefmrsu")
-_DRAWING_ESCAPES = frozenset((b"7", b"8", b"D", b"E", b"M"))
+_DRAWING_ESCAPES = frozenset((b"7", b"8", b"D", b"E", b"M", b"(0", b"(B", b")0", b")B"))  # `(0`: line drawing
+_MOVED = re.compile(rb"\x1b\[[\d;]*[ABEFHdf]")
+_BLANKED = re.compile(rb"\x1b\[(?:2J|\?[\d;]*(?:47|1047|1049)h)")
 _CLEARED = re.compile(rb"\x1bc|\x1b\[[23]J|\x1b\[\?(?:47|1047|1049)l")
 
 
@@ -36,12 +45,21 @@ class Modes:
     """Which terminal modes a stream has left switched on. Sequences may be split anywhere."""
 
     def __init__(self) -> None:
-        self._on: dict[bytes, None] = {}
-        self._cursor_hidden = False
-        self._keypad = False
-        self._kitty: list[bytes] = []  # pushed keyboard flags
-        self._other_keys = b""  # modifyOtherKeys
         self._rest = b""
+        self._reset()
+
+    def _reset(self) -> None:
+        self._on: dict[bytes, None] = {}
+        self._off: dict[bytes, None] = {}  # of `_USUAL`
+        self._painting_held = False
+        self._keypad = False
+        self._charsets: dict[bytes, bytes] = {}  # designated ones: b"(" -> b"0" for line drawing
+        self._cursor_shape = b""
+        self._other_keys = b""  # modifyOtherKeys
+        self._keyboards = (_Keyboard(), _Keyboard())  # of the main screen, and of the alternate one
+        self._saved = False  # the cursor, and has not been restored
+        self._titles_pushed = 0
+        self._title = b""  # the sequence that set it
 
     def feed(self, data: bytes) -> None:
         if self._rest:
@@ -54,6 +72,8 @@ class Modes:
                 self._control(match["parameters"], match["between"], match["final"])
             elif match["escape"]:
                 self._escape(match["escape"])
+            elif (title := _TITLE.fullmatch(match.group())) and len(match.group()) <= _MAX_TITLE:
+                self._title = b"\x1b]" + title["kind"] + b";" + title["text"] + b"\x07"
         unfinished = _UNFINISHED.search(data, max(0, len(data) - _MAX_UNFINISHED))
         self._rest = unfinished.group() if unfinished else b""
 
@@ -62,64 +82,128 @@ class Modes:
         """The program draws on the alternate screen."""
         return any(mode in self._on for mode in _ALTERNATE)
 
+    @property
+    def interruptible(self) -> bool:
+        """Somebody else may draw now, and put the cursor back: no sequence is unfinished, none saved it."""
+        return not self._rest and not self._saved
+
     def enter(self) -> bytes:
         """Brings a fresh terminal into this state."""
-        out = [b"\x1b[?" + mode + b"h" for mode in self._on]
-        out += [b"\x1b[?25l"] if self._cursor_hidden else []
+        main, alternate = self._keyboards
+        out = [b"\x1b[22;0t" * self._titles_pushed, self._title, main.enter()]
+        out += [b"\x1b[?" + mode + b"h" for mode in self._on]
+        out += [alternate.enter()] if self.alternate else []
+        out += [b"\x1b[?" + mode + b"l" for mode in self._off]
+        out += [b"\x1b" + slot + charset for slot, charset in self._charsets.items()]
         out += [b"\x1b="] if self._keypad else []
-        out += [b"\x1b[>" + flags + b"u" for flags in self._kitty]
+        out += [b"\x1b[" + self._cursor_shape + b" q"] if self._cursor_shape else []
         out += [b"\x1b[>" + self._other_keys + b"m"] if self._other_keys else []
         return b"".join(out)
 
     def leave(self) -> bytes:
-        """Brings a terminal in this state back to normal; nothing when nothing is on."""
-        out = [b"\x1b[<%du" % len(self._kitty)] if self._kitty else []
+        """Brings a terminal in this state back to normal; nothing when nothing is on.
+
+        A title that was set stays: only who saved the one before can bring it back.
+        """
+        main, alternate = self._keyboards
+        out = [b"\x1b[?2026l"] if self._painting_held else []
+        out += [alternate.leave()] if self.alternate else []
         out += [b"\x1b[>4m"] if self._other_keys else []
+        out += [b"\x1b[ q"] if self._cursor_shape else []
         out += [b"\x1b>"] if self._keypad else []
+        out += [b"\x1b" + slot + b"B" for slot in self._charsets]
         # The scroll region is reset on the alternate screen only: doing so moves the cursor home.
         out += [b"\x1b[r"] if self.alternate else []
+        out += [b"\x1b[?" + mode + b"h" for mode in self._off]
         out += [b"\x1b[?" + mode + b"l" for mode in reversed(self._on)]
-        out += [b"\x1b[?25h"] if self._cursor_hidden else []
-        return b"".join([*out, b"\x1b[0m"]) if out else b""
+        out += [main.leave()]
+        said = b"".join(out)
+        return said + b"\x1b[0m" + b"\x1b[23;0t" * self._titles_pushed if said or self._titles_pushed else b""
 
     def _control(self, parameters: bytes, between: bytes, final: bytes) -> None:
         if final in b"hl" and parameters.startswith(b"?") and not between:
             for mode in parameters[1:].split(b";"):
                 self._private(mode, on=final == b"h")
         elif final == b"u" and parameters[:1] in {b">", b"<", b"="}:
-            self._keyboard(parameters)
+            self._keyboards[self.alternate].control(parameters)
+        elif final in b"su" and not parameters and not between:
+            self._saved = final == b"s"
         elif final == b"m" and parameters.startswith(b">"):
             self._other_keys = parameters[1:] if parameters[1:].count(b";") else b""
+        elif final == b"q" and between == b" ":
+            self._cursor_shape = parameters if parameters not in {b"", b"0"} else b""
+        elif final == b"t" and parameters.split(b";")[0] in {b"22", b"23"}:
+            step = 1 if parameters.startswith(b"22") else -1
+            self._titles_pushed = min(_MAX_DEPTH, max(0, self._titles_pushed + step))
         elif final == b"p" and between == b"!":  # soft reset
-            self._cursor_hidden = self._keypad = False
+            self._off.clear()
+            self._charsets.clear()
+            self._keypad = False
             self._on.pop(b"1", None)
+            self._on.pop(b"6", None)
 
     def _private(self, mode: bytes, *, on: bool) -> None:
-        if mode == b"25":
-            self._cursor_hidden = not on
-        elif mode in _TRACKED and on:
-            self._on[mode] = None
+        if mode == _SYNCHRONIZED:
+            self._painting_held = on
+            return
+        if mode in _USUAL:
+            _switch(self._off, mode, on=not on)
         elif mode in _TRACKED:
-            self._on.pop(mode, None)
-
-    def _keyboard(self, parameters: bytes) -> None:
-        kind, flags = parameters[:1], parameters[1:]
-        if kind == b">":
-            self._kitty = [*self._kitty, flags or b"0"][-16:]
-        elif kind == b"<":
-            count = int(flags) if flags.isdigit() else 1
-            self._kitty = self._kitty[: max(0, len(self._kitty) - count)]
-        elif self._kitty:
-            self._kitty[-1] = flags.split(b";")[0] or b"0"
+            _switch(self._on, mode, on=on)
+        if mode in _ALTERNATE and not on:
+            self._keyboards = (self._keyboards[0], _Keyboard())
 
     def _escape(self, escape: bytes) -> None:
         if escape == b"c":  # full reset
-            self._on.clear()
-            self._kitty.clear()
-            self._cursor_hidden = self._keypad = False
-            self._other_keys = b""
+            self._reset()
         elif escape in {b"=", b">"}:
             self._keypad = escape == b"="
+        elif escape in {b"7", b"8"}:
+            self._saved = escape == b"7"
+        elif escape[:1] in {b"(", b")"}:
+            if escape[1:] == b"B":
+                self._charsets.pop(escape[:1], None)
+            else:
+                self._charsets[escape[:1]] = escape[1:]
+
+
+def _switch(modes: dict[bytes, None], mode: bytes, *, on: bool) -> None:
+    if on:
+        modes[mode] = None
+    else:
+        modes.pop(mode, None)
+
+
+class _Keyboard:
+    """The kitty keyboard protocol on one screen: a stack of flags; the lowest were set without pushing."""
+
+    def __init__(self) -> None:
+        self._flags = [0]
+
+    def control(self, parameters: bytes) -> None:
+        """`> flags`: push, `< count`: pop, `= flags ; how`: replace, add or take away."""
+        kind, numbers = parameters[:1], [_number(text) for text in parameters[1:].split(b";")]
+        if kind == b">":
+            self._flags = [*self._flags, numbers[0]][-_MAX_DEPTH:]
+        elif kind == b"<":
+            del self._flags[max(1, len(self._flags) - (numbers[0] or 1)) :]
+        else:
+            old, new = self._flags[-1], numbers[0]
+            how = numbers[1] if len(numbers) > 1 else 1
+            self._flags[-1] = {2: old | new, 3: old & ~new}.get(how, new)
+
+    def enter(self) -> bytes:
+        base = b"\x1b[=%du" % self._flags[0] if self._flags[0] else b""
+        return base + b"".join(b"\x1b[>%du" % flags for flags in self._flags[1:])
+
+    def leave(self) -> bytes:
+        pushed = len(self._flags) - 1
+        return (b"\x1b[<%du" % pushed if pushed else b"") + (b"\x1b[=0u" if self._flags[0] else b"")
+
+
+def _number(text: bytes) -> int:
+    """0 for what no terminal would take; `int` refuses thousands of digits with an error."""
+    return int(text) if text.isdigit() and len(text) <= 4 else 0
 
 
 def drawing_only(data: bytes) -> bytes:
@@ -130,6 +214,12 @@ def drawing_only(data: bytes) -> bytes:
     start = max((match.end() for match in _CLEARED.finditer(data)), default=0)
     kept = _SEQUENCE.sub(_keep_drawing, data[start:])
     return _UNFINISHED.sub(b"", kept)
+
+
+def full_screen(data: bytes) -> bytes:
+    """What `data` has drawn on the alternate screen, or nothing when it does not go back to a blank one."""
+    start = max((match.end() for match in _BLANKED.finditer(data)), default=None)
+    return b"" if start is None else drawing_only(data[start:])
 
 
 def _keep_drawing(match: re.Match[bytes]) -> bytes:
@@ -144,3 +234,9 @@ def text_only(data: bytes) -> bytes:
     text = _UNFINISHED.sub(b"", _SEQUENCE.sub(b"", data))
     text = re.sub(rb"\r*\n|\r", b"\n", text)
     return re.sub(rb"[\x00-\x08\x0b-\x1f\x7f]", b"", text)
+
+
+def last_line(data: bytes) -> str:
+    """The last line with something on it. A program that addresses the cursor begins a line each time."""
+    lines = text_only(_MOVED.sub(b"\n", data)).decode(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -2,8 +2,9 @@
 
 It stacks on whatever filter the engine installs. It refuses what a network namespace does not
 separate (AF_VSOCK reaches the hypervisor), what widens the kernel's attack surface for no benefit to
-an agent (io_uring, bpf, keyrings, mounts, further namespaces), and system calls of a foreign
-architecture, which would bypass every number below.
+an agent (io_uring, bpf, keyrings, mounts, further namespaces), set-user-ID files (in the workspace they
+would be the user's on the host, or root's), and system calls of a foreign architecture, which would
+bypass every number below.
 
 Also copied into containers: standard library only, nothing of `moat`, Python 3.7 or later.
 """
@@ -22,7 +23,7 @@ _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 # Offsets in struct seccomp_data. Arguments are read as their low 32 bits, the part the kernel reads for
 # an `int` or `unsigned int`; comparing all 64 would let a caller pass by setting the high half.
 _NUMBER, _ARCH = 0, 4
-_ARGUMENT = (16, 24, 32)
+_ARGUMENT = (16, 24, 32, 40)
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000  # x86_64 only: the x32 call table repeats every call under another number
@@ -42,6 +43,7 @@ _ABSENT = {  # callers know how to go on when the kernel is too old to have it
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
     "clone3": (435, 435),  # its flags are behind a pointer; the C libraries fall back to clone
+    "openat2": (437, 437),  # so is its mode
 }
 _FORBIDDEN = {
     "acct": (163, 89),
@@ -91,6 +93,18 @@ _FORBIDDEN = {
 _SOCKET, _SOCKETPAIR = (41, 198), (53, 199)
 _IOCTL = (16, 29)
 _CLONE, _UNSHARE = (56, 220), (272, 97)
+SET_USER_ID, SET_GROUP_ID = 0o4000, 0o2000
+_MODES = (  # (x86_64, aarch64), and which argument is the mode of a file
+    ((90, None), 1),  # chmod
+    ((91, 52), 1),  # fchmod
+    ((268, 53), 2),  # fchmodat
+    ((452, 452), 2),  # fchmodat2
+    ((85, None), 1),  # creat
+    ((133, None), 1),  # mknod
+    ((259, 33), 2),  # mknodat
+)
+_OPENS = (((257, 56), 2), ((2, None), 1))  # openat, open: which argument is the flags; the mode follows
+MAKING = 0o20000100  # O_TMPFILE's own bit, O_CREAT: only then there is a mode
 
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 22, 38
 _SECCOMP_MODE_FILTER = 2
@@ -129,6 +143,17 @@ def _flags(number: int, mask: int) -> bytes:
     return _when(number, body)
 
 
+def _mode(number: int, argument: int, bits: int) -> bytes:
+    body = _op(_LOAD, _ARGUMENT[argument]) + _op(_JSET, bits, 0, 1) + _refuse(errno.EPERM)
+    return _when(number, body + _op(_RETURN, _ALLOW))
+
+
+def _open(number: int, argument: int, bits: int) -> bytes:
+    body = _op(_LOAD, _ARGUMENT[argument]) + _op(_JSET, MAKING, 1, 0) + _op(_RETURN, _ALLOW)
+    body += _op(_LOAD, _ARGUMENT[argument + 1]) + _op(_JSET, bits, 0, 1) + _refuse(errno.EPERM)
+    return _when(number, body + _op(_RETURN, _ALLOW))
+
+
 def _ioctls(number: int) -> bytes:
     body = _op(_LOAD, _ARGUMENT[1])
     for request in _TERMINAL_INJECTION:
@@ -136,9 +161,10 @@ def _ioctls(number: int) -> bytes:
     return _when(number, body + _op(_RETURN, _ALLOW))
 
 
-def program(machine: str | None = None) -> bytes:
+def program(machine: str | None = None, bits: int = SET_USER_ID) -> bytes:
     """The filter as an array of `struct sock_filter`, for `machine` (`platform.machine()`).
 
+    bits: of a mode, that no file may get.
     Raises UnsupportedMachineError for an architecture whose call numbers are not known here.
     """
     machine = machine or platform.machine()
@@ -149,6 +175,12 @@ def program(machine: str | None = None) -> bytes:
     parts.append(_op(_LOAD, _NUMBER))
     if machine == "x86_64":
         parts += [_op(_JGE, _X32_BIT, 0, 1), _refuse(errno.ENOSYS)]
+    # First, because no other is called as often.
+    for make, calls in ((_open, _OPENS), (_mode, _MODES)):
+        for call, argument in calls:
+            number = call[column]
+            if number is not None:
+                parts.append(make(number, argument, bits))
     for table, error in ((_ABSENT, errno.ENOSYS), (_FORBIDDEN, errno.EPERM)):
         for numbers in table.values():
             number = numbers[column]

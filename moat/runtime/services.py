@@ -10,7 +10,8 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from urllib.parse import quote
 
 from moat.config import ServiceConfig
@@ -18,11 +19,12 @@ from moat.config.image import SERVICE_PORTS
 from moat.runtime.deps.resolve import machine
 from moat.runtime.deps.selection import select
 from moat.runtime.parts import Addition, Part, RunContext
-from moat.runtime.sandbox import ServiceSpec
+from moat.runtime.sandbox import Sandbox, ServiceEnd, ServiceSpec
 
 ADDRESS = "127.0.0.1"
 _ALPHABET = string.ascii_letters + string.digits
 _LENGTH = 32
+_LINE = 200  # characters of a log's line that are told
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,18 @@ class Access:
 
 
 class Services(Part):
-    """The services of one run. The runtime starts them when it makes the sandbox."""
+    """The services of one run. The runtime starts them when it makes the sandbox.
+
+    One that ends early does not end the run: a job may be done without it. It is told at once.
+    """
 
     name = "services"
+
+    def __init__(self) -> None:
+        self._run: RunContext | None = None
+        self._sandbox: Sandbox | None = None
+        self._names: tuple[str, ...] = ()
+        self._ended: tuple[str, ...] = ()
 
     async def prepare(self, run: RunContext) -> Addition:
         env: dict[str, str] = {}
@@ -60,10 +71,37 @@ class Services(Part):
         for name, version in select(run.request.dependencies, machine=machine()).services:
             config = run.request.services.get(name, ServiceConfig())
             spec, access = _MAKERS[name](config.image or f"{name}:{version}", config)
+            spec = replace(spec, wait=config.wait, memory=config.memory)
             env |= access.variables(name)
             specs.append(spec)
             run.journal.record("service.requested", name=name, image=spec.image)
+        self._run, self._names = run, tuple(spec.name for spec in specs)
         return Addition(env=env, services=tuple(specs))
+
+    async def made(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    async def started(self) -> None:
+        assert self._run is not None
+        for name in self._names:
+            self._run.start(f"service {name}", partial(self._watch, name))
+
+    async def _watch(self, name: str) -> None:
+        assert self._run is not None
+        assert self._sandbox is not None
+        end = await self._sandbox.service_ended(name)
+        if end is None:
+            return
+        self._run.journal.record("service.ended", name=name, status=end.status, memory=end.out_of_memory)
+        self._ended += (_told(name, end),)
+        self._run.update(services_ended=self._ended)
+        self._run.tell(f"warning: the service {self._ended[-1]}; the run goes on without it")
+
+
+def _told(name: str, end: ServiceEnd) -> str:
+    why = ": it had no memory left" if end.out_of_memory else ""
+    last = f"; the last line of its log: {end.log[-1][:_LINE]}" if end.log else ""
+    return f"{name} ended with status {end.status}{why}{last}"
 
 
 def _password() -> str:
@@ -81,7 +119,7 @@ def _postgres(image: str, config: ServiceConfig) -> tuple[ServiceSpec, Access]:
     access = Access("postgresql", env["POSTGRES_USER"], env["POSTGRES_PASSWORD"], env["POSTGRES_DB"])
     # Over TCP: while the image sets the database up, it listens on its unix socket only.
     ready = ("pg_isready", "-q", "-h", ADDRESS, "-U", access.user)
-    return ServiceSpec(name="postgres", image=image, env=env, ready=ready, wait=config.wait), access
+    return ServiceSpec(name="postgres", image=image, env=env, ready=ready), access
 
 
 def _mysql(image: str, config: ServiceConfig) -> tuple[ServiceSpec, Access]:
@@ -94,7 +132,7 @@ def _mysql(image: str, config: ServiceConfig) -> tuple[ServiceSpec, Access]:
     access = Access("mysql", env["MYSQL_USER"], env["MYSQL_PASSWORD"], env["MYSQL_DATABASE"])
     admin = "$(command -v mysqladmin || command -v mariadb-admin)"
     ready = ("sh", "-c", f"{admin} ping --silent -h {ADDRESS} --protocol=tcp")
-    return ServiceSpec(name="mysql", image=image, env=env, ready=ready, wait=config.wait), access
+    return ServiceSpec(name="mysql", image=image, env=env, ready=ready), access
 
 
 def _redis(image: str, config: ServiceConfig) -> tuple[ServiceSpec, Access]:
@@ -109,7 +147,6 @@ def _redis(image: str, config: ServiceConfig) -> tuple[ServiceSpec, Access]:
         command=("redis-server", place),
         files=((place, settings.encode()),),
         ready=("sh", "-c", 'test "$(redis-cli -h 127.0.0.1 ping)" = PONG'),
-        wait=config.wait,
     )
     return spec, Access("redis", "default", password, "0")
 

@@ -3,7 +3,7 @@
 One task (`pump`) reads the sandbox. What it read goes to the log first, then to the viewers, and only
 then is more read: a viewer that is behind holds the command up, as a full pipe would, for as long as
 its patience lasts. The viewer that started a plain run has patience without end (`moat run -- … | less`);
-any other is dropped, so that nobody who merely watches can block an agent.
+any other misses what it is too slow for, so that nobody who merely watches can block an agent.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Protocol
 
 import anyio
 
+from moat.runtime.questions import Asked
 from moat.runtime.sandbox import Output, Sandbox, Size
-from moat.runtime.screen import Modes, drawing_only
+from moat.runtime.screen import Modes, drawing_only, full_screen
 
 RING = 256 * 1024  # bytes of output that somebody who attaches later may see
 _REDRAW_PAUSE = 0.03  # seconds between the two sizes: shorter, and a program sees one change only
@@ -39,12 +40,20 @@ class Viewer(Protocol):
         """Returns when the viewer can take more. Raises ConnectionError when it is gone."""
         ...
 
+    def show(self, screen: bytes) -> None:
+        """Replace what their terminal shows."""
+        ...
+
     def notice(self, text: str) -> None:
         """Tell the person something about the run."""
         ...
 
-    def drop(self) -> None:
-        """Let go of a viewer that does not keep up."""
+    def ask(self, waiting: Sequence[Asked]) -> None:
+        """Show the questions that wait now; none: take away what was shown."""
+        ...
+
+    def skip(self) -> None:
+        """It does not keep up: what it has not taken yet is dropped."""
         ...
 
 
@@ -101,6 +110,7 @@ class Session:
         self._ring: deque[Output] = deque()
         self._ring_size = 0
         self._modes = Modes()
+        self._waiting: Sequence[Asked] = ()
         self._writing = asyncio.Lock()
         self.joined = asyncio.Event()  # the first viewer is there
         self.begun = asyncio.Event()  # the command was started: only now is there anybody to write to
@@ -123,16 +133,33 @@ class Session:
         for viewer in self._viewers:
             viewer.notice(text)
 
+    async def ask(self, waiting: Sequence[Asked]) -> None:
+        """Show everybody who watches what waits for the user; with the last question gone, repaint."""
+        was, self._waiting = self._waiting, waiting
+        for viewer in self._viewers:
+            viewer.ask(waiting)
+        if was and not waiting and self._viewers:
+            await self.redraw()
+
+    def remind(self, viewer: Viewer) -> None:
+        """Tell somebody who may have missed it what waits for the user."""
+        if self._waiting:
+            viewer.ask(self._waiting)
+
     @property
     def viewers(self) -> Sequence[Viewer]:
         return tuple(self._viewers)
 
     def add(self, viewer: Viewer) -> None:
         """What the ring remembers comes first; from here on `viewer` sees everything."""
-        for output in self._replay():
-            viewer.offer(output)
+        if self._size is None:
+            for output in self._ring:
+                viewer.offer(output)
+        elif self.begun.is_set():
+            viewer.show(self._screen())
         if self._log.error:
             viewer.notice(f"the log of this run has a hole: {self._log.error}")
+        self.remind(viewer)
         self._viewers.append(viewer)
         self.joined.set()
 
@@ -146,14 +173,21 @@ class Session:
         viewer.size = size
         await self._apply_size()
 
+    async def resync(self, viewer: Viewer) -> None:
+        """Bring a terminal that is not up to date to what the program shows."""
+        if self._size is not None:
+            viewer.show(self._screen())
+            viewer.ask(self._waiting)
+            await self.redraw()
+
     async def redraw(self) -> None:
-        """Make the program paint everything: same-size resizes are ignored, so the width wobbles."""
-        if self._size is None:
+        """Make the program paint everything: a new size does, and the width wobbles when it is the same."""
+        if self._size is None or await self._apply_size():
             return
-        size = self._smallest()
+        size = self._size
         await self._sandbox.resize(Size(max(1, size.columns - 1), size.rows))
         await anyio.sleep(_REDRAW_PAUSE)
-        await self._apply_size(force=True)
+        await self._sandbox.resize(self._size)
 
     async def write(self, data: bytes) -> None:
         await self.begun.wait()
@@ -172,13 +206,15 @@ class Session:
             return self._size
         return Size(min(s.columns for s in sizes), min(s.rows for s in sizes))
 
-    async def _apply_size(self, *, force: bool = False) -> None:
-        if self._size is None:
-            return
-        size = self._smallest()
-        if force or size != self._size:
-            self._size = size
-            await self._sandbox.resize(size)
+    async def _apply_size(self) -> bool:
+        """Whether the program's terminal got another size."""
+        if self._size is None or (size := self._smallest()) == self._size:
+            return False
+        self._size = size
+        if self._modes.alternate:
+            self._forget()  # it was drawn for another size, and will be drawn anew
+        await self._sandbox.resize(size)
+        return True
 
     def _remember(self, output: Output) -> None:
         if self._size is not None:
@@ -188,13 +224,15 @@ class Session:
         while self._ring_size > RING and len(self._ring) > 1:
             self._ring_size -= len(self._ring.popleft().data)
 
-    def _replay(self) -> list[Output]:
-        if self._size is None:
-            return list(self._ring)
-        # A full-screen program repaints when the size wobbles; of others the last drawing is repeated.
-        past = b"" if self._modes.alternate else drawing_only(b"".join(o.data for o in self._ring))
+    def _forget(self) -> None:
+        self._ring.clear()
+        self._ring_size = 0
+
+    def _screen(self) -> bytes:
+        """Brings a terminal that was reset to what the program shows, as far as the ring remembers it."""
+        past = b"".join(output.data for output in self._ring)
         state = self._modes.enter()
-        return [Output("stdout", data) for data in (past, state) if data]
+        return state + full_screen(past) if self._modes.alternate else drawing_only(past) + state
 
     async def _hand_out(self, output: Output) -> None:
         for viewer in self.viewers:
@@ -204,7 +242,6 @@ class Session:
                 with anyio.fail_after(viewer.patience):
                     await viewer.caught_up()
             except TimeoutError:
-                viewer.drop()
-                await self.remove(viewer)
+                viewer.skip()
             except ConnectionError:
                 await self.remove(viewer)

@@ -14,16 +14,16 @@ from typing import Any, Protocol
 import anyio
 from anyio.abc import TaskGroup
 
-from moat.errors import MoatError
+from moat.errors import MoatError, UsageError, one_error
 from moat.runtime import control
+from moat.runtime.asking import Asking
 from moat.runtime.control import BrokenFrameError, Frame
+from moat.runtime.questions import Answer, told
 from moat.runtime.records import RunRecord
-from moat.runtime.sandbox import Output, Size
+from moat.runtime.sandbox import Size
 from moat.runtime.session import Session
+from moat.runtime.viewer import PATIENCE, SocketViewer
 
-_BEHIND = 1 << 20  # bytes waiting for one viewer before the run waits for it
-_TAKEN = 64 * 1024  # bytes it must take to be waited for again
-_PATIENCE = 5.0  # seconds in which it must have done so
 _HELLO_TIMEOUT = 10.0
 _LINGER = 5.0  # seconds to take the rest after the run has ended
 _log = logging.getLogger(__name__)
@@ -34,6 +34,11 @@ class Controlled(Protocol):
 
     @property
     def record(self) -> RunRecord: ...
+
+    @property
+    def asking(self) -> Asking | None:
+        """Its questions to the user; None: it has none."""
+        ...
 
     async def session(self) -> Session:
         """Waits until there is a sandbox to talk to."""
@@ -54,36 +59,13 @@ class Controlled(Protocol):
         ...
 
 
-class SocketViewer:
-    """A connected terminal or pipe."""
-
-    def __init__(self, writer: asyncio.StreamWriter, *, size: Size | None, patience: float | None) -> None:
-        self.size = size
-        self.patience = patience
-        self._writer = writer
-        writer.transport.set_write_buffer_limits(high=_BEHIND, low=_BEHIND - _TAKEN)
-
-    def offer(self, output: Output) -> None:
-        kind = Frame.STDOUT if output.stream == "stdout" else Frame.STDERR
-        for start in range(0, len(output.data), control.MAX_PAYLOAD):
-            self._writer.write(control.pack(kind, output.data[start : start + control.MAX_PAYLOAD]))
-
-    async def caught_up(self) -> None:
-        await self._writer.drain()
-
-    def notice(self, text: str) -> None:
-        self._writer.write(control.pack(Frame.NOTICE, text.encode()))
-
-    def drop(self) -> None:
-        self._writer.transport.abort()  # it takes nothing any more, not even the reason
-
-
 class ControlServer:
     """Answers on the run's control socket until it is cancelled."""
 
     def __init__(self, run: Controlled, path: Path) -> None:
         self._run = run
-        self._waiting: dict[asyncio.StreamWriter, float | None] = {}  # for EXIT; value: their patience
+        self._waiting: dict[asyncio.StreamWriter, SocketViewer | None] = {}  # for EXIT
+        self._inputs: set[asyncio.StreamWriter] = set()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(path))
         os.chmod(path, 0o600)
@@ -103,10 +85,16 @@ class ControlServer:
 
     async def farewell(self) -> None:
         """Tell everybody who waits how the run ended, and give them time to take it all."""
-        frame = self._last_words()
         async with anyio.create_task_group() as tasks:
-            for writer, patience in self._waiting.items():
-                tasks.start_soon(_say, writer, frame, patience)
+            for writer, viewer in self._waiting.items():
+                tasks.start_soon(self._part, writer, viewer)
+
+    async def _part(self, writer: asyncio.StreamWriter, viewer: SocketViewer | None) -> None:
+        endless = viewer is not None and viewer.patience is None
+        with anyio.move_on_after(None if endless else _LINGER):
+            if viewer:
+                await viewer.finish()
+            await _say(writer, self._last_words())
 
     def _last_words(self) -> bytes:
         return control.pack_json(Frame.EXIT, self._run.record.to_json())
@@ -128,6 +116,7 @@ class ControlServer:
             _log.exception("control connection failed")
         finally:
             self._waiting.pop(writer, None)
+            self._inputs.discard(writer)
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -138,15 +127,17 @@ class ControlServer:
         hello = control.unpack_json(payload)
         writer.write(control.pack_json(Frame.WELCOME, self._run.record.to_json()))
         if self._run.record.state.ended:
-            await _say(writer, self._last_words(), _LINGER)
+            with anyio.move_on_after(_LINGER):
+                await _say(writer, self._last_words())
             return
         match hello.get("role"):
             case "view":
                 await self._view(reader, writer, hello)
             case "input":
+                self._inputs.add(writer)
                 await self._input(reader)
             case "control":
-                self._waiting[writer] = _LINGER
+                self._waiting[writer] = None
                 await self._control(reader, writer)
 
     async def _view(
@@ -154,20 +145,51 @@ class ControlServer:
     ) -> None:
         session = await self._run.session()
         # Whoever started a plain run is its stdout: it may be as slow as it likes.
-        patience = None if hello.get("lead") and not self._run.record.tty else _PATIENCE
-        viewer = SocketViewer(writer, size=_size(hello.get("size")), patience=patience)
-        self._waiting[writer] = patience
+        patience = None if hello.get("lead") and not self._run.record.tty else PATIENCE
+        viewer = SocketViewer(
+            writer,
+            size=_size(hello.get("size")),
+            patience=patience,
+            read_only=bool(hello.get("read_only")),
+        )
+        if hello.get("steal"):
+            await self._clear_out(session)
+        self._waiting[writer] = viewer
         begun = self._run.record.started_at is not None
         session.add(viewer)
         try:
-            if begun:
-                await session.redraw()
-            elif viewer.size:
-                await session.resize(viewer, viewer.size)
-            await self._orders(reader, viewer, session)
+            with one_error():
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(self._deliver, viewer, session)
+                    if begun:
+                        await session.redraw()
+                    elif viewer.size:
+                        await session.resize(viewer, viewer.size)
+                    await self._orders(reader, viewer, session)
         finally:
             with anyio.CancelScope(shield=True):
                 await session.remove(viewer)
+
+    async def _clear_out(self, session: Session) -> None:
+        """Everybody who watches or types now is sent away."""
+        for writer, viewer in tuple(self._waiting.items()):
+            if viewer:
+                del self._waiting[writer]
+                viewer.leave("another terminal took this run over")
+                await session.remove(viewer)
+        for writer in self._inputs:
+            writer.transport.abort()
+
+    async def _deliver(self, viewer: SocketViewer, session: Session) -> None:
+        with contextlib.suppress(ConnectionError):  # whoever reads their orders sees it as well
+            while True:
+                missed = await viewer.deliver()
+                if self._run.record.tty:
+                    await session.resync(viewer)
+                else:
+                    name = self._run.record.name
+                    session.remind(viewer)
+                    viewer.notice(f"{missed:,} bytes came too fast to be shown here: `moat logs {name}`")
 
     async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """PAUSE holds until the connection ends, however it does: nobody is left frozen."""
@@ -187,6 +209,15 @@ class ControlServer:
                 elif kind is Frame.NOTE:
                     self._note(control.unpack_json(payload))
                     writer.write(control.pack(Frame.NOTED))
+                elif kind is Frame.QUESTIONS:
+                    writer.write(control.pack_json(Frame.ASKED, self._questions()))
+                elif kind is Frame.ANSWER:
+                    try:
+                        requests = self._answer(payload)
+                    except UsageError as error:
+                        writer.write(control.pack(Frame.NOTICE, str(error).encode()))
+                    else:
+                        writer.write(control.pack_json(Frame.ANSWERED, {"requests": requests}))
                 else:
                     await self._order(kind, payload)
         finally:
@@ -201,6 +232,16 @@ class ControlServer:
             case _:
                 raise BrokenFrameError("not an event of snapshots")
 
+    def _questions(self) -> dict[str, Any]:
+        asking = self._run.asking
+        return told(asking.waiting, asking.missed) if asking else told(())
+
+    def _answer(self, payload: bytes) -> int:
+        """How many requests waited for the answer. Raises UsageError."""
+        if self._run.asking is None:
+            raise UsageError("this run asks nothing: its network.policy is not ask")
+        return self._run.asking.answer(Answer.from_json(control.unpack_json(payload)))
+
     async def _order(self, kind: Frame, payload: bytes) -> None:
         if kind is Frame.SIGNAL and len(payload) == 1:
             await self._run.signal(payload[0])
@@ -214,6 +255,13 @@ class ControlServer:
             kind, payload = await _frame(reader)
             if kind is Frame.RESIZE:
                 await session.resize(viewer, Size(*control.unpack_size(payload)))
+            elif kind is Frame.REDRAW:
+                await session.resync(viewer)
+            elif viewer.read_only:
+                raise BrokenFrameError(f"{kind.name} of a viewer that only watches")
+            elif kind is Frame.ANSWER:
+                with contextlib.suppress(UsageError):  # the question is gone, and with it the line on screen
+                    self._answer(payload)
             else:
                 await self._order(kind, payload)
 
@@ -229,12 +277,11 @@ class ControlServer:
                 raise BrokenFrameError(kind.name)
 
 
-async def _say(writer: asyncio.StreamWriter, frame: bytes, patience: float | None) -> None:
-    with contextlib.suppress(ConnectionError, TimeoutError):
+async def _say(writer: asyncio.StreamWriter, frame: bytes) -> None:
+    with contextlib.suppress(ConnectionError):
         writer.transport.set_write_buffer_limits(high=0)
         writer.write(frame)
-        with anyio.fail_after(patience):
-            await writer.drain()  # with a limit of 0 this means: everything was taken
+        await writer.drain()  # with a limit of 0 this means: everything was taken
 
 
 def _peer_uid(connection: socket.socket) -> int:

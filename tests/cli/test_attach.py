@@ -20,6 +20,8 @@ import pexpect
 import pyte
 import pytest
 
+from moat.runtime import control
+
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 BOTH = [
     pytest.param("embedded", marks=pytest.mark.embedded),
@@ -246,6 +248,47 @@ def test_started_in_the_background(terminal: Open, moat: Moat, runtime: str) -> 
     assert session.end() == 0
 
 
+def test_watching_and_taking_over(terminal: Open, moat: Moat, runtime: str) -> None:
+    """A watcher changes nothing but the size; whoever takes over is alone, and the one before can come back."""
+    first = terminal("run", "-i", "--name", "tui", "--", "python3", "tui.py", columns=91, rows=33)
+    first.shows("size 91x33")
+    watcher = terminal("attach", "--read-only", "tui", columns=80, rows=30)
+    watcher.shows("size 80x30")
+    watcher.type(b"typed by who only watches")
+    first.type(b"x")
+    watcher.shows("keys 'x'")
+    watcher.type(b"\x03")
+    assert watcher.end() == 0
+    first.shows("size 91x33")
+
+    second = terminal("attach", "--steal", "tui", columns=132, rows=40)
+    assert first.end() == 0
+    assert b"another terminal took this run over" in first.raw
+    second.shows("size 132x40")
+    second.type(b"y")
+    second.shows("keys 'xy'")
+    again = terminal("attach", "tui", columns=60, rows=20)
+    again.shows("size 60x20")
+    again.type(b"q")
+    assert (again.end(), second.end()) == (0, 0)
+    assert state(moat, "tui") == "stopped"
+
+
+def test_a_watcher_s_orders_are_refused_by_the_run_itself(
+    moat: Moat, home: Path, workspace: Path, embedded: None
+) -> None:
+    """Seen failing with the check in `ControlServer._orders` removed."""
+    moat("run", "-d", "-i", "--name", "tui", "--", "python3", "tui.py")
+    (path,) = (home / ".moat/runs").glob("*/run.json")
+    with control.Connection(
+        json.loads(path.read_text())["socket"], "view", read_only=True, timeout=5
+    ) as watcher:
+        watcher.send(control.pack(control.Frame.SIGNAL, bytes([signal.SIGKILL])))
+        while watcher.receive() is not None:
+            pass
+    assert state(moat, "tui") == "running"
+
+
 class TestPlainRuns:
     def test_attach_shows_the_end_and_follows(self, moat: Moat, moat_bin: str, embedded: None) -> None:
         script = "echo before; echo err >&2; while ! test -e go; do sleep 0.05; done; echo after; exit 6"
@@ -299,12 +342,20 @@ class TestPlainRuns:
         assert "one" in done.stderr
         assert "two" in done.stderr
         session = terminal("attach")
-        session.shows("Attach to [1-2]:")
-        session.shows("two")
-        session.type(b"2\r")
-        session.shows("I am one")
+        session.shows("Attach to")
+        session.shows("I am one")  # the last line of its output
+        session.type(b"one\r")
+        session.until(lambda: b"attached to one" in session.raw)
         session.type(b"\x03")
         assert session.end() == 0
+
+    def test_only_a_terminal_can_be_taken_over(self, moat: Moat, embedded: None) -> None:
+        moat("run", "-d", "--name", "plain", "--", "sleep", "100")
+        done = moat("attach", "--steal", "plain")
+        assert (done.returncode, done.stderr.splitlines()[0]) == (
+            2,
+            "moat: error: plain has no terminal to take over",
+        )
 
     def test_a_killed_supervisor_is_told(self, moat: Moat, moat_bin: str, embedded: None) -> None:
         moat("run", "-d", "--name", "plain", "--", "sh", "-c", "echo ready; sleep 100")

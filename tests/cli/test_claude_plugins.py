@@ -57,3 +57,28 @@ def test_update_ends_with_a_status(moat, workspace):
     assert moat("claude", "plugins", "update", str(workspace)).returncode == 1
     done = moat("claude", "plugins", "list", "absent")
     assert (done.returncode, done.stderr.splitlines()[0]) == (2, "moat: error: no directory 'absent'")
+
+
+def test_what_is_fetched_for_no_run_is_in_the_ledger(moat, workspace, home):
+    """The fetch fails: a workspace may not make this machine ask itself. `list` fetches nothing."""
+    (workspace / "agent.yaml").write_text(
+        'claude:\n  plugins: {"x@far": true}\n'
+        "  marketplaces:\n    far: {source: git, url: 'https://127.0.0.1:9/far.git'}\n"
+    )
+
+    def fetched() -> list[dict[str, str]]:
+        lines = moat("audit", "--workspace", str(workspace), "--json").stdout.splitlines()
+        return [e["data"] for e in map(json.loads, lines) if e["event"] == "plugin.fetched"]
+
+    moat("claude", "plugins", "list", str(workspace))
+    assert fetched() == []
+    assert moat("claude", "plugins", "update", str(workspace)).returncode == 1
+    (one,) = fetched()
+    assert (one["what"], one["by"], one["workspace"]) == ("marketplace far", "config", str(workspace))
+    assert (one["host"], one["commit"], bool(one["error"])) == ("127.0.0.1", "", True)
+    assert moat("audit", "--workspace", str(workspace), "--verify").returncode == 0
+    ledger = home / ".moat/journal/ledger.jsonl"
+    ledger.rename(ledger.with_name("kept"))
+    ledger.mkdir()  # nothing can be written there
+    done = moat("claude", "plugins", "update", str(workspace))
+    assert (done.returncode, "it is done, and could not be recorded" in done.stderr) == (3, True)

@@ -29,9 +29,9 @@ class McpWorld:
     local: McpService
     secret: str
 
-    def write(self, text: str) -> None:
-        """agent.yaml: strict, with what a Python server in the sandbox needs. {local} is a port."""
-        head = f"network: {{policy: strict}}\ndependencies: [python]\nmounts: ['{SITE}:/opt/site:ro']\n"
+    def write(self, text: str, *, policy: str = "strict") -> None:
+        """agent.yaml, with what a Python server in the sandbox needs. {local} is a port."""
+        head = f"network: {{policy: {policy}}}\ndependencies: [python]\nmounts: ['{SITE}:/opt/site:ro']\n"
         (self.world.workspace / "agent.yaml").write_text(head + text.replace("{local}", str(self.local.port)))
 
     def journal(self, event: str) -> list[dict[str, Any]]:

@@ -41,6 +41,14 @@ claude:
       env: {{PYTHONPATH: /opt/site, COLOUR: blue}}
       cwd: /tmp
 """
+OWN_HEADER = f"""
+mcp:
+  - name: remote
+    url: {URL}
+    auth: {{grant: "mcp:example", header: X-API-Key}}
+  - {{name: here, url: "http://localhost:{{local}}/mcp", tools: {{allow: [add], mode: audit}}}}
+"""
+JSON = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
 
 
 @pytest.fixture
@@ -103,11 +111,10 @@ def test_tools_are_judged_and_no_other_port_opens(granted, runtime):
     accepted: list[object] = []
     with socket.create_server(("127.0.0.1", 0)) as other:
         threading.Thread(target=lambda: accepted.append(other.accept()), daemon=True).start()
-        json_body = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         answers = probe(granted, runtime, [
-            {"url": URL, "body": call("remove", what="a"), "headers": json_body},
-            {"url": f"{URL}/?x", "body": call("REMOVE", what="a"), "headers": json_body},
-            {"url": f"http://moat-host:{port}/mcp", "body": call("remove", what="b"), "headers": json_body},
+            {"url": URL, "body": call("remove", what="a"), "headers": JSON},
+            {"url": f"{URL}/?x", "body": call("REMOVE", what="a"), "headers": JSON},
+            {"url": f"http://moat-host:{port}/mcp", "body": call("remove", what="b"), "headers": JSON},
             {"url": f"http://moat-host:{port}/mcp", "body": "--x", "headers": {"Content-Type": "multipart/form-data"}},
             {"url": f"http://moat-host:{other.getsockname()[1]}/"},
             {"url": f"http://localhost:{port}/mcp"},
@@ -133,23 +140,6 @@ def test_tools_are_judged_and_no_other_port_opens(granted, runtime):
     ]
 
 
-@pytest.mark.embedded
-def test_audit_lets_everything_pass_and_tells(granted):
-    granted.write(
-        "mcp:\n  - {name: here, url: 'http://localhost:{local}/mcp', tools: {allow: [add], mode: audit}}\n"
-    )
-    said = granted.world.answer("-p", tool("mcp__here__remove", what="it"), runtime="embedded")
-    assert "removed it" in said
-    assert granted.local.removed == ["it"]
-    (told,) = granted.journal("mcp.called")
-    assert (told["server"], told["tool"], told["rule"]) == (
-        "here",
-        "remove",
-        "tools.allow (no entry matches)",
-    )
-    assert granted.journal("mcp.refused") == []
-
-
 @runtimes
 def test_a_server_that_dies_in_the_middle_of_a_call_is_an_error_of_that_call(servers, runtime):
     with mortal_server(sys.executable, REPOSITORY) as port:
@@ -160,16 +150,41 @@ def test_a_server_that_dies_in_the_middle_of_a_call_is_an_error_of_that_call(ser
     assert servers.world.runs()[0]["exit_code"] == 0
 
 
-@pytest.mark.embedded
-def test_a_key_goes_as_it_is_in_a_header_of_its_own(granted):
+@runtimes
+def test_a_key_goes_as_it_is_in_a_header_of_its_own_and_audit_only_tells(granted, runtime):
+    """The key reaches its host in that header alone, and no other host, whatever header it is asked with."""
     granted.remote.header, granted.remote.secret = "x-api-key", granted.secret
-    granted.write(
-        f"mcp:\n  - {{name: remote, url: {URL}, auth: {{grant: 'mcp:example', header: X-API-Key}}}}\n"
-    )
-    said = granted.world.answer("-p", tool("mcp__remote__add", a=1, b=2), runtime="embedded")
-    assert "the sum is 3" in said
-    assert {s.status for s in granted.remote.received} <= {200, 202}
+    with (
+        McpService(certificate=granted.directory / "server.pem", stateless=True) as stranger,
+        McpService(stateless=True) as granted.local,
+    ):
+        detours = {
+            f"{HOST}:443": f"127.0.0.1:{granted.remote.port}",
+            "auth.example.test:443": f"127.0.0.1:{stranger.port}",
+        }
+        roots = (granted.directory / "ca.pem").read_bytes()
+        configure(granted.world.home, granted.world.fake, roots=roots, detours=detours)
+        granted.write(OWN_HEADER, policy="permissive")
+        said = granted.world.answer("-p", tool("mcp__remote__add", a=1, b=2), runtime=runtime)
+        assert "the sum is 3" in said
+        answers = probe(granted, runtime, [
+            {"url": f"http://moat-host:{granted.local.port}/mcp", "body": call("remove", what="it"), "headers": JSON},
+            {"url": URL, "headers": {"X-Api-Key": "mine"}},
+            {"url": "https://auth.example.test/mcp", "body": call("add", a=5, b=6), "headers": JSON},
+            {"url": "https://auth.example.test/mcp", "body": call("add", a=7, b=8), "headers": JSON | {"X-API-Key": "x"}},
+        ])  # fmt: skip
+    removed, unknown, *strange = answers
+    assert "removed it" in removed["body"]
+    assert unknown["status"] not in {0, 401, 403}  # whatever was asked with, the server met its key
+    assert ["sum is 11" in strange[0]["body"], "sum is 15" in strange[1]["body"]] == [True, True]
     assert [s for s in granted.remote.received if "authorization" in s.headers] == []
+    assert {s.headers["x-api-key"] for s in granted.remote.received} == {granted.secret}
+    assert [s.headers.get("x-api-key") for s in stranger.received] == [None, "x"]
+    assert [s for s in (*stranger.received, *granted.local.received) if granted.secret in str(s)] == []
+    assert granted.local.removed == ["it"]
+    (told,) = [each for each in granted.journal("mcp.called") if each["server"] == "here"]
+    assert (told["tool"], told["rule"]) == ("remove", "tools.allow (no entry matches)")
+    assert granted.journal("mcp.refused") == []
 
 
 @pytest.mark.embedded

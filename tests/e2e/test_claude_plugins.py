@@ -161,6 +161,9 @@ def test_what_cannot_be_had_stops_the_session_with_the_reason(world, server):
     assert "moat: error: plugin x@nowhere (agent.yaml): no marketplace 'nowhere' is known" in done.stderr
     assert f"moat: hint: if it is private: `moat grant ssh --host {HOST}`" in done.stderr
     assert world.runs() == []
+    recorded = world.moat("audit", "--workspace", str(world.workspace)).stdout
+    assert "plugin.fetched" in recorded
+    assert "marketplace tools" in recorded
 
 
 def test_without_sync_logs_nothing_is_kept_and_nothing_can_be_continued(world):

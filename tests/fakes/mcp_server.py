@@ -82,6 +82,7 @@ class McpService:
     header: str = "authorization"
     certificate: Path | None = None  # PEM with its key: TLS
     json: bool = False  # answers in JSON instead of events
+    stateless: bool = False  # a call needs no session
     port: int = 0
     options: dict[str, Any] = field(default_factory=dict)  # of the SDK's server
     received: list[Seen] = field(default_factory=list)
@@ -93,7 +94,9 @@ class McpService:
         self.server = make_server("service", self.removed, **self.options)
         # The SDK refuses other Host fields than localhost, unless it is told that it is somewhere else.
         host = "127.0.0.1" if self.certificate is None else "0.0.0.0"
-        app = self.server.streamable_http_app(json_response=self.json, host=host)
+        app = self.server.streamable_http_app(
+            json_response=self.json, stateless_http=self.stateless, host=host
+        )
         self._serving = served(self._watched(app), self.certificate, self.port)
         self.port = self._serving.__enter__()
         return self

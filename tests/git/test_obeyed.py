@@ -118,6 +118,9 @@ def test_a_configuration_that_the_host_replaced_is_told(moat: Callable[..., obje
         assert time.monotonic() < deadline
         time.sleep(0.05)
     git("config", "user.name", "Host", cwd=place)
+    told = "was replaced on this machine, so that this run can write it"
+    while told not in moat("audit", "late").stdout:
+        assert time.monotonic() < deadline, "within a second, as it says"
     (place / "go").touch()
     while '"stopped"' not in moat("list", "--json").stdout:
         assert time.monotonic() < deadline, moat("list", "--json").stdout
@@ -125,6 +128,25 @@ def test_a_configuration_that_the_host_replaced_is_told(moat: Callable[..., obje
     assert "alias.x" in git("config", "--list", cwd=place)
     next_one = moat("run", "--runtime", "embedded", "--", "true", cwd=place)
     assert "changed .git/config" in next_one.stderr
+
+
+@pytest.mark.embedded
+def test_what_a_run_does_to_a_submodule_is_told(moat: Callable[..., object], tmp_path: Path) -> None:
+    """It is not prevented: docs/security.md says so. Nothing of it runs on this machine before it is told."""
+    place, library = repository(tmp_path / "project"), repository(tmp_path / "library")
+    git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "lib", cwd=place)
+    git("commit", "--quiet", "-m", "submodule", cwd=place)
+    proof = tmp_path / "ran-outside"
+    script = f"git -C lib config core.fsmonitor 'touch {proof}; false'; printf '#!/bin/sh' > .git/modules/lib/hooks/post-merge"
+    done = moat("run", "--name", "inner", "--runtime", "embedded", "--", "sh", "-c", script, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "changed .git/modules/lib/config" in done.stderr
+    assert "made .git/modules/lib/hooks/post-merge" in done.stderr
+    assert not proof.exists()
+    git("status", "--ignore-submodules=all", cwd=place)
+    assert not proof.exists(), "this way of looking is the advice"
+    git("status", cwd=place)
+    assert proof.exists(), "if git no longer does this, the documents can be friendlier"
 
 
 def test_names_cannot_draw_on_a_terminal(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from moat.errors import MoatError
@@ -25,6 +27,7 @@ from moat.journal import Journal, entry, keeping, ledger, verify, writer
 from moat.journal.key import installation_key, is_public_key, public_key, verifies
 from moat.journal.verify import OK, TAMPERED, UNSURE
 from moat.paths import Home
+from moat.runtime.witness import Witness
 from tests.journal.kit import RUN, Kept, begin, fill, make, small_disk
 
 
@@ -146,6 +149,7 @@ import sys
 from pathlib import Path
 from moat.journal import keeping
 from moat.paths import Home
+from moat.runtime.witness import Witness
 home, run = Home(Path(sys.argv[1])), sys.argv[2]
 home.run(run).mkdir(parents=True, mode=0o700)
 print("begun", flush=True)
@@ -381,3 +385,33 @@ def test_repeats_are_counted_and_every_one_is_told(house: Home) -> None:
     assert found[1].data == {"hosts": [], "keys": ["k"]}, "the first is there at once"
     assert len(found) < 500
     assert kept.verify().status == OK
+
+
+@pytest.mark.parametrize(("filled", "seconds"), [(0, 0.5), (1 / 8, 5), (1 / 2, 60)])
+def test_what_a_kill_may_lose_is_as_documented(house: Home, filled: float, seconds: float) -> None:
+    """docs/audit.md: half a second of numbers, five or sixty in a journal that fills up; never a first use."""
+    kept, journal = begin(house)
+    journal.close()
+    kept.journal.unlink(), kept.head.unlink()
+    journal = Journal(kept.journal, run=RUN, limit=60_000)
+    while journal.filled < filled:
+        journal.record("run.stop_asked", by="x" * 900)
+    noted = []
+
+    async def main() -> None:
+        witness = Witness(journal)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(witness.run)
+            await trio.sleep(0.6)  # a note was just made, for nobody
+            for number in (1, 2):
+                witness.on_use(number, "api.test:443", ("example",))
+            start = trio.current_time()
+            assert kept.journal.read_bytes().count(b"grant.used") == 1
+            while kept.journal.read_bytes().count(b"grant.used") < 2:
+                await trio.sleep(0.1)
+            noted.append(trio.current_time() - start)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    journal.close()
+    assert seconds * 0.8 - 0.2 <= noted[0] <= seconds + 1

@@ -215,19 +215,30 @@ def test_an_event_beyond_the_limit_is_not_held():
     assert isinstance(body, ToolFilter)
     big = b"data: " + b"x" * 5000
     out = b"".join(body.feed(big))
-    assert len(big) - len(out) <= 6
+    assert len(big) - len(out) < 32
     out += b"".join(body.feed(b"\n\ndata: " + json.dumps(LIST).encode() + b"\n\n"))
     assert out.startswith(big)
     assert json.loads(out[len(big) + 8 :].decode().strip()) == SHORT
 
 
+SPELLINGS = ['"tools"', r'"\u0074ools"', r'"to\u006Fl\u0073"', r'"\u0074\u006f\u006F\u006c\u0073"']
+
+
+@pytest.mark.parametrize("spelled", SPELLINGS)
+def test_a_list_is_found_in_whatever_way_its_name_is_spelled(spelled):
+    """Seen to pass unshortened when only `"tools"` itself is looked for."""
+    data = f"data: {json.dumps(LIST).replace(SPELLINGS[0], spelled)}\n\n".encode()
+    assert json.loads(filtered("text/event-stream", [data]).removeprefix(b"data: ")) == SHORT
+
+
+@pytest.mark.parametrize("spelled", [SPELLINGS[0], SPELLINGS[-1]])
 @pytest.mark.parametrize("size", [1, 7, 700])
 @pytest.mark.parametrize("where", ["before", "after"])
-def test_a_list_in_an_event_beyond_the_limit_ends_the_response(size, where):
+def test_a_list_in_an_event_beyond_the_limit_ends_the_response(size, where, spelled):
     """Fails when `_insist_on_no_tools` does nothing."""
     filler = "x" * 3000
     value = LIST | {"note": filler} if where == "before" else {"note": filler} | LIST
-    data = b"data: " + json.dumps(value).encode() + b"\n\n"
+    data = f"data: {json.dumps(value).replace(SPELLINGS[0], spelled)}\n\n".encode()
     with pytest.raises(UnreadableBodyError, match="an event with a list of tools has more than 1000 bytes"):
         filtered("text/event-stream", [data[i : i + size] for i in range(0, len(data), size)], limit=1000)
     answer = {"result": {"content": [{"text": json.dumps(LIST) + filler}]}}  # a tool may speak of tools

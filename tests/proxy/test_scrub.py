@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import itertools
 import tracemalloc
 import zlib
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
 from moat.proxy.limits import Limits
+from moat.proxy.needles import Needles, _spellings
 from moat.proxy.scrub import (
     BodyScrubber,
     Scrubber,
@@ -207,3 +210,34 @@ def test_headers_of_a_decoded_body():
     plain = BodyScrubber([SECRET], headers[1:], LIMITS)
     assert not plain.decoded
     assert plain.headers(headers[1:2]) == headers[1:2]
+
+
+BLOCKS = st.sampled_from([b"abcd", b"bcda", b"abcdabcd", b"k9k9k9k9", b"9k9k", b"/", b"-", b" "])
+
+
+@given(
+    secrets=st.lists(st.lists(BLOCKS, min_size=2, max_size=5).map(b"".join), min_size=1, max_size=3),
+    noise=st.lists(st.sampled_from([b"%2F", b"%61", b"&amp;", b"\r\n", b"x", b"\\u0061", b"abcd", b"9k"])),
+    data=st.data(),
+)
+def test_an_untouched_echo_is_told_without_reading_as_it_is_with(secrets, noise, data):
+    quick, close = Needles(_all_spellings(secrets)), Needles(_all_spellings(secrets))
+    close._untouched = {}
+    spelled = [text for secret in secrets for text in (secret, base64.b64encode(secret))]
+    pieces = data.draw(st.lists(st.sampled_from([*spelled, *noise, *(text[2:] for text in spelled)])))
+    text = b"".join(pieces)
+    assert _covered(quick.spans(text)) == _covered(close.spans(text))
+
+
+def test_no_shortcut_where_one_echo_lies_over_another():
+    """Without `_overlies`, the second is lost below the first."""
+    needles = Needles(_all_spellings([b"abcdabcd"]))
+    assert _covered(needles.spans(b"cd" + b"abcd" * 3)) == set(range(2, 14))
+
+
+def _all_spellings(secrets: list[bytes]) -> list[Any]:
+    return [spelling for secret in secrets for spelling in _spellings(secret)]
+
+
+def _covered(spans: list[tuple[int, int]]) -> set[int]:
+    return {at for start, end in spans for at in range(start, end)}

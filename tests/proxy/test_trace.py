@@ -40,7 +40,7 @@ def test_a_record_and_back() -> None:
     back = from_record(record)
     assert back == ExchangeFinished(
         **{
-            **{name: getattr(EVENT, name) for name in EVENT.__slots__},
+            **EVENT._asdict(),
             "started": pytest.approx(EVENT.started, abs=0.001),
             "duration": pytest.approx(EVENT.duration, abs=0.0001),
         }

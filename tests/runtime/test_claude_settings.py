@@ -14,6 +14,7 @@ from moat.runtime.agents.claude_note import note
 from moat.runtime.agents.claude_settings import Carried, carried, memory
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Mount
+from tests.git.kit import repository
 
 KEY = "sk-ant-api03-abcdefghijkl"
 
@@ -146,8 +147,8 @@ def test_memory_comes_without_secrets(user):
 # --- the note -------------------------------------------------------------------------------------
 
 
-def told(**options: Any) -> str:
-    request = RunRequest(argv=("claude",), workspace=Path("/w"), agent="claude", **options)
+def told(workspace: Path = Path("/w"), **options: Any) -> str:
+    request = RunRequest(argv=("claude",), workspace=workspace, agent="claude", **options)
     return note(request, name="calm-otter", run_id="run_0123456789ab")
 
 
@@ -182,3 +183,33 @@ def test_the_note_says_what_a_strict_policy_opens_and_what_is_there():
     assert "`X-Moat-Denied`" in text
     assert "--allow-host HOST" in text
     assert len(text) < 2500
+
+
+def test_the_note_tells_who_has_an_ssh_grant_what_signs_and_what_does_not():
+    """`tests/ssh` has the same seen: the `ssh` program logs in, a client of its own gets no signature."""
+    text = told(grants=("ssh:github.com",))
+    assert "Credentials of this run: ssh:github.com." in text
+    assert "Log in by SSH with the `ssh` program, as git does" in text
+    assert "Paramiko" in text
+    assert "Permission denied (publickey)" in text
+    assert "SSH" not in told(grants=("github",))
+
+
+def test_the_note_tells_what_git_refuses_where_there_is_a_repository(tmp_path: Path):
+    """`tests/git` has what is refused; an agent that is not told of it looks for a way around."""
+    assert "git" not in told(tmp_path)
+    place = repository(tmp_path / "project")
+    assert "use `git config --global`" in told(place)
+    assert "worktree" not in told(place)
+    assert "git config" not in told(place, writable_git=True)
+    text = told(place, worktree="fix")
+    assert "This is a worktree of branch fix." in text
+    for command in ("git branch -d", "git tag -d", "git bisect", "git gc", "git pack-refs"):
+        assert f"`{command}`" in text
+    assert "`Read-only file system`" in text
+
+
+def test_the_note_names_services_by_what_reaches_them():
+    text = told(dependencies=("postgres@17", "redis", "git"))
+    assert "- Service postgres: address, user and password are in $MOAT_POSTGRES_URL" in text
+    assert "$MOAT_REDIS_URL" in text

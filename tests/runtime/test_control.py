@@ -58,4 +58,10 @@ def test_only_objects_are_json(payload: bytes) -> None:
 def test_hello() -> None:
     kind, payload = next(Decoder().feed(control.hello("view", lead=True, size=(80, 24))))
     assert kind is Frame.HELLO
-    assert json.loads(payload) == {"role": "view", "lead": True, "size": [80, 24]}
+    assert json.loads(payload) == {
+        "role": "view",
+        "lead": True,
+        "size": [80, 24],
+        "read_only": False,
+        "steal": False,
+    }

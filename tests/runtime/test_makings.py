@@ -83,6 +83,25 @@ def test_embedded_has_what_needs_no_root(moat: Moat, tmp_path: Path) -> None:
     assert "Read-only file system" in done.stderr
 
 
+def test_embedded_has_what_is_no_dependency_in_the_way_that_is_advised(moat: Moat, tmp_path: Path) -> None:
+    """`moat deps info github` and `playwright`: fetched once, and kept; the browser of this machine starts."""
+    text = """\
+name: advised
+dependencies: [chromium]
+volumes: [{name: local, target: /home/agent/.local}]
+hooks: {pre_run: 'test -e ~/.local/bin/tool || { mkdir ~/.local/bin; echo fetched >&2; cp made ~/.local/bin/tool; }'}
+"""
+    (tmp_path / "workspace/agent.yaml").write_text(text)
+    (tmp_path / "workspace/made").write_text(
+        "#!/bin/sh\nchromium --headless --no-sandbox --dump-dom 'data:text/html,<p>hi'\n"
+    )
+    (tmp_path / "workspace/made").chmod(0o755)
+    first, second = (moat("run", "--runtime", "embedded", "--", "tool") for _ in range(2))
+    assert "<p>hi</p>" in first.stdout, first.stderr
+    assert "<p>hi</p>" in second.stdout
+    assert ["fetched" in done.stderr for done in (first, second)] == [True, False]
+
+
 def test_embedded_tells_everything_that_cannot_be_had(moat: Moat, tmp_path: Path) -> None:
     text = "base_image: debian:12\ndependencies: [postgres, bats, python@3.42]\nhooks: {post_build: x}"
     (tmp_path / "workspace/agent.yaml").write_text(text)

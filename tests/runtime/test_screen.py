@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, strategies as st
 
-from moat.runtime.screen import Modes, drawing_only, text_only
+from moat.runtime.screen import Modes, drawing_only, full_screen, last_line, text_only
 
 FULL_SCREEN = b"\x1b[?1049h\x1b[?25l\x1b[?1h\x1b=\x1b[?2004h\x1b[?1000;1006h\x1b[>1u\x1b[>4;2m"
 BACK = b"\x1b[>4m\x1b[<u\x1b[?1006l\x1b[?1000l\x1b[?2004l\x1b>\x1b[?1l\x1b[?25h\x1b[?1049l"
@@ -56,6 +57,114 @@ def test_plain_output_needs_nothing() -> None:
     modes = Modes()
     modes.feed(b"\x1b[31mred\x1b[0m \x1b]0;title\x07 \x1b[2J\x1b[10;1H")
     assert modes.leave() == b""
+
+
+@pytest.mark.parametrize(
+    ("printed", "entered", "left"),
+    [
+        (b"\x1b[5 q", b"\x1b[5 q", b"\x1b[ q\x1b[0m"),
+        (b"\x1b[5 q\x1b[0 q", b"", b""),
+        (b"\x1b[?7l", b"\x1b[?7l", b"\x1b[?7h\x1b[0m"),
+        (b"\x1b[?25l\x1b[?25h", b"", b""),
+        (b"\x1b]0;a\x07\x1b]2;b\x1b\\", b"\x1b]2;b\x07", b""),
+        (b"\x1b]52;c;?\x07\x1b]8;;http://x\x07", b"", b""),
+        (b"\x1b[22;0;0t\x1b]0;a\x07", b"\x1b[22;0t\x1b]0;a\x07", b"\x1b[0m\x1b[23;0t"),
+        (b"\x1b(0", b"\x1b(0", b"\x1b(B\x1b[0m"),
+        (b"\x1b[?2026h", b"", b"\x1b[?2026l\x1b[0m"),
+        # Flags of the keyboard belong to a screen: those of the main one are still there after the other.
+        (b"\x1b[>1u\x1b[?1049h\x1b[>5u\x1b[?1049l", b"\x1b[>1u", b"\x1b[<1u\x1b[0m"),
+        (
+            b"\x1b[>1u\x1b[?1049h\x1b[>5u",
+            b"\x1b[>1u\x1b[?1049h\x1b[>5u",
+            b"\x1b[<1u\x1b[r\x1b[?1049l\x1b[<1u\x1b[0m",
+        ),
+        (b"\x1b[=1u\x1b[=2;2u\x1b[=1;3u", b"\x1b[=2u", b"\x1b[=0u\x1b[0m"),
+        (b"\x1b[>1u\x1b[>2u\x1b[<9u", b"", b""),
+        (b"\x1b[>" + b"9" * 5000 + b"u", b"\x1b[>0u", b"\x1b[<1u\x1b[0m"),
+    ],
+)
+def test_states(printed: bytes, entered: bytes, left: bytes) -> None:
+    modes = Modes()
+    modes.feed(printed)
+    assert modes.enter() == entered
+    assert modes.leave() == left
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                b"\x1b",
+                b"[",
+                b"]",
+                b"?",
+                b">",
+                b"=",
+                b"<",
+                b";",
+                b":",
+                b"1049",
+                b"2004",
+                b"9" * 5000,
+                b"h",
+                b"l",
+                b"u",
+                b"m",
+                b"t",
+                b" q",
+                b"!p",
+                b"P",
+                b"\x07",
+                b"\\",
+                b"\xff\x80",
+                b"\x9b",
+                b"text\r\n",
+            ]
+        ),
+        max_size=60,
+    )
+)
+def test_garbage_of_any_kind(pieces: list[bytes]) -> None:
+    """What a sandbox prints must not end its run, nor may what is repeated of it ask a terminal anything."""
+    modes, whole = Modes(), b"".join(pieces)
+    for piece in pieces:
+        modes.feed(piece)
+    again = Modes()
+    again.feed(modes.enter())
+    assert again.enter() == modes.enter()
+    again.feed(again.leave())
+    assert (again.leave(), again.alternate) == (b"", False)
+    for drawn in (drawing_only(whole), full_screen(whole)):
+        assert not _left_on(drawn)
+    last_line(whole)
+
+
+def _left_on(drawn: bytes) -> bytes:
+    modes = Modes()
+    modes.feed(drawn)
+    return modes.leave().replace(b"\x1b(B", b"").replace(b"\x1b)B", b"").replace(b"\x1b[0m", b"")
+
+
+@pytest.mark.parametrize(
+    ("printed", "line"),
+    [
+        (b"", ""),
+        (b"one\ntwo\n\n", "two"),
+        (b"\x1b[1mbold\x1b[0m\r\n", "bold"),
+        (b"\x1b[1;1Htop\x1b[24;1Hbottom line\x1b[1;1H", "bottom line"),
+        (b"progress 1%\rprogress 2%\r", "progress 2%"),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+    ],
+)
+def test_the_last_line(printed: bytes, line: str) -> None:
+    assert last_line(printed) == line
+
+
+def test_what_a_full_screen_program_has_drawn() -> None:
+    entered = b"\x1b[?1049h\x1b[?25l"
+    assert full_screen(b"shell" + entered + b"\x1b[2;2Ha") == b"\x1b[2;2Ha"
+    assert full_screen(entered + b"old\x1b[2J\x1b[Hnew") == b"\x1b[Hnew"
+    assert full_screen(b"its beginning is forgotten") == b""
 
 
 def test_an_endless_string_is_not_kept() -> None:

@@ -106,6 +106,31 @@ def test_pushing_input_into_a_terminal(machine: str, high: int) -> None:
         assert evaluate(machine, number, 0, request) == ALLOW
 
 
+MODES = {
+    "x86_64": {90: 1, 91: 1, 268: 2, 452: 2, 85: 1, 133: 1, 259: 2},
+    "aarch64": {52: 1, 53: 2, 452: 2, 33: 2},
+}
+OPENS = {"x86_64": {257: 2, 2: 1}, "aarch64": {56: 2}}
+
+
+@machines
+@pytest.mark.parametrize("high", [0, 1 << 32])
+def test_modes_with_a_bit_that_gives_rights(machine: str, high: int) -> None:
+    """The effect is tested in tests/attacks/test_set_user_id.py."""
+    for number, argument in MODES[machine].items():
+        for mode, result in ((0o4755, refuse(errno.EPERM)), (0o4000, refuse(errno.EPERM)), (0o3777, ALLOW)):
+            assert evaluate(machine, number, *[0o4000] * argument, high | mode) == result, number
+    for number, argument in OPENS[machine].items():
+        before = [0o4000] * argument
+        for flags in (0o101, 0o20200002):  # O_CREAT | O_WRONLY, O_TMPFILE | O_RDWR
+            assert evaluate(machine, number, *before, high | flags, 0o4755) == refuse(errno.EPERM)
+            assert evaluate(machine, number, *before, flags, 0o2777) == ALLOW
+        assert evaluate(machine, number, *before, 0o200000, 0o4755) == ALLOW, (
+            "O_DIRECTORY: no mode, but rubbish"
+        )
+    assert evaluate(machine, 437) == refuse(errno.ENOSYS)
+
+
 @machines
 def test_namespaces_cannot_be_made_but_processes_can(machine: str) -> None:
     clone, unshare = (56, 272) if machine == "x86_64" else (220, 97)

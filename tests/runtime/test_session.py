@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -10,6 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from moat.runtime.local import LocalViewer
+from moat.runtime.questions import Asked
 from moat.runtime.sandbox import Output, Size
 from moat.runtime.session import RING, OutputLog, Session
 
@@ -63,7 +65,9 @@ class Eyes:
         self.patience = patience
         self.seen: list[Output] = []
         self.told: list[str] = []
-        self.dropped = False
+        self.shown: list[bytes] = []
+        self.asked: list[str] = []
+        self.skipped = 0
         self.open = anyio.Event()
         self.open.set()
 
@@ -80,8 +84,14 @@ class Eyes:
     def notice(self, text: str) -> None:
         self.told.append(text)
 
-    def drop(self) -> None:
-        self.dropped = True
+    def show(self, screen: bytes) -> None:
+        self.shown.append(screen)
+
+    def ask(self, waiting: Sequence[Asked]) -> None:
+        self.asked = [question.name for question in waiting]
+
+    def skip(self) -> None:
+        self.skipped += 1
 
 
 def make(tmp_path: Path, tty: Size | None = None) -> tuple[Session, Script]:
@@ -106,7 +116,7 @@ async def test_everybody_sees_everything_in_order(tmp_path: Path) -> None:
     assert (tmp_path / "output.log").stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_stuck_viewer_is_dropped_and_the_agent_goes_on(tmp_path: Path) -> None:
+async def test_a_stuck_viewer_misses_something_and_the_agent_goes_on(tmp_path: Path) -> None:
     session, sandbox = make(tmp_path)
     stuck, other = Eyes(), Eyes()
     stuck.open = anyio.Event()
@@ -116,9 +126,9 @@ async def test_a_stuck_viewer_is_dropped_and_the_agent_goes_on(tmp_path: Path) -
     sandbox.end()
     with anyio.fail_after(5):
         await session.pump()
-    assert stuck.dropped
+    assert stuck.skipped == 2
     assert other.text == b"ab"
-    assert session.viewers == (other,)
+    assert session.viewers == (stuck, other)
 
 
 async def test_the_pipe_of_the_run_itself_is_waited_for(tmp_path: Path) -> None:
@@ -135,7 +145,7 @@ async def test_the_pipe_of_the_run_itself_is_waited_for(tmp_path: Path) -> None:
         assert sandbox.printed.qsize() == 2
         pipe.open.set()
     assert pipe.text == b"ab"
-    assert not pipe.dropped
+    assert not pipe.skipped
 
 
 async def test_who_comes_later_sees_the_end_of_a_plain_run(tmp_path: Path) -> None:
@@ -150,14 +160,57 @@ async def test_who_comes_later_sees_the_end_of_a_plain_run(tmp_path: Path) -> No
     assert b"x" not in late.text
 
 
-async def test_who_comes_later_to_a_full_screen_program_sees_no_old_drawing(tmp_path: Path) -> None:
+FULL = b"\x1b[?1049h\x1b[?2004h"
+
+
+async def test_who_comes_later_to_a_full_screen_program_gets_what_it_has_drawn(tmp_path: Path) -> None:
+    """Before the program does anything: some redraw late, some never."""
     session, sandbox = make(tmp_path, Size(80, 24))
-    sandbox.say(b"\x1b[?1049h\x1b[?2004hold", b"drawing")
+    session.begun.set()
+    sandbox.say(b"shell\r\n" + FULL, b"\x1b[3;4Hdrawing")
     sandbox.end()
     await session.pump()
     late = Eyes(Size(80, 24))
     session.add(late)
-    assert late.text == b"\x1b[?1049h\x1b[?2004h"
+    assert late.shown == [FULL + b"\x1b[3;4Hdrawing"]
+
+
+async def test_what_was_drawn_for_another_size_is_not_shown(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path, Size(80, 24))
+    session.begun.set()
+    early, late = Eyes(Size(100, 30)), Eyes(Size(90, 30))
+    sandbox.say(FULL + b"drawing")
+    sandbox.end()
+    await session.pump()
+    session.add(early)
+    await session.redraw()
+    session.add(late)
+    assert late.shown == [FULL]
+
+
+async def test_a_drawing_without_a_beginning_is_not_shown(tmp_path: Path) -> None:
+    """The ring has forgotten where it began: half a screen is worse than a blank one."""
+    session, sandbox = make(tmp_path, Size(80, 24))
+    session.begun.set()
+    sandbox.say(FULL, *[b"\x1b[5;5H" + b"x" * 4096] * (RING // 4096 + 2))
+    sandbox.end()
+    await session.pump()
+    late = Eyes(Size(80, 24))
+    session.add(late)
+    assert late.shown == [FULL]
+
+
+async def test_who_was_too_slow_is_brought_up_to_date(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path, Size(80, 24))
+    session.begun.set()
+    slow = Eyes(Size(80, 24))
+    session.add(slow)
+    sandbox.say(b"one\r\n", b"two\r\n")
+    sandbox.end()
+    await session.pump()
+    await session.resync(slow)
+    assert slow.shown == [b"", b"one\r\ntwo\r\n"]
+    assert sandbox.sizes == [Size(79, 24), Size(80, 24)], "and the program paints what it likes to"
 
 
 async def test_the_smallest_terminal_wins(tmp_path: Path) -> None:
@@ -173,11 +226,37 @@ async def test_the_smallest_terminal_wins(tmp_path: Path) -> None:
     assert sandbox.sizes[-1] == Size(200, 50), "nobody is there: the size stays"
 
 
+async def test_everybody_is_asked_and_the_program_repaints_after_the_last_answer(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path, Size(80, 24))
+    first, later = Eyes(Size(80, 24)), Eyes(Size(80, 24))
+    session.add(first)
+    questions = [Asked(f"{name}.test", 443, "https", "GET", "/", 0.0, 1) for name in "ab"]
+    await session.ask(questions)
+    session.add(later)
+    assert first.asked == later.asked == ["a.test", "b.test"]
+    await session.ask(questions[1:])
+    assert later.asked == ["b.test"]
+    assert sandbox.sizes == []
+    later.asked = ["what it saw before it fell behind"]
+    await session.resync(later)
+    assert later.asked == ["b.test"]
+    sandbox.sizes.clear()
+    await session.ask([])
+    assert (first.asked, sandbox.sizes) == ([], [Size(79, 24), Size(80, 24)])
+
+
 async def test_redraw_wobbles_the_width(tmp_path: Path) -> None:
     session, sandbox = make(tmp_path, Size(80, 24))
     session.add(Eyes(Size(80, 24)))
     await session.redraw()
     assert sandbox.sizes == [Size(79, 24), Size(80, 24)]
+
+
+async def test_a_new_size_makes_a_program_paint_by_itself(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path, Size(80, 24))
+    session.add(Eyes(Size(100, 30)))
+    await session.redraw()
+    assert sandbox.sizes == [Size(100, 30)]
 
 
 async def test_plain_runs_have_no_size(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.ssh.world import GITHUB, OTHER, STRANGER, USER, SshWorld, run
+from tests.ssh.world import GITHUB, NOBODY, OTHER, STRANGER, USER, SshWorld, as_nobody, run
 
 EAVESDROP = Path(__file__).with_name("eavesdrop.py")
 GRANTS = ("--grant", f"ssh:{GITHUB}", "--grant", f"ssh:{OTHER}")
@@ -152,6 +152,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
 def seen(request: pytest.FixtureRequest, granted: SshWorld, outside: str) -> Seen:
     """Everything is tried in one sandbox of each runtime."""
     place = granted.workspace()
+    if request.param == "docker":
+        os.chown(place, 4321, 4321)  # whose uid the agent has there
     for name, text in {
         "eavesdrop.py": EAVESDROP.read_text(), "not_ssh.py": NOT_SSH, "outside": outside
     }.items():  # fmt: skip
@@ -186,6 +188,24 @@ def test_ssh_and_git_work(seen: Seen, granted: SshWorld, request: pytest.Fixture
         "git", "-C", str(granted.repository(GITHUB)), "branch", "--format=%(refname:short) %(subject)"
     )
     assert any(line.split(" ", 1)[1] == f"from {line.split()[0]}" for line in branches.splitlines())
+
+
+@pytest.mark.docker
+def test_they_work_for_a_user_who_is_not_root(ssh: SshWorld, tmp_path: Path) -> None:
+    """Moat, its agent and the container all run as the user; nothing is there that could change an owner."""
+    world = as_nobody(ssh, tmp_path)
+    done = world.command("grant", "ssh", "--host", GITHUB, "--key", str(world.key("id_work")))
+    assert done.returncode == 0, done.stderr
+    script = """
+id -u; stat -c '%u %a' $SSH_AUTH_SOCK; ssh -T git@github.com; echo status $?
+git clone -q git@github.com:octo/hello.git /tmp/work && cat /tmp/work/README
+"""
+    done = world.run("docker", "--grant", f"ssh:{GITHUB}", script=script)
+    lines = done.stdout.splitlines()
+    assert lines[:2] == [str(NOBODY), f"{NOBODY} 600"]
+    assert lines[2].startswith("Hi octocat!")
+    assert lines[3:] == ["status 1", "from afar"], done.stderr
+    assert "ssh.sign" in {event["event"] for event in world.record("journal.jsonl")}
 
 
 def test_each_host_gets_its_own_key(seen: Seen, granted: SshWorld) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 GITHUB, OTHER, STRANGER = "github.com", "git.moat.test", "gitlab.com"
+NOBODY = 65534
 USER = "git"  # as at every host of repositories; see `_accounts`
 _SHELL = """\
 #!/bin/sh
@@ -122,6 +124,38 @@ class SshWorld:
         newest = max(runs.iterdir(), key=lambda path: path.stat().st_mtime_ns)
         found = [json.loads(line) for line in (newest / file).read_text().splitlines() if line]
         return [{"event": line["event"], **line["data"]} if "data" in line else line for line in found]
+
+
+def as_nobody(world: SshWorld, directory: Path) -> SshWorld:
+    """The same servers for a user of this machine who is not root: with homes of his own, and a key file.
+
+    He may read all files, because the interpreter of the suite may lie where only root does, and use the engine.
+    """
+    directory.chmod(0o755)
+    who = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", f"--groups={_engine_group()}"]
+    capabilities = [f"--{kind}-caps=-all,+dac_read_search" for kind in ("inh", "ambient")]
+    program = directory / "moat"
+    program.write_text("#!/bin/sh\nexec " + shlex.join([*who, *capabilities, world.moat]) + ' "$@"\n')
+    program.chmod(0o755)
+    home, moat_home = directory / "home", directory / "moat-home"
+    shutil.copytree(world.home / ".ssh", home / ".ssh")
+    moat_home.mkdir()
+    shutil.copy(Path(world.environment["MOAT_HOME"]) / "config.yaml", moat_home)
+    passwd = directory / "passwd"
+    entry = f"somebody:x:{NOBODY}:{NOBODY}::{home}:/bin/sh\n"
+    passwd.write_text(entry + Path("/etc/passwd").read_text())
+    accounts = {"LD_PRELOAD": "libnss_wrapper.so", "NSS_WRAPPER_PASSWD": str(passwd)}
+    environment = {"HOME": str(home), "MOAT_HOME": str(moat_home), "NSS_WRAPPER_GROUP": "/etc/group"}
+    kept = {name: world.environment[name] for name in ("PATH", "LANG")}
+    made = SshWorld(str(program), directory, world.servers, kept | environment | accounts)
+    for path in (made.workspace(), *(p for top in (home, moat_home) for p in (top, *top.rglob("*")))):
+        os.chown(path, NOBODY, NOBODY)
+    return made
+
+
+def _engine_group() -> int:
+    """Whose members may use the engine."""
+    return Path("/var/run/docker.sock").stat().st_gid
 
 
 def run(*argv: str, **options: Any) -> str:

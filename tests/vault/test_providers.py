@@ -108,7 +108,9 @@ def test_anthropic_by_subscription(make: Make) -> None:
     ((path, content),) = anthropic.files([Held(info, placeholder)])
     assert path == ".claude/.credentials.json"
     login = json.loads(content)["claudeAiOauth"]
-    assert login.keys() == {"accessToken", "expiresAt", "scopes", "subscriptionType", "rateLimitTier"}
+    assert login.keys() == {
+        *("accessToken", "refreshToken", "expiresAt", "scopes", "subscriptionType", "rateLimitTier")
+    }
     assert login["accessToken"] == placeholder
     assert login["subscriptionType"] == "pro"
     assert login["rateLimitTier"] == "t1"
@@ -122,7 +124,7 @@ def test_anthropic_setup_token_claims_no_more_than_it_can(make: Make) -> None:
     login = json.loads(content)["claudeAiOauth"]
     assert login["scopes"] == ["user:inference"]
     assert login["subscriptionType"] == "max"
-    assert "refreshToken" not in login
+    assert login["refreshToken"] == login["accessToken"].replace("-oat", "-ort")
     assert "rateLimitTier" not in login
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from moat.config.dependencies import service_named
 from moat.runtime.agents.claude_home import CLAUDE_MD
+from moat.runtime.git.layout import find
 from moat.runtime.parts import Addition, Part, RunContext
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import HOST_NAME, WORKSPACE, HomeFile
@@ -35,6 +37,7 @@ def note(request: RunRequest, *, name: str, run_id: str) -> str:
         "# You are in a Moat sandbox",
         where,
         *_mounts(request),
+        *_git(request),
         " ".join(_network(request)),
         _credentials(request),
         *_offers(request),
@@ -48,6 +51,25 @@ def _mounts(request: RunRequest) -> Iterator[str]:
     if shown:
         places = ", ".join(f"{m.target} ({'read-only' if m.read_only else 'writable'})" for m in shown)
         yield f"Also there: {places}."
+
+
+def _git(request: RunRequest) -> Iterator[str]:
+    """What git will refuse: an agent that is not told takes it for a fault and works around it."""
+    if find(request.workspace) is None:
+        return
+    if not request.writable_git:
+        yield (
+            "Hooks and settings of the repository are read-only here, because git on the user's machine "
+            "obeys them: use `git config --global`, which is this sandbox's own. Commits, branches, merges "
+            "and pushes work."
+        )
+    if request.worktree:
+        yield (
+            f"This is a worktree of branch {request.worktree}. Nothing of the repository behind it can be "
+            "deleted or packed: `git branch -d`, `git tag -d`, `git bisect`, `git gc` and `git pack-refs` "
+            "say `Read-only file system`. Leave those to the user. A complaint about `packed-refs.lock` at "
+            "the end of another command is harmless."
+        )
 
 
 def _network(request: RunRequest) -> Iterator[str]:
@@ -95,7 +117,10 @@ def _offers(request: RunRequest) -> Iterator[str]:
         lines.append(f"- MCP servers through the proxy: {', '.join(server.name for server in request.mcp)}")
     for name, port in request.ports.items():
         lines.append(f"- Port {port} is shown to the user as `{name}`: listen on it, on any address")
-    lines += [f"- Service: {name}" for name in request.services]
+    services = filter(None, map(service_named, request.dependencies))
+    lines += [
+        f"- Service {name}: address, user and password are in $MOAT_{name.upper()}_URL" for name in services
+    ]
     if lines:
         yield "\n".join(lines)
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 
+from moat.config.dependencies import Entry, Kind
 from moat.errors import StartError
 from moat.runtime import environment
 from moat.runtime.deps.resolve import machine, resolve
@@ -60,11 +61,9 @@ def _check(request: RunRequest, selection: Selection) -> None:
     hooks = [name for name in ("post_build_root", "post_build") if getattr(request.hooks, name)]
     problems += [f"hooks.{name}: {_IMAGE_ONLY}; hooks.pre_run works here" for name in hooks]
     problems += [f"{name}: a service is a container, which needs docker" for name, _ in selection.services]
-    missing = [
-        entry for entry in selection.debian if not any(map(_installed, (renamed(entry.name), entry.name)))
-    ]
+    missing = [entry for entry in selection.debian if not installed(entry)]
     problems += [f"{entry.name}: not installed on this machine" for entry in missing]
-    packages = [package for entry in missing for package in (entry.package or entry.name).split()]
+    packages = [package for entry in missing for package in entry.debian.split()]
     if selection.python is not None and not _installed(f"python{selection.python or 3}"):
         name = f"python{selection.python or 3}"
         problems.append(f"python: this machine has no {name}")
@@ -77,6 +76,14 @@ def _check(request: RunRequest, selection: Selection) -> None:
             ),
             hint="\n".join([*install, "or use `--runtime docker`, whose images have it all"]),
         )
+
+
+def installed(entry: Entry) -> bool:
+    """Whether this machine has what has to be on it for this row."""
+    if entry.kind not in {Kind.DEBIAN, Kind.PYTHON}:
+        return True
+    names = ("python3",) if entry.kind is Kind.PYTHON else (renamed(entry.name), entry.name)
+    return any(map(_installed, names))
 
 
 def _installed(command: str) -> bool:

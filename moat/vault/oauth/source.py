@@ -64,10 +64,16 @@ class RunCredentials:
         self._given[name] = tokens.access
         return Credential(found.info, Secret(tokens.access))
 
-    def rejected(self, name: str) -> None:
-        """The server of a login did not take its token, which has not ended: the next one is a new one."""
+    def rejected(self, name: str) -> bool:
+        """The server of a login did not take its token, which has not ended: the next one is a new one.
+
+        False: `name` is no login, and there will be no other.
+        """
+        if not name.startswith("oauth:"):
+            return False
         if time.monotonic() >= self._not_before.get(name, 0.0):
             self._rejected[name] = self._given.get(name, "")
+        return True
 
     async def aclose(self) -> None:
         """Store what could not be stored when it came."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib
 from difflib import get_close_matches
+from shlex import quote
 from typing import cast
 
 from moat.errors import GrantError
-from moat.grants import Grant
+from moat.grants import CredentialInfo, Grant
+from moat.vault.origin import Origin
 from moat.vault.providers import yaml_file
 from moat.vault.providers.model import Check, Entry, Held, Provider
 
@@ -21,6 +23,7 @@ __all__ = [
     "Entry",
     "Held",
     "Provider",
+    "again",
     "canonical",
     "check_name",
     "command",
@@ -124,6 +127,16 @@ def command(name: str) -> str:
     if grant.scope and (row := entry(grant.name)).scope:
         return " ".join(["moat grant", grant.name, *row.words(grant.scope)])
     return f"moat grant {grant}"
+
+
+def again(info: CredentialInfo) -> str:
+    """The command that grants once more what is granted: `moat grant mcp acme --url https://…`."""
+    words = [command(info.name)]
+    if url := info.metadata.get("url"):
+        words.append(f"--url {quote(url)}")
+    if origin := Origin.of(info):
+        words.append(origin.flags)
+    return " ".join(words)
 
 
 def grant_hosts(name: str) -> tuple[str, ...]:

@@ -12,14 +12,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moat.grants import CredentialInfo, CredentialKind, InjectionRule
+from moat.grants import CredentialInfo, CredentialKind, InjectionRule, LoginRule
 from moat.vault.providers.model import Entry, Held
 
 OAUTH_PREFIX = "sk-ant-oat"
 API_KEY_PREFIX = "sk-ant-"
 OAUTH_BETA = "oauth-2025-04-20"
 API_HOST = "api.anthropic.com"
-# A real expiry would make Claude Code refresh with a token it does not have; the vault watches expiry.
+LOGIN_HOSTS = ("platform.claude.com", "console.anthropic.com")
+# A real expiry would make Claude Code renew its login again and again; the vault watches expiry.
 _FAR_FUTURE = 365 * 24 * 3600  # seconds
 
 _ENTRY = Entry(
@@ -63,6 +64,20 @@ class Anthropic:
             )
         return (rule,)
 
+    def logins(self, info: CredentialInfo, placeholder: str) -> tuple[LoginRule, ...]:
+        """An API key has nothing to do with logins; who has no other may want one in the sandbox."""
+        if info.kind is not CredentialKind.OAUTH:
+            return ()
+        rule = LoginRule(
+            credential=info.name,
+            hosts=LOGIN_HOSTS,
+            path="/v1/oauth/token",
+            access=placeholder,
+            refresh=_refresh(placeholder),
+            scope=" ".join(_scopes(info.metadata.get("scopes", ""))),
+        )
+        return (rule,)
+
     def environment(self, held: Sequence[Held]) -> Mapping[str, str]:
         one = held[0]
         return {} if one.info.kind is CredentialKind.OAUTH else {"ANTHROPIC_API_KEY": one.placeholder}
@@ -73,6 +88,7 @@ class Anthropic:
             return ()
         login: dict[str, object] = {
             "accessToken": placeholder,
+            "refreshToken": _refresh(placeholder),
             "expiresAt": int((time.time() + _FAR_FUTURE) * 1000),
             "scopes": _scopes(info.metadata.get("scopes", "")),
             "subscriptionType": info.metadata.get("subscription") or "max",
@@ -81,6 +97,11 @@ class Anthropic:
             login["rateLimitTier"] = tier
         text = json.dumps({"claudeAiOauth": login})
         return ((".claude/.credentials.json", text.encode()),)
+
+
+def _refresh(placeholder: str) -> str:
+    """With it, Claude Code asks for a renewed login when its own is not taken, and goes on."""
+    return placeholder.replace("-oat", "-ort", 1)
 
 
 def _scopes(known: str) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from moat.grants import CredentialInfo, Grant, InjectionRule, Secret, Surface
+from moat.grants import CredentialInfo, Grant, InjectionRule, LoginRule, Secret, Surface
 from moat.vault.providers.model import Check, Entry, Held
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
@@ -106,6 +106,10 @@ class Declared:
                 occurrences=self.injection.occurrences,
             ),
         )
+
+    def logins(self, info: CredentialInfo, placeholder: str) -> tuple[LoginRule, ...]:
+        del info, placeholder
+        return ()
 
     def environment(self, held: Sequence[Held]) -> Mapping[str, str]:
         """Of several, the one without a scope has the variables, else the first."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moat.grants import CredentialInfo, InjectionRule
+from moat.grants import CredentialInfo, InjectionRule, LoginRule
 from moat.vault.providers.model import Entry, Held
 
 _API_HOSTS = ("api.github.com", "uploads.github.com", "raw.githubusercontent.com")
@@ -50,6 +50,10 @@ class GitHub:
             placeholder=placeholder,
         )
         return (bearer, basic)
+
+    def logins(self, info: CredentialInfo, placeholder: str) -> tuple[LoginRule, ...]:
+        del info, placeholder
+        return ()
 
     def environment(self, held: Sequence[Held]) -> Mapping[str, str]:
         placeholder = held[0].placeholder

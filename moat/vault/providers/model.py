@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, Protocol
 
-from moat.grants import CredentialInfo, InjectionRule
+from moat.grants import CredentialInfo, InjectionRule, LoginRule
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 
@@ -73,6 +73,10 @@ class Provider(Protocol):
 
     def rules(self, info: CredentialInfo, placeholder: str) -> tuple[InjectionRule, ...]:
         """No rule names a host that `entry.bound` does not."""
+        ...
+
+    def logins(self, info: CredentialInfo, placeholder: str) -> tuple[LoginRule, ...]:
+        """Where the vendor's own tools would renew such a credential, or make a fresh one."""
         ...
 
     def environment(self, held: Sequence[Held]) -> Mapping[str, str]:

@@ -9,12 +9,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moat.grants import CredentialInfo, LoginRule
 from moat.vault.providers.declared import Declared, Shape, plain
 from moat.vault.providers.model import Check, Held
 
 
 @dataclass(frozen=True, slots=True)
 class OpenAI(Declared):
+    def logins(self, info: CredentialInfo, placeholder: str) -> tuple[LoginRule, ...]:
+        """Codex may try a ChatGPT login: its tokens would be real."""
+        rule = LoginRule(
+            credential=info.name,
+            hosts=("auth.openai.com",),
+            path="/oauth/token",
+            access=placeholder,
+            refresh=f"rt-{placeholder}",
+        )
+        return (rule,)
+
     def files(self, held: Sequence[Held]) -> tuple[tuple[str, bytes], ...]:
         login = json.dumps({"OPENAI_API_KEY": plain(held).placeholder})
         return ((".codex/auth.json", login.encode()),)

@@ -1,0 +1,86 @@
+"""The credentials of one run: the vault's, with those kept alive that can be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+from moat.config import UpstreamConfig
+from moat.errors import GrantError
+from moat.grants import Credential, LoginRule, Secret
+from moat.journal import Journal
+from moat.proxy.logins import LoginTable
+from moat.runtime.rejected import fix
+from moat.vault import Vault
+from moat.vault.dynamic import DynamicCredentials
+from moat.vault.imported import ImportedLogins
+from moat.vault.oauth.source import RunCredentials
+
+_LOST = {"lost", "interrupted"}
+
+
+class Credentials:
+    """A CredentialSource that remembers what was not taken. To be made in the run's event loop."""
+
+    def __init__(
+        self, vault: Vault, upstream: UpstreamConfig, journal: Journal, tell: Callable[[str], None]
+    ) -> None:
+        self._vault = vault
+        self._journal = journal
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+        self._logins = RunCredentials(vault, upstream, vault.directory, self._noted)
+        self._source = DynamicCredentials(
+            vault, ImportedLogins(vault, self._logins, self._noted), self._resolved
+        )
+        self._given: dict[str, Secret] = {}
+        self._refused: dict[str, Secret] = {}
+
+    async def prepare(self, names: Iterable[str]) -> None:
+        """Get what is kept elsewhere, before anything is made. Raises GrantError."""
+        await self._source.prepare(names)
+
+    async def credential(self, name: str) -> Credential:
+        """Raises GrantError, VaultError."""
+        found = await self._source.credential(name)
+        self._given[name] = found.secret
+        return found
+
+    def rejected(self, name: str) -> bool:
+        """Its host did not take the credential that was given out last. Whether the next may be another."""
+        if name in self._given:
+            self._refused[name] = self._given[name]
+        return self._source.rejected(name)
+
+    async def renew(self, name: str) -> None:
+        """Raises GrantError when the credential is one that its host has refused, or there is none."""
+        found = await self.credential(name)
+        if found.secret == self._refused.get(name):
+            raise GrantError(
+                f"the credential {name} is not accepted any more",
+                hint=f"the user runs `{fix(self._vault, name)}` on the host",
+            )
+
+    def answered(self, rule: LoginRule, outcome: str) -> None:
+        """A tool in the sandbox wanted a login renewed, or a fresh one."""
+        self._journal.often("login.answered", grant=rule.credential, host=rule.hosts[0], outcome=outcome)
+
+    async def aclose(self) -> None:
+        await self._logins.aclose()
+
+    def _resolved(self, grant: str, source: str, error: str) -> None:
+        self._journal.record("source.asked", grant=grant, source=source, error=error)
+
+    def _noted(self, outcome: str, grant: str) -> None:  # in a thread, or not
+        self._journal.record("login.renewed", grant=grant, outcome=outcome)
+        if outcome in _LOST:
+            command = fix(self._vault, grant)
+            text = f"warning: the login {grant} is not accepted any more: `{command}`"
+            self._loop.call_soon_threadsafe(self._tell, text)
+
+
+def login_table(rules: tuple[LoginRule, ...], credentials: Credentials | None) -> LoginTable | None:
+    """What answers tools of the sandbox at the endpoints of `rules`."""
+    if credentials is None:
+        return None
+    return LoginTable(rules, credentials.renew, credentials.answered)

@@ -1,0 +1,100 @@
+"""An imported login of Claude Code is taken over anew when the Claude Code on this machine has a newer one."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+
+import pytest
+
+from moat.errors import GrantError, MissingGrantsError
+from moat.grants import Credential, CredentialInfo, CredentialKind, Secret
+from moat.paths import Home
+from moat.runtime.granted import check
+from moat.vault import Vault, open_vault
+from moat.vault.imported import ImportedLogins
+
+pytestmark = pytest.mark.anyio
+OLD, NEW = "sk-ant-oat01-old", "sk-ant-oat01-new"
+HOUR = dt.timedelta(hours=1)
+
+
+@pytest.fixture
+def vault(sealed: Home) -> Vault:
+    return open_vault(sealed)
+
+
+def store(vault: Vault, *, ends: dt.timedelta, source: str = "import") -> None:
+    now = dt.datetime.now(dt.UTC)
+    info = CredentialInfo(
+        "anthropic", CredentialKind.OAUTH, ("api.anthropic.com",), now, now + ends, {"source": source}
+    )
+    vault.put(Credential(info, Secret(OLD)))
+
+
+def on_the_host(home: Path, token: str, ends: dt.timedelta = HOUR) -> None:
+    when = (dt.datetime.now(dt.UTC) + ends).timestamp() * 1000
+    (home / ".claude").mkdir(exist_ok=True)
+    login = {"accessToken": token, "expiresAt": when, "subscriptionType": "pro", "scopes": ["user:inference"]}
+    (home / ".claude/.credentials.json").write_text(json.dumps({"claudeAiOauth": login}))
+
+
+def test_before_a_run_the_newer_login_is_taken(vault: Vault, home: Path) -> None:
+    store(vault, ends=-HOUR)
+    on_the_host(home, NEW)
+    (info,) = check(vault, ["anthropic"])
+    assert not info.expired(dt.datetime.now(dt.UTC))
+    found = vault.get("anthropic")
+    assert (found.secret, found.info.hosts) == (Secret(NEW), ("api.anthropic.com",))
+    assert dict(found.info.metadata) == {
+        "source": "import",
+        "subscription": "pro",
+        "scopes": "user:inference",
+    }
+
+
+@pytest.mark.parametrize("what", ["nothing", "the same", "ended", "no token", "broken"])
+def test_without_a_better_one_it_stays_expired(vault: Vault, home: Path, what: str) -> None:
+    store(vault, ends=-HOUR)
+    if what == "broken":
+        (home / ".claude").mkdir()
+        (home / ".claude/.credentials.json").write_text(
+            '{"claudeAiOauth": {"accessToken": "sk-ant-oat01-new"'
+        )
+    elif what != "nothing":
+        token = {"the same": OLD, "no token": "sk-ant-api03-key"}.get(what, NEW)
+        on_the_host(home, token, -HOUR if what == "ended" else HOUR)
+    with pytest.raises(MissingGrantsError, match="credential expired: anthropic"):
+        check(vault, ["anthropic"])
+    assert vault.get("anthropic").secret == Secret(OLD)
+
+
+def test_what_was_not_imported_is_not_replaced(vault: Vault, home: Path) -> None:
+    """Fails without the look at `source`: the user granted another account on purpose."""
+    store(vault, ends=-HOUR, source="setup-token")
+    on_the_host(home, NEW)
+    with pytest.raises(MissingGrantsError):
+        check(vault, ["anthropic"])
+
+
+async def test_in_a_run_it_is_looked_for_when_it_ended_or_was_not_taken(vault: Vault, home: Path) -> None:
+    class Rest:
+        credential = vault.credential
+
+        def rejected(self, name: str) -> bool:
+            raise AssertionError(name)
+
+    noticed: list[tuple[str, str]] = []
+    source = ImportedLogins(vault, Rest(), lambda *notice: noticed.append(notice))
+    store(vault, ends=HOUR)
+    on_the_host(home, NEW)
+    assert (await source.credential("anthropic")).secret == Secret(OLD)
+    assert not source.rejected("anthropic")
+    assert (await source.credential("anthropic")).secret == Secret(NEW)
+    assert noticed == [("renewed", "anthropic")]
+    store(vault, ends=-HOUR)
+    assert (await source.credential("anthropic")).secret == Secret(NEW)
+    vault.delete("anthropic")
+    with pytest.raises(GrantError, match="no credential 'anthropic'"):
+        await source.credential("anthropic")
