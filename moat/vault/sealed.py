@@ -80,7 +80,12 @@ class SealedFiles:
 
     def read(self, name: str, ref: Ref) -> str:
         """The payload of `name`. Finishes a change that a crash cut off after its commit."""
-        self.settle(name, ref)
+        staged = self._staged(name, ref)
+        if staged.exists():
+            try:
+                self.settle(name, ref)
+            except OSError:  # the disk can only be read
+                return self._open(staged, name, ref)
         return self._open(self.path(name), name, ref)
 
     def _open(self, path: Path, name: str, ref: Ref) -> str:

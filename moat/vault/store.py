@@ -314,11 +314,20 @@ class Vault:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[Index]:
-        """The index under the lock of all processes, with what a crash left behind cleaned up."""
-        for parent in self._parents:
-            private_dir(parent)
-        with locked(self._directory / ".lock"):
-            yield self._clean(read_index(self._index_file))
+        """The index under the lock of all processes, with what a crash left behind cleaned up.
+
+        What the disk refuses in the block becomes a VaultError; the index still names what there was.
+        """
+        try:
+            for parent in self._parents:
+                private_dir(parent)
+            with locked(self._directory / ".lock"):
+                yield self._clean(read_index(self._index_file))
+        except OSError as error:
+            raise VaultError(
+                f"the credential store cannot be changed: {error.strerror or error}",
+                hint=f"nothing in it was lost; look at the disk and the permissions of {self._directory}",
+            ) from error
 
     def _clean(self, index: Index) -> Index:
         """Remove the secrets that nothing refers to. What cannot be removed now stays pending."""
