@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from moat.errors import VaultError
+from moat.grants import Secret
 from moat.paths import Home
 from moat.vault import open_vault
 from moat.vault.index import Ref
@@ -152,5 +153,5 @@ def test_the_limit_is_real(windows: Windows) -> None:
     with pytest.raises(OSError, match="bad data"):
         windows.set_password("moat", "x", "x" * 1281)
     store = KeyringStore("default")
-    store.write("anthropic", Ref("keyring", "00", len(split("x" * 5000))), "x" * 5000)
+    store.write("anthropic", Ref("keyring", "00", len(split("x" * 5000))), Secret("x" * 5000))
     assert max(map(len, windows.values.values())) == CHUNK
