@@ -70,6 +70,10 @@ class KeyringStore:
         for index, chunk in enumerate(split(payload)):
             self._call(self._backend.set_password, SERVICE, self._account(name, ref, index), chunk)
 
+    def written(self, name: str, ref: Ref) -> str:
+        """What `write` has written, as it comes back."""
+        return self.read(name, ref)
+
     def settle(self, name: str, ref: Ref) -> None:
         """Nothing to do: an entry is complete as soon as the index names it."""
 

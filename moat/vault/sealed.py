@@ -69,6 +69,10 @@ class SealedFiles:
         header = Header(name, self._profile, ref.id, self._sealing.salt.hex())
         write_private(self._staged(name, ref), seal(self._key, header, payload.encode()))
 
+    def written(self, name: str, ref: Ref) -> str:
+        """What `write` has written, as it comes back."""
+        return self._open(self._staged(name, ref), name, ref)
+
     def settle(self, name: str, ref: Ref) -> None:
         """Put what `write` wrote in place, after the index has named it."""
         with contextlib.suppress(FileNotFoundError):  # a reader has already done it
@@ -77,7 +81,9 @@ class SealedFiles:
     def read(self, name: str, ref: Ref) -> str:
         """The payload of `name`. Finishes a change that a crash cut off after its commit."""
         self.settle(name, ref)
-        path = self.path(name)
+        return self._open(self.path(name), name, ref)
+
+    def _open(self, path: Path, name: str, ref: Ref) -> str:
         try:
             with path.open("rb") as file:
                 data = file.read(_FILE_LIMIT)
