@@ -23,6 +23,7 @@ COMMANDS = {
     "ask": ("moat.cli.ask", "show which hosts runs wait for you to decide about"),
     "approve": ("moat.cli.approve", "let a run reach a host that it asks about"),
     "deny": ("moat.cli.deny", "refuse a run a host that it asks about"),
+    "policy": ("moat.cli.policy", "learn, check and test network policies"),
     "logs": ("moat.cli.logs", "print what a run printed"),
     "trace": ("moat.cli.trace", "show the requests that a run made"),
     "snapshot": ("moat.cli.snapshot", "keep, compare and restore snapshots of a workspace"),
