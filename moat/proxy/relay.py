@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
 import anyio
 
-from moat.proxy.stream import Stream, StreamError
+from moat.proxy.stream import CLOSE_SECONDS, Stream, StreamError
 
 
 @dataclass(slots=True)
@@ -45,14 +46,18 @@ async def relay(
     up: Filter | None = None,
     down: Filter | None = None,
     watches: Sequence[Watch] = (),
+    goodbyes: Callable[[StreamError], tuple[bytes, bytes]] | None = None,
 ) -> None:
     """Pass bytes on until both sides have finished, one breaks, or nothing moves for `idle` seconds.
 
     A side that finishes its direction is told to the other side, and may go on reading. `up` and `down`
-    change what goes there. Closes neither stream unless one broke; then both are dropped.
+    change what goes there. Closes neither stream unless one broke, or what came was refused; then both are
+    dropped. `goodbyes`: what client and upstream are told before that, in a protocol that has words for it.
     """
+    refusal: StreamError | None = None
 
     async def pump(source: Stream, sink: Stream, change: Filter | None, *, downwards: bool) -> None:
+        nonlocal refusal
         try:
             while data := await source.receive():
                 client.deadline = upstream.deadline = monotonic() + idle
@@ -71,6 +76,10 @@ async def relay(
             await sink.send_eof()
         except StreamError as error:
             traffic.error = traffic.error or str(error)
+            if goodbyes is not None and not (source.broken or sink.broken):
+                refusal = error
+                pumps.cancel_scope.cancel()
+                return
             source.abort()
             sink.abort()
 
@@ -78,3 +87,9 @@ async def relay(
     async with anyio.create_task_group() as pumps:
         pumps.start_soon(lambda: pump(client, upstream, up, downwards=False))
         await pump(upstream, client, down, downwards=True)
+    if refusal is not None and goodbyes is not None:
+        for stream, words in zip((client, upstream), goodbyes(refusal), strict=True):
+            stream.deadline = monotonic() + CLOSE_SECONDS
+            with suppress(StreamError):
+                await stream.send(words)
+            await stream.aclose()

@@ -4,11 +4,14 @@
     ClientFrames   what goes up: placeholders in text messages become credentials
 
 A message is one text for both, however it is cut into frames: what could be the beginning of a needle at the
-end of a frame waits for the next one, and no longer than to the end of its message. A frame of up to 64 KiB
-leaves as one frame; of a longer one the pieces leave as they come, as frames of the same message. No
-extension is negotiated on such a connection (`site_rules.inspectable`), so a reserved bit is an error like
-any other in a frame. An error ends the connection: who reads such a frame differently would see what was not
-looked at.
+end of a frame waits for the next one, and no longer than to the end of its message. A credential that is cut
+into messages is found as well: six characters of it at the end of one are masked, fewer leave, and what
+follows them in the next is masked (`Scrubber.pause`). A frame of up to 64 KiB leaves as one frame; of a
+longer one the pieces leave as they come, as frames of the same message: no message is too big.
+
+No extension is negotiated on such a connection (`site_rules.inspectable`), so a reserved bit is an error like
+any other in a frame. An error ends the connection, and both sides are told (`goodbyes`): who reads such a
+frame differently would see what was not looked at.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ _WHOLE = 64 * 1024  # a frame of this size is waited for; messages of honest ser
 _CONTINUATION, _TEXT, _BINARY, _CLOSE = 0, 1, 2, 8
 _DATA = frozenset({_CONTINUATION, _TEXT, _BINARY})
 _CONTROL = frozenset({_CLOSE, 9, 10})
+_LONGEST_CONTROL = 125
+_PROTOCOL_ERROR, _POLICY_VIOLATION = 1002, 1008
 
 
 class FrameError(StreamError):
@@ -63,7 +68,7 @@ class _Frames(ABC):
                 at += head.size
                 if head.opcode in _CONTROL:
                     payload = _unmasked(buffer[at : at + head.length], head.key, 0)
-                    parts.append(self._wire(head.opcode, self._control(payload), last=True))
+                    parts.append(_wire(head.opcode, self._control(payload), last=True, masked=self.masked))
                     at += head.length
                     continue
                 self._begin(head)
@@ -107,26 +112,13 @@ class _Frames(ABC):
         leaving = self._text(self._opcode, payload, last=last)
         if not leaving and not last:
             return b""
-        wire = self._wire(_CONTINUATION if self._begun else self._opcode, leaving, last=last)
+        opcode = _CONTINUATION if self._begun else self._opcode
+        wire = _wire(opcode, leaving, last=last, masked=self.masked)
         self._begun = True
         if last:
             self._opcode = 0
             self.messages += 1
         return wire
-
-    def _wire(self, opcode: int, payload: bytes, *, last: bool) -> bytes:
-        size, bit = len(payload), 0x80 if self.masked else 0
-        first = bytes((opcode | (0x80 if last else 0),))
-        if size < 126:
-            head = first + bytes((bit | size,))
-        elif size < 65536:
-            head = first + bytes((bit | 126,)) + size.to_bytes(2)
-        else:
-            head = first + bytes((bit | 127,)) + size.to_bytes(8)
-        if not self.masked:
-            return head + payload
-        key = os.urandom(4)  # a mask that a page could foresee would let it write to the wire (§10.3)
-        return head + key + _unmasked(payload, key, 0)
 
 
 class ServerFrames(_Frames):
@@ -140,7 +132,7 @@ class ServerFrames(_Frames):
     def _text(self, opcode: int, payload: bytes, *, last: bool) -> bytes:
         del opcode
         leaving = self._scrubber.feed(payload)
-        return leaving + self._scrubber.finish() if last else leaving
+        return leaving + self._scrubber.pause() if last else leaving
 
     def _control(self, payload: bytes) -> bytes:
         return mask(payload, self._secrets)
@@ -168,6 +160,16 @@ class ClientFrames(_Frames):
         return text[: len(text) - size]
 
 
+def goodbyes(error: StreamError) -> tuple[bytes, bytes]:
+    """Close frames for the client and the server of a connection that we end, between two frames (§7.4.1)."""
+    code = _PROTOCOL_ERROR if isinstance(error, FrameError) else _POLICY_VIOLATION
+    said = str(error).encode()[: _LONGEST_CONTROL - 2].decode(errors="ignore").encode()
+    return (
+        _wire(_CLOSE, code.to_bytes(2) + said, last=True, masked=False),
+        _wire(_CLOSE, code.to_bytes(2), last=True, masked=True),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Head:
     last: bool
@@ -189,7 +191,7 @@ def _head(buffer: bytes, *, masked: bool) -> _Head | None:
         raise FrameError(f"opcode {opcode} has no meaning")
     if bool(second & 0x80) is not masked:
         raise FrameError("a client's frame without a mask" if masked else "a server's frame with a mask")
-    if opcode in _CONTROL and (not last or length > 125):
+    if opcode in _CONTROL and (not last or length > _LONGEST_CONTROL):
         raise FrameError("a control frame that is long or in fragments")
     size = {126: 4, 127: 10}.get(length, 2)
     if len(buffer) < size + 4 * masked:
@@ -200,6 +202,21 @@ def _head(buffer: bytes, *, masked: bool) -> _Head | None:
         if length < shortest or length >= 1 << 63:
             raise FrameError("a length that is not written in the shortest way")
     return _Head(last, opcode, length, buffer[size : size + 4] if masked else b"", size + 4 * masked)
+
+
+def _wire(opcode: int, payload: bytes, *, last: bool, masked: bool) -> bytes:
+    size, bit = len(payload), 0x80 if masked else 0
+    first = bytes((opcode | (0x80 if last else 0),))
+    if size < 126:
+        head = first + bytes((bit | size,))
+    elif size < 65536:
+        head = first + bytes((bit | 126,)) + size.to_bytes(2)
+    else:
+        head = first + bytes((bit | 127,)) + size.to_bytes(8)
+    if not masked:
+        return head + payload
+    key = os.urandom(4)  # a mask that a page could foresee would let it write to the wire (§10.3)
+    return head + key + _unmasked(payload, key, 0)
 
 
 def _unmasked(payload: bytes, key: bytes, at: int) -> bytes:
