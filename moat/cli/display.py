@@ -1,7 +1,10 @@
 """The user's terminal while a run is attached: what the program prints goes through unaltered.
 
-Besides, this knows which state the program has left the terminal in, so that it can be brought back to
-normal when the user leaves, and cleared when the run sends a whole new screen.
+Besides, this knows which state the program has left the terminal in: to bring it back to normal when the
+user leaves, to clear it when the run sends a whole new screen, and to lend it to Moat's own menu. The menu
+is drawn on the alternate screen where the program uses the main one, so that the terminal itself brings
+everything back. Over a program that has the alternate screen it is drawn in place, and the run is asked for
+the screen afterwards. What the program prints meanwhile waits here.
 """
 
 from __future__ import annotations
@@ -9,55 +12,156 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import threading
+import time
+from collections.abc import Callable, Sequence
 
 from moat.runtime.sandbox import Size
 from moat.runtime.screen import Modes
 
 _SAVE_TITLE, _RESTORE_TITLE = b"\x1b[22;0t", b"\x1b[23;0t"  # on the terminal's own stack
-_CLEAR = b"\x1b[0m\x1b[H\x1b[2J"
+_HELD = 1 << 20  # bytes that wait while the menu is open; with more, the run is asked for the screen
+_PAUSE = 0.2  # seconds to wait for the rest of a sequence that the program has begun
 
 
 class Display:
-    def __init__(self, *, terminal: bool) -> None:
+    def __init__(self, *, terminal: bool, ask_for_screen: Callable[[], None]) -> None:
         """terminal: stdout is one, and the program draws on it; else bytes are passed on and that is all."""
         self.terminal = terminal
-        self._plain = not terminal or os.environ.get("TERM", "dumb") in {"dumb", "unknown"}
+        self.plain = not terminal or os.environ.get("TERM", "dumb") in {"dumb", "unknown"}
+        self._ask_for_screen = ask_for_screen
+        self._lock = threading.RLock()  # the menu is drawn by the thread that reads keys
         self._modes = Modes()
-        self._drawn = False  # something of the program is on the screen
+        self._tail = b""  # the last bytes of output
+        self._covered = False
+        self._held: list[bytes] = []
+        self._missed = False  # what is held is not all, or not what the screen shows: the run will send it
+        self._closed = False
 
     def open(self) -> None:
         """Before the first output. The title is saved: the program may set another."""
-        if not self._plain:
+        if not self.plain:
             write(1, _SAVE_TITLE)
 
     def output(self, data: bytes) -> None:
-        if self.terminal:
-            self._modes.feed(data)
-        self._drawn = True
-        write(1, data)
+        with self._lock:
+            if self._missed:
+                return
+            if self._covered:
+                self._held.append(data)
+                if sum(map(len, self._held)) > _HELD:
+                    self._miss()
+                return
+            if self.terminal:
+                self._modes.feed(data)
+                self._tail = data[-4:]
+            write(1, data)
 
     def screen(self, data: bytes) -> None:
         """Show `data` on an empty screen. What the user's shell has printed scrolls up and is kept."""
-        if self._plain:
-            self.output(data)
-            return
+        with self._lock:
+            self._missed = False
+            if self._covered:
+                self._miss()  # shown when the menu is gone
+            elif self.plain:
+                self.output(data)
+            else:
+                write(1, self._clear_for(data) + data)  # at once: no terminal paints what is in between
+
+    def _clear_for(self, data: bytes) -> bytes:
         before = self._modes.leave()
         self._modes = Modes()
         self._modes.feed(data)
-        if self._drawn:
-            before += _CLEAR
-        elif not self._modes.alternate:
-            before += b"\r\n" * size().rows + b"\x1b[H"
-        self._drawn = True
-        write(1, before + data)  # at once: no terminal paints what is in between
+        return before if self._modes.alternate else before + b"\r\n" * size().rows + b"\x1b[H"
+
+    def say(self, text: str) -> None:
+        """A line of Moat's own."""
+        line = f"\r\nmoat: {text}\r\n".encode()
+        with self._lock:
+            if self._covered:
+                self._held.append(line)
+            else:
+                write(2, line)
 
     def close(self) -> None:
         """Bring the terminal back to the state that it was in."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._lock:
+            self._closed = True
+            if self._covered and not self._modes.alternate:
+                write(1, b"\x1b[?1049l")
+            for data in self._held:
+                self._modes.feed(data)
+                write(1, data)
+            self._held = []
             if self.terminal:
                 write(1, self._modes.leave())
-            if not self._plain:
+            if not self.plain:
                 write(1, _RESTORE_TITLE)
+
+    # --- the menu --------------------------------------------------------------------------------
+
+    def cover(self, lines: Sequence[str]) -> None:
+        """Draw the menu, also again. Its first line is the title."""
+        deadline = time.monotonic() + _PAUSE
+        while not self._covered and not self._between_sequences() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        with self._lock:
+            if self._closed:
+                return
+            begin = blank = b""
+            if not self._modes.alternate:
+                begin, blank = b"\x1b[?1049h", b"\x1b[2J"
+            write(1, (b"" if self._covered else begin) + self._modes.pause() + blank + _box(lines, size()))
+            self._covered = True
+
+    def uncover(self) -> None:
+        """Bring back what the program shows."""
+        with self._lock:
+            if not self._covered or self._closed:
+                return
+            self._covered = False
+            if self._modes.alternate:
+                self._miss()
+            else:
+                write(1, b"\x1b[?1049l")
+            write(1, self._modes.resume())
+            held, self._held = self._held, []
+            for data in held:
+                self.output(data)
+            missed = self._missed
+        if missed:
+            self._ask_for_screen()
+
+    def _miss(self) -> None:
+        self._missed = True
+        self._held.clear()
+
+    def _between_sequences(self) -> bool:
+        with self._lock:
+            return self._modes.whole and not _within_a_character(self._tail)
+
+
+def _box(lines: Sequence[str], area: Size) -> bytes:
+    """The lines as a block in the middle, in reverse, its title bold."""
+    width = min(area.columns, max(map(len, lines), default=0) + 2)
+    shown = [f" {line}"[:width].ljust(width) for line in lines[: area.rows]]
+    top = (area.rows - len(shown)) // 2 + 1
+    left = (area.columns - width) // 2 + 1
+    out = [
+        b"\x1b[%d;%dH\x1b[0;%d;7m%b" % (top + at, left, 1 if at == 0 else 0, line.encode(errors="replace"))
+        for at, line in enumerate(shown)
+    ]
+    return b"".join([*out, b"\x1b[0m"])
+
+
+def _within_a_character(tail: bytes) -> bool:
+    """Whether the last bytes begin a character of UTF-8 that goes on in the next piece."""
+    for back, byte in enumerate(reversed(tail[-3:]), 1):
+        if byte >= 0xC0:
+            return back < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4)
+        if byte < 0x80:
+            return False
+    return False
 
 
 def size() -> Size:

@@ -23,6 +23,7 @@ from types import FrameType
 from moat.cli.display import Display, size, write
 from moat.cli.keys import Action, DetachKeys
 from moat.cli.output import git_warning, safe, say
+from moat.config.chord import DEFAULT, Chord
 from moat.errors import EXIT_INTERRUPTED, EXIT_START
 from moat.runtime import control
 from moat.runtime.control import Connection, Frame
@@ -31,6 +32,8 @@ from moat.runtime.records import RunRecord, State
 
 _PIECE = 65536
 _KEY_PAUSE = 0.05  # seconds after which the beginning of an escape sequence is taken for all of it
+_MENU_PAUSE = 0.25  # seconds after the chord in which the key for one thing may follow: without it, the menu
+_HINT = "then d detaches, k stops the run; the same key again goes to the program"
 _TWICE = 0.5  # seconds in which a second Ctrl-C means "stop" and not "detach"
 _STUBBORN = 2.0  # seconds after which a command that Ctrl-C did not end is worth a word
 _GRACE = 10.0
@@ -46,23 +49,34 @@ class _Left(BaseException):
         self.reason = reason
 
 
-def attach(handle: RunHandle, *, lead: bool = False, read_only: bool = False, steal: bool = False) -> int:
+def attach(
+    handle: RunHandle,
+    *,
+    lead: bool = False,
+    read_only: bool = False,
+    steal: bool = False,
+    chord: Chord = DEFAULT,
+) -> int:
     """Join this process's stdin, stdout and stderr to the run until it ends or the user detaches.
 
     `lead`: this command started the run, so its pipes and signals are the run's own: nothing of the
     output is lost, a slow reader slows the command, Ctrl-C goes to it. `read_only`: nothing is sent to the
-    command, and Ctrl-C detaches. `steal`: everybody else who is attached is sent away. Returns the
-    command's exit status, or 0 after a detach.
+    command, and Ctrl-C detaches. `steal`: everybody else who is attached is sent away. `chord`: the key
+    that opens the menu. Returns the command's exit status, or 0 after a detach.
     """
-    return _Attachment(handle, lead=lead, read_only=read_only, steal=steal).run()
+    return _Attachment(handle, chord, lead=lead, read_only=read_only, steal=steal).run()
 
 
 class _Attachment:
-    def __init__(self, handle: RunHandle, *, lead: bool, read_only: bool, steal: bool) -> None:
+    def __init__(self, handle: RunHandle, chord: Chord, *, lead: bool, read_only: bool, steal: bool) -> None:
         self._handle = handle
         self._lead = lead
         self._read_only = read_only
-        self._display = Display(terminal=handle.tty and _is_terminal(1))
+        self._chord = chord
+        self._display = Display(
+            terminal=handle.tty and _is_terminal(1),
+            ask_for_screen=lambda: self._send(control.pack(Frame.REDRAW)),
+        )
         self._interrupts = 0
         own = size()
         self._output = Connection(  # the command starts
@@ -155,7 +169,7 @@ class _Attachment:
     def _say(self, text: str) -> None:
         for line in map(safe, text.splitlines()):  # names and log lines may be a sandbox's
             if self._handle.tty:
-                write(2, f"\r\nmoat: {line}\r\n".encode())
+                self._display.say(line)
             else:
                 say(line)
 
@@ -168,41 +182,59 @@ class _Attachment:
 
     def _copy_input(self) -> None:
         """Runs in a thread until stdin ends; the process does not wait for it."""
-        if self._read_only:
-            self._watch_keys()
-            return
-        with contextlib.suppress(OSError), Connection(self._handle.socket, "input") as run:
-            if self._handle.tty and _is_terminal(0):
-                self._copy_keys(run)
-            else:
-                while data := _read(0):
-                    run.send(control.pack(Frame.INPUT, data))
-            run.send(control.pack(Frame.CLOSE_STDIN))
+        with contextlib.suppress(OSError):
+            if self._read_only:
+                self._copy_keys(lambda keys: _tell_main_to_leave() if _CTRL_C.search(keys) else None)
+                return
+            with Connection(self._handle.socket, "input") as run:
+                if self._handle.tty and _is_terminal(0):
+                    self._copy_keys(lambda keys: run.send(control.pack(Frame.INPUT, keys)))
+                else:
+                    while data := _read(0):
+                        run.send(control.pack(Frame.INPUT, data))
+                run.send(control.pack(Frame.CLOSE_STDIN))
 
-    def _copy_keys(self, run: Connection) -> None:
-        keys = DetachKeys()
+    def _copy_keys(self, send: Callable[[bytes], None]) -> None:
+        """What is typed, to the program; but for the chord and the key after it."""
+        keys = DetachKeys(self._chord)
+        hinted = False
         while True:
-            if keys.holding and not select.select([0], [], [], _KEY_PAUSE)[0]:
-                run.send(control.pack(Frame.INPUT, keys.flush()))
+            pause = _KEY_PAUSE if keys.holding else _MENU_PAUSE if keys.called and not hinted else None
+            if pause and not select.select([0], [], [], pause)[0]:
+                if keys.holding:
+                    send(keys.flush())
+                elif self._display.plain:
+                    self._say(_HINT)
+                    hinted = True
+                else:
+                    self._open_menu(keys.forget(), send)
                 continue
             data = _read(0)
             if not data:
                 return
             out, action = keys.feed(data)
+            hinted = hinted and keys.called
             if out:
-                run.send(control.pack(Frame.INPUT, out))
-            if action is Action.STOP:
-                self._stop()
-            elif action is Action.DETACH:
-                _tell_main_to_leave()
+                send(out)
+            if action:
+                self._act(action)
 
-    def _watch_keys(self) -> None:
-        """Nothing is passed on; Ctrl-C and the key that detaches do so."""
-        keys = DetachKeys()
-        while data := _read(0):
-            out, action = keys.feed(data)
-            if action is Action.DETACH or _CTRL_C.search(out):
-                _tell_main_to_leave()
+    def _open_menu(self, chord: bytes, send: Callable[[bytes], None]) -> None:
+        from moat.cli.session_menu import SessionMenu
+
+        with contextlib.suppress(EOFError):
+            menu = SessionMenu(self._handle, self._display, _read_within, read_only=self._read_only)
+            action = menu.run()
+            if action is Action.CHORD:
+                send(chord)
+            elif action:
+                self._act(action)
+
+    def _act(self, action: Action) -> None:
+        if action is Action.DETACH:
+            _tell_main_to_leave()
+        elif action is Action.STOP and not self._read_only:
+            self._stop()
 
     # --- signals ---------------------------------------------------------------------------------
 
@@ -286,6 +318,15 @@ def _raw(fd: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(termios.error):  # the terminal is gone
             termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _read_within(seconds: float) -> bytes:
+    """What is typed within that time, b"" when nothing is. Raises EOFError."""
+    if not select.select([0], [], [], seconds)[0]:
+        return b""
+    if data := _read(0):
+        return data
+    raise EOFError
 
 
 def _is_terminal(fd: int) -> bool:

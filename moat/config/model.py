@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from moat.config import chord
 from moat.config.claude import ClaudeConfig
 from moat.config.endpoints import EndpointsConfig
 from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
@@ -84,3 +85,4 @@ class UserConfig:
     endpoints: EndpointsConfig = field(default_factory=EndpointsConfig)
     journal: JournalConfig = field(default_factory=JournalConfig)
     claude: UserClaudeConfig = field(default_factory=UserClaudeConfig)
+    chord: chord.Chord = chord.DEFAULT

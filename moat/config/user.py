@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from moat.config import endpoints
+from moat.config import chord, endpoints
 from moat.config.check import Checker, Node, TooMuchError
 from moat.config.journal import JournalReader
 from moat.config.model import UpstreamConfig, UserClaudeConfig, UserConfig
@@ -37,6 +37,7 @@ def load_user(home: Home) -> UserConfig:
                 known: dict[str, Callable[[Node], object]] = {
                     "upstream": _Upstream(checker, path).read,
                     "endpoints": lambda node: endpoints.read(checker, node),
+                    "chord": lambda node: chord.read(checker, node),
                     "journal": JournalReader(checker, path.parent).read,
                     "claude": lambda node: _claude(checker, node),
                 }
