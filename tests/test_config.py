@@ -202,10 +202,10 @@ runtime: podman
             "agent.yaml:1:21: unknown dependency 'nod'; did you mean 'node'?",
         ),
         ("base_image: -v", "agent.yaml:1:13: '-v' is not an image, e.g. debian:bookworm-slim"),
-        ("network: {policy: open}", "agent.yaml:1:19: network.policy must be one of permissive, strict"),
+        ("network: {policy: open}", "agent.yaml:1:19: network.policy must be one of permissive, strict, ask"),
         (
             "network: {policy: stric}",
-            "agent.yaml:1:19: network.policy must be one of permissive, strict; did you mean 'strict'?",
+            "agent.yaml:1:19: network.policy must be one of permissive, strict, ask; did you mean 'strict'?",
         ),
         ("network: {unreadable: no}", "agent.yaml:1:23: network.unreadable must be one of withhold, pass"),
         ("network: {host: [8080.5]}", "agent.yaml:1:18: a port in network.host must be a whole number, not a number"),

@@ -60,6 +60,10 @@ def test_amounts_of_memory(tmp_path: Path, text: str, size: int) -> None:
         ("services: {redis: {}}", "1:12: services.redis sets up a service that `dependencies` does not name"),
         ("services: {postgre: {}}", "1:12: unknown key 'postgre'; did you mean 'postgres'?"),
         ("dependencies: [redis]\nservices: {redis: {wait: 1}}", "2:26: services.redis.wait must be true or false"),
+        (
+            "dependencies: [redis]\nservices: {redis: {memory: 64m}}",
+            "2:28: services.redis.memory must be at least 128m",
+        ),
         ("dependencies: [redis]\nservices: {redis: {image: -x}}", "2:27: '-x' is not an image, e.g. redis:7"),
         ("dependencies: [redis]\nnetwork: {host: [6379]}", "2:1: network.host: 6379 is the port of redis"),
         ("volumes: [{name: a, target: /a}]", "1:1: volumes are kept under the name of the file: add `name:`"),

@@ -26,6 +26,12 @@ MESSAGES = {
     "moat refused this request: the budget of … does not allow it": (
         "proxy/test_budget.py::test_an_upload_that_says_its_length_is_refused_before_anything_is_opened"
     ),
+    "moat refused this request: the user was asked whether this run may reach …, and nobody has answered": (
+        "cli/test_ask.py::test_nobody_there"
+    ),
+    "No rule of … allows this request, with which the credential … would go out": (
+        "attacks/test_ask.py::test_only_the_user_answers"
+    ),
     "No OS keyring answers here": "vault/test_oskeyring.py::test_no_bus_at_all",
     "The OS keyring is locked": "vault/test_oskeyring.py::test_locked_keyring",
     "The sealed credentials need their passphrase": "vault/test_sealed.py::test_nobody_to_ask",

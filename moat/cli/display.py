@@ -14,8 +14,10 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from moat.cli.askbar import AskBar
 from moat.runtime.sandbox import Size
 from moat.runtime.screen import Modes
 
@@ -25,16 +27,19 @@ _PAUSE = 0.2  # seconds to wait for the rest of a sequence that the program has 
 
 
 class Display:
-    def __init__(self, *, terminal: bool, ask_for_screen: Callable[[], None]) -> None:
-        """terminal: stdout is one, and the program draws on it; else bytes are passed on and that is all."""
+    def __init__(self, *, terminal: bool, ask_for_screen: Callable[[], None], answers: bool = True) -> None:
+        """terminal: stdout is one, and the program draws on it; else bytes are passed on and that is all.
+
+        answers: its keys may answer what the run asks.
+        """
+        self.bar = AskBar(answers=answers)
         self.terminal = terminal
         self.plain = not terminal or os.environ.get("TERM", "dumb") in {"dumb", "unknown"}
         self._ask_for_screen = ask_for_screen
         self._lock = threading.RLock()  # the menu is drawn by the thread that reads keys
         self._modes = Modes()
-        self._tail = b""  # the last bytes of output
         self._covered = False
-        self._held: list[bytes] = []
+        self._held = bytearray()
         self._missed = False  # what is held is not all, or not what the screen shows: the run will send it
         self._closed = False
 
@@ -48,14 +53,23 @@ class Display:
             if self._missed:
                 return
             if self._covered:
-                self._held.append(data)
-                if sum(map(len, self._held)) > _HELD:
+                self._held += data
+                if len(self._held) > _HELD:
                     self._miss()
                 return
-            if self.terminal:
-                self._modes.feed(data)
-                self._tail = data[-4:]
-            write(1, data)
+            write(1, self.bar.feed(data, size(), self._modes) if self.terminal else data)
+
+    def ask(self, waiting: Sequence[Mapping[str, Any]]) -> bool:
+        """Show what waits for the user; False where there is no screen to draw on."""
+        if self.plain:
+            return False
+        with self._lock:
+            drawn = self.bar.show(waiting, size(), self._modes, os.environ)
+            if self._covered:
+                self.bar.wiped()  # the menu shows it, too
+            else:
+                write(1, drawn)
+        return True
 
     def screen(self, data: bytes) -> None:
         """Show `data` on an empty screen. What the user's shell has printed scrolls up and is kept."""
@@ -66,20 +80,23 @@ class Display:
             elif self.plain:
                 self.output(data)
             else:
-                write(1, self._clear_for(data) + data)  # at once: no terminal paints what is in between
+                write(1, self._anew(data))  # at once: no terminal paints what is in between
 
-    def _clear_for(self, data: bytes) -> bytes:
+    def _anew(self, data: bytes) -> bytes:
         before = self._modes.leave()
         self._modes = Modes()
-        self._modes.feed(data)
-        return before if self._modes.alternate else before + b"\r\n" * size().rows + b"\x1b[H"
+        self.bar.wiped()
+        data = self.bar.feed(data, size(), self._modes)
+        if self._modes.alternate:
+            return before + data
+        return before + b"\r\n" * size().rows + b"\x1b[H" + data
 
     def say(self, text: str) -> None:
         """A line of Moat's own."""
         line = f"\r\nmoat: {text}\r\n".encode()
         with self._lock:
             if self._covered:
-                self._held.append(line)
+                self._held += line
             else:
                 write(2, line)
 
@@ -89,10 +106,8 @@ class Display:
             self._closed = True
             if self._covered and not self._modes.alternate:
                 write(1, b"\x1b[?1049l")
-            for data in self._held:
-                self._modes.feed(data)
-                write(1, data)
-            self._held = []
+            self._modes.feed(bytes(self._held))
+            write(1, self._held)
             if self.terminal:
                 write(1, self._modes.leave())
             if not self.plain:
@@ -111,7 +126,9 @@ class Display:
             begin = blank = b""
             if not self._modes.alternate:
                 begin, blank = b"\x1b[?1049h", b"\x1b[2J"
-            write(1, (b"" if self._covered else begin) + self._modes.pause() + blank + _box(lines, size()))
+            if not self._covered:
+                write(1, self.bar.hide(size()) + begin)
+            write(1, self._modes.pause() + blank + _box(lines, size()))
             self._covered = True
 
     def uncover(self) -> None:
@@ -124,10 +141,9 @@ class Display:
                 self._miss()
             else:
                 write(1, b"\x1b[?1049l")
-            write(1, self._modes.resume())
-            held, self._held = self._held, []
-            for data in held:
-                self.output(data)
+            write(1, self._modes.resume() + self.bar.feed(b"", size(), self._modes))
+            held, self._held = bytes(self._held), bytearray()
+            self.output(held)
             missed = self._missed
         if missed:
             self._ask_for_screen()
@@ -138,7 +154,7 @@ class Display:
 
     def _between_sequences(self) -> bool:
         with self._lock:
-            return self._modes.whole and not _within_a_character(self._tail)
+            return self.bar.interruptible(self._modes)
 
 
 def _box(lines: Sequence[str], area: Size) -> bytes:
@@ -154,16 +170,6 @@ def _box(lines: Sequence[str], area: Size) -> bytes:
     return b"".join([*out, b"\x1b[0m"])
 
 
-def _within_a_character(tail: bytes) -> bool:
-    """Whether the last bytes begin a character of UTF-8 that goes on in the next piece."""
-    for back, byte in enumerate(reversed(tail[-3:]), 1):
-        if byte >= 0xC0:
-            return back < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4)
-        if byte < 0x80:
-            return False
-    return False
-
-
 def size() -> Size:
     """Of the user's terminal; 80x24 when there is none."""
     for fd in (1, 0, 2):
@@ -176,7 +182,7 @@ def size() -> Size:
     return Size(80, 24)
 
 
-def write(fd: int, data: bytes) -> None:
+def write(fd: int, data: bytes | bytearray) -> None:
     """All of `data`, also when somebody has made the descriptor non-blocking."""
     view = memoryview(data)
     while view:

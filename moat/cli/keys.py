@@ -1,4 +1,4 @@
-"""The chord (`chord`) and then `d` (detach) or `k` (stop the run), among the keys of a program.
+"""The chord (`chord`) and then `d` (detach), `k` (stop the run), `a`, `n` (yes and no to what is asked).
 
 The chord comes as a control character, or as a sequence of the kitty keyboard protocol or of xterm's
 modifyOtherKeys, with release and repeat events and more fields when the program asked for them. A sequence
@@ -9,6 +9,7 @@ all, it is still recognised, and the program has seen one ESC too many.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum
 
 from moat.config.chord import DEFAULT, Chord
@@ -23,15 +24,22 @@ _LOCKS = 64 | 128  # caps lock and num lock are reported as modifiers
 class Action(Enum):
     DETACH = b"d"
     STOP = b"k"
+    ALLOW = b"a"
+    DENY = b"n"
     CHORD = b""  # the program gets the chord itself: chosen in the menu
+
+
+ANSWERS = frozenset({Action.ALLOW, Action.DENY})
 
 
 class DetachKeys:
     """Bytes from the terminal in, bytes for the run and perhaps an action out. No clock, no terminal."""
 
-    def __init__(self, chord: Chord = DEFAULT) -> None:
+    def __init__(self, chord: Chord = DEFAULT, *, asked: Callable[[], bool] = lambda: False) -> None:
+        """asked: whether a question waits; without one, its keys are the program's."""
         self._chord = chord
         self._special = re.compile(b"[\x1b" + re.escape(chord.byte) + b"]")
+        self._asked = asked
         self._held = b""  # the beginning of a sequence
         self._prefix = b""  # the chord as it was typed, waiting for the next key
         self._ghost = False  # the next byte to look at is an ESC that has been passed on already
@@ -109,8 +117,8 @@ class DetachKeys:
         if not self._prefix:
             out += key
             return None
-        for action in (Action.DETACH, Action.STOP):
-            if code == ord(action.value) and not modifiers:
+        for action in (Action.DETACH, Action.STOP, *ANSWERS):
+            if code == ord(action.value) and not modifiers and (action not in ANSWERS or self._asked()):
                 self._prefix = b""
                 return action
         if code is not None and 57441 <= code <= 57454:  # a modifier key going down on its own

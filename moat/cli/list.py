@@ -22,15 +22,18 @@ def main(argv: Sequence[str]) -> int:
     # Last, and only when there are any: an address is long.
     more = any(run.endpoints for run in runs)
     trees = any(run.worktree for run in runs)
-    optional = [name for name, shown in (("WORKTREE", trees), ("ENDPOINTS", more)) if shown]
+    asks = any(run.asks for run in runs)
+    columns = (("WORKTREE", trees), ("ASKS ABOUT", asks), ("ENDPOINTS", more))
+    optional = [name for name, shown in columns if shown]
     header = ("NAME", "RUN ID", "STATE", "AGE", *optional)
-    emit(table(header, [_row(run, trees=trees, endpoints=more) for run in runs]))
+    emit(table(header, [_row(run, trees=trees, asks=asks, endpoints=more) for run in runs]))
     return 0
 
 
-def _row(run: RunRecord, *, trees: bool, endpoints: bool) -> tuple[str, ...]:
+def _row(run: RunRecord, *, trees: bool, asks: bool, endpoints: bool) -> tuple[str, ...]:
     row = [run.name, run.id, _state(run), describe_age(run.created_at)]
     row += [run.worktree or ""] if trees else []
+    row += [" ".join(run.asks)] if asks else []
     row += [" ".join(run.endpoints.values())] if endpoints else []
     return tuple(row)
 

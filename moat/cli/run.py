@@ -11,7 +11,8 @@ from moat.cli.common import add_chord_option, add_credential_options
 from moat.cli.parser import Parser
 from moat.cli.start import start, wanted_size, wanted_stdin
 from moat.cli.worktree import branch_of, configuration, enter, name_of
-from moat.config import HostRules, RunConfig, parse_host, parse_mount, parse_port
+from moat.config import HostRules, NetworkConfig, RunConfig, parse_host, parse_mount, parse_port
+from moat.config.network import ASK_AND_WARN
 from moat.errors import UsageError
 from moat.paths import Home
 from moat.runtime import tampering
@@ -68,6 +69,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--mount", action="append", default=[], metavar="SRC:DST[:ro|rw]", help="mount (repeatable)")
     add("--port", action="append", default=[], metavar="NAME=PORT", help="endpoint (repeatable): web=3000")
     add("--allow-host", action="append", default=[], metavar="HOST", help="allow a host (repeatable)")
+    add("--ask", action="store_true", help="ask before a host is reached that no rule decides about")
     add("--accept-config", action="store_true", help="use agent.yaml although a run may have changed it")
     add("--worktree", metavar="BRANCH", help="work in a worktree of this branch; it is made when missing")
     add("--writable-git", action="store_true", help="let the run write .git/hooks and .git/config")
@@ -103,7 +105,7 @@ def build(
         grants=tuple(dict.fromkeys((*file.needed_grants, *options.grant))),
         env={**file.env, **dict(map(_variable, options.env))},
         mounts=tuple(Mount(m.source, m.target, m.read_only) for m in (*file.mounts, *flag_mounts)),
-        network=replace(file.network, rules=rules),
+        network=_network(options, file, rules),
         runtime=options.runtime or file.runtime,
         tty=tty,
         stdin=wanted_stdin(tty=tty is not None, detach=options.detach),
@@ -122,6 +124,14 @@ def build(
         worktree=branch_of(workspace),
         writable_git=options.writable_git,
     )
+
+
+def _network(options: argparse.Namespace, file: RunConfig, rules: tuple[HostRules, ...]) -> NetworkConfig:
+    if not options.ask:
+        return replace(file.network, rules=rules)
+    if file.network.mode == "warn":
+        raise UsageError(f"--ask: {ASK_AND_WARN}", hint="remove network.mode from agent.yaml")
+    return replace(file.network, policy="ask", rules=rules)
 
 
 def _variable(text: str) -> tuple[str, str]:

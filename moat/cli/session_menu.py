@@ -61,8 +61,12 @@ class SessionMenu:
                         return Action.STOP
                 case "s" if not self._read_only:
                     self._page(self._snapshot())
-                case "n":
+                case "t":
                     self._key(self._network)
+                case "a" if self._asked:
+                    return Action.ALLOW
+                case "n" if self._asked:
+                    return Action.DENY
                 case "c" if not self._read_only:
                     return Action.CHORD
                 case "?" | "h":
@@ -76,14 +80,20 @@ class SessionMenu:
         return [
             f"moat: {self._handle.name}",
             "",
+            *([f"a  allow {self._asked}", f"n  deny {self._asked}", ""] if self._asked else []),
             "d  detach; the run goes on",
             *own,
-            "n  network activity",
+            "t  what it asks of the network",
             *last,
             "?  help",
             "",
             "Esc  back to the program",
         ]
+
+    @property
+    def _asked(self) -> str:
+        """The host that waits for an answer which a key may give now; else nothing."""
+        return "" if self._read_only else self._display.bar.chosen or ""
 
     # --- pages -----------------------------------------------------------------------------------
 

@@ -17,17 +17,20 @@ import sys
 import termios
 import threading
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
+from typing import Any
 
+from moat.cli.askbar import ascii_only, name
 from moat.cli.display import Display, size, write
-from moat.cli.keys import Action, DetachKeys
+from moat.cli.keys import ANSWERS, Action, DetachKeys
 from moat.cli.output import git_warning, safe, say
 from moat.config.chord import DEFAULT, Chord
 from moat.errors import EXIT_INTERRUPTED, EXIT_START
 from moat.runtime import control
 from moat.runtime.control import Connection, Frame
 from moat.runtime.launch import RunHandle
+from moat.runtime.questions import Answer, exactly
 from moat.runtime.records import RunRecord, State
 
 _PIECE = 65536
@@ -76,7 +79,9 @@ class _Attachment:
         self._display = Display(
             terminal=handle.tty and _is_terminal(1),
             ask_for_screen=lambda: self._send(control.pack(Frame.REDRAW)),
+            answers=not read_only,
         )
+        self._asked: set[str] = set()  # hosts that a line has told of
         self._interrupts = 0
         own = size()
         self._output = Connection(  # the command starts
@@ -130,6 +135,8 @@ class _Attachment:
                     self._display.screen(data)
                 case (Frame.LEFT, data):
                     raise _Left(data.decode(errors="replace"))
+                case (Frame.ASKED, data):
+                    self._ask(control.unpack_json(data)["waiting"])
                 case (Frame.NOTICE, data):
                     self._say(data.decode(errors="replace"))
                 case (Frame.EXIT, data):
@@ -173,6 +180,23 @@ class _Attachment:
             else:
                 say(line)
 
+    def _ask(self, waiting: Sequence[Mapping[str, Any]]) -> None:
+        """Show what waits for the user: in the last row, or in lines between the output."""
+        if self._display.ask(waiting):
+            return
+        run = self._handle.name
+        for question in waiting:
+            if (host := name(question)) not in self._asked:
+                what = ascii_only(f"{question['method']} {host}{question['path']}")
+                self._say(f"{what} waits for you: `moat approve {run} {host}`, or `moat deny {run} {host}`")
+        self._asked = {name(question) for question in waiting}
+
+    def _answer(self, *, allow: bool) -> None:
+        """A key was pressed that answers the question on the screen."""
+        if (pattern := self._display.bar.chosen) is not None:
+            answer = Answer(pattern=exactly(pattern), allow=allow, by="key")
+            self._send(control.pack_json(Frame.ANSWER, answer.to_json()))
+
     # --- input -----------------------------------------------------------------------------------
 
     @property
@@ -196,7 +220,7 @@ class _Attachment:
 
     def _copy_keys(self, send: Callable[[bytes], None]) -> None:
         """What is typed, to the program; but for the chord and the key after it."""
-        keys = DetachKeys(self._chord)
+        keys = DetachKeys(self._chord, asked=lambda: self._display.bar.asks)
         hinted = False
         while True:
             pause = _KEY_PAUSE if keys.holding else _MENU_PAUSE if keys.called and not hinted else None
@@ -233,8 +257,12 @@ class _Attachment:
     def _act(self, action: Action) -> None:
         if action is Action.DETACH:
             _tell_main_to_leave()
-        elif action is Action.STOP and not self._read_only:
+        elif self._read_only:
+            return
+        elif action is Action.STOP:
             self._stop()
+        elif action in ANSWERS:
+            self._answer(allow=action is Action.ALLOW)
 
     # --- signals ---------------------------------------------------------------------------------
 

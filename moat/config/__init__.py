@@ -8,6 +8,7 @@ Both raise ConfigError with every problem of the file at once, each as `file:lin
 for flags.
 """
 
+from moat.config.ask import AskConfig
 from moat.config.budget import BudgetConfig
 from moat.config.claude import ClaudeConfig
 from moat.config.endpoints import EndpointsConfig
@@ -25,6 +26,7 @@ from moat.config.workspace import load, load_file
 
 __all__ = [
     "WELL_KNOWN",
+    "AskConfig",
     "BudgetConfig",
     "ClaudeConfig",
     "ContainerConfig",

@@ -13,6 +13,7 @@ from moat.config.check import Checker, Node, kind_of
 from moat.config.dependencies import BY_NAME, Kind
 
 LEAST_MEMORY = 128 << 20  # bytes; less does not even start an interpreter
+SERVICE_MEMORY = 2 << 30
 _MOST_MEMORY = 1 << 44
 _MOST_CPUS = 1024
 _MEMORY = re.compile(r"([1-9][0-9]{0,8})([mg])b?", re.IGNORECASE)
@@ -39,6 +40,7 @@ class ServiceConfig:
     image: str | None = None
     env: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     wait: bool = True  # until it is ready, before the command starts
+    memory: int = SERVICE_MEMORY  # bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,20 +80,18 @@ def read_container(check: Checker, node: Node) -> ContainerConfig:
     return ContainerConfig(**found)
 
 
-def _memory(check: Checker, node: Node) -> int | None:
+def _memory(check: Checker, node: Node, what: str = "container.memory") -> int | None:
     """Megabytes as a number, or `512m`, `4g`."""
     if node.id == "scalar" and kind_of(node) == "int":
-        number = check.integer(node, "container.memory", LEAST_MEMORY >> 20, _MOST_MEMORY >> 20)
+        number = check.integer(node, what, LEAST_MEMORY >> 20, _MOST_MEMORY >> 20)
         return None if number is None else number << 20
-    text = check.matching(
-        node, "container.memory", _MEMORY, "an amount of memory, e.g. 4g, 512m or 4096 (MB)"
-    )
+    text = check.matching(node, what, _MEMORY, "an amount of memory, e.g. 4g, 512m or 4096 (MB)")
     match = _MEMORY.fullmatch(text or "")
     if not match:
         return None
     size = int(match[1]) << (30 if match[2].lower() == "g" else 20)
     if not LEAST_MEMORY <= size <= _MOST_MEMORY:
-        check.wrong(node, f"container.memory must be at least {LEAST_MEMORY >> 20}m")
+        check.wrong(node, f"{what} must be at least {LEAST_MEMORY >> 20}m")
         return None
     return size
 
@@ -126,6 +126,7 @@ def _service(check: Checker, node: Node, name: str) -> ServiceConfig:
             value, f"services.{name}.image", _IMAGE, f"an image, e.g. {name}:{BY_NAME[name].version}"
         ),
         "wait": wait,
+        "memory": lambda value: _memory(check, value, f"services.{name}.memory"),
     }
     found: dict[str, Any] = check.fields(node, f"services.{name}", known, {})
     return ServiceConfig(**found)

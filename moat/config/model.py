@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from moat.config import chord
+from moat.config.ask import AskConfig
 from moat.config.claude import ClaudeConfig
 from moat.config.endpoints import EndpointsConfig
 from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, VolumeConfig
@@ -81,6 +82,7 @@ class UserConfig:
     """`~/.moat/config.yaml`; the defaults stand for no file."""
 
     path: Path | None = None
+    ask: AskConfig = field(default_factory=AskConfig)
     upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
     endpoints: EndpointsConfig = field(default_factory=EndpointsConfig)
     journal: JournalConfig = field(default_factory=JournalConfig)

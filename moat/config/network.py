@@ -18,6 +18,9 @@ _REFUSED = {
 }
 
 
+ASK_AND_WARN = "policy ask and mode warn exclude each other: what is let through need not be asked about"
+
+
 @dataclass(frozen=True, slots=True)
 class HostRules:
     """One entry of `network.rules`. No `rules`: everything on that host is allowed."""
@@ -28,7 +31,7 @@ class HostRules:
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    policy: Literal["permissive", "strict", "ask"] = "permissive"  # ask: of the Python API, with a decider
+    policy: Literal["permissive", "strict", "ask"] = "permissive"  # ask: what no rule decides, the user does
     rules: tuple[HostRules, ...] = ()
     host: tuple[int, ...] = ()  # ports of the host that the sandbox may reach as `moat-host:<port>`
     mode: Literal["enforce", "warn"] = "enforce"  # warn: what policy and rules refuse is only recorded
@@ -55,7 +58,7 @@ def read(check: Checker, node: Node) -> NetworkConfig:
         node,
         "network",
         {
-            "policy": lambda value: check.choice(value, "network.policy", ("permissive", "strict"), ("ask",)),
+            "policy": lambda value: check.choice(value, "network.policy", ("permissive", "strict", "ask")),
             "mode": lambda value: check.choice(value, "network.mode", ("enforce", "warn")),
             "rules": lambda value: _rules(check, value),
             "host": lambda value: _host_ports(check, value),
@@ -66,6 +69,9 @@ def read(check: Checker, node: Node) -> NetworkConfig:
     )
     if "budget" in found:
         found["budgets"] = found.pop("budget")
+    if found.get("policy") == "ask" and found.get("mode") == "warn":
+        check.wrong(node, ASK_AND_WARN)
+        del found["mode"]
     return NetworkConfig(**found)
 
 

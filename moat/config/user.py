@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from moat.config import chord, endpoints
+from moat.config import ask, chord, endpoints
 from moat.config.check import Checker, Node, TooMuchError
 from moat.config.journal import JournalReader
 from moat.config.model import UpstreamConfig, UserClaudeConfig, UserConfig
@@ -36,6 +36,7 @@ def load_user(home: Home) -> UserConfig:
             if root is not None:
                 known: dict[str, Callable[[Node], object]] = {
                     "upstream": _Upstream(checker, path).read,
+                    "ask": lambda node: ask.read(checker, node),
                     "endpoints": lambda node: endpoints.read(checker, node),
                     "chord": lambda node: chord.read(checker, node),
                     "journal": JournalReader(checker, path.parent).read,

@@ -27,6 +27,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
 
 _REFUSED = {
+    "ask": "belongs in ~/.moat/config.yaml; a workspace must not answer the questions of its own runs",
     "upstream": "belongs in ~/.moat/config.yaml; a workspace must not redirect the traffic of its own runs",
     "endpoints": "belongs in ~/.moat/config.yaml; endpoints of a run are its `ports`",
     "journal": "belongs in ~/.moat/config.yaml; a workspace must not say what is recorded of its own runs",

@@ -97,6 +97,15 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             "policy objects to exchanges and let them through (`warn`)",
             ("authority", "method", "path", "code", "rule", "reason", "exchanges", "count"),
         ),
+        "ask.asked": ("a request to a host that no rule decides is held", ("host", "port", "count")),
+        "ask.answered": (
+            "the user (`by`: where) said what becomes of it; `scope` is once, for (`seconds`), run or always",
+            ("host", "answer", "scope", "seconds", "by", "requests"),
+        ),
+        "ask.unanswered": (
+            "nobody did: it was refused, or its clients left",
+            ("host", "port", "why", "count"),
+        ),
         "snapshot.taken": (
             "a snapshot of the workspace was kept; `tree` is the hash of what it holds",
             ("id", "kind", "label", "tree", "files", "added", "workspace"),

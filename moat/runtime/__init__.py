@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from moat.proxy.decider import Question
     from moat.proxy.events import Denial, ExchangeFinished
     from moat.runtime.api import list_runs, read_journal, start, verify_journal
+    from moat.runtime.questions import Asked
     from moat.runtime.records import RunRecord, State
     from moat.runtime.remote import RemoteRun, attach
     from moat.runtime.run import LocalRun
     from moat.runtime.sandbox import Mount, Output, Size
 
 _HOMES = {
+    "Asked": "moat.runtime.questions",
     "BudgetConfig": "moat.config",
     "Denial": "moat.proxy.events",
     "Entry": "moat.journal.entry",
@@ -52,6 +54,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Asked",
     "BudgetConfig",
     "Denial",
     "Entry",

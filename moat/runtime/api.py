@@ -66,7 +66,8 @@ def start(
     is a process of its own.
     snapshots: when and of what snapshots are taken; None: never.
     decider: an async function that is asked about every request that `network` does not refuse; it has 30
-    seconds, and whatever is not True refuses. With `policy="ask"` it decides what no rule does.
+    seconds, and whatever is not True refuses. With `policy="ask"` it decides what no rule does; without
+    one, `run.questions()` and `run.answer()` do.
     plugins: what agent.yaml has as `claude.plugins` and `claude.marketplaces`, for a run of Claude Code. They
     are made ready before the command starts, with those of the user and of the project; None: no plugins.
     runtime: `docker` or `embedded`; None: as `moat run` chooses.

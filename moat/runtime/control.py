@@ -4,10 +4,11 @@ A frame is `type u8 · length u32 big-endian · payload`. A connection begins wi
 it is for:
 
 view     output arrives as STDOUT and STDERR frames, EXIT or LEFT ends it; closing the connection detaches.
-         RESIZE, REDRAW, and unless `read_only` SIGNAL and STOP
+         RESIZE, REDRAW, and unless `read_only` SIGNAL, STOP and ANSWER
 input    a connection of its own for stdin, so that a command that does not read holds up only this
          one and a Ctrl-C behind a full pipe still arrives
-control  status (the answer to HELLO), STOP, SIGNAL, PAUSE, NOTE; EXIT when the run has ended
+control  status (the answer to HELLO), STOP, SIGNAL, PAUSE, NOTE, QUESTIONS, ANSWER; EXIT when the run has
+         ended
 
 The socket lies in a 0700 directory that no sandbox sees; the server asks the kernel for the peer's uid.
 """
@@ -38,6 +39,8 @@ class Frame(IntEnum):
     STOP = 6  # f64 seconds of grace between SIGTERM and SIGKILL
     PAUSE = 7  # hold the sandbox still until this connection ends; answered by PAUSED or NOTICE
     NOTE = 8  # JSON {"event": "snapshot.…", "data": {…}} for the journal; answered by NOTED
+    QUESTIONS = 9  # what waits for the user; answered by ASKED
+    ANSWER = 10  # JSON of a `questions.Answer`; on a control connection answered by ANSWERED or NOTICE
 
     REDRAW = 12  # answered by SCREEN, and by what the program paints
 
@@ -48,6 +51,8 @@ class Frame(IntEnum):
     NOTICE = 20  # UTF-8 text for the user
     PAUSED = 21
     NOTED = 22
+    ASKED = 23  # JSON {"waiting": [`questions.Asked`…], "missed": […]}; viewers get it whenever it changes
+    ANSWERED = 24  # JSON {"requests": how many waited for it}
     SCREEN = 28  # bytes that bring a terminal to what the program shows; what was on it before is void
     LEFT = 29  # UTF-8 reason why this viewer was sent away; the run goes on
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from moat.config import NetworkConfig, UpstreamConfig
@@ -16,6 +17,7 @@ from moat.proxy.budget import Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider
 from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.limits import Limits
 from moat.proxy.logins import LoginTable
 from moat.proxy.mcp import McpTable
 from moat.proxy.policy import Policy
@@ -109,10 +111,12 @@ class Gateway:
         mcp: McpTable | None = None,
         logins: LoginTable | None = None,
         decider: Decider | None = None,
+        patience: float | None = None,
         on_event: Callable[[ExchangeFinished], None] = lambda _event: None,
     ) -> None:
         """Makes everything; listens nowhere yet. `on_event` hears of every exchange, after the records.
 
+        patience: seconds that the decider has for each request; None: the proxy's usual ones.
         Raises ConfigError, OSError.
         """
         self._on_event = on_event
@@ -140,6 +144,7 @@ class Gateway:
             logins=logins,
             budgets=budgets_of(network),
             decider=decider,
+            limits=replace(Limits(), question_timeout=patience) if patience else Limits(),
             unreadable=network.unreadable,
         )
         self.egress = RunEgress(self._proxy, start)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
+from moat.runtime.questions import Asked
 from moat.runtime.sandbox import Output, Size
 
 _BEHIND = 1 << 20  # bytes that may wait for the program before the command waits
@@ -42,6 +43,9 @@ class LocalViewer:
 
     def show(self, screen: bytes) -> None:
         self.offer(Output("stdout", screen))
+
+    def ask(self, waiting: Sequence[Asked]) -> None:
+        """A program has `LocalRun.questions` for that."""
 
     def skip(self) -> None:
         """Never asked for: its patience has no end."""

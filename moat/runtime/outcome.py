@@ -56,5 +56,12 @@ class Outcome:
             error = self._failure or (f"exit status {code}" if code else "")
         state = State.FAILED if error and not asked else State.STOPPED
         self.update(
-            state=state, ended_at=time.time(), error=error, pid=0, socket="", directory="", endpoints={}
+            state=state,
+            ended_at=time.time(),
+            error=error,
+            pid=0,
+            socket="",
+            directory="",
+            endpoints={},
+            asks=(),
         )

@@ -26,7 +26,6 @@ _PATIENCE = 60.0  # seconds until a service must be ready
 _PAUSE = 0.3  # seconds between two looks
 _TAIL = 12  # lines of a service's log that an error shows
 _CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID")
-_MEMORY = 2 << 30  # bytes of one service
 _HOLDER_MEMORY = 32 << 20
 _SHARED_MEMORY = 256 << 20
 _NOBODY = "65534:65534"
@@ -137,7 +136,7 @@ class Pod:
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}},
         }
         if self._limits_memory:
-            host |= {"Memory": _MEMORY, "MemorySwap": _MEMORY}
+            host |= {"Memory": service.memory, "MemorySwap": service.memory}
         return {
             "Image": image,
             "Env": [f"{name}={value}" for name, value in service.env.items()],

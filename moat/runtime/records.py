@@ -69,6 +69,7 @@ class RunRecord:
     git_changes: tuple[str, ...] = ()  # what git on the host would obey and the run made or changed
     services_ended: tuple[str, ...] = ()  # before the run did: which, and how
     warned: int = 0  # exchanges that policy objects to and let through
+    asks: tuple[str, ...] = ()  # hosts whose requests wait for the user's answer
     log_error: str = ""  # output.log could not be written: the log has a hole
 
     def to_json(self) -> dict[str, Any]:
@@ -82,6 +83,7 @@ class RunRecord:
         fields["state"] = State(fields["state"])
         fields["argv"] = tuple(fields["argv"])
         fields["grants"] = tuple(fields.get("grants", ()))
+        fields["asks"] = tuple(fields.get("asks", ()))
         fields["git_changes"] = tuple(fields.get("git_changes", ()))
         fields["services_ended"] = tuple(fields.get("services_ended", ()))
         return cls(**fields)
@@ -217,6 +219,7 @@ def settle(home: Home, record: RunRecord) -> tuple[RunRecord, bool]:
             pid=0,
             socket="",
             endpoints={},
+            asks=(),
         )
         write(home, dead)
         return dead, True

@@ -33,6 +33,7 @@ from moat.proxy.events import ExchangeFinished
 from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
+from moat.runtime.asking import LONGEST, Asking
 from moat.runtime.choice import choose, runtime
 from moat.runtime.copying import copies_of
 from moat.runtime.credentials import Credentials, login_table
@@ -43,11 +44,13 @@ from moat.runtime.names import random_name
 from moat.runtime.outcome import NEVER_BEGAN, Outcome
 from moat.runtime.parts import Addition, Part, RunContext, parts_of, together
 from moat.runtime.plugins.fetch import tell
+from moat.runtime.questions import Answer, Asked, Scope, exactly
 from moat.runtime.records import Ownership, RunRecord, State
 from moat.runtime.rejected import Rejections
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
 from moat.runtime.session import OutputLog, Session
+from moat.runtime.standing import Standing
 from moat.runtime.tasks import first_of
 from moat.runtime.variables import sandbox_environment
 from moat.runtime.viewers import ControlServer
@@ -131,8 +134,6 @@ class LocalRun:
     def __init__(
         self, request: RunRequest, home: Home, viewer: LocalViewer | None, decider: Decider | None = None
     ) -> None:
-        if request.network.policy == "ask" and decider is None:
-            raise UsageError("policy ask needs a decider", hint="moat.runtime.start(…, decider=…)")
         workspace = check_workspace(request.workspace, home)
         check_mounts(request.mounts, home)
         chosen = choose(request.runtime)
@@ -166,6 +167,7 @@ class LocalRun:
         )
         self.outcome = Outcome(home, record)
         self.journal = self._begin_journal()
+        self.asking: Asking | None = None
         self._parts: list[Part] = []
         self._viewer = viewer
         self._decider = decider
@@ -273,6 +275,28 @@ class LocalRun:
             self._gateway.flush()
         return read_exchanges(self._home, self.id)
 
+    async def questions(self) -> AsyncIterator[Asked]:
+        """Each question of a run with `policy="ask"` and no decider, when it comes up, until the run ends."""
+        if self.asking is None:
+            raise UsageError("this run asks nothing", hint='NetworkConfig(policy="ask"), and no decider')
+        shown: set[Asked] = set()
+        async for waiting in self.asking.changes():
+            new = {dataclasses.replace(question, requests=0) for question in waiting}
+            for question in new - shown:
+                yield question
+            shown = new
+
+    def answer(self, host: str, *, allow: bool, scope: Scope = "run", seconds: int = 0) -> int:
+        """Answer what waits for `host` (`name`, `name:port`, `*.name`; without a port 443 is meant).
+
+        scope: `once` for the requests that wait now, `for` some seconds, `run`. Returns how many requests
+        waited. Raises UsageError.
+        """
+        if self.asking is None:
+            raise UsageError("this run asks nothing", hint='NetworkConfig(policy="ask"), and no decider')
+        said = Answer(pattern=exactly(host), allow=allow, scope=scope, seconds=seconds, by="program")
+        return self.asking.answer(said)
+
     async def pause(self) -> None:
         """Hold every process of the sandbox still; each call wants its `resume`. Raises MoatError."""
         async with self._pausing:
@@ -362,6 +386,10 @@ class LocalRun:
         request = self._request
         vault: Vault | None = open_vault(self._home, handoff=handoff or None) if request.grants else None
         given = granted.prepare(vault, request.grants, request.mcp) if vault else granted.NOTHING
+        if request.network.policy == "ask" and self._decider is None:
+            self.asking = Asking(self.name, Standing(self._home), self.journal)
+            start("questions", self.asking.tend)
+            start("prompts", self._show_questions)
         extra = await self._ask_parts(vault, progress, start)
         given = granted.with_more(given, rules=extra.rules, hosts=extra.hosts)
         _check_ports(request.ports.values(), _captured(extra.tunnels))
@@ -388,7 +416,8 @@ class LocalRun:
             start=start,
             tunnels=extra.tunnels,
             mcp=extra.mcp,
-            decider=self._decider,
+            decider=self.asking.decide if self.asking else self._decider,
+            patience=LONGEST if self.asking else None,
             on_event=rejections.add,
         )
         self._gateway = gateway
@@ -505,6 +534,16 @@ class LocalRun:
                 await part.ended()
         await self.finish()
 
+    async def _show_questions(self) -> None:
+        """Keep everybody who watches, and the record, up to date about what waits for the user."""
+        assert self.asking is not None
+        session = await self.session()
+        async for waiting in self.asking.changes():
+            asks = tuple(question.name for question in waiting)
+            if asks != self.record.asks:
+                self.outcome.update(asks=asks)
+            await session.ask(waiting)
+
     async def _end_when_forgotten(self) -> None:
         """Whoever deletes MOAT_HOME can no longer list, stop or read this run: it must not live on unseen."""
         while (self._home.run(self.id) / "lock").exists():
@@ -558,6 +597,8 @@ class LocalRun:
             if scope.cancelled_caught:
                 _log.error("%s was not released in %d s", what, _RELEASE)
                 self.journal.record("run.not_released", what=what, error="it took too long")
+        if self.asking:
+            self.asking.close()
         if self._gateway:
             self.outcome.update(warned=self._gateway.warned)
         self.outcome.conclude(asked=self._stop_asked.is_set())

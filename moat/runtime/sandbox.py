@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Literal, Protocol
 
 from moat.config import HooksConfig
+from moat.config.image import SERVICE_MEMORY
 
 HOME = "/home/agent"
 WORKSPACE = "/workspace"
@@ -57,6 +58,7 @@ class ServiceSpec:
     command: tuple[str, ...] = ()  # in place of the image's own
     files: tuple[tuple[str, bytes], ...] = ()  # (absolute path, content), readable by all
     wait: bool = True
+    memory: int = SERVICE_MEMORY  # bytes
 
 
 @dataclass(frozen=True, slots=True)

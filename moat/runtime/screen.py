@@ -62,6 +62,7 @@ class Modes:
         self._cursor_shape = b""
         self._other_keys = b""  # modifyOtherKeys
         self._keyboards = (_Keyboard(), _Keyboard())  # of the main screen, and of the alternate one
+        self._saved = False  # the cursor, and has not been restored
         self._titles_pushed = 0
         self._title = b""  # the sequence that set it
 
@@ -87,9 +88,9 @@ class Modes:
         return any(mode in self._on for mode in _ALTERNATE)
 
     @property
-    def whole(self) -> bool:
-        """No sequence has begun and not ended: somebody else may draw now."""
-        return not self._rest
+    def interruptible(self) -> bool:
+        """Somebody else may draw now, and put the cursor back: no sequence is unfinished, none saved it."""
+        return not self._rest and not self._saved
 
     def pause(self) -> bytes:
         """Lets somebody else draw text anywhere, until `resume`."""
@@ -143,6 +144,8 @@ class Modes:
                 self._private(mode, on=final == b"h")
         elif final == b"u" and parameters[:1] in {b">", b"<", b"="}:
             self._keyboards[self.alternate].control(parameters)
+        elif final in b"su" and not parameters and not between:
+            self._saved = final == b"s"
         elif final == b"m" and parameters.startswith(b">"):
             self._other_keys = parameters[1:] if parameters[1:].count(b";") else b""
         elif final == b"q" and between == b" ":
@@ -173,6 +176,8 @@ class Modes:
             self._reset()
         elif escape in {b"=", b">"}:
             self._keypad = escape == b"="
+        elif escape in {b"7", b"8"}:
+            self._saved = escape == b"7"
         elif escape[:1] in {b"(", b")"}:
             if escape[1:] == b"B":
                 self._charsets.pop(escape[:1], None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from urllib.parse import quote
 
@@ -71,6 +71,7 @@ class Services(Part):
         for name, version in select(run.request.dependencies, machine=machine()).services:
             config = run.request.services.get(name, ServiceConfig())
             spec, access = _MAKERS[name](config.image or f"{name}:{version}", config)
+            spec = replace(spec, wait=config.wait, memory=config.memory)
             env |= access.variables(name)
             specs.append(spec)
             run.journal.record("service.requested", name=name, image=spec.image)
@@ -118,7 +119,7 @@ def _postgres(image: str, config: ServiceConfig) -> tuple[ServiceSpec, Access]:
     access = Access("postgresql", env["POSTGRES_USER"], env["POSTGRES_PASSWORD"], env["POSTGRES_DB"])
     # Over TCP: while the image sets the database up, it listens on its unix socket only.
     ready = ("pg_isready", "-q", "-h", ADDRESS, "-U", access.user)
-    return ServiceSpec(name="postgres", image=image, env=env, ready=ready, wait=config.wait), access
+    return ServiceSpec(name="postgres", image=image, env=env, ready=ready), access
 
 
 def _mysql(image: str, config: ServiceConfig) -> tuple[ServiceSpec, Access]:
@@ -131,7 +132,7 @@ def _mysql(image: str, config: ServiceConfig) -> tuple[ServiceSpec, Access]:
     access = Access("mysql", env["MYSQL_USER"], env["MYSQL_PASSWORD"], env["MYSQL_DATABASE"])
     admin = "$(command -v mysqladmin || command -v mariadb-admin)"
     ready = ("sh", "-c", f"{admin} ping --silent -h {ADDRESS} --protocol=tcp")
-    return ServiceSpec(name="mysql", image=image, env=env, ready=ready, wait=config.wait), access
+    return ServiceSpec(name="mysql", image=image, env=env, ready=ready), access
 
 
 def _redis(image: str, config: ServiceConfig) -> tuple[ServiceSpec, Access]:
@@ -146,7 +147,6 @@ def _redis(image: str, config: ServiceConfig) -> tuple[ServiceSpec, Access]:
         command=("redis-server", place),
         files=((place, settings.encode()),),
         ready=("sh", "-c", 'test "$(redis-cli -h 127.0.0.1 ping)" = PONG'),
-        wait=config.wait,
     )
     return spec, Access("redis", "default", password, "0")
 

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import anyio
 
+from moat.runtime.questions import Asked
 from moat.runtime.sandbox import Output, Sandbox, Size
 from moat.runtime.screen import Modes, drawing_only, full_screen
 
@@ -45,6 +46,10 @@ class Viewer(Protocol):
 
     def notice(self, text: str) -> None:
         """Tell the person something about the run."""
+        ...
+
+    def ask(self, waiting: Sequence[Asked]) -> None:
+        """Show the questions that wait now; none: take away what was shown."""
         ...
 
     def skip(self) -> None:
@@ -105,6 +110,7 @@ class Session:
         self._ring: deque[Output] = deque()
         self._ring_size = 0
         self._modes = Modes()
+        self._waiting: Sequence[Asked] = ()
         self._writing = asyncio.Lock()
         self.joined = asyncio.Event()  # the first viewer is there
         self.begun = asyncio.Event()  # the command was started: only now is there anybody to write to
@@ -127,6 +133,19 @@ class Session:
         for viewer in self._viewers:
             viewer.notice(text)
 
+    async def ask(self, waiting: Sequence[Asked]) -> None:
+        """Show everybody who watches what waits for the user; with the last question gone, repaint."""
+        was, self._waiting = self._waiting, waiting
+        for viewer in self._viewers:
+            viewer.ask(waiting)
+        if was and not waiting and self._viewers:
+            await self.redraw()
+
+    def remind(self, viewer: Viewer) -> None:
+        """Tell somebody who may have missed it what waits for the user."""
+        if self._waiting:
+            viewer.ask(self._waiting)
+
     @property
     def viewers(self) -> Sequence[Viewer]:
         return tuple(self._viewers)
@@ -140,6 +159,7 @@ class Session:
             viewer.show(self._screen())
         if self._log.error:
             viewer.notice(f"the log of this run has a hole: {self._log.error}")
+        self.remind(viewer)
         self._viewers.append(viewer)
         self.joined.set()
 
@@ -161,6 +181,7 @@ class Session:
         if self._size is None:
             return
         viewer.show(self._screen())
+        viewer.ask(self._waiting)
         if not self._modes.alternate or full_screen(self._past()) is None:
             await self.redraw()
 

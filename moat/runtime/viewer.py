@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 
 from moat.runtime import control
 from moat.runtime.control import Frame
+from moat.runtime.questions import Asked, told
 from moat.runtime.sandbox import Output, Size
 
 BEHIND = 1 << 20  # bytes that wait for one viewer; with more, the run waits for a moment, then they miss some
@@ -56,6 +58,9 @@ class SocketViewer:
 
     def notice(self, text: str) -> None:
         self._send(control.pack(Frame.NOTICE, text.encode()))
+
+    def ask(self, waiting: Sequence[Asked]) -> None:
+        self._send(control.pack_json(Frame.ASKED, told(waiting)))
 
     async def caught_up(self) -> None:
         while self._queued > BEHIND and not self._gone:

@@ -14,9 +14,11 @@ from typing import Any, Protocol
 import anyio
 from anyio.abc import TaskGroup
 
-from moat.errors import MoatError, one_error
+from moat.errors import MoatError, UsageError, one_error
 from moat.runtime import control
+from moat.runtime.asking import Asking
 from moat.runtime.control import BrokenFrameError, Frame
+from moat.runtime.questions import Answer, told
 from moat.runtime.records import RunRecord
 from moat.runtime.sandbox import Size
 from moat.runtime.session import Session
@@ -32,6 +34,11 @@ class Controlled(Protocol):
 
     @property
     def record(self) -> RunRecord: ...
+
+    @property
+    def asking(self) -> Asking | None:
+        """Its questions to the user; None: it has none."""
+        ...
 
     async def session(self) -> Session:
         """Waits until there is a sandbox to talk to."""
@@ -181,6 +188,7 @@ class ControlServer:
                     await session.resync(viewer)
                 else:
                     name = self._run.record.name
+                    session.remind(viewer)
                     viewer.notice(f"{missed:,} bytes came too fast to be shown here: `moat logs {name}`")
 
     async def _control(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -201,6 +209,15 @@ class ControlServer:
                 elif kind is Frame.NOTE:
                     self._note(control.unpack_json(payload))
                     writer.write(control.pack(Frame.NOTED))
+                elif kind is Frame.QUESTIONS:
+                    writer.write(control.pack_json(Frame.ASKED, self._questions()))
+                elif kind is Frame.ANSWER:
+                    try:
+                        requests = self._answer(payload)
+                    except UsageError as error:
+                        writer.write(control.pack(Frame.NOTICE, str(error).encode()))
+                    else:
+                        writer.write(control.pack_json(Frame.ANSWERED, {"requests": requests}))
                 else:
                     await self._order(kind, payload)
         finally:
@@ -214,6 +231,16 @@ class ControlServer:
                 self._run.note(event, data)
             case _:
                 raise BrokenFrameError("not an event of snapshots")
+
+    def _questions(self) -> dict[str, Any]:
+        asking = self._run.asking
+        return told(asking.waiting, asking.missed) if asking else told(())
+
+    def _answer(self, payload: bytes) -> int:
+        """How many requests waited for the answer. Raises UsageError."""
+        if self._run.asking is None:
+            raise UsageError("this run asks nothing: its network.policy is not ask")
+        return self._run.asking.answer(Answer.from_json(control.unpack_json(payload)))
 
     async def _order(self, kind: Frame, payload: bytes) -> None:
         if kind is Frame.SIGNAL and len(payload) == 1:
@@ -232,6 +259,9 @@ class ControlServer:
                 await session.resync(viewer)
             elif viewer.read_only:
                 raise BrokenFrameError(f"{kind.name} of a viewer that only watches")
+            elif kind is Frame.ANSWER:
+                with contextlib.suppress(UsageError):  # the question is gone, and with it the line on screen
+                    self._answer(payload)
             else:
                 await self._order(kind, payload)
 

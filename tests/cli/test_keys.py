@@ -70,6 +70,13 @@ def test_everything_else_passes(data: bytes, step: int) -> None:
     assert feed(data, step) == (data, None)
 
 
+@pytest.mark.parametrize("prefix", [b"\x1f", b"\x1b[47;5u"])
+def test_answers_while_something_is_asked(prefix: bytes) -> None:
+    for key, action in ((b"a", Action.ALLOW), (b"n", Action.DENY)):
+        assert DetachKeys(asked=lambda: True).feed(prefix + key) == (b"", action)
+        assert DetachKeys().feed(prefix + key) == (prefix + key, None), "else they are the program's"
+
+
 def test_twice_sends_one() -> None:
     assert feed(b"\x1f\x1fd", 1) == (b"\x1fd", None)
 

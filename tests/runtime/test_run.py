@@ -239,9 +239,23 @@ async def test_a_decider_of_ones_own(workspace: Path) -> None:
         entry.data["code"] for entry in moat.runtime.read_journal(run.id) if entry.event == "network.denied"
     ]
     assert sorted(denied) == ["budget", "decider"]
-    with pytest.raises(UsageError, match="needs a decider"):
-        async with moat.runtime.start(["true"], workspace=workspace, network=network):
-            pass
+    with pytest.raises(UsageError, match="asks nothing"):
+        run.answer("nowhere.test", allow=True)
+
+
+async def test_a_program_answers_questions(workspace: Path) -> None:
+    """Without a decider each unknown host is one question, for whoever answers first."""
+    fetch = "for h in a b a; do curl -s -o /dev/null -w '%{http_code}\\n' https://$h.test/$h; done"
+    network = NetworkConfig(policy="ask")
+    asked = []
+    async with moat.runtime.start(["sh", "-c", fetch], workspace=workspace, network=network) as run:
+        async for question in run.questions():
+            asked.append((question.name, question.method, question.path))
+            assert run.record.asks == (question.name,)
+            assert run.answer(question.host, allow=question.host == "a.test") == 1
+        out, _ = await collect(run)
+    assert asked == [("a.test", "GET", "/a"), ("b.test", "GET", "/b")]
+    assert out.split() == [b"502", b"403", b"502"]
 
 
 async def test_missing_grants_are_listed_at_once(workspace: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
@@ -10,6 +11,7 @@ import anyio.lowlevel
 import pytest
 
 from moat.runtime.local import LocalViewer
+from moat.runtime.questions import Asked
 from moat.runtime.sandbox import Output, Size
 from moat.runtime.session import RING, OutputLog, Session
 
@@ -64,6 +66,7 @@ class Eyes:
         self.seen: list[Output] = []
         self.told: list[str] = []
         self.shown: list[bytes] = []
+        self.asked: list[str] = []
         self.skipped = 0
         self.open = anyio.Event()
         self.open.set()
@@ -83,6 +86,9 @@ class Eyes:
 
     def show(self, screen: bytes) -> None:
         self.shown.append(screen)
+
+    def ask(self, waiting: Sequence[Asked]) -> None:
+        self.asked = [question.name for question in waiting]
 
     def skip(self) -> None:
         self.skipped += 1
@@ -218,6 +224,25 @@ async def test_the_smallest_terminal_wins(tmp_path: Path) -> None:
     assert sandbox.sizes == [Size(200, 50), Size(100, 50), Size(200, 50)]
     await session.remove(large)
     assert sandbox.sizes[-1] == Size(200, 50), "nobody is there: the size stays"
+
+
+async def test_everybody_is_asked_and_the_program_repaints_after_the_last_answer(tmp_path: Path) -> None:
+    session, sandbox = make(tmp_path, Size(80, 24))
+    first, later = Eyes(Size(80, 24)), Eyes(Size(80, 24))
+    session.add(first)
+    questions = [Asked(f"{name}.test", 443, "https", "GET", "/", 0.0, 1) for name in "ab"]
+    await session.ask(questions)
+    session.add(later)
+    assert first.asked == later.asked == ["a.test", "b.test"]
+    await session.ask(questions[1:])
+    assert later.asked == ["b.test"]
+    assert sandbox.sizes == []
+    later.asked = ["what it saw before it fell behind"]
+    await session.resync(later)
+    assert later.asked == ["b.test"]
+    sandbox.sizes.clear()
+    await session.ask([])
+    assert (first.asked, sandbox.sizes) == ([], [Size(79, 24), Size(80, 24)])
 
 
 async def test_redraw_wobbles_the_width(tmp_path: Path) -> None:

@@ -44,6 +44,11 @@ async def start_a_run() -> int:
         async for chunk in run.output():
             assert_type(chunk, Output)
             sys.stdout.buffer.write(chunk.data)
+        async for question in run.questions():
+            assert_type(question, moat.runtime.Asked)
+            run.answer(
+                f"{question.host}:{question.port}", allow=question.port == 443, scope="for", seconds=60
+            )
         await run.write(b"y\n")
         await run.resize(Size(120, 40))
         for exchange in run.exchanges():

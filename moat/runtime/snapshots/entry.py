@@ -8,6 +8,8 @@ import stat
 import sys
 from typing import NamedTuple
 
+from moat.runtime.snapshots.attributes import Attributes
+
 FILE, DIRECTORY, LINK, OTHER = "f", "d", "l", "-"
 Segments = list[tuple[int, int]]  # (offset, length) of what a sparse file really holds, ascending
 
@@ -29,6 +31,7 @@ class Entry(NamedTuple):
     data: str = ""  # file: name of its object; link: where it leads; other: why it is not kept
     twin: str = ""  # file: the path of the first entry that is the same file (hard link)
     segments: Segments | None = None  # sparse file: the object is these, one after the other
+    attributes: Attributes | None = None  # of a file or directory
 
     @property
     def kept(self) -> bool:

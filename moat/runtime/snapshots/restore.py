@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moat.runtime.git.fence import HERE, READ_ONLY
+from moat.runtime.snapshots import attributes
 from moat.runtime.snapshots.diff import Change, below, exactly, merge
 from moat.runtime.snapshots.entry import DIRECTORY, FILE, LINK, Entry
 from moat.runtime.snapshots.errors import SnapshotError
@@ -327,9 +328,19 @@ class _Work:
             self._objects.copy(entry.data, out, entry.size, entry.segments)
             _own(entry, lambda uid, gid: os.fchown(out, uid, gid))
             os.fchmod(out, entry.mode)
+            self._dress(out, entry)
             os.utime(out, ns=(entry.mtime, entry.mtime))
         finally:
             os.close(out)
+
+    def _dress(self, fd: int, entry: Entry) -> None:
+        """Its extended attributes. A file system that cannot have them gets the rest, and it is told."""
+        try:
+            attributes.write(fd, entry.attributes)
+        except OSError as error:
+            self._leave(
+                entry.path, f"without its extended attributes: {(error.strerror or 'failed').lower()}"
+            )
 
     # --- directories -----------------------------------------------------------------------------
 
@@ -357,6 +368,7 @@ class _Work:
                 if entry is not None:
                     _own(entry, lambda uid, gid, fd=fd: os.fchown(fd, uid, gid))  # type: ignore[misc] # bound now
                     os.fchmod(fd, entry.mode)
+                    self._dress(fd, entry)
                     os.utime(fd, ns=(entry.mtime, entry.mtime))
                 else:
                     os.fchmod(fd, self._modes[path][0])

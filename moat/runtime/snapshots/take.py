@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from moat.config import SnapshotConfig
+from moat.runtime.snapshots import attributes
+from moat.runtime.snapshots.attributes import Attributes
 from moat.runtime.snapshots.entry import (
     DIRECTORY,
     FILE,
@@ -163,7 +165,8 @@ class _Taking:
                 if row is not None:
                     yield row
             elif stat.S_ISDIR(mode):
-                yield _row(_entry(found, DIRECTORY))
+                place = f"/proc/self/fd/{found.parent}/{found.name}"
+                yield _row(_entry(found, DIRECTORY)._replace(attributes=self._attributes(found.path, place)))
             elif stat.S_ISLNK(mode):
                 with contextlib.suppress(OSError):
                     target = os.readlink(found.name, dir_fd=found.parent)
@@ -183,10 +186,20 @@ class _Taking:
         self._cached = next(self._cache, None)
         return row
 
-    def _other(self, found: Found, why: str) -> Row:
+    def _miss(self, path: str, why: str) -> None:
         self._missing_count += 1
         if len(self._missing) < _TOLD:
-            self._missing.append(Missing(found.path, why))
+            self._missing.append(Missing(path, why))
+
+    def _attributes(self, path: str, target: int | str) -> Attributes | None:
+        try:
+            return attributes.read(target)
+        except attributes.TooLargeError:
+            self._miss(path, f"its extended attributes, of more than {attributes.LARGEST >> 10} KiB")
+            return None
+
+    def _other(self, found: Found, why: str) -> Row:
+        self._miss(found.path, why)
         return _row(_entry(found, OTHER)._replace(data=why))
 
     def _file(self, found: Found, known: Row | None) -> Row | None:
@@ -196,7 +209,11 @@ class _Taking:
         first = self._first.get((info.st_dev, info.st_ino)) if several else None
         if first is not None:
             entry = _entry(found, FILE)._replace(
-                size=first.size, data=first.data, segments=first.segments, twin=first.path
+                size=first.size,
+                data=first.data,
+                segments=first.segments,
+                twin=first.path,
+                attributes=first.attributes,
             )
             row = _row(entry, self._stamp(info))
         elif known is not None and self._unchanged(found, known):
@@ -249,7 +266,8 @@ class _Taking:
                 if len(self._unsettled) < _TOLD:
                     self._unsettled.append(found.path)
             entry = _entry(found._replace(info=info), FILE)
-            return entry._replace(size=info.st_size, data=key, segments=segments), info
+            own = self._attributes(found.path, fd)
+            return entry._replace(size=info.st_size, data=key, segments=segments, attributes=own), info
         finally:
             os.close(fd)
 

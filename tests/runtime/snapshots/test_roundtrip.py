@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -16,12 +17,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from moat.runtime.snapshots import objects, take as taking
+from moat.runtime.snapshots import attributes, objects, take as taking
 from moat.runtime.snapshots.diff import compare, count, for_people
 from moat.runtime.snapshots.errors import SnapshotError
 from moat.runtime.snapshots.restore import restore_to
 from moat.runtime.snapshots.store import Kind, Store
-from moat.runtime.snapshots.take import MAX_SEGMENTS, RACY, Wish, scan
+from moat.runtime.snapshots.take import MAX_SEGMENTS, RACY, Wish, scan, take
 from moat.runtime.snapshots.walk import MAX_DEPTH
 from tests.conftest import REPOSITORY
 from tests.runtime.snapshots.kit import OLD, bring_back, entries, keep, look, store_for, write
@@ -123,6 +124,60 @@ def test_any_tree_comes_back_over_any_other(tmp_path_factory, before, after) -> 
             assert look(workspace) == second
     finally:
         clear(place)
+
+
+def acl(user: int, *, default: bool = False) -> tuple[str, bytes]:
+    """An access list that lets `user` read, as the kernel has it (linux/posix_acl_xattr.h)."""
+    entries = [(0x01, 6, -1), (0x02, 4, user), (0x04, 4, -1), (0x10, 4, -1), (0x20, 0, -1)]
+    value = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    return f"system.posix_acl_{'default' if default else 'access'}", value
+
+
+def attributes_of(path: Path) -> dict[str, bytes]:
+    return {name: os.getxattr(path, name) for name in os.listxattr(path)}
+
+
+def test_attributes_and_access_lists_come_back_and_nothing_that_gives_rights(tmp_path: Path) -> None:
+    """A change of nothing else is a change; what the snapshot does not know goes; `security.*` is left out."""
+    store, workspace = store_for(tmp_path)
+    write(workspace, {"f": "x", "d/in": "y", "plain": "z"})
+    file, directory, plain = workspace / "f", workspace / "d", workspace / "plain"
+    own = {"user.colour": b"blue\0", acl(1234)[0]: acl(1234)[1]}
+    for name, value in own.items():
+        os.setxattr(file, name, value)
+    os.setxattr(directory, "user.d", b"1")
+    os.setxattr(directory, *acl(77, default=True))
+    for name in ("security.moat_test", "trusted.moat_test"):
+        os.setxattr(file, name, b"rights")
+    first = keep(store)
+    before = {path: attributes_of(path) for path in (directory, plain)}
+    os.setxattr(file, "user.colour", b"red")
+    os.setxattr(directory, "user.d", b"2")
+    os.removexattr(directory, acl(77, default=True)[0])
+    os.setxattr(plain, "user.new", b"n")
+    assert keep(store).tree != first.tree
+    done = bring_back(store, first)
+    assert [item.path for item in done.left] == []
+    assert attributes_of(file) == own, "and neither security.* nor trusted.*"
+    assert {path: attributes_of(path) for path in before} == before
+    restore_to(store, first, tmp_path / "out")
+    assert attributes_of(tmp_path / "out/f") == own
+    assert attributes_of(tmp_path / "out/d") == before[directory]
+    assert attributes_of(tmp_path / "out/d/in") == {}, "nothing is inherited that was not there"
+    with store.exclusive():
+        assert take(store, Wish(kind=Kind.MANUAL), unless=first.tree) is None, "it is what it was"
+
+
+def test_attributes_without_end_are_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attributes, "LARGEST", 1024)
+    store, workspace = store_for(tmp_path)
+    write(workspace, {"f": "x"})
+    os.setxattr(workspace / "f", "user.big", b"b" * 2000)
+    snapshot = keep(store)
+    assert [(item.path, item.why[:23]) for item in snapshot.missing] == [("f", "its extended attributes")]
+    assert entries(store, snapshot)["f"].attributes is None
 
 
 def test_a_second_snapshot_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

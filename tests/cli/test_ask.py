@@ -1,0 +1,155 @@
+"""Asking as a user meets it: a line on the screen and two keys, other terminals, silence, `always`.
+
+Seen to fail: with `Session.ask` not repainting, what the line covered stays blank.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_attach import BOTH, Moat, Open, Terminal, terminal, workspace
+
+__all__ = ["terminal", "workspace"]
+FULL = """
+import threading, urllib.error, urllib.request
+def fetch():
+    for line in open("hosts"):
+        try:
+            urllib.request.urlopen(line.strip(), timeout=30)
+        except urllib.error.HTTPError as error:
+            open("answers", "a").write(error.read().decode() + "\\n")
+threading.Thread(target=fetch, daemon=True).start()
+exec(open("tui.py").read().replace("size {size.columns}", "\\\\x1b[{size.lines};1HBOTTOM\\\\x1b[1;1Hsize {size.columns}"))
+"""
+
+
+def hosts(workspace: Path, *urls: str) -> None:
+    (workspace / "hosts").write_text("".join(f"{url}\n" for url in urls))
+    (workspace / "full.py").write_text(FULL)
+
+
+def answers(workspace: Path, count: int) -> list[str]:
+    deadline = time.monotonic() + 20
+    while (
+        not (workspace / "answers").exists()
+        or len(lines := (workspace / "answers").read_text().split("\n\n")) <= count
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return lines
+
+
+@pytest.mark.parametrize("runtime", BOTH)
+def test_a_line_on_the_screen_and_two_keys(terminal: Open, workspace: Path, moat: Moat, runtime: str) -> None:
+    hosts(workspace, "https://first.test/a", "https://xn--pple-43d.test/b")
+    it: Terminal = terminal(
+        "run", "-i", "--ask", "--runtime", runtime, "--name", "q", "--", "python3", "full.py"
+    )
+    it.shows("moat: allow GET first.test/a | ctrl-/ a allow, n deny")
+    assert it.screen.display[0].startswith("size 80x24"), "the program's screen is as it was"
+    assert "BOTTOM" not in it.screen.display[-1]
+    it.type(b"x")
+    it.shows("keys 'x'")
+    assert "first.test" in it.screen.display[-1], "it stays while the program draws"
+    time.sleep(0.6)
+    it.type(b"\x1fn")
+    it.shows("allow GET xn--pple-43d.test/b")
+    listed = moat("ask").stdout
+    assert "xn--pple-43d.test (international: CYRILLIC and LATIN letters)" in listed
+    second = terminal("attach", "q")
+    second.shows("allow GET xn--pple-43d.test/b")
+    assert moat("approve", "q", "xn--pple-43d.test", "--once").returncode == 0
+    for each in (it, second):
+        each.shows("BOTTOM")
+        assert "moat: allow" not in "".join(each.screen.display)
+    refused, passed = answers(workspace, 2)[:2]
+    assert json.loads(refused)["error"].endswith("the user does not want this run to reach first.test")
+    assert "xn--pple-43d.test cannot be resolved" in passed, "it went on to the next thing that can go wrong"
+    it.type(b"q")
+    assert it.end() == 0
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOAT_RUNTIME", "embedded")
+
+
+@pytest.mark.embedded
+@pytest.mark.usefixtures("embedded")
+def test_nobody_there(moat: Moat, home: Path) -> None:
+    (home / ".moat").mkdir(mode=0o700)
+    (home / ".moat/config.yaml").write_text("ask: {timeout: 1s, allow: ['known.test:80']}\n")
+    fetch = "for h in new known new; do curl -s -w '%{http_code} %{time_total}\\n' http://$h.test/; done"
+    done = moat("run", "--ask", "--name", "night", "--", "sh", "-c", fetch)
+    first, known, again = re.findall(r"(\{.*\})\n?(\d+) ([0-9.]+)", done.stdout)
+    assert (first[1], known[1], again[1]) == ("403", "502", "403")
+    assert 1 <= float(first[2]) < 10
+    assert float(again[2]) < 0.9, "an unattended run does not wait for each request"
+    told = json.loads(first[0])
+    assert told["reason"] == "ask"
+    assert "nobody has answered" in told["error"]
+    assert "moat approve night new.test:80" in told["hint"]
+    assert "moat: GET new.test:80/ waits for you: `moat approve night new.test:80`" in done.stderr
+    assert done.stderr.count("waits for you") == 1
+
+
+@pytest.mark.embedded
+@pytest.mark.usefixtures("embedded")
+def test_for_good_and_what_is_wrong(moat: Moat, home: Path, workspace: Path) -> None:
+    (home / ".moat").mkdir(mode=0o700)
+    (home / ".moat/config.yaml").write_text("# mine\nask:\n  timeout: 30s  # half a minute\n")
+    (workspace / "agent.yaml").write_text("network: {policy: ask}\n")
+    fetch = (
+        "sleep 0.5; for i in 1 2; do curl -s -o /dev/null -w '%{http_code}\\n' http://new.test:8080/; done"
+    )
+    for name in ("one", "two"):
+        assert moat("run", "-d", "--name", name, "--", "sh", "-c", fetch).returncode == 0
+        until(lambda name=name: moat("ask", name, "--json").stdout != "[]\n")  # type: ignore[misc]
+    unclear = moat("approve", "new.test:8080")
+    assert (unclear.returncode, "several runs ask about" in unclear.stderr) == (2, True)
+    picked = moat("approve")
+    assert (picked.returncode, "which host is meant? " in picked.stderr) == (2, True)
+    assert moat("approve", "one", "new.test:8080", "--always").returncode == 0
+    text = (home / ".moat/config.yaml").read_text()
+    assert text == "# mine\nask:\n  timeout: 30s  # half a minute\n  allow:\n    - new.test:8080\n"
+    until(lambda: "stopped" in moat("list").stdout or "failed" in moat("list").stdout)
+    assert moat("logs", "one").stdout == "502\n502\n"
+    assert moat("approve", "two", "new.test:8080", "--once").returncode == 0
+    until(lambda: moat("logs", "two").stdout.count("\n") == 2)
+    assert moat("logs", "two").stdout == "502\n502\n", "the second is answered by the file"
+    for words, said in (
+        (("approve", "one", "new.test"), "one has ended"),
+        (("approve", "other.test"), "no run asks about other.test"),
+        (("deny",), "nothing waits for an answer"),
+        (("approve", "--for", "1d", "x", "y.test"), "a time is e.g."),
+        (("ask", "nothing"), "no run 'nothing'"),
+    ):
+        done = moat(*words)
+        assert done.returncode in {2, 3}
+        assert said in done.stderr
+    (workspace / "agent.yaml").write_text("network: {policy: ask, mode: warn}\n")
+    assert "exclude each other" in moat("run", "--", "true").stderr
+    (workspace / "agent.yaml").write_text("network: {mode: warn}\n")
+    assert "exclude each other" in moat("run", "--ask", "--accept-config", "--", "true").stderr
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_one_that_does_not_ask(moat: Moat, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOAT_RUNTIME", "embedded")
+    moat("run", "-d", "--name", "free", "--", "sleep", "20")
+    done: subprocess.CompletedProcess[str] = moat("approve", "free", "a.test")
+    assert (done.returncode, "this run asks nothing" in done.stderr) == (3, True)
+    assert moat("ask").stderr == "moat: nothing waits for an answer\n"
