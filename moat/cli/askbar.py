@@ -27,9 +27,9 @@ _LEAST_ROWS, _LEAST_COLUMNS = 4, 30
 class AskBar:
     """What to write to the terminal. Writes nothing itself, knows no clock but for `chosen`."""
 
-    def __init__(self, *, answers: bool = True) -> None:
-        """answers: the keys of this terminal do; else it only shows what waits."""
-        self._keys = _KEYS if answers else "`moat approve` answers"
+    def __init__(self, *, chord: str = "ctrl-/") -> None:
+        """chord: the key that comes before an answer; empty: this terminal only shows what waits."""
+        self._keys = _KEYS.replace("ctrl-/", chord) if chord else "`moat approve` answers"
         self._waiting: Sequence[Mapping[str, Any]] = ()
         self._since = 0.0
         self._drawn = False

@@ -27,12 +27,12 @@ _PAUSE = 0.2  # seconds to wait for the rest of a sequence that the program has 
 
 
 class Display:
-    def __init__(self, *, terminal: bool, ask_for_screen: Callable[[], None], answers: bool = True) -> None:
+    def __init__(self, *, terminal: bool, ask_for_screen: Callable[[], None], chord: str) -> None:
         """terminal: stdout is one, and the program draws on it; else bytes are passed on and that is all.
 
-        answers: its keys may answer what the run asks.
+        chord: the key before an answer to what the run asks; empty: nothing is answered here.
         """
-        self.bar = AskBar(answers=answers)
+        self.bar = AskBar(chord=chord)
         self.terminal = terminal
         self.plain = not terminal or os.environ.get("TERM", "dumb") in {"dumb", "unknown"}
         self._ask_for_screen = ask_for_screen

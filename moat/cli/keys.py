@@ -17,6 +17,7 @@ from moat.config.chord import DEFAULT, Chord
 _KITTY = re.compile(rb"\x1b\[(\d{1,7})(?::[\d:]*)?(?:;(\d{1,4})(?::(\d))?)?(?:;[\d:]*)?u")
 _XTERM = re.compile(rb"\x1b\[27;(\d{1,4});(\d{1,7})~")  # modifyOtherKeys
 _BEGUN = re.compile(rb"\x1b\[[\d:;]*\Z")
+_REPORT = re.compile(rb"\x1b\[[?>]?[\d;]*(?:\$y|[RcnIO])")  # answers of a terminal, and its focus
 _CONTROL, _RELEASE = 4, b"3"
 _LOCKS = 64 | 128  # caps lock and num lock are reported as modifiers
 
@@ -91,6 +92,8 @@ class DetachKeys:
         """The key at `at`, and where the next one begins. None: more is needed, or nothing is left."""
         if sequence := _KITTY.match(data, at) or _XTERM.match(data, at):
             return sequence.group(), sequence.end()
+        if self._prefix and (report := _REPORT.match(data, at)):
+            return report.group(), report.end()
         if begun := _BEGUN.match(data, at):
             self._held = begun.group()
             return None, len(data)
@@ -106,8 +109,8 @@ class DetachKeys:
 
     def _key(self, key: bytes, out: bytearray) -> Action | None:
         code, modifiers, released = decode(key)
-        if released:
-            if not self._prefix:
+        if released or _REPORT.fullmatch(key):
+            if not (self._prefix and released):
                 out += key
             return None
         if key == self._chord.byte or (code in self._chord.codes and modifiers == _CONTROL):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
 import signal
 import struct
 import sys
@@ -23,7 +22,8 @@ from typing import Any
 
 from moat.cli.askbar import ascii_only, name
 from moat.cli.display import Display, size, write
-from moat.cli.keys import ANSWERS, Action, DetachKeys
+from moat.cli.keyboard import Keyboard, read
+from moat.cli.keys import ANSWERS, Action
 from moat.cli.output import git_warning, safe, say
 from moat.config.chord import DEFAULT, Chord
 from moat.errors import EXIT_INTERRUPTED, EXIT_START
@@ -33,10 +33,6 @@ from moat.runtime.launch import RunHandle
 from moat.runtime.questions import Answer, exactly
 from moat.runtime.records import RunRecord, State
 
-_PIECE = 65536
-_KEY_PAUSE = 0.05  # seconds after which the beginning of an escape sequence is taken for all of it
-_MENU_PAUSE = 0.25  # seconds after the chord in which the key for one thing may follow: without it, the menu
-_HINT = "then d detaches, k stops the run; the same key again goes to the program"
 _TWICE = 0.5  # seconds in which a second Ctrl-C means "stop" and not "detach"
 _STUBBORN = 2.0  # seconds after which a command that Ctrl-C did not end is worth a word
 _GRACE = 10.0
@@ -79,10 +75,11 @@ class _Attachment:
         self._display = Display(
             terminal=handle.tty and _is_terminal(1),
             ask_for_screen=lambda: self._send(control.pack(Frame.REDRAW)),
-            answers=not read_only,
+            chord=chord.name if chord.byte and not read_only else "",
         )
         self._asked: set[str] = set()  # hosts that a line has told of
         self._interrupts = 0
+        self._leaving = False
         own = size()
         self._output = Connection(  # the command starts
             handle.socket,
@@ -208,55 +205,34 @@ class _Attachment:
         """Runs in a thread until stdin ends; the process does not wait for it."""
         with contextlib.suppress(OSError):
             if self._read_only:
-                self._copy_keys(lambda keys: _tell_main_to_leave() if _CTRL_C.search(keys) else None)
+                self._keyboard().copy(lambda keys: self._leave_now() if _CTRL_C.search(keys) else None)
                 return
             with Connection(self._handle.socket, "input") as run:
                 if self._handle.tty and _is_terminal(0):
-                    self._copy_keys(lambda keys: run.send(control.pack(Frame.INPUT, keys)))
+                    self._keyboard().copy(lambda keys: run.send(control.pack(Frame.INPUT, keys)))
                 else:
-                    while data := _read(0):
+                    while data := read(0):
                         run.send(control.pack(Frame.INPUT, data))
                 run.send(control.pack(Frame.CLOSE_STDIN))
 
-    def _copy_keys(self, send: Callable[[bytes], None]) -> None:
-        """What is typed, to the program; but for the chord and the key after it."""
-        keys = DetachKeys(self._chord, asked=lambda: self._display.bar.asks)
-        hinted = False
-        while True:
-            pause = _KEY_PAUSE if keys.holding else _MENU_PAUSE if keys.called and not hinted else None
-            if pause and not select.select([0], [], [], pause)[0]:
-                if keys.holding:
-                    send(keys.flush())
-                elif self._display.plain:
-                    self._say(_HINT)
-                    hinted = True
-                else:
-                    self._open_menu(keys.forget(), send)
-                continue
-            data = _read(0)
-            if not data:
-                return
-            out, action = keys.feed(data)
-            hinted = hinted and keys.called
-            if out:
-                send(out)
-            if action:
-                self._act(action)
+    def _keyboard(self) -> Keyboard:
+        return Keyboard(
+            self._handle,
+            self._chord,
+            self._display,
+            act=self._act,
+            leaving=lambda: self._leaving,
+            read_only=self._read_only,
+        )
 
-    def _open_menu(self, chord: bytes, send: Callable[[bytes], None]) -> None:
-        from moat.cli.session_menu import SessionMenu
-
-        with contextlib.suppress(EOFError):
-            menu = SessionMenu(self._handle, self._display, _read_within, read_only=self._read_only)
-            action = menu.run()
-            if action is Action.CHORD:
-                send(chord)
-            elif action:
-                self._act(action)
+    def _leave_now(self) -> None:
+        self._leaving = True
+        main = threading.main_thread().ident
+        signal.pthread_kill(main or 0, signal.SIGTERM)  # it leaves, also out of a blocked write
 
     def _act(self, action: Action) -> None:
         if action is Action.DETACH:
-            _tell_main_to_leave()
+            self._leave_now()
         elif self._read_only:
             return
         elif action is Action.STOP:
@@ -315,11 +291,6 @@ def _leave() -> None:
     raise _Left
 
 
-def _tell_main_to_leave() -> None:
-    main = threading.main_thread().ident
-    signal.pthread_kill(main or 0, signal.SIGTERM)  # it leaves, also out of a blocked write
-
-
 @contextlib.contextmanager
 def _signals(handlers: dict[int, Callable[[], None]]) -> Iterator[None]:
     """Install handlers, and put the old ones back."""
@@ -348,31 +319,11 @@ def _raw(fd: int) -> Iterator[None]:
             termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-def _read_within(seconds: float) -> bytes:
-    """What is typed within that time, b"" when nothing is. Raises EOFError."""
-    if not select.select([0], [], [], seconds)[0]:
-        return b""
-    if data := _read(0):
-        return data
-    raise EOFError
-
-
 def _is_terminal(fd: int) -> bool:
     try:
         return os.isatty(fd)
     except OSError:
         return False
-
-
-def _read(fd: int) -> bytes:
-    """The next bytes, also when somebody has made the descriptor non-blocking. b"" at the end."""
-    while True:
-        try:
-            return os.read(fd, _PIECE)
-        except BlockingIOError:
-            select.select([fd], [], [])
-        except OSError:
-            return b""  # EIO: the terminal has hung up
 
 
 def _silence_stdout() -> None:
