@@ -22,6 +22,7 @@ MESSAGES = {
         "proxy/test_logins.py::test_a_real_token_is_not_fetched"
     ),
     "… gave no credential: it is empty": "cli/test_grant_origin.py::test_a_run_asks_there_and_does_not_begin_without",
+    "The credential store cannot be changed": "vault/test_disk.py::test_a_disk_that_refuses_loses_nothing",
     "The journal cannot be written": "attacks/test_journal.py::test_a_credential_stays_when_its_use_cannot_be_recorded",
     "moat refused this request: the budget of … does not allow it": (
         "proxy/test_budget.py::test_an_upload_that_says_its_length_is_refused_before_anything_is_opened"
@@ -138,6 +139,13 @@ MESSAGES = {
     "A session needs a terminal": (
         "e2e/test_claude_print.py::test_what_cannot_be_started_is_told_before_anything_is_made"
     ),
+    "Runs cannot be kept in …": "runtime/test_survival.py::test_too_few_files_and_no_place_to_keep_runs",
+    "A run needs more open files than it may have here": (
+        "runtime/test_survival.py::test_too_few_files_and_no_place_to_keep_runs"
+    ),
+    "The Docker engine went away under the run": (
+        "runtime/test_survival.py::test_the_engine_goes_away_and_comes_back"
+    ),
     "The package `moat` at … is not Moat's": (
         "cli/test_startup.py::test_another_projects_package_in_the_same_environment_is_noticed"
     ),
@@ -145,6 +153,7 @@ MESSAGES = {
 
 # What somebody sees who does not see a message of Moat's.
 SYMPTOMS = {
+    'A run is "lost"': "runtime/test_survival.py::test_everything_is_gone_after_a_restart_of_the_machine",
     "moat audit --verify says TAMPERED": "cli/test_audit.py::test_a_verdict_and_its_exit_status",
     "Network errors": "cli/test_network_check.py::test_the_guides_check_of_a_credential",
     "Permission denied (publickey) in a sandbox": (

@@ -25,6 +25,7 @@ from moat.runtime.sandbox import Output, Size
 
 # Never None: that means ctrl-p,ctrl-q, and ^P would be swallowed until the next key.
 _DETACH_KEYS = "ctrl-^,ctrl-^,ctrl-@,ctrl-^"
+_NO_CONNECTION = 900  # a status of aiodocker's own
 
 
 class EngineError(MoatError):
@@ -41,6 +42,8 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except aiodocker.DockerError as error:
+        if error.status == _NO_CONNECTION:
+            raise EngineError(f"the Docker engine does not answer: {error.message}") from None
         raise EngineError(error.message, status=error.status) from None
     except (OSError, TimeoutError, aiohttp.ClientError) as error:
         raise EngineError(f"the Docker engine went away: {error}") from None
