@@ -29,7 +29,7 @@ from moat.proxy.relay import Traffic, relay
 from moat.proxy.scrub import BodyScrubber, Scrubber, UnreadableBodyError, mask, mask_fields, scrub_headers
 from moat.proxy.stream import BUFFER
 from moat.proxy.upload import Upload
-from moat.proxy.websocket import ClientFrames, ServerFrames, goodbyes
+from moat.proxy.websocket import ClientFrames, ServerFrames
 
 Unreadable = Literal["withhold", "pass"]
 """What becomes of a response to a request with a credential whose body cannot be looked into."""
@@ -226,7 +226,6 @@ class Download:
                 up=up,
                 down=down,
                 watches=(self._spending,) if self._spending is not None else (),
-                goodbyes=goodbyes if isinstance(down, ServerFrames) else None,
             )
         finally:
             if isinstance(down, ServerFrames) and up is not None:

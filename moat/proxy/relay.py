@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
@@ -21,6 +21,15 @@ class Traffic:
     down: int = 0
     messages: tuple[int, int] = (0, 0)  # up and down, of a WebSocket whose frames were read
     error: str = ""
+
+
+class PartingError(StreamError):
+    """What came cannot go on, and both sides can be told so in words of their protocol."""
+
+    def __init__(self, reason: str, *, to_client: bytes, to_upstream: bytes) -> None:
+        super().__init__(reason)
+        self.to_client = to_client
+        self.to_upstream = to_upstream
 
 
 class Filter(Protocol):
@@ -46,18 +55,17 @@ async def relay(
     up: Filter | None = None,
     down: Filter | None = None,
     watches: Sequence[Watch] = (),
-    goodbyes: Callable[[StreamError], tuple[bytes, bytes]] | None = None,
 ) -> None:
     """Pass bytes on until both sides have finished, one breaks, or nothing moves for `idle` seconds.
 
     A side that finishes its direction is told to the other side, and may go on reading. `up` and `down`
-    change what goes there. Closes neither stream unless one broke, or what came was refused; then both are
-    dropped. `goodbyes`: what client and upstream are told before that, in a protocol that has words for it.
+    change what goes there. Closes neither stream unless one broke; then both are dropped, after a last word
+    if there is one.
     """
-    refusal: StreamError | None = None
+    parting: PartingError | None = None
 
     async def pump(source: Stream, sink: Stream, change: Filter | None, *, downwards: bool) -> None:
-        nonlocal refusal
+        nonlocal parting
         try:
             while data := await source.receive():
                 client.deadline = upstream.deadline = monotonic() + idle
@@ -74,12 +82,11 @@ async def relay(
             if change is not None and (rest := change.finish()):
                 await sink.send(rest)
             await sink.send_eof()
+        except PartingError as error:
+            traffic.error, parting = traffic.error or str(error), error
+            pumps.cancel_scope.cancel()
         except StreamError as error:
             traffic.error = traffic.error or str(error)
-            if goodbyes is not None and not (source.broken or sink.broken):
-                refusal = error
-                pumps.cancel_scope.cancel()
-                return
             source.abort()
             sink.abort()
 
@@ -87,9 +94,13 @@ async def relay(
     async with anyio.create_task_group() as pumps:
         pumps.start_soon(lambda: pump(client, upstream, up, downwards=False))
         await pump(upstream, client, down, downwards=True)
-    if refusal is not None and goodbyes is not None:
-        for stream, words in zip((client, upstream), goodbyes(refusal), strict=True):
-            stream.deadline = monotonic() + CLOSE_SECONDS
-            with suppress(StreamError):
-                await stream.send(words)
-            await stream.aclose()
+    if parting is not None:
+        await _part(client, parting.to_client)
+        await _part(upstream, parting.to_upstream)
+
+
+async def _part(stream: Stream, last: bytes) -> None:
+    stream.deadline = monotonic() + CLOSE_SECONDS
+    with contextlib.suppress(StreamError):
+        await stream.send(last)
+    await stream.aclose()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import ssl
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from moat.proxy.stream import StreamError
@@ -26,23 +26,14 @@ _RECORD = 16384  # plaintext of the largest TLS record
 
 
 class TLSError(StreamError):
-    """A handshake or a record failed.
-
-    `verification`: the peer's certificate was not accepted. `no_name`: the client's server name is none.
-    """
+    """A handshake or a record failed. `verification`: the peer's certificate was not accepted."""
 
     def __init__(
-        self,
-        reason: str,
-        connection: ssl.SSLObject | None = None,
-        *,
-        verification: bool = False,
-        no_name: bool = False,
+        self, reason: str, connection: ssl.SSLObject | None = None, *, verification: bool = False
     ) -> None:
         super().__init__(reason)
         self.connection = connection
         self.verification = verification
-        self.no_name = no_name
 
     @property
     def no_protocol(self) -> bool:
@@ -70,15 +61,14 @@ class TLSSession:
         """Go on with what the peer sent; True when the handshake is complete. Raises TLSError."""
         self._incoming.write(data)
         try:
-            with _unreadable_names() as unreadable:
-                self.object.do_handshake()
+            self.object.do_handshake()
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLCertVerificationError as error:
             reason = error.verify_message or "certificate verify failed"
             raise TLSError(reason, self.object, verification=True) from error
         except (ssl.SSLError, ValueError) as error:
-            raise TLSError(_reason(error), self.object, no_name=bool(unreadable)) from error
+            raise TLSError(_reason(error), self.object) from error
         return True
 
     @property
@@ -145,26 +135,24 @@ def verifying_context(
     return context
 
 
+def ignore_names_that_are_none() -> None:
+    """Keep Python from printing a traceback for each server name that is not ASCII (RFC 6066 §3).
+
+    The handshake fails and is recorded all the same, and whoever connects could fill the log with them. It
+    is the process's own hook that is wrapped: for programs, not for libraries.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not (
+            isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(unraisable.object, bytes)
+        ):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def _reason(error: Exception) -> str:
     """`TLSV1_ALERT_UNKNOWN_CA` → `tlsv1 alert unknown ca`."""
     reason = getattr(error, "reason", None) or str(error)
     return reason.replace("_", " ").lower()
-
-
-@contextlib.contextmanager
-def _unreadable_names() -> Iterator[list[UnicodeError]]:
-    """Names that `ssl` cannot decode: it ends the handshake, and prints the error as if it were ours."""
-    found: list[UnicodeError] = []
-    usual = sys.unraisablehook
-
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if isinstance(unraisable.exc_value, UnicodeError):
-            found.append(unraisable.exc_value)
-        else:
-            usual(unraisable)
-
-    sys.unraisablehook = hook
-    try:
-        yield found
-    finally:
-        sys.unraisablehook = usual

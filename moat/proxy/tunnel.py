@@ -208,9 +208,8 @@ class Tunnel:
         try:
             tls = await stream.start_tls(ca.server_context(authority.host), server_side=True)
         except StreamError as error:
-            name = None
-            if isinstance(error, TLSError) and error.connection is not None:
-                name = "no host name" if error.no_name else ca.rejected_sni(error.connection)
+            connection = error.connection if isinstance(error, TLSError) else None
+            name = ca.rejected_sni(connection) if connection is not None else None
             if name is not None:
                 denial = Denial(
                     code="authority",

@@ -7,10 +7,9 @@ A message is one text for both, however it is cut into frames: what could be the
 end of a frame waits for the next one, and no longer than to the end of its message. A credential that is cut
 into messages is found as well: six characters of it at the end of one are masked, fewer leave, and what
 follows them in the next is masked (`Scrubber.pause`). A frame of up to 64 KiB leaves as one frame; of a
-longer one the pieces leave as they come, as frames of the same message: no message is too big.
-
-No extension is negotiated on such a connection (`site_rules.inspectable`), so a reserved bit is an error like
-any other in a frame. An error ends the connection, and both sides are told (`goodbyes`): who reads such a
+longer one the pieces leave as they come, as frames of the same message: no message is too big. No
+extension is negotiated on such a connection (`site_rules.inspectable`), so a reserved bit is an error like
+any other in a frame. An error ends the connection, for both sides with close code 1002: who reads such a
 frame differently would see what was not looked at.
 """
 
@@ -21,23 +20,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moat.proxy.relay import PartingError
 from moat.proxy.scrub import Scrubber, mask
-from moat.proxy.stream import StreamError
 
 _LONGEST_HEAD = 14
 _WHOLE = 64 * 1024  # a frame of this size is waited for; messages of honest servers are seldom longer
 _CONTINUATION, _TEXT, _BINARY, _CLOSE = 0, 1, 2, 8
+_PROTOCOL_ERROR = 1002  # §7.4.1
 _DATA = frozenset({_CONTINUATION, _TEXT, _BINARY})
 _CONTROL = frozenset({_CLOSE, 9, 10})
-_LONGEST_CONTROL = 125
-_PROTOCOL_ERROR, _POLICY_VIOLATION = 1002, 1008
 
 
-class FrameError(StreamError):
+class FrameError(PartingError):
     """The peer's bytes are no frames as we accept them."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"websocket: {reason}")
+        told = _PROTOCOL_ERROR.to_bytes(2) + f"moat: {reason}".encode()
+        super().__init__(
+            f"websocket: {reason}",
+            to_client=_frame(_CLOSE, told, last=True, masked=False),
+            to_upstream=_frame(_CLOSE, told, last=True, masked=True),
+        )
 
 
 class _Frames(ABC):
@@ -56,9 +59,19 @@ class _Frames(ABC):
         self._begun = False  # a frame of it has left
 
     def feed(self, data: bytes) -> bytes:
-        """What can leave now. Raises FrameError."""
-        buffer = self._buffer + data if self._buffer else data
+        """What can leave now. Raises FrameError, which takes along what came before it."""
         parts: list[bytes] = []
+        try:
+            self._take_apart(self._buffer + data if self._buffer else data, parts)
+        except FrameError as error:
+            if self.masked:
+                error.to_upstream = b"".join([*parts, error.to_upstream])
+            else:
+                error.to_client = b"".join([*parts, error.to_client])
+            raise
+        return b"".join(parts)
+
+    def _take_apart(self, buffer: bytes, parts: list[bytes]) -> None:
         at = 0
         while at < len(buffer):
             if not self._left:
@@ -68,7 +81,7 @@ class _Frames(ABC):
                 at += head.size
                 if head.opcode in _CONTROL:
                     payload = _unmasked(buffer[at : at + head.length], head.key, 0)
-                    parts.append(_wire(head.opcode, self._control(payload), last=True, masked=self.masked))
+                    parts.append(self._wire(head.opcode, self._control(payload), last=True))
                     at += head.length
                     continue
                 self._begin(head)
@@ -76,7 +89,6 @@ class _Frames(ABC):
             parts.append(self._piece(piece))
             at += len(piece)
         self._buffer = buffer[at:]
-        return b"".join(parts)
 
     def finish(self) -> bytes:
         """The stream is over. What had no end never was a message."""
@@ -112,13 +124,15 @@ class _Frames(ABC):
         leaving = self._text(self._opcode, payload, last=last)
         if not leaving and not last:
             return b""
-        opcode = _CONTINUATION if self._begun else self._opcode
-        wire = _wire(opcode, leaving, last=last, masked=self.masked)
+        wire = self._wire(_CONTINUATION if self._begun else self._opcode, leaving, last=last)
         self._begun = True
         if last:
             self._opcode = 0
             self.messages += 1
         return wire
+
+    def _wire(self, opcode: int, payload: bytes, *, last: bool) -> bytes:
+        return _frame(opcode, payload, last=last, masked=self.masked)
 
 
 class ServerFrames(_Frames):
@@ -160,16 +174,6 @@ class ClientFrames(_Frames):
         return text[: len(text) - size]
 
 
-def goodbyes(error: StreamError) -> tuple[bytes, bytes]:
-    """Close frames for the client and the server of a connection that we end, between two frames (§7.4.1)."""
-    code = _PROTOCOL_ERROR if isinstance(error, FrameError) else _POLICY_VIOLATION
-    said = str(error).encode()[: _LONGEST_CONTROL - 2].decode(errors="ignore").encode()
-    return (
-        _wire(_CLOSE, code.to_bytes(2) + said, last=True, masked=False),
-        _wire(_CLOSE, code.to_bytes(2), last=True, masked=True),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Head:
     last: bool
@@ -191,7 +195,7 @@ def _head(buffer: bytes, *, masked: bool) -> _Head | None:
         raise FrameError(f"opcode {opcode} has no meaning")
     if bool(second & 0x80) is not masked:
         raise FrameError("a client's frame without a mask" if masked else "a server's frame with a mask")
-    if opcode in _CONTROL and (not last or length > _LONGEST_CONTROL):
+    if opcode in _CONTROL and (not last or length > 125):
         raise FrameError("a control frame that is long or in fragments")
     size = {126: 4, 127: 10}.get(length, 2)
     if len(buffer) < size + 4 * masked:
@@ -204,7 +208,7 @@ def _head(buffer: bytes, *, masked: bool) -> _Head | None:
     return _Head(last, opcode, length, buffer[size : size + 4] if masked else b"", size + 4 * masked)
 
 
-def _wire(opcode: int, payload: bytes, *, last: bool, masked: bool) -> bytes:
+def _frame(opcode: int, payload: bytes, *, last: bool, masked: bool) -> bytes:
     size, bit = len(payload), 0x80 if masked else 0
     first = bytes((opcode | (0x80 if last else 0),))
     if size < 126:
