@@ -76,6 +76,27 @@ def test_a_line_on_the_screen_and_two_keys(terminal: Open, workspace: Path, moat
     assert it.end() == 0
 
 
+@pytest.mark.embedded
+@pytest.mark.usefixtures("embedded")
+def test_a_plain_run_asks_where_its_terminal_is_idle(terminal: Open, moat: Moat) -> None:
+    fetch = "for h in a b c a; do curl -s -o /dev/null -w '%{http_code}\\n' https://$h.test/x; done"
+    it = terminal("run", "--ask", "--name", "plain", "--", "sh", "-c", f"sleep 1; {fetch}")
+    it.type(b"y\n")  # typed for the shell, before anything was asked
+    it.shows("GET a.test/x waits. Allow this host for this run? [y/n]")
+    time.sleep(0.5)
+    assert moat("ask", "plain", "--json").stdout.count('"waiting": true') == 1, "that was no answer"
+    it.type(b"what\n")
+    it.shows("y or n; `moat approve --help` has more answers")
+    it.type(b"yes\n")
+    it.shows("GET b.test/x waits.")
+    time.sleep(0.5)
+    it.type(b"n\n")
+    it.shows("GET c.test/x waits.")
+    assert moat("approve", "plain", "c.test").returncode == 0, "somebody else was quicker"
+    assert it.end() == 0
+    assert re.findall(rb"(\d{3})\r?$", it.raw, re.MULTILINE) == [b"502", b"403", b"502", b"502"]
+
+
 @pytest.fixture
 def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOAT_RUNTIME", "embedded")
