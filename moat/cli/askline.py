@@ -1,7 +1,7 @@
 """The question of a plain run, asked on a terminal whose keys go to nobody else.
 
-Keys are read only while a question waits, and only in the foreground: what is typed for the shell stays there,
-and a job in the background is not stopped for reading. What was typed before is no answer, and is dropped.
+Keys are read only while a question waits, and only in the foreground: what is typed for the shell stays its
+own, and a job in the background is not stopped for reading. What was typed before is dropped, and no answer.
 """
 
 from __future__ import annotations
