@@ -22,6 +22,7 @@ MESSAGES = {
         "proxy/test_logins.py::test_a_real_token_is_not_fetched"
     ),
     "… gave no credential: it is empty": "cli/test_grant_origin.py::test_a_run_asks_there_and_does_not_begin_without",
+    "The credential store cannot be changed": "vault/test_disk.py::test_a_disk_that_refuses_loses_nothing",
     "The journal cannot be written": "attacks/test_journal.py::test_a_credential_stays_when_its_use_cannot_be_recorded",
     "moat refused this request: the budget of … does not allow it": (
         "proxy/test_budget.py::test_an_upload_that_says_its_length_is_refused_before_anything_is_opened"
@@ -54,6 +55,9 @@ MESSAGES = {
     ),
     "The body is encoded as …, which cannot be looked into": (
         "proxy/test_leaks.py::test_what_cannot_be_searched_is_withheld"
+    ),
+    "The request to … carries the placeholder of grant …": (
+        "attacks/test_no_credential.py::test_the_placeholder_in_the_wrong_place_is_refused"
     ),
     "The certificate of … is not accepted": "proxy/test_refusals.py::test_the_runs_ca_is_not_trusted_upstream",
     "Failed to install Anthropic marketplace": (

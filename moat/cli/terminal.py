@@ -66,7 +66,7 @@ class _Attachment:
         self._handle = handle
         self._lead = lead
         self._read_only = read_only
-        self._display = Display(terminal=handle.tty and _is_terminal(1), answers=not read_only)
+        self._display = Display(terminal=handle.tty and is_terminal(1), answers=not read_only)
         self._asked: set[str] = set()  # hosts that a line has told of
         self._line = AskLine(self._answer) if self._has_idle_keys else None
         self._interrupts = 0
@@ -81,10 +81,10 @@ class _Attachment:
         )
 
     def run(self) -> int:
-        stdin_is_terminal = _is_terminal(0)
+        stdin_is_terminal = is_terminal(0)
         with self._output, _signals(self._handlers()):
             try:
-                with _raw(0) if self._handle.tty and stdin_is_terminal else contextlib.nullcontext():
+                with raw(0) if self._handle.tty and stdin_is_terminal else contextlib.nullcontext():
                     try:
                         self._display.open()
                         if self._takes_input:
@@ -195,7 +195,7 @@ class _Attachment:
 
     @property
     def _takes_input(self) -> bool:
-        keys = self._handle.tty and _is_terminal(0)
+        keys = self._handle.tty and is_terminal(0)
         return keys if self._read_only else self._handle.tty or self._handle.stdin
 
     def _copy_input(self) -> None:
@@ -204,7 +204,7 @@ class _Attachment:
             self._watch_keys()
             return
         with contextlib.suppress(OSError), Connection(self._handle.socket, "input") as run:
-            if self._handle.tty and _is_terminal(0):
+            if self._handle.tty and is_terminal(0):
                 self._copy_keys(run)
             else:
                 while data := _read(0):
@@ -248,12 +248,12 @@ class _Attachment:
         return handlers | {signal.SIGINT: self._interrupt, signal.SIGALRM: self._waited}
 
     def _resize(self) -> None:
-        if _is_terminal(1):
+        if is_terminal(1):
             new = size()
             self._send(control.pack_size(new.columns, new.rows))
 
     def _continue(self) -> None:
-        if _is_terminal(0):
+        if is_terminal(0):
             tty.setraw(0, termios.TCSADRAIN)
         self._resize()
 
@@ -312,7 +312,7 @@ def _signals(handlers: dict[int, Callable[[], None]]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _raw(fd: int) -> Iterator[None]:
+def raw(fd: int) -> Iterator[None]:
     """Raw mode: every key goes to the program in the sandbox."""
     before = termios.tcgetattr(fd)
     tty.setraw(fd, termios.TCSADRAIN)  # what was typed ahead is kept
@@ -323,7 +323,7 @@ def _raw(fd: int) -> Iterator[None]:
             termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-def _is_terminal(fd: int) -> bool:
+def is_terminal(fd: int) -> bool:
     try:
         return os.isatty(fd)
     except OSError:

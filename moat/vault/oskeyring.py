@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from moat.errors import VaultError
+from moat.grants import Secret
 from moat.vault.busykeyring import patiently
 from moat.vault.index import Ref
 
@@ -65,9 +66,9 @@ class KeyringStore:
         del name
         return self._label
 
-    def write(self, name: str, ref: Ref, payload: str) -> None:
+    def write(self, name: str, ref: Ref, payload: Secret) -> None:
         self.open(probe=True)
-        for index, chunk in enumerate(split(payload)):
+        for index, chunk in enumerate(split(payload.reveal())):
             self._call(self._backend.set_password, SERVICE, self._account(name, ref, index), chunk)
 
     def written(self, name: str, ref: Ref) -> str:

@@ -41,7 +41,7 @@ class Store(Protocol):
     """One place for secrets. A secret is addressed by its grant's name and its own `Ref`."""
 
     def location(self, name: str) -> str: ...
-    def write(self, name: str, ref: Ref, payload: str) -> None: ...
+    def write(self, name: str, ref: Ref, payload: Secret) -> None: ...
     def written(self, name: str, ref: Ref) -> str: ...
     def settle(self, name: str, ref: Ref) -> None: ...
     def read(self, name: str, ref: Ref) -> str: ...
@@ -170,14 +170,14 @@ class Vault:
     def _replace(self, before: Index, credential: Credential, choice: StoreName) -> None:
         """Under the lock: write the new secret, switch the index to it, remove the old one."""
         name = credential.info.name
-        payload = json.dumps({**describe(credential.info), "secret": credential.secret.reveal()})
+        payload = Secret(json.dumps({**describe(credential.info), "secret": credential.secret.reveal()}))
         sealing = self._files.agree(before.sealing) if choice == "file" else before.sealing
         store = self._store(choice)
-        ref = Ref(choice, secrets.token_hex(8), len(split(payload)) if choice == "keyring" else 1)
+        ref = Ref(choice, secrets.token_hex(8), len(split(payload.reveal())) if choice == "keyring" else 1)
         staged = replace(before, sealing=sealing, pending=(*before.pending, (name, ref)))
         write_index(self._index_file, staged)
         store.write(name, ref, payload)
-        if store.written(name, ref) != payload:
+        if store.written(name, ref) != payload.reveal():
             raise VaultError(f"{store.location(name)} did not return what was written to it")
         after = replace(
             staged.with_row(Row(credential.info, ref)), pending=_superseded(before, name), store=choice
@@ -314,11 +314,20 @@ class Vault:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[Index]:
-        """The index under the lock of all processes, with what a crash left behind cleaned up."""
-        for parent in self._parents:
-            private_dir(parent)
-        with locked(self._directory / ".lock"):
-            yield self._clean(read_index(self._index_file))
+        """The index under the lock of all processes, with what a crash left behind cleaned up.
+
+        What the disk refuses in the block becomes a VaultError; the index still names what there was.
+        """
+        try:
+            for parent in self._parents:
+                private_dir(parent)
+            with locked(self._directory / ".lock"):
+                yield self._clean(read_index(self._index_file))
+        except OSError as error:
+            raise VaultError(
+                f"the credential store cannot be changed: {error.strerror or error}",
+                hint=f"nothing in it was lost; look at the disk and the permissions of {self._directory}",
+            ) from error
 
     def _clean(self, index: Index) -> Index:
         """Remove the secrets that nothing refers to. What cannot be removed now stays pending."""
