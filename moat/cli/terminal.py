@@ -191,7 +191,7 @@ class _Attachment:
     def _has_idle_keys(self) -> bool:
         """There is a person at a terminal whose keys go nowhere: the command of a plain run has no stdin."""
         plain = not self._handle.tty and not self._handle.stdin
-        return plain and not self._read_only and _is_terminal(0) and _is_terminal(2)
+        return plain and not self._read_only and is_terminal(0) and is_terminal(2)
 
     @property
     def _takes_input(self) -> bool:
