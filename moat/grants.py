@@ -69,6 +69,7 @@ class CredentialKind(StrEnum):
     OAUTH = "oauth"  # a bearer token of a subscription; may expire
     API_KEY = "api-key"
     TOKEN = "token"  # noqa: S105 - a kind of credential, not one
+    ROLE = "role"  # of AWS: what may be assumed; keys are got for each run
     SSH_KEY = "ssh-key"  # which key may be used; the key itself is not stored
 
 
@@ -121,6 +122,28 @@ class InjectionRule:
     ports: tuple[int, ...] = (443,)
     # Where it is put: `header`; `websocket`, for placeholders in text messages of the client.
     surfaces: tuple[Literal["header", "websocket"], ...] = ("header",)
+
+
+@dataclass(frozen=True, slots=True)
+class SigningRule:
+    """Requests that AWS clients in the sandbox sign with placeholder keys, and that the proxy signs anew.
+
+    The secret of the credential is `moat.sigv4.Keys`, as text.
+    """
+
+    credential: str
+    hosts: tuple[str, ...]  # as in InjectionRule
+    key_id: str  # what the sandbox signs with; both are placeholders
+    key: str
+    ports: tuple[int, ...] = (443,)
+
+    @property
+    def placeholder(self) -> str:
+        """What a request shows of them."""
+        return self.key_id
+
+
+Rule = InjectionRule | SigningRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

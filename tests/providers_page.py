@@ -69,9 +69,8 @@ def _row(row: Entry) -> str:
         hosts += "; with a scope " + ", ".join(f"`{host.format(host='<host>')}`" for host in row.scoped)
     found = provider(row.name)
     if not isinstance(found, Declared):
-        return (
-            f"| {names} | {row.summary} | {hosts} | see [grants.md](grants.md) | see [grants.md](grants.md) |"
-        )
+        where = "[aws.md](aws.md)" if row.name == "aws" else "[grants.md](grants.md)"
+        return f"| {names} | {row.summary} | {hosts} | see {where} | see {where} |"
     injection = found.injection
     scheme = {"bearer": "`Bearer`", "basic": f"`Basic` ({injection.username})", "raw": "as it is"}[
         injection.scheme

@@ -18,6 +18,7 @@ from moat.authority import AuthorityError, parse_authority
 from moat.errors import MoatError
 from moat.grants import Credential
 from moat.proxy.answers import Answer, denied, failed, malformed
+from moat.proxy.aws_errors import shaped
 from moat.proxy.budget import Spending
 from moat.proxy.decider import Desk, Question
 from moat.proxy.download import Download
@@ -42,6 +43,7 @@ from moat.proxy.mcp import Judgement, McpEndpoint, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
 from moat.proxy.scrub import UnreadableBodyError
+from moat.proxy.signing import LONGEST_BODY, SIGNED_FIELDS, TOO_LONG, Signature, Signer, sign
 from moat.proxy.site import Setup, Site
 from moat.proxy.site_rules import Equipped, SiteRules, equip, inspectable
 from moat.proxy.stream import StreamError, StreamTimeoutError
@@ -84,6 +86,7 @@ class Exchange:
     _after: After = After.CLOSE
     _undecided = False  # no rule of the policy allows it
     _equipped = Equipped(b"")  # with its credentials
+    _signature: Signature | None = None  # of the client, to be replaced
     _swaps: tuple[tuple[bytes, bytes], ...] = ()  # placeholder -> secret in messages of a WebSocket
     # for the record
     _answered: Answer | None = None  # what we said ourselves
@@ -151,6 +154,8 @@ class Exchange:
         if self._setup.desk is not None:
             await self._ask(self._setup.desk)
         judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
+        if (signer := self._site.rules.signer) is not None:
+            judged = await self._read_signature(signer, judged)
         wire = await self._equip()
         upload = self._upload = Upload(
             self._client,
@@ -169,7 +174,8 @@ class Exchange:
             response,
             spending=self._spending,
             swaps=self._swaps,
-            unreadable=self._setup.unreadable,
+            # What signs never leaves the host: an answer that cannot be searched gives nothing away.
+            unreadable="pass" if self._signature is not None else self._setup.unreadable,
         )
         connection = await self._acquire()
         try:
@@ -241,7 +247,7 @@ class Exchange:
             method=head.method.decode(),
             url=site.url(self._target),
             headers=Shown(head.block).fields,
-            grants=tuple(dict.fromkeys(rule.rule.credential for rule in site.rules.rules)),
+            grants=site.rules.credentials,
             undecided=self._undecided,
         )
         await desk.ask(question, self._client.stream, at_eof=head.keep_alive)
@@ -337,6 +343,8 @@ class Exchange:
         if site.rules.in_frames and head.upgrade == b"websocket":
             await self._prepare_frames(site.rules.in_frames)
             fields = join_fields(inspectable(split_fields(fields)))
+        if self._signature is not None:
+            return await self._sign(self._signature, fields)
         return request_wire(head.method, self._target, fields)
 
     async def _inject(self, rules: SiteRules, fields: bytes) -> bytes:
@@ -351,6 +359,39 @@ class Exchange:
         self._use(equipped.grants)
         self._equipped = equipped
         return equipped.fields
+
+    async def _read_signature(self, signer: Signer, judged: Judged | None) -> Judged | None:
+        """Find out what the client has signed. Its body, if that had to be read. Raises DeniedError."""
+        head = self._head
+        signature = signer.read(head.method, self._target, head.headers)
+        if signature is None:
+            return judged
+        body = b""
+        if signature.needs_body and head.framing is not NONE:
+            judged = judged or await self._read_body(LONGEST_BODY)
+            body = judged[1]
+            if not judged[0].done:
+                raise _RefusedError(failed(413, "signature", TOO_LONG, retry=False))
+        self._signature = signer.check(signature, body, time())
+        return judged
+
+    async def _sign(self, signature: Signature, fields: bytes) -> bytes:
+        """The head that goes upstream, signed with the keys of the run's role."""
+        name = signature.credential
+        try:
+            signed = sign(signature, fields, await self._credential(name), time())
+        except MoatError as error:
+            raise _RefusedError(
+                failed(502, "credential", str(error), error.hint or "", retry=False)
+            ) from error
+        self._use((name,))
+        equipped = self._equipped
+        self._equipped = equipped._replace(
+            grants=(*equipped.grants, name),
+            secrets=(*equipped.secrets, *signed.secrets),
+            names=equipped.names | SIGNED_FIELDS,
+        )
+        return request_wire(self._head.method, signed.target, signed.fields)
 
     async def _prepare_frames(self, rules: Sequence[CompiledRule]) -> None:
         """Credentials that may go out in messages of a WebSocket. They count as used when it opens."""
@@ -458,6 +499,8 @@ class Exchange:
 
     async def _answer(self, answer: Answer) -> None:
         """Answer ourselves, or, when a response has begun, make it visible that it is cut."""
+        if self._site.rules.signer is not None and answer.body:
+            answer = shaped(answer, self._site.authority.host)
         self._answered, self._error = answer, answer.error
         if self._download is not None and self._download.begun:
             await self._truncate()

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from moat.grants import Credential, InjectionRule
+from moat.grants import Credential, InjectionRule, Rule, SigningRule
 from moat.proxy import grammar
 from moat.proxy.events import Denial
 from moat.proxy.http1 import Headers, join_fields, split_fields
 from moat.proxy.inject import CompiledRule, Plan, carry_out, make_plan, opened
+from moat.proxy.signing import Signer
 
 _SITES = 256  # authorities whose rules are remembered
 _DRAFTS = 32  # sets of fields remembered for an authority; clients have one or two
@@ -49,9 +50,10 @@ class Draft:
 class InjectionTable:
     """The rules of a run, by authority."""
 
-    def __init__(self, rules: Sequence[InjectionRule]) -> None:
+    def __init__(self, rules: Sequence[Rule]) -> None:
         """Raises ValueError for a host pattern that is none."""
-        self._rules = tuple(CompiledRule.of(rule) for rule in rules)
+        self._rules = tuple(CompiledRule.of(rule) for rule in rules if isinstance(rule, InjectionRule))
+        self._signers = tuple(Signer.of(rule) for rule in rules if isinstance(rule, SigningRule))
         self._sites: OrderedDict[tuple[str, int, str], SiteRules] = OrderedDict()
 
     def site(self, host: str, port: int, scheme: str) -> SiteRules:
@@ -61,13 +63,16 @@ class InjectionTable:
         if site is None:
             bound = tuple(rule for rule in self._rules if rule.bound_to(host, port, scheme))
             placeholders = {rule.placeholder for rule in bound}
-            strangers = [
-                rule for rule in self._rules if rule.placeholder and rule.placeholder not in placeholders
-            ]
+            signers = [signer for signer in self._signers if signer.bound_to(host, port, scheme)]
+            placeholders |= {signer.placeholder for signer in signers}
+            known: tuple[CompiledRule | Signer, ...] = (*self._rules, *self._signers)
+            strangers = [rule for rule in known if rule.placeholder and rule.placeholder not in placeholders]
             on_headers = tuple(rule for rule in bound if "header" in rule.rule.surfaces)
             in_frames = tuple(rule for rule in bound if "websocket" in rule.rule.surfaces)
             where = f"{scheme}://{host}:{port}"
-            site = self._sites[key] = SiteRules(where, on_headers, strangers, in_frames)
+            site = self._sites[key] = SiteRules(
+                where, on_headers, strangers, in_frames, signers[0] if signers else None
+            )
             if len(self._sites) > _SITES:
                 self._sites.popitem(last=False)
         return site
@@ -80,12 +85,14 @@ class SiteRules:
         self,
         where: str,
         rules: tuple[CompiledRule, ...],
-        strangers: Sequence[CompiledRule],
+        strangers: Sequence[CompiledRule | Signer],
         in_frames: tuple[CompiledRule, ...] = (),
+        signer: Signer | None = None,
     ) -> None:
         """`rules` and `in_frames` are bound to the authority, `strangers` to others."""
         self.rules = rules  # on headers
         self.in_frames = in_frames  # in text messages of a WebSocket
+        self.signer = signer  # of requests that are signed with the run's key
         self._where = where
         self._strangers = strangers
         self._placeholders = [rule.placeholder for rule in rules if rule.placeholder]
@@ -108,6 +115,12 @@ class SiteRules:
             if rule.placeholder in text:
                 return _leak_denial(rule.rule, self._where)
         return None
+
+    @property
+    def credentials(self) -> tuple[str, ...]:
+        """Names of those that a request may get."""
+        signed = (self.signer.rule.credential,) if self.signer else ()
+        return tuple(dict.fromkeys((*(rule.rule.credential for rule in self.rules), *signed)))
 
     def _may_name_one(self, fields: bytes) -> bool:
         for placeholder in self._placeholders:
@@ -162,7 +175,7 @@ def _everything(headers: Headers, target: bytes) -> bytes:
     return b"\n".join(parts)
 
 
-def _leak_denial(rule: InjectionRule, where: str) -> Denial:
+def _leak_denial(rule: Rule, where: str) -> Denial:
     hosts = ", ".join(rule.hosts)
     return Denial(
         code="credential-host",
