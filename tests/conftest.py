@@ -87,8 +87,10 @@ def reap(moat_home: Path) -> None:
             time.sleep(0.05)
         if not leftovers:
             break
-    # Containers of runs that lost their supervisor are removed by the next command of any kind.
-    subprocess.run([moat_program(), "list"], capture_output=True, timeout=60, check=False)
+    # What the next command would begin in the background, and would then still be at work in here.
+    python = str(Path(moat_program()).parent / "python")
+    sweep = [python, "-m", "moat.runtime.sweep", str(moat_home)]
+    subprocess.run(sweep, capture_output=True, timeout=60, check=False, cwd="/")
 
 
 def _started_with(moat_home: Path) -> list[int]:

@@ -17,7 +17,13 @@ from tests.conftest import REPOSITORY
 from tests.docs.blocks import blocks, steps
 
 DOCUMENTS = sorted([*REPOSITORY.glob("docs/*.md"), REPOSITORY / "README.md"])
-_GROUPS = {"deps", "system", "volumes"}  # whose first word is an action with flags of its own
+_GROUPS = {
+    "deps",
+    "policy",
+    "system",
+    "vault",
+    "volumes",
+}  # whose first word is an action with flags of its own
 _WT_ACTIONS = {"list", "clean"}  # of `moat wt`
 _SNAPSHOT = {"list", "show", "diff", "restore", "prune"}  # of `moat snapshot`
 _ACTIONS = {
@@ -33,6 +39,7 @@ _ACTIONS = {
     "codex",
     "npm",
     "gitlab",
+    "aws",
 }  # of `moat grant`
 
 

@@ -27,6 +27,7 @@ MESSAGES = {
     ),
     "Your own AWS credentials have expired": "vault/test_aws.py::test_what_sts_refuses",
     "Your own AWS credentials may not assume the role …": "vault/test_aws.py::test_what_sts_refuses",
+    "The credential store cannot be changed": "vault/test_disk.py::test_a_disk_that_refuses_loses_nothing",
     "The journal cannot be written": "attacks/test_journal.py::test_a_credential_stays_when_its_use_cannot_be_recorded",
     "moat refused this request: the budget of … does not allow it": (
         "proxy/test_budget.py::test_an_upload_that_says_its_length_is_refused_before_anything_is_opened"
@@ -59,6 +60,9 @@ MESSAGES = {
     ),
     "The body is encoded as …, which cannot be looked into": (
         "proxy/test_leaks.py::test_what_cannot_be_searched_is_withheld"
+    ),
+    "The request to … carries the placeholder of grant …": (
+        "attacks/test_no_credential.py::test_the_placeholder_in_the_wrong_place_is_refused"
     ),
     "The certificate of … is not accepted": "proxy/test_refusals.py::test_the_runs_ca_is_not_trusted_upstream",
     "Failed to install Anthropic marketplace": (
@@ -143,6 +147,13 @@ MESSAGES = {
     "A session needs a terminal": (
         "e2e/test_claude_print.py::test_what_cannot_be_started_is_told_before_anything_is_made"
     ),
+    "Runs cannot be kept in …": "runtime/test_survival.py::test_too_few_files_and_no_place_to_keep_runs",
+    "A run needs more open files than it may have here": (
+        "runtime/test_survival.py::test_too_few_files_and_no_place_to_keep_runs"
+    ),
+    "The Docker engine went away under the run": (
+        "runtime/test_survival.py::test_the_engine_goes_away_and_comes_back"
+    ),
     "The package `moat` at … is not Moat's": (
         "cli/test_startup.py::test_another_projects_package_in_the_same_environment_is_noticed"
     ),
@@ -150,6 +161,7 @@ MESSAGES = {
 
 # What somebody sees who does not see a message of Moat's.
 SYMPTOMS = {
+    'A run is "lost"': "runtime/test_survival.py::test_everything_is_gone_after_a_restart_of_the_machine",
     "moat audit --verify says TAMPERED": "cli/test_audit.py::test_a_verdict_and_its_exit_status",
     "Network errors": "cli/test_network_check.py::test_the_guides_check_of_a_credential",
     "Permission denied (publickey) in a sandbox": (

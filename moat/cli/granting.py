@@ -131,21 +131,26 @@ def _origin(chosen: argparse.Namespace) -> Origin | None:
 
 def begin(chosen: argparse.Namespace) -> Wizard:
     """Everything that can fail before the user is asked for a credential fails here."""
-    home = Home.from_environment()
     console = Console(json=chosen.json)
-    upstream = load_user(home).upstream
-    default_file = home.credentials / "key"
-
-    def new_key() -> NewKey:
-        if console.terminal and not chosen.token_stdin:
-            return choose_key(console, default_file)
-        return _key_file(default_file)
-
+    upstream = load_user(Home.from_environment()).upstream
     origin = _origin(chosen)
-    vault = open_vault(home, passphrase=AskPassphrase.where_possible(), new_key=new_key)
+    vault = open_asking(console, ask_for_key=not chosen.token_stdin)
     if origin is None:
         vault.prepare()
     return Wizard(console, vault, upstream, chosen.json, not chosen.no_validate, origin)
+
+
+def open_asking(console: Console, *, ask_for_key: bool = True) -> Vault:
+    """The vault, which asks at a terminal for what it needs: a passphrase, how to protect its first files."""
+    home = Home.from_environment()
+    default_file = home.credentials / "key"
+
+    def new_key() -> NewKey:
+        if console.terminal and ask_for_key:
+            return choose_key(console, default_file)
+        return _key_file(default_file)
+
+    return open_vault(home, passphrase=AskPassphrase.where_possible(), new_key=new_key)
 
 
 def credential(

@@ -6,9 +6,11 @@ import contextlib
 import os
 import signal
 import struct
+import threading
 import time
 from collections.abc import Sequence
 
+from moat.cli import several
 from moat.cli.output import emit, say
 from moat.cli.parser import Parser
 from moat.errors import MoatError, UsageError
@@ -29,25 +31,37 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "-t", "--time", type=float, default=_GRACE, help="seconds until SIGKILL (default: 10)"
     )
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask when there are several")
     options = parser.parse_args(argv)
     home = Home.from_environment()
-    wanted = _wanted(home, options.run, every=options.all)
-    for record in wanted:
-        stop(home, record, max(0.0, options.time))
-        emit(record.id)
+    wanted = _wanted(home, options.run, every=options.all, yes=options.yes)
+    if several.agreed("Stop", wanted, yes=options.yes or options.all):
+        _stop_all(home, wanted, max(0.0, options.time))
     return 0
 
 
-def _wanted(home: Home, names: Sequence[str], *, every: bool) -> list[RunRecord]:
+def _wanted(home: Home, names: Sequence[str], *, every: bool, yes: bool) -> list[RunRecord]:
     if every:
         if names:
             raise UsageError("--all stops every run; it takes no names")
         return [run for run in known.all_runs(home) if not run.state.ended]
-    found = [known.find(home, name) for name in names] or [known.one_alive(home)]
+    if not names:
+        return [known.one_alive(home)]
+    found = several.named(known.all_runs(home), names, yes=yes)
     for run in found:
         if run.state.ended:
             raise MoatError(f"{run.name} has already ended ({run.state})", hint="`moat list` shows the runs")
     return found
+
+
+def _stop_all(home: Home, runs: Sequence[RunRecord], grace: float) -> None:
+    """At once: what ignores SIGTERM costs its grace one time and not once for each."""
+    threads = [threading.Thread(target=stop, args=(home, run, grace), daemon=True) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread, run in zip(threads, runs, strict=True):
+        thread.join()
+        emit(run.id)
 
 
 def stop(home: Home, record: RunRecord, grace: float) -> None:
@@ -70,13 +84,15 @@ def _ended(home: Home, record: RunRecord) -> bool:
 
 def _force(home: Home, record: RunRecord) -> None:
     """A supervisor that does not answer is ended; what is left of the run is cleared up."""
-    if not records.owned(home.run(record.id)):
-        known.find(home, record.id)
-        return
-    say(f"the supervisor of {record.name} does not answer; it is killed")
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(record.pid, signal.SIGKILL)
-    deadline = time.monotonic() + _CONNECT
-    while records.owned(home.run(record.id)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    known.find(home, record.id)
+    if records.owned(home.run(record.id)):
+        say(f"the supervisor of {record.name} does not answer; it is killed")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record.pid, signal.SIGKILL)
+        deadline = time.monotonic() + _CONNECT
+        while records.owned(home.run(record.id)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    try:
+        known.clear(home, records.read(home, record.id) or record)
+    except (MoatError, OSError) as error:
+        say(f"warning: something of {record.name} may be left: {error}")
+        say(f"hint: `moat destroy {record.id}` tries again")

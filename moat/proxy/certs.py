@@ -26,6 +26,7 @@ _CA_LIFE = dt.timedelta(days=90)  # longer than any run; the key dies with the r
 _LEAF_LIFE = dt.timedelta(days=14)  # far below the 199 days that verifiers accept
 _RENEW_BEFORE = dt.timedelta(days=7)  # a leaf handed out is still good for a week-long connection
 _BACKDATE = dt.timedelta(days=2)  # clocks of suspended VMs and containers lag behind
+_CA_BACKDATE = dt.timedelta(days=365)  # a wrong clock may be put right while the run goes on
 _CACHE = 256  # contexts of ~40 KiB; a crawling agent must not grow the supervisor
 _COMMON_NAME = 64  # ub-common-name, RFC 5280 appendix A
 
@@ -39,6 +40,7 @@ def _utc_now() -> dt.datetime:
 @dataclass(frozen=True, slots=True)
 class _Leaf:
     context: ssl.SSLContext
+    made_at: dt.datetime
     renew_at: dt.datetime
 
 
@@ -87,7 +89,7 @@ class Issuer:
         Cost when not cached: about 1.5 ms.
         """
         leaf = self._leaves.get(host)
-        if leaf is None or leaf.renew_at <= self._now():
+        if leaf is None or not leaf.made_at <= self._now() < leaf.renew_at:  # clocks jump back as well
             leaf = self._leaves[host] = self._new_leaf(host)
         self._leaves.move_to_end(host)
         if len(self._leaves) > _CACHE:
@@ -106,7 +108,7 @@ class Issuer:
         pem = self._leaf_key_pem + certificate.public_bytes(serialization.Encoding.PEM)
         context = _server_context(pem, self.protocols)
         context.sni_callback = self._sni_check(host)
-        return _Leaf(context, now + _LEAF_LIFE - _RENEW_BEFORE)
+        return _Leaf(context, now, now + _LEAF_LIFE - _RENEW_BEFORE)
 
     def _sni_check(self, host: str) -> Callable[[Connection, str | None, ssl.SSLContext], int | None]:
         """One authority: what the client names in TLS is what it named in CONNECT, or there is no TLS."""
@@ -173,7 +175,7 @@ def _ca_certificate(key: ec.EllipticCurvePrivateKey, name: str, now: dt.datetime
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATE)
+        .not_valid_before(now - _CA_BACKDATE)
         .not_valid_after(now + _CA_LIFE)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)

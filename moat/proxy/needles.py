@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
-from moat.proxy.unescape import View, all_views, has_escape, has_opener, views
+from moat.proxy.unescape import OPENERS, View, all_views, has_escape, has_opener, views
 
 if TYPE_CHECKING:
     from ahocorasick_rs import BytesAhoCorasick
@@ -147,6 +147,8 @@ class Needles:
         at_break = b"\n" in run[len(stem) :] or run.endswith(b"\r")
         if not stem or not (at_break or has_escape(run)):
             return size, not prompt or matched >= self._enough
+        if at_break and stem[-1] not in self._inside and not has_opener(stem):  # most events end so
+            return size, matched >= _ENOUGH_OF_A_LINE
         for opened, alone in ((views, False), (all_views, True))[: 1 + self._alike]:
             for view in opened(stem if at_break else run):
                 cut = view.trim(alone=alone)
@@ -317,9 +319,12 @@ def _is_text(data: bytes) -> bool:
 
 def _suspects(text: bytes) -> list[int]:
     """Where an escape stands for a letter or digit."""
+    searches = _escapes(text=_is_text(text))
+    if len(searches) == len(OPENERS):
+        searches = tuple(search for opener, search in zip(OPENERS, searches, strict=True) if opener in text)
     return [
         start
-        for search in _escapes(text=_is_text(text))
+        for search in searches
         for _, start, _ in search.find_matches_as_indexes(text)
         if _SUSPECT.match(text, start) is not None
     ]

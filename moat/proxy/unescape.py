@@ -11,6 +11,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 
+OPENERS = (b"%", b"\\", b"&")  # every escape begins with one
 _DEPTH = 4  # escapes of escapes of escapes of escapes
 _PERCENT = rb"%([0-9A-Fa-f]{2})"
 _BACKSLASH = (

@@ -29,12 +29,14 @@ from moat.runtime.pod import Pod
 from moat.runtime.sandbox import Egress, Output, Probe, Progress, SandboxSpec, ServiceEnd, Size
 
 if TYPE_CHECKING:
-    from moat.runtime.engine import Attachment, Engine
+    from moat.runtime.engine import Attachment, ContainerExecution, Engine
     from moat.runtime.image import Image
 
 _LEAST_MEMORY = 4 << 30  # bytes; the default limit is half of the machine's, at least this
 _SOCKET = "proxy.sock"
 _KILLED = 137
+_GONE = 404
+_BACK = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts: an engine that restarts is back soon
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ class DockerRuntime:
         try:
             return await self._create(sandbox, info, egress, progress)
         except BaseException as error:
-            await asyncio.shield(sandbox.destroy())
+            with contextlib.suppress(EngineError):  # what happened before is what to tell
+                await asyncio.shield(sandbox.destroy())
             if isinstance(error, EngineError):
                 raise StartError(f"the Docker engine refused: {error}") from None
             raise
@@ -187,7 +190,7 @@ class DockerRuntime:
         return Accounts(passwd, group, java)
 
     async def reap(self, run_id: str) -> None:
-        """Remove a dead run's container and mounts. An engine that is not there has nothing running."""
+        """Remove a dead run's container and mounts. Raises EngineUnreachableError: it may still be there."""
         await asyncio.to_thread(_reap, run_id)
 
 
@@ -197,9 +200,13 @@ def _files(spec: SandboxSpec, identity: Identity, accounts: Accounts) -> bytes:
 
 
 def _reap(run_id: str) -> None:
-    with contextlib.suppress(EngineUnreachableError):
+    """Without an engine's socket there is no engine, and so nothing of it."""
+    try:
         for item in engine_socket.labelled(f"{LABEL}={run_id}"):
             engine_socket.remove(str(item["Id"]))
+    except EngineUnreachableError:
+        if engine_socket.engine_socket().exists():
+            raise
     Binds.reap(run_id)
 
 
@@ -288,9 +295,25 @@ class DockerSandbox:
         if self._status is None and self.container:
             try:
                 self._status = await self.engine.wait(self.container)
-            except EngineError:  # removed meanwhile, with force
-                self._status = _KILLED
+            except EngineError as error:
+                if error.status != _GONE:
+                    raise StartError(
+                        f"the Docker engine went away under the run: {error}", hint="`docker info`"
+                    ) from None
+                self._status = _KILLED  # removed meanwhile, with force
         return _KILLED if self._status is None else self._status
+
+    async def execute(self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool) -> ContainerExecution:
+        from moat.runtime.engine import EngineError
+
+        size = ["--size", f"{tty.columns}x{tty.rows}"] if tty else []
+        command = [*container.PYTHON, "--exec", *size, "--", *argv]
+        try:
+            return await self.engine.execute(
+                self.container, command, terminal=tty is not None, stdin=stdin or tty is not None
+            )
+        except EngineError as error:
+            raise StartError(f"nothing can be run in the container: {error}") from None
 
     async def service_ended(self, name: str) -> ServiceEnd | None:
         return await self.pod.ended(name) if self.pod else None
@@ -307,15 +330,30 @@ class DockerSandbox:
             await self.engine.unpause(self.container)
 
     async def destroy(self) -> None:
+        """Raises EngineError when the engine is away: the container may still be there."""
+        try:
+            await self._remove()
+        finally:
+            await self._let_go()
+
+    async def _remove(self) -> None:
         from moat.runtime.engine import EngineError
 
-        if self.container:
-            with contextlib.suppress(EngineError):
-                await self.engine.remove(self.container)
-            self.container = ""
-        if self.pod:
-            with contextlib.suppress(EngineError):
-                await self.pod.destroy()
+        for pause in _BACK:
+            await asyncio.sleep(pause)
+            try:
+                if self.container:
+                    await self.engine.remove(self.container)
+                    self.container = ""
+                if self.pod:
+                    await self.pod.destroy()
+            except EngineError as error:
+                if error.status or pause == _BACK[-1]:
+                    raise
+            else:
+                return
+
+    async def _let_go(self) -> None:
         if self._streams:
             self._streams.close()
             self._streams = None

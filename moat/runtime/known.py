@@ -1,13 +1,14 @@
-"""Every run there is, with the dead ones settled: what each command that looks at runs starts from.
+"""Every run there is: what each command that looks at runs starts from.
 
-A run whose supervisor was killed is recorded as failed, and its runtime removes what it left behind
-(container, mounts, directories). Runs that are alive are never written to.
+Looking never waits and never writes. A run whose supervisor was killed is shown as lost; what it left behind
+(container, mounts, directories) is removed by its warden, or by a sweep in the background that the next look
+begins.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import os
 import shutil
 
 from moat.errors import MoatError, RunNotFoundError
@@ -20,7 +21,16 @@ _REAP_SECONDS = 30.0
 
 def all_runs(home: Home) -> list[RunRecord]:
     """Newest first."""
-    return [_settled(home, record) for record in records.read_all(home)]
+    found = records.read_all(home)
+    dead = [is_dead(home, record) for record in found]
+    if any(dead):
+        from moat.runtime import sweep  # hardly ever
+
+        sweep.begin(home)
+    return [
+        records.lost(record) if gone and not record.state.ended else record
+        for record, gone in zip(found, dead, strict=True)
+    ]
 
 
 def find(home: Home, text: str | None) -> RunRecord:
@@ -52,7 +62,7 @@ def remove(home: Home, record: RunRecord) -> None:
     from moat.journal import keeping  # listing does without
 
     if record.directory:
-        _reap(record)
+        clear(home, record)
     if (home.root / "snapshots").exists():
         from moat.runtime.snapshots.retention import forget_run
 
@@ -61,24 +71,36 @@ def remove(home: Home, record: RunRecord) -> None:
     records.remove(home, record.id)
 
 
-def _settled(home: Home, record: RunRecord) -> RunRecord:
-    if record.state.ended or records.owned(home.run(record.id)):
-        return record
+def size(home: Home, record: RunRecord) -> int:
+    """Bytes on the disk that only this run takes; snapshots belong to a workspace and are not among them."""
+    total = 0
+    for place, _, names in os.walk(home.run(record.id)):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(f"{place}/{name}").st_blocks * 512
+    return total
+
+
+def is_dead(home: Home, record: RunRecord) -> bool:
+    """Whether something of the run has to be cleared up, and nobody is there who would."""
+    return (not record.state.ended or bool(record.directory)) and not records.owned(home.run(record.id))
+
+
+def clear(home: Home, record: RunRecord) -> RunRecord:
+    """Record a dead run as lost and remove what is left of it. Blocks.
+
+    Raises MoatError, OSError or TimeoutError when the runtime cannot clear up now; the run is then still
+    dead, and the next one to try.
+    """
     record, by_us = records.settle(home, record)
     if by_us:
         from moat.journal import keeping  # listing does without
 
         with contextlib.suppress(OSError, MoatError):  # a full disk: `moat audit` tells what there is
             keeping.close_abandoned(home, record.id)
-        try:
-            _reap(record)
-        except Exception as error:  # the engine may be down; `destroy` and `clean` try again and tell
-            import logging  # 13 ms, for nothing but this
-
-            logging.getLogger(__name__).debug("leftovers of %s were not removed: %s", record.id, error)
-        else:
-            record = dataclasses.replace(record, directory="")
-            records.write(home, record)
+    if is_dead(home, record):
+        _reap(record)
+        record = records.released(home, record)
     return record
 
 

@@ -47,21 +47,26 @@ class Outcome:
         else:
             self._failure = "interrupted"
 
-    def conclude(self, *, asked: bool) -> None:
-        """Record the end. `asked`: somebody had the run stopped, so its status is no failure."""
+    def conclude(self, *, asked: bool, released: bool = True) -> None:
+        """Record the end. `asked`: somebody had the run stopped, so its status is no failure.
+
+        released: nothing is left of the run; else others have to clear up after it (`known.clear`).
+        """
         code, error = self.record.exit_code, ""
         if code is None:
-            error = NEVER_BEGAN if asked else self._failure or "interrupted"
+            began = self.record.started_at is not None
+            error = NEVER_BEGAN if asked and not began else self._failure or "interrupted"
         elif not asked:
             error = self._failure or (f"exit status {code}" if code else "")
         state = State.FAILED if error and not asked else State.STOPPED
+        directory = "" if released else self.record.directory
         self.update(
             state=state,
             ended_at=time.time(),
             error=error,
             pid=0,
             socket="",
-            directory="",
+            directory=directory,
             endpoints={},
             asks=(),
         )

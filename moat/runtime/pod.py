@@ -80,7 +80,8 @@ class Pod:
         """Services first: the namespace goes with whoever is in it last."""
         self._going = True
         while self._containers:
-            await self._engine.remove(self._containers.pop())
+            await self._engine.remove(self._containers[-1])
+            self._containers.pop()
 
     async def _start(self, name: str, config: Mapping[str, Any], files: bytes = b"") -> str:
         made = await self._engine.create(name, config)

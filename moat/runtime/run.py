@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import shutil
@@ -48,7 +49,7 @@ from moat.runtime.questions import Answer, Asked, Scope, exactly
 from moat.runtime.records import Ownership, RunRecord, State
 from moat.runtime.rejected import Rejections
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
+from moat.runtime.sandbox import Execution, Output, Progress, Sandbox, SandboxSpec, Size
 from moat.runtime.session import OutputLog, Session
 from moat.runtime.standing import Standing
 from moat.runtime.tasks import first_of
@@ -69,6 +70,21 @@ _log = logging.getLogger(__name__)
 def _grants(request: RunRequest) -> tuple[str, ...]:
     """What was asked for by name, and what the MCP servers of the run need."""
     return (*request.grants, *(server.grant for server in request.mcp if server.grant))
+
+
+def _own(home: Home, run_id: str) -> Ownership:
+    """Make the run's directory and own it. Raises StartError."""
+    try:
+        private_dir(home.root)
+        private_dir(home.runs)
+        return Ownership(home.run(run_id))
+    except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            raise
+        raise StartError(
+            f"runs cannot be kept in {home.root}: {error.strerror}",
+            hint="set MOAT_HOME to a directory that you can write",
+        ) from error
 
 
 def _check_ports(ports: Iterable[int], captured: tuple[int, ...]) -> None:
@@ -143,9 +159,7 @@ class LocalRun:
             request, workspace=workspace, grants=granted.unique(_grants(request))
         )
         self._home = home
-        private_dir(home.root)
-        private_dir(home.runs)
-        self.ownership = Ownership(home.run(run_id))
+        self.ownership = _own(home, run_id)
         self._directory = private_dir(runtime_dir() / run_id)
         record = RunRecord(
             id=run_id,
@@ -153,7 +167,6 @@ class LocalRun:
             workspace=str(workspace),
             argv=request.argv,
             created_at=time.time(),
-            state=State.STARTING,
             runtime=chosen,
             grants=self._request.grants,
             agent=request.agent,
@@ -162,6 +175,7 @@ class LocalRun:
             worktree=request.worktree,
             tty=request.tty is not None,
             pid=os.getpid(),
+            boot=records.boot_id(),
             socket=str(self._directory / "control.sock"),
             directory=str(self._directory),
         )
@@ -260,6 +274,15 @@ class LocalRun:
         if self._sandbox and self.record.state is State.RUNNING:
             await self._sandbox.signal(number)
 
+    async def execute(
+        self, argv: tuple[str, ...], *, tty: Size | None = None, stdin: bool = False
+    ) -> Execution:
+        """Start a further command beside the run's own; the caller closes it. Raises StartError."""
+        if self._sandbox is None or self.record.state is not State.RUNNING:
+            raise StartError(f"{self.name} is {self.record.state}", hint="`moat list` shows the runs")
+        self.journal.record("run.executed", program=argv[0])
+        return await self._sandbox.execute(argv, tty=tty, stdin=stdin)
+
     async def stop(self, grace: float = GRACE) -> int | None:
         """SIGTERM, then SIGKILL after `grace` seconds. Returns the exit status; None: it never ran."""
         if not self._ended.is_set():
@@ -345,6 +368,7 @@ class LocalRun:
         def start(what: str, task: Callable[[], Awaitable[Any]]) -> None:
             tasks.start_soon(self._watch_over, what, task)
 
+        self.outcome.update(state=State.STARTING)
         self._server = ControlServer(self, self._directory / "control.sock")
         start("control socket", self._server.serve)
         log = OutputLog(self._home.run(self.id) / "output.log")
@@ -522,17 +546,23 @@ class LocalRun:
             self._started.set()
             for part in self._parts:
                 await part.started()
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._session.pump)
-                tasks.start_soon(self._obey_stop)
-                code = await self._sandbox.wait()
-                await first_of(self._session.drained.wait, self._given_up)
-                tasks.cancel_scope.cancel()
+            with one_error():
+                code = await self._carry_out(self._sandbox, self._session)
             self.outcome.update(state=State.STOPPING, exit_code=code)
             self.journal.record("run.command_ended", exit_code=code)
             for part in self._parts:
                 await part.ended()
         await self.finish()
+
+    async def _carry_out(self, sandbox: Sandbox, session: Session) -> int:
+        """Until the command has ended and its output was handed on; its status."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(session.pump)
+            tasks.start_soon(self._obey_stop)
+            code = await sandbox.wait()
+            await first_of(session.drained.wait, self._given_up)
+            tasks.cancel_scope.cancel()
+        return code
 
     async def _show_questions(self) -> None:
         """Keep everybody who watches, and the record, up to date about what waits for the user."""
@@ -587,25 +617,29 @@ class LocalRun:
     async def _finish(self) -> None:
         if self._viewer:
             self._viewer.end()
+        released = True
         for what, release in reversed(self._resources):
             with anyio.move_on_after(_RELEASE) as scope:
                 try:
                     await release()
                 except Exception as error:  # the next resource must be released all the same
+                    released = False
                     _log.exception("%s was not released", what)
                     self.journal.record("run.not_released", what=what, error=str(error))
             if scope.cancelled_caught:
+                released = False
                 _log.error("%s was not released in %d s", what, _RELEASE)
                 self.journal.record("run.not_released", what=what, error="it took too long")
         if self.asking:
             self.asking.close()
         if self._gateway:
             self.outcome.update(warned=self._gateway.warned)
-        self.outcome.conclude(asked=self._stop_asked.is_set())
+        self.outcome.conclude(asked=self._stop_asked.is_set(), released=released)
         record = self.record
         self.journal.record("run.ended", state=record.state, exit_code=record.exit_code, error=record.error)
         await anyio.to_thread.run_sync(keeping.end, self._home, self.id, self.journal, self._copies)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if released:
+            shutil.rmtree(self._directory, ignore_errors=True)
         self._started.set()
         self._ended.set()
         if self._server:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import json
 import logging
 import os
@@ -20,6 +21,8 @@ from typing import Any
 
 from moat.errors import MoatError
 from moat.paths import Home
+from moat.proxy.tls import ignore_names_that_are_none
+from moat.runtime import warden
 from moat.runtime.loop import raise_limits, run_loop
 from moat.runtime.request import RunRequest
 from moat.runtime.run import LocalRun, hosted
@@ -45,6 +48,8 @@ class Starter:
     def error(self, error: BaseException) -> None:
         text = str(error) or type(error).__name__
         hint = error.hint if isinstance(error, MoatError) else None
+        if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+            text, hint = "a run needs more open files than it may have here", "ulimit -n 4096"
         self.say(error={"kind": type(error).__name__, "message": text, "hint": hint})
 
     def goodbye(self) -> None:
@@ -58,6 +63,7 @@ def main() -> None:
     os.setsid()
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    warden.appoint(Home(Path(message["home"])), _let_go_of_the_terminal)
     starter = Starter(os.dup(1))
     starter.say(pid=os.getpid())
     _let_go_of_the_terminal()
@@ -106,3 +112,4 @@ def _log_to(path: Path) -> None:
     os.dup2(fd, 2)
     os.close(fd)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    ignore_names_that_are_none()

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from moat.errors import VaultError
+from moat.grants import Secret
 from moat.vault.busykeyring import patiently
 from moat.vault.index import Ref
 
@@ -65,10 +66,14 @@ class KeyringStore:
         del name
         return self._label
 
-    def write(self, name: str, ref: Ref, payload: str) -> None:
+    def write(self, name: str, ref: Ref, payload: Secret) -> None:
         self.open(probe=True)
-        for index, chunk in enumerate(split(payload)):
+        for index, chunk in enumerate(split(payload.reveal())):
             self._call(self._backend.set_password, SERVICE, self._account(name, ref, index), chunk)
+
+    def written(self, name: str, ref: Ref) -> str:
+        """What `write` has written, as it comes back."""
+        return self.read(name, ref)
 
     def settle(self, name: str, ref: Ref) -> None:
         """Nothing to do: an entry is complete as soon as the index names it."""

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from moat.errors import VaultError
+from moat.grants import Secret
 from moat.paths import write_private
 from moat.vault.index import Ref, Sealing
 from moat.vault.key import Asking, KeyFinder
@@ -63,11 +64,15 @@ class SealedFiles:
     def path(self, name: str) -> Path:
         return self._directory / f"{name}.enc"
 
-    def write(self, name: str, ref: Ref, payload: str) -> None:
+    def write(self, name: str, ref: Ref, payload: Secret) -> None:
         """Write the sealed payload beside the current file; `settle` puts it in place."""
         assert self._sealing is not None
         header = Header(name, self._profile, ref.id, self._sealing.salt.hex())
-        write_private(self._staged(name, ref), seal(self._key, header, payload.encode()))
+        write_private(self._staged(name, ref), seal(self._key, header, payload.reveal().encode()))
+
+    def written(self, name: str, ref: Ref) -> str:
+        """What `write` has written, as it comes back."""
+        return self._open(self._staged(name, ref), name, ref)
 
     def settle(self, name: str, ref: Ref) -> None:
         """Put what `write` wrote in place, after the index has named it."""
@@ -76,8 +81,15 @@ class SealedFiles:
 
     def read(self, name: str, ref: Ref) -> str:
         """The payload of `name`. Finishes a change that a crash cut off after its commit."""
-        self.settle(name, ref)
-        path = self.path(name)
+        staged = self._staged(name, ref)
+        if staged.exists():
+            try:
+                self.settle(name, ref)
+            except OSError:  # the disk can only be read
+                return self._open(staged, name, ref)
+        return self._open(self.path(name), name, ref)
+
+    def _open(self, path: Path, name: str, ref: Ref) -> str:
         try:
             with path.open("rb") as file:
                 data = file.read(_FILE_LIMIT)

@@ -41,7 +41,8 @@ class Store(Protocol):
     """One place for secrets. A secret is addressed by its grant's name and its own `Ref`."""
 
     def location(self, name: str) -> str: ...
-    def write(self, name: str, ref: Ref, payload: str) -> None: ...
+    def write(self, name: str, ref: Ref, payload: Secret) -> None: ...
+    def written(self, name: str, ref: Ref) -> str: ...
     def settle(self, name: str, ref: Ref) -> None: ...
     def read(self, name: str, ref: Ref) -> str: ...
     def delete(self, name: str, ref: Ref, *, live: Ref | None) -> None: ...
@@ -129,13 +130,14 @@ class Vault:
             return str(self._index_file)
         return self._store(row.ref.store).location(row.info.name)
 
-    def prepare(self) -> None:
+    def prepare(self, to: StoreName | None = None) -> None:
         """Make sure that `put` will work: keyring unlocked and probed, or passphrase known.
 
-        For asking before a user goes to fetch a token. Raises VaultError.
+        For asking before a user goes to fetch a token. `to`: another store than the usual one. Raises
+        VaultError.
         """
         index = read_index(self._index_file)
-        if self._choice(index) == "keyring":
+        if (to or self._choice(index)) == "keyring":
             self._keyring.open(probe=True)
         else:
             self._files.prepare(index.sealing)
@@ -145,21 +147,45 @@ class Vault:
         name = canonical(credential.info.name)
         credential = replace(credential, info=replace(credential.info, name=name))
         self.prepare()  # may ask the user, so before the lock
-        payload = json.dumps({**describe(credential.info), "secret": credential.secret.reveal()})
         with self._changing() as before:
-            choice = self._choice(before)
-            sealing = self._files.agree(before.sealing) if choice == "file" else before.sealing
-            store = self._store(choice)
-            ref = Ref(choice, secrets.token_hex(8), len(split(payload)) if choice == "keyring" else 1)
-            staged = replace(before, sealing=sealing, pending=(*before.pending, (name, ref)))
-            write_index(self._index_file, staged)
-            store.write(name, ref, payload)
-            after = replace(
-                staged.with_row(Row(credential.info, ref)), pending=_superseded(before, name), store=choice
-            )
-            write_index(self._index_file, after)
-            store.settle(name, ref)
-            self._clean(after)
+            self._replace(before, credential, self._choice(before))
+
+    def move(self, name: str, to: StoreName) -> bool:
+        """Keep a credential in the other store, and new ones too. False: it is there, or has no secret.
+
+        It is read back from its new place before the old one is given up; a crash leaves one or the other.
+        Raises GrantError (none), VaultError.
+        """
+        while True:
+            row = self._row(read_index(self._index_file), name)
+            if row.ref is None or row.ref.store == to:
+                return False
+            ref, credential = self._load(name)
+            self.prepare(to)
+            with self._changing() as before:
+                if self._row(before, name).ref == ref:  # else it was granted anew, or renewed, just now
+                    self._replace(before, credential, to)
+                    return True
+
+    def _replace(self, before: Index, credential: Credential, choice: StoreName) -> None:
+        """Under the lock: write the new secret, switch the index to it, remove the old one."""
+        name = credential.info.name
+        payload = Secret(json.dumps({**describe(credential.info), "secret": credential.secret.reveal()}))
+        sealing = self._files.agree(before.sealing) if choice == "file" else before.sealing
+        store = self._store(choice)
+        ref = Ref(choice, secrets.token_hex(8), len(split(payload.reveal())) if choice == "keyring" else 1)
+        staged = replace(before, sealing=sealing, pending=(*before.pending, (name, ref)))
+        write_index(self._index_file, staged)
+        store.write(name, ref, payload)
+        if store.written(name, ref) != payload.reveal():
+            raise VaultError(f"{store.location(name)} did not return what was written to it")
+        after = replace(
+            staged.with_row(Row(credential.info, ref)), pending=_superseded(before, name), store=choice
+        )
+        after = _without_idle_key(after)
+        write_index(self._index_file, after)
+        store.settle(name, ref)
+        self._clean(after)
 
     def note(self, info: CredentialInfo) -> None:
         """Store what has no secret, under its name; the index is all of it. Raises VaultError, GrantError."""
@@ -181,8 +207,7 @@ class Vault:
             row = self._row(before, name)
             pending = _superseded(before, row.info.name)
             after = replace(before.without_row(row.info.name), pending=pending)
-            if not any(other.ref and other.ref.store == "file" for other in after.rows.values()):
-                after = replace(after, sealing=None)  # a lost passphrase ends with its last file
+            after = _without_idle_key(after)
             write_index(self._index_file, after)
             self._clean(after)
         return row.info
@@ -289,11 +314,20 @@ class Vault:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[Index]:
-        """The index under the lock of all processes, with what a crash left behind cleaned up."""
-        for parent in self._parents:
-            private_dir(parent)
-        with locked(self._directory / ".lock"):
-            yield self._clean(read_index(self._index_file))
+        """The index under the lock of all processes, with what a crash left behind cleaned up.
+
+        What the disk refuses in the block becomes a VaultError; the index still names what there was.
+        """
+        try:
+            for parent in self._parents:
+                private_dir(parent)
+            with locked(self._directory / ".lock"):
+                yield self._clean(read_index(self._index_file))
+        except OSError as error:
+            raise VaultError(
+                f"the credential store cannot be changed: {error.strerror or error}",
+                hint=f"nothing in it was lost; look at the disk and the permissions of {self._directory}",
+            ) from error
 
     def _clean(self, index: Index) -> Index:
         """Remove the secrets that nothing refers to. What cannot be removed now stays pending."""
@@ -309,6 +343,13 @@ class Vault:
         index = replace(index, pending=tuple(left))
         write_index(self._index_file, index)
         return index
+
+
+def _without_idle_key(index: Index) -> Index:
+    """A lost passphrase ends with its last file."""
+    if any(row.ref and row.ref.store == "file" for row in index.rows.values()):
+        return index
+    return replace(index, sealing=None)
 
 
 def _superseded(index: Index, name: str) -> tuple[tuple[str, Ref], ...]:

@@ -73,7 +73,7 @@ def test_a_killed_supervisor(moat: Moat, home: Path) -> None:
     run_id = begin(moat, "x", "sh", "-c", "echo hello; sleep 100")
     os.kill(int(str(rows(moat)["x"]["pid"])), signal.SIGKILL)
     time.sleep(0.3)
-    assert rows(moat)["x"]["state"] == "failed"
+    assert rows(moat)["x"]["state"] == "lost"
     assert rows(moat)["x"]["error"] == "the supervisor was killed"
     assert moat("logs", "x").stdout == "hello\n"
     assert moat("stop", "x").returncode == 3
@@ -113,7 +113,7 @@ class TestStop:
         done = moat("stop", "frozen")
         assert done.returncode == 0, done.stderr
         assert "does not answer" in done.stderr
-        assert rows(moat)["frozen"]["state"] == "failed"
+        assert rows(moat)["frozen"]["state"] == "lost"
 
 
 class TestDestroy:

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import ssl
 import subprocess
+import sys
 import time
 
 import pytest
@@ -56,7 +57,9 @@ def connect(ca: RunCA, host: str, *, sni: str | None, options=None, verify: str 
 
 
 def leaf(ca: RunCA, host: str) -> x509.Certificate:
-    client, _, error = connect(ca, host, sni=None)
+    anything = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anything.check_hostname, anything.verify_mode = False, ssl.CERT_NONE
+    client, _, error = connect(ca, host, sni=None, options=anything)
     assert error is None
     return x509.load_der_x509_certificate(client.getpeercert(binary_form=True))
 
@@ -157,11 +160,11 @@ def test_a_long_host_has_no_common_name_and_a_critical_alternative_name(ca):
 
 def test_certificates_are_short_lived_and_back_dated(ca):
     now = dt.datetime.now(dt.UTC)
-    for certificate, life in (
-        (x509.load_pem_x509_certificate(ca.certificate_pem), 90),
-        (leaf(ca, "api.example"), 14),
+    for certificate, since, life in (
+        (x509.load_pem_x509_certificate(ca.certificate_pem), 365, 90),
+        (leaf(ca, "api.example"), 2, 14),
     ):
-        assert now - dt.timedelta(days=3) < certificate.not_valid_before_utc < now - dt.timedelta(days=1)
+        assert abs(now - dt.timedelta(days=since) - certificate.not_valid_before_utc) < dt.timedelta(days=1)
         assert now < certificate.not_valid_after_utc <= now + dt.timedelta(days=life)
 
 
@@ -243,6 +246,18 @@ def test_leaves_are_renewed_before_they_end():
     assert ca.server_context("api.example") is second
 
 
+def test_leaves_are_good_after_the_clock_has_jumped():
+    """Seen failing when a leaf is renewed at its end only, and with a CA that is back-dated by two days."""
+    now = dt.datetime.now(dt.UTC)
+    clock = [now]
+    ca = RunCA.generate("run", now=lambda: clock[0])
+    authority = x509.load_pem_x509_certificate(ca.certificate_pem)
+    for days in (0, -30, 60):
+        clock[0] = now + dt.timedelta(days=days)
+        for certificate in (leaf(ca, "api.example"), authority):
+            assert certificate.not_valid_before_utc < clock[0] < certificate.not_valid_after_utc
+
+
 def test_leaves_share_one_key(ca):
     assert leaf(ca, "a.example").public_key() == leaf(ca, "b.example").public_key()
 
@@ -267,3 +282,41 @@ def test_minting_is_quick():
     for number in range(20):
         ca.server_context(f"h{number}.example")
     assert (time.process_time() - started) / 20 < 0.02  # about 1.5 ms; RSA-2048 would take 70
+
+
+SAID = """
+import ssl, sys
+from moat.proxy.certs import RunCA
+from moat.proxy.tls import TLSError, TLSSession, ignore_names_that_are_none
+
+class Odd:
+    def __del__(self):
+        raise RuntimeError("told")
+
+if "quiet" in sys.argv:
+    ignore_names_that_are_none()
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+wire = ssl.MemoryBIO()
+client = context.wrap_bio(ssl.MemoryBIO(), wire, server_hostname="name.of.api")
+try:
+    client.do_handshake()
+except ssl.SSLWantReadError:
+    pass
+server = TLSSession(RunCA.generate("x").server_context("api.test"), server_side=True, server_hostname=None)
+try:
+    server.handshake(wire.read().replace(b"name.of.api", b"\\xff" * 11))
+except TLSError as error:
+    print("refused:", error)
+Odd()
+"""
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_server_name_that_is_not_ascii_ends_the_handshake_and_fills_no_log(quiet):
+    """Without the hook Python prints a traceback for each: whoever connects could fill the disk."""
+    arguments = ["quiet"] if quiet else []
+    done = subprocess.run([sys.executable, "-c", SAID, *arguments], capture_output=True, text=True)
+    assert done.stdout.startswith("refused: "), done
+    assert "RuntimeError: told" in done.stderr, "everything else is still told"
+    assert ("UnicodeDecodeError" in done.stderr) is not quiet

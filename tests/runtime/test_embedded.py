@@ -503,7 +503,7 @@ print(json.dumps(len(ports)))
 def test_no_further_user_namespace_even_without_the_filter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shown to fail without `--disable-userns`. The filter is taken out here: it would refuse first."""
     allow_everything = struct.pack("<HBBI", 0x06, 0, 0, 0x7FFF0000)
-    monkeypatch.setattr(bwrap.seccomp, "program", lambda: allow_everything)
+    monkeypatch.setattr(bwrap.seccomp, "program", lambda **_: allow_everything)
     result = run("sh", "-c", "unshare -U true; echo $?; unshare --net true; echo $?")
     assert result.stdout.split() == ["1", "1"]
     assert "No space left on device" in result.stderr

@@ -17,6 +17,7 @@ from moat.paths import Home
 from moat.runtime import known, records
 from moat.runtime.names import random_name
 from moat.runtime.records import Ownership, RunRecord, State
+from tests.journal.kit import fill, small_disk
 
 
 @pytest.fixture
@@ -137,8 +138,10 @@ def test_a_killed_owner_is_recorded_once(place: Home) -> None:
     assert known.all_runs(place)[0].state is State.RUNNING
     owner.kill()
     owner.communicate()
-    dead = known.all_runs(place)[0]
-    assert (dead.state, dead.error) == (State.FAILED, "the supervisor was killed")
+    seen = known.all_runs(place)[0]
+    assert (seen.state, seen.error) == (State.LOST, "the supervisor was killed")
+    dead = known.clear(place, record)
+    assert (dead.state, dead.error) == (State.LOST, "the supervisor was killed")
     assert dead.ended_at is not None
     assert abs(dead.ended_at - time.time()) < 10
     assert known.all_runs(place)[0] == dead, "a terminal state is not rewritten"
@@ -157,6 +160,18 @@ def test_many_readers_settle_a_run_once(place: Home) -> None:
         thread.join()
     assert [written for _, written in results].count(True) == 1
     assert records.read(place, record.id) == next(found for found, written in results if written)
+
+
+def test_a_record_is_written_to_a_full_disk(tmp_path: Path) -> None:
+    """Seen failing without `records._write_over`: a run that ended well would be told as lost."""
+    with small_disk(tmp_path / "disk") as disk:
+        place = Home(disk)
+        record = make(place, "run_000000000001", state=State.RUNNING)
+        fill(disk)
+        ended = dataclasses.replace(record, state=State.FAILED, exit_code=7, error="exit status 7")
+        records.write(place, ended)
+        assert records.read(place, record.id) == ended
+        assert os.listdir(place.run(record.id)) == ["run.json"]
 
 
 def test_the_only_living_run(place: Home) -> None:

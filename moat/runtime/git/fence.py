@@ -11,7 +11,9 @@ these are read-only mounts in it:
 
 A worktree has its own part of the repository (HEAD, index) apart from the common one, which is shown at its
 path on the host, because git's pointers name that. There everything is read-only but objects and refs, and of
-the logs there is a copy (`reflogs`): no lock can be made beside `config` or `packed-refs`.
+the logs there is a copy (`reflogs`): no lock can be made beside `config` or `packed-refs`,
+so a run cannot delete branches. With a copy of `packed-refs` it could, and would lose sight of every branch
+that git on the host packs meanwhile (a `git fetch` may): its next commit there would have no parent.
 
 A mount on a single file ends when somebody on the host replaces that file (`git config`); a read-only
 directory does not have that gap. A lock of ours beside `config` would close it, and would keep the user's
