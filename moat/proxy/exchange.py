@@ -151,8 +151,9 @@ class Exchange:
         self._judge()
         if self._site.accounts:
             self._spending = self._spend()
-        if self._setup.desk is not None:
-            await self._ask(self._setup.desk)
+        desk = self._setup.desk
+        if desk is not None and (self._undecided or desk.every):
+            await self._ask(desk)
         judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
         judged = judged or (self._body(), b"")
         if self._site.rules.guarded and self._head.framing is not NONE:
