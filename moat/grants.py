@@ -19,6 +19,9 @@ from moat.errors import GrantError
 _GRANT = re.compile(r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,253})?")
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 
+Surface = Literal["header", "path", "query", "body", "websocket"]
+"""A part of a request that may carry a credential; `websocket`: text messages of the client."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grant:
@@ -107,20 +110,31 @@ class CredentialSource(Protocol):
 class InjectionRule:
     """How one credential is put on requests to the hosts it is bound to.
 
+    On the surface `header` it is put whether the client sends something or not; on the others it takes the
+    place of the placeholder, where a request carries it.
+
     The proxy compiles the rules of a run into its per-host table (`moat.proxy.inject`).
     """
 
     credential: str  # name to ask the CredentialSource for
     hosts: tuple[str, ...]  # exact host or `*.suffix` (any depth, not the apex)
-    header: str  # header that carries the credential, lower case: `authorization`, `x-api-key`
+    header: str = ""  # header that carries the credential, lower case: `authorization`, `x-api-key`
     scheme: Literal["bearer", "basic", "raw"] = "bearer"
     username: str = ""  # for `basic`: base64(username:secret)
     placeholder: str = ""  # what the sandbox holds; replaced wherever a header value contains it
     strip: tuple[str, ...] = ()  # other request headers to remove (`x-api-key` next to a bearer token)
     merge: tuple[tuple[str, str], ...] = ()  # (header, value) to append to a comma list, no duplicates
     ports: tuple[int, ...] = (443,)
-    # Where it is put: `header`; `websocket`, for placeholders in text messages of the client.
-    surfaces: tuple[Literal["header", "websocket"], ...] = ("header",)
+    surfaces: tuple[Surface, ...] = ("header",)
+    # Placeholders that are replaced in target and body of one request; with one more it is refused.
+    occurrences: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a rule that could not do what it says."""
+        if "header" in self.surfaces and not self.header:
+            raise ValueError(f"{self.credential}: the surface `header` needs the name of one")
+        if self.occurrences < 1:
+            raise ValueError(f"{self.credential}: at least one occurrence")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from moat.grants import Surface
 from moat.vault.providers import Entry, entries, provider
-from moat.vault.providers.declared import Declared
+from moat.vault.providers.declared import Declared, Injection
 from tests.conftest import REPOSITORY
 
 PAGE = REPOSITORY / "docs/providers.md"
@@ -39,10 +40,12 @@ validate: {url: "https://api.acme.example/me", login: user.name}
 | `inject.header` | header that carries it; `authorization` if not said |
 | `inject.scheme` | `bearer` (if not said), `basic`, or `raw` for the credential as it is |
 | `inject.username` | user name for `basic` |
+| `inject.surfaces` | where a credential goes out, of `header` (if nothing is said), `path`, `query`, `body` and `websocket`. Anywhere but in the header, it takes the place of the placeholder: [network.md](network.md#credentials-in-path-query-and-body) |
+| `inject.occurrences` | how often in path, query and body of one request, 1 to 100; once if not said |
 | `placeholder.prefix`, `placeholder.length` | shape of what the sandbox holds, when a tool checks it; length 64 to 512 |
 | `env` | variables of the sandbox that hold the placeholder |
 | `source_env` | variables of your shell that `moat grant` looks into |
-| `validate.url`, `validate.method`, `validate.login` | a request that tells whether a credential is good (2xx), and where the JSON of its answer has your name |
+| `validate.url`, `validate.method`, `validate.login` | a request that tells whether a credential is good (2xx; `${token}` in path or query stands for it), and where the JSON of its answer has your name |
 | `where` | page on which the vendor makes tokens |
 
 `moat grant providers --validate` checks all files, with line and column. A name that Moat has itself is not free. A credential stays bound
@@ -72,12 +75,16 @@ def _row(row: Entry) -> str:
         return (
             f"| {names} | {row.summary} | {hosts} | see [grants.md](grants.md) | see [grants.md](grants.md) |"
         )
-    injection = found.injection
-    scheme = {"bearer": "`Bearer`", "basic": f"`Basic` ({injection.username})", "raw": "as it is"}[
-        injection.scheme
-    ]
+    ways = "; ".join(_way(found.injection, surface) for surface in found.injection.surfaces)
     inside = ", ".join(f"`{name}`" for name in found.variables) or "files"
-    return f"| {names} | {row.summary} | {hosts} | `{injection.header}`, {scheme} | {inside} |"
+    return f"| {names} | {row.summary} | {hosts} | {ways} | {inside} |"
+
+
+def _way(injection: Injection, surface: Surface) -> str:
+    if surface != "header":
+        return f"in the {surface}, for the placeholder"
+    scheme = {"bearer": "`Bearer`", "basic": f"`Basic` ({injection.username})", "raw": "as it is"}
+    return f"`{injection.header}`, {scheme[injection.scheme]}"
 
 
 if __name__ == "__main__":

@@ -208,6 +208,7 @@ runtime: podman
             "agent.yaml:1:19: network.policy must be one of permissive, strict, ask; did you mean 'strict'?",
         ),
         ("network: {unreadable: no}", "agent.yaml:1:23: network.unreadable must be one of withhold, pass"),
+        ("network: {body_leaks: no}", "agent.yaml:1:23: network.body_leaks must be one of refuse, pass"),
         ("network: {host: [8080.5]}", "agent.yaml:1:18: a port in network.host must be a whole number, not a number"),
         ('network: {host: ["80"]}', "agent.yaml:1:18: a port in network.host must be a whole number, not a string"),
         ("network: {host: [0]}", "agent.yaml:1:18: a port in network.host must be between 1 and 65535"),

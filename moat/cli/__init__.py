@@ -18,6 +18,7 @@ COMMANDS = {
     "vault": ("moat.cli.vault", "move credentials between stores, and to another machine"),
     "list": ("moat.cli.list", "list runs"),
     "attach": ("moat.cli.attach", "re-attach to a running run"),
+    "exec": ("moat.cli.exec", "run a further command in the sandbox of a run"),
     "open": ("moat.cli.open", "open an endpoint of a run in the browser"),
     "ask": ("moat.cli.ask", "show which hosts runs wait for you to decide about"),
     "approve": ("moat.cli.approve", "let a run reach a host that it asks about"),

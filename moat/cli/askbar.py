@@ -27,9 +27,9 @@ _LEAST_ROWS, _LEAST_COLUMNS = 4, 30
 class AskBar:
     """What to write to the terminal. Writes nothing itself, knows no clock but for `chosen`."""
 
-    def __init__(self, *, answers: bool = True) -> None:
-        """answers: the keys of this terminal do; else it only shows what waits."""
-        self._keys = _KEYS if answers else "`moat approve` answers"
+    def __init__(self, *, chord: str = "ctrl-/") -> None:
+        """chord: the key that comes before an answer; empty: this terminal only shows what waits."""
+        self._keys = _KEYS.replace("ctrl-/", chord) if chord else "`moat approve` answers"
         self._waiting: Sequence[Mapping[str, Any]] = ()
         self._since = 0.0
         self._drawn = False
@@ -41,6 +41,10 @@ class AskBar:
         modes.feed(data)
         self._half = _ends_within_a_character(data)
         return before + data + self._draw(size, modes)
+
+    def hide(self, size: Size) -> bytes:
+        """Takes the line away, until the next piece of output."""
+        return self._erase(size)
 
     def wiped(self) -> None:
         """The whole screen is being drawn anew."""
@@ -55,7 +59,7 @@ class AskBar:
             self._since = time.monotonic()
         out = self._erase(size)
         self._waiting = waiting
-        if new and self._interruptible(modes):  # inside of a string the bell would end it
+        if new and self.interruptible(modes):  # inside of a string the bell would end it
             out += notification(waiting[-1], environ)
         return out + self._draw(size, modes)
 
@@ -72,7 +76,8 @@ class AskBar:
             return None
         return _where(waiting[0])
 
-    def _interruptible(self, modes: Modes) -> bool:
+    def interruptible(self, modes: Modes) -> bool:
+        """Somebody else may draw now, and put the cursor back."""
         return modes.interruptible and not self._half
 
     def _erase(self, size: Size) -> bytes:
@@ -83,7 +88,7 @@ class AskBar:
 
     def _draw(self, size: Size, modes: Modes) -> bytes:
         fits = size.rows >= _LEAST_ROWS and size.columns >= _LEAST_COLUMNS
-        if not self._waiting or not fits or not self._interruptible(modes):
+        if not self._waiting or not fits or not self.interruptible(modes):
             return b""
         self._drawn = True
         text = line(self._waiting, size.columns - 1, self._keys).encode("ascii")

@@ -41,6 +41,9 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("--json and a command both need stdout", hint="--record FILE keeps the exchanges")
     if not 0 <= options.port <= _MAX_PORT:
         raise UsageError("--port must be between 0 and 65535")
+    from moat.proxy.tls import ignore_names_that_are_none
+
+    ignore_names_that_are_none()
     return _Serving(options, command).run()
 
 

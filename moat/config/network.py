@@ -37,6 +37,8 @@ class NetworkConfig:
     mode: Literal["enforce", "warn"] = "enforce"  # warn: what policy and rules refuse is only recorded
     # Responses to requests with a credential that cannot be searched for it.
     unreadable: Literal["withhold", "pass"] = "withhold"
+    # Placeholders in bodies to hosts that no grant of the run is for.
+    body_leaks: Literal["refuse", "pass"] = "refuse"
     budgets: tuple[BudgetConfig, ...] = ()  # all that match a host apply to it; never softened by `mode`
 
 
@@ -63,6 +65,7 @@ def read(check: Checker, node: Node) -> NetworkConfig:
             "rules": lambda value: _rules(check, value),
             "host": lambda value: _host_ports(check, value),
             "unreadable": lambda value: check.choice(value, "network.unreadable", ("withhold", "pass")),
+            "body_leaks": lambda value: check.choice(value, "network.body_leaks", ("refuse", "pass")),
             "budget": lambda value: budget.read(check, value),
         },
         _REFUSED,

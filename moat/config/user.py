@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from moat.config import ask, endpoints
+from moat.config import ask, chord, endpoints
 from moat.config.check import Checker, Node, TooMuchError
 from moat.config.journal import JournalReader
 from moat.config.model import UpstreamConfig, UserClaudeConfig, UserConfig
@@ -38,6 +38,7 @@ def load_user(home: Home) -> UserConfig:
                     "upstream": _Upstream(checker, path).read,
                     "ask": lambda node: ask.read(checker, node),
                     "endpoints": lambda node: endpoints.read(checker, node),
+                    "chord": lambda node: chord.read(checker, node),
                     "journal": JournalReader(checker, path.parent).read,
                     "claude": lambda node: _claude(checker, node),
                 }

@@ -24,6 +24,7 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         ),
         "sandbox.made": ("image, proxy and sandbox are there; nothing of the command has run", ("runtime",)),
         "run.started": ("the command started", ()),
+        "run.executed": ("a further command was started in the sandbox, by `moat exec`", ("program",)),
         "run.stop_asked": ("somebody wants it to end", ("by",)),
         "run.command_ended": ("the command ended", ("exit_code",)),
         "run.not_released": ("something of the run could not be cleared up", ("what", "error")),

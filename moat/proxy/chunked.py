@@ -16,6 +16,7 @@ _MAX_SIZE = 2**63 - 1
 _NO_TRAILER = frozenset({
     b"transfer-encoding", b"content-length", b"content-encoding", b"content-type", b"trailer", b"te", b"host",
     b"connection", b"upgrade", b"authorization", b"proxy-authorization", b"cookie", b"set-cookie", b"expect",
+    b"alt-svc",
 })  # fmt: skip
 
 

@@ -8,7 +8,7 @@ two directions are in `upload` and `download`.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from enum import Enum
 from time import monotonic, time
 
@@ -36,15 +36,18 @@ from moat.proxy.http1 import (
     split_absolute,
     split_fields,
 )
-from moat.proxy.inject import CompiledRule, in_frames
+from moat.proxy.inject import CompiledRule, in_frames, secret_of
+from moat.proxy.leak_guard import BodyGuard
 from moat.proxy.logins import LONGEST as LONGEST_LOGIN
 from moat.proxy.mcp import Judgement, McpEndpoint, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
+from moat.proxy.request_body import FilteredBody, is_form, resized, resized_fields, substituted
 from moat.proxy.scrub import UnreadableBodyError
 from moat.proxy.site import Setup, Site
 from moat.proxy.site_rules import Equipped, SiteRules, equip, inspectable
 from moat.proxy.stream import StreamError, StreamTimeoutError
+from moat.proxy.substitute import Binding, Substitution, wanted_of
 from moat.proxy.tls import H2
 from moat.proxy.trace import Shown
 from moat.proxy.upload import GONE, Judged, Upload
@@ -77,7 +80,7 @@ class Exchange:
     """State of one exchange; what its record will tell is collected on the way."""
 
     # What most exchanges leave as it is here.
-    _read: Body | None = None  # of a request that was looked into before it went up
+    _read: Body | FilteredBody | None = None  # of a request that was looked into before it went up
     _upload: Upload | None = None
     _download: Download | None = None
     _spending: Spending | None = None  # None: no budget applies
@@ -151,14 +154,11 @@ class Exchange:
         if self._setup.desk is not None:
             await self._ask(self._setup.desk)
         judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
-        wire = await self._equip()
-        upload = self._upload = Upload(
-            self._client,
-            self._head,
-            wire,
-            judged=judged or (self._body(), b""),
-            patience=self._patience,
-        )
+        judged = judged or (self._body(), b"")
+        if self._site.rules.guarded and self._head.framing is not NONE:
+            judged = self._guarded(*judged)
+        wire, head, judged = await self._equip(judged)
+        upload = self._upload = Upload(self._client, head, wire, judged=judged, patience=self._patience)
         response = self._site.response
         if self._mcp is not None:
             response = McpResponse(self._mcp, lists=lists, limit=self._setup.limits.mcp_message)
@@ -191,7 +191,8 @@ class Exchange:
         rules = site.logins.get(head.target.partition(b"?")[0].decode("latin-1"))
         if rules is None or head.method != b"POST" or self._authority_mismatch() or self._setup.ready():
             return None
-        body, read = await self._read_body(LONGEST_LOGIN)
+        body = self._body()
+        read = await self._read_body(body, LONGEST_LOGIN)
         answer = await self._setup.logins.answer(rules, read)
         if answer is not None:
             raise _RefusedError(answer)
@@ -289,7 +290,8 @@ class Exchange:
             raise _RefusedError(unclear(endpoint, "it leaves HTTP"))
         if head.framing is NONE:
             return None, False
-        _, read = judged = await self._read_body(limit)
+        body = self._body()
+        read = await self._read_body(body, limit)
         if len(read) <= limit:
             judgement = judge(endpoint, head.headers, read)
         elif endpoint.policy.audit:
@@ -301,11 +303,11 @@ class Exchange:
                 raise _RefusedError(denied(unrecorded))
         if judgement.answer is not None:
             raise _RefusedError(judgement.answer)
-        return judged, judgement.lists
+        return (body, read), judgement.lists
 
-    async def _read_body(self, limit: int) -> Judged:
+    async def _read_body(self, body: Body | FilteredBody, limit: float = math.inf) -> bytes:
         """The request's body, or its beginning when it is longer than `limit`."""
-        client, body = self._client, self._body()
+        client = self._client
         self._read = body
         if self._head.expect_continue:
             await client.stream.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -314,7 +316,7 @@ class Exchange:
             client.stream.deadline = monotonic() + self._setup.limits.body_idle_timeout
             read += await body.next()
         client.stream.deadline = math.inf  # the client waits for us now
-        return body, bytes(read)
+        return bytes(read)
 
     def _body(self) -> Body:
         """The request's body; its bytes are spent as they are read."""
@@ -323,8 +325,18 @@ class Exchange:
             body.meter = self._spending.sent
         return body
 
-    async def _equip(self) -> bytes:
-        """The head that goes upstream, with the credentials that policy and the table allow here."""
+    def _guarded(self, body: Body | FilteredBody, start: bytes) -> Judged:
+        """A body for a host that no grant is for, searched for placeholders on its way."""
+        assert isinstance(body, Body)
+        rules = self._site.rules
+        guard = BodyGuard(rules.guarded, rules.where, percent=is_form(self._head))
+        return FilteredBody(body, start, guard), b""
+
+    async def _equip(self, judged: Judged) -> tuple[bytes, RequestHead, Judged]:
+        """The head that goes upstream, with the credentials that policy and the table allow here.
+
+        Then the head that tells how the body goes up, and the body.
+        """
         head, site = self._head, self._site
         fields = request_fields(head)
         if not head.host:
@@ -337,7 +349,9 @@ class Exchange:
         if site.rules.in_frames and head.upgrade == b"websocket":
             await self._prepare_frames(site.rules.in_frames)
             fields = join_fields(inspectable(split_fields(fields)))
-        return request_wire(head.method, self._target, fields)
+        if site.rules.bindings:
+            return await self._substitute(site.rules.bindings, fields, judged)
+        return request_wire(head.method, self._target, fields), head, judged
 
     async def _inject(self, rules: SiteRules, fields: bytes) -> bytes:
         try:
@@ -345,9 +359,7 @@ class Exchange:
             credentials = [await self._credential(name) for name in draft.credentials]
             equipped = equip(draft, others, credentials)
         except MoatError as error:
-            raise _RefusedError(
-                failed(502, "credential", str(error), error.hint or "", retry=False)
-            ) from error
+            raise _no_credential(error) from error
         self._use(equipped.grants)
         self._equipped = equipped
         return equipped.fields
@@ -358,22 +370,62 @@ class Exchange:
         try:
             self._swaps, secrets = in_frames(rules, {name: await self._credential(name) for name in names})
         except MoatError as error:
-            raise _RefusedError(
-                failed(502, "credential", str(error), error.hint or "", retry=False)
-            ) from error
-        equipped = self._equipped
-        self._use(tuple(name for name in names if name not in equipped.grants))
-        self._equipped = equipped._replace(
-            grants=tuple(dict.fromkeys((*equipped.grants, *names))),
-            secrets=tuple(dict.fromkeys((*equipped.secrets, *secrets))),
-        )
+            raise _no_credential(error) from error
+        self._watch_for(secrets)
+        for name in names:
+            self._use_more(name)
+
+    async def _substitute(
+        self, bindings: Sequence[Binding], fields: bytes, judged: Judged
+    ) -> tuple[bytes, RequestHead, Judged]:
+        """As `_equip`, of a request that may carry credentials in its target or body. Raises DeniedError."""
+        head, target = self._head, self._target
+        wanted = wanted_of(bindings, target, body=head.framing is not NONE)
+        if not wanted:
+            return request_wire(head.method, target, fields), head, judged
+        try:
+            secrets = {
+                name: secret_of(await self._credential(name), name)
+                for name in {binding.credential for binding in wanted}
+            }
+        except MoatError as error:
+            raise _no_credential(error) from error
+        self._watch_for(secrets.values())
+        substitution = Substitution(wanted, secrets, self._site.rules.where, self._use_more)
+        target = substitution.target(target)
+        fields = join_fields(inspectable(split_fields(fields)))
+        body, start = judged
+        if head.framing is not NONE and isinstance(body, Body):
+            filtered = substituted(head, body, start, substitution, self._setup.limits)
+            if filtered is not None:
+                start = b""
+                if head.framing is LENGTH and head.length <= self._setup.limits.substituted:
+                    start = await self._read_body(filtered)
+                head = resized(head, len(start) if filtered.done else None)
+                fields, judged = resized_fields(fields, head), (filtered, start)
+        return request_wire(head.method, target, fields), head, judged
+
+    def _watch_for(self, secrets: Iterable[bytes]) -> None:
+        """Nothing of these comes back."""
+        more = dict.fromkeys((*self._equipped.secrets, *secrets))
+        self._equipped = self._equipped._replace(secrets=tuple(more))
+
+    def _use_more(self, grant: str) -> None:
+        """One more grant is on the request. Raises DeniedError."""
+        grants = self._equipped.grants
+        if grant not in grants:
+            self._use((grant,))
+            self._equipped = self._equipped._replace(grants=(*grants, grant))
 
     def _use(self, grants: tuple[str, ...]) -> None:
-        """The last moment before a credential can leave: what cannot be recorded does not happen."""
+        """The last moment before a credential can leave: what cannot be recorded does not happen.
+
+        Raises DeniedError.
+        """
         if grants:
             refusal = self._setup.on_use(self._number, self._site.name, grants)
             if refusal is not None:
-                raise _RefusedError(denied(refusal))
+                raise DeniedError(refusal)
 
     async def _credential(self, name: str) -> Credential:
         source = self._setup.credentials
@@ -545,6 +597,10 @@ def _mismatch(reason: str) -> Denial:
         rule="CONNECT host, TLS server name and Host header must agree",
         hint="send each request over a connection of its own host",
     )
+
+
+def _no_credential(error: MoatError) -> _RefusedError:
+    return _RefusedError(failed(502, "credential", str(error), error.hint or "", retry=False))
 
 
 def _bad_upstream(error: MalformedError) -> Answer:

@@ -41,12 +41,14 @@ def fields_named(names: Iterable[bytes], *, also: bytes = b"") -> re.Pattern[byt
     return re.compile(rb"\r\n(" + b"|".join([*branches, *filter(None, [also])]) + rb"):[ \t]*+([^\r\n]*+)")
 
 
-# What a proxy has to read of a head; `http1` knows what for.
+# What a proxy has to read of a head; `http1` knows what for. Alternatives (RFC 7838, HTTP/3 mostly) lead
+# around it, and do not pass.
 SPECIAL = fields_named(
     (
-        b"connection", b"content-length", b"content_length", b"content-type", b"content-encoding",
-        b"connect-content-encoding", b"expect", b"grpc-encoding", b"host", b"http2-settings", b"keep-alive",
-        b"te", b"trailer", b"transfer-encoding", b"transfer_encoding", b"upgrade",
+        b"alt-svc", b"alt-used", b"alternate-protocol", b"connection", b"content-length", b"content_length",
+        b"content-type", b"content-encoding", b"connect-content-encoding", b"expect", b"grpc-encoding",
+        b"host", b"http2-settings", b"keep-alive", b"te", b"trailer", b"transfer-encoding",
+        b"transfer_encoding", b"upgrade",
     ),
     also=rb"[Pp](?i:roxy-)" + _TCHAR + rb"*+",
 )  # fmt: skip

@@ -95,7 +95,7 @@ def carry_out(plan: Plan, credentials: Mapping[str, Credential]) -> InjectedHead
     were asked of the original headers, so no rule sees, or strips, what another one has injected.
     Raises InjectionError when a secret does not fit in a header, or was not fetched.
     """
-    secrets = {name: _secret(credentials.get(name), name) for name in plan.credentials}
+    secrets = {name: secret_of(credentials.get(name), name) for name in plan.credentials}
     swaps = [(rule.placeholder, secrets[rule.rule.credential]) for rule in plan.substituted]
     fields, carriers, encoded = _substitute(plan.kept, swaps)
     for rule in plan.owners:
@@ -108,7 +108,7 @@ def carry_out(plan: Plan, credentials: Mapping[str, Credential]) -> InjectedHead
     return InjectedHeaders(
         tuple(fields),
         plan.credentials,
-        _to_scrub(secrets.values(), encoded),
+        to_scrub(secrets.values(), encoded),
         frozenset(carriers) | {rule.header for rule in plan.owners},
     )
 
@@ -123,14 +123,14 @@ def in_frames(
     """
     swaps = []
     for rule in rules:
-        secret = _secret(credentials.get(rule.rule.credential), rule.rule.credential)
+        secret = secret_of(credentials.get(rule.rule.credential), rule.rule.credential)
         if _ESCAPED.search(secret):
             raise InjectionError(
                 f"the credential of grant {rule.rule.credential} holds a character that no message can carry"
             )
         if rule.placeholder:
             swaps.append((rule.placeholder, secret))
-    return tuple(swaps), _to_scrub((secret for _, secret in swaps), ())
+    return tuple(swaps), to_scrub((secret for _, secret in swaps), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,8 @@ def _merged(
     return fields
 
 
-def _secret(credential: Credential | None, name: str) -> bytes:
+def secret_of(credential: Credential | None, name: str) -> bytes:
+    """The bytes of a credential. Raises InjectionError when they would break the line that they stand in."""
     if credential is None:
         raise InjectionError(f"the credential of grant {name} was not fetched for this request")
     secret = credential.secret.reveal().encode()
@@ -235,7 +236,7 @@ def _secret(credential: Credential | None, name: str) -> bytes:
     return secret
 
 
-def _to_scrub(secrets: Iterable[bytes], encoded: Iterable[bytes]) -> tuple[bytes, ...]:
+def to_scrub(secrets: Iterable[bytes], encoded: Iterable[bytes]) -> tuple[bytes, ...]:
     """What went out, without base64 padding: `needles` knows how it is spelled."""
     return tuple(dict.fromkeys([*secrets, *(form.rstrip(b"=") for form in encoded)]))
 

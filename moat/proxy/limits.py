@@ -46,7 +46,14 @@ class Limits:
     decoded_step: int = 64 * KIB
     """Most that one decompression step may yield: a bomb grows in pieces that back-pressure can stop."""
 
-    # Messages for MCP servers whose tools are under a policy; no other body is held in memory.
+    # Requests with credentials in their bodies.
+
+    substituted: int = 256 * KIB
+    """A body of known length is held up to this, to say its new length; a longer one leaves in chunks."""
+    inflated: int = 64 * 1024 * KIB
+    """Most that a compressed request body may come to when it is opened to put a credential in."""
+
+    # Messages for MCP servers whose tools are under a policy; of others no more than that is held in memory.
 
     mcp_message: int = 4 * 1024 * KIB
     """One JSON-RPC body, list of tools or event. The reference server's own bound for a request."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -9,7 +10,7 @@ from typing import Protocol
 
 import anyio
 
-from moat.proxy.stream import Stream, StreamError
+from moat.proxy.stream import CLOSE_SECONDS, Stream, StreamError
 
 
 @dataclass(slots=True)
@@ -20,6 +21,15 @@ class Traffic:
     down: int = 0
     messages: tuple[int, int] = (0, 0)  # up and down, of a WebSocket whose frames were read
     error: str = ""
+
+
+class PartingError(StreamError):
+    """What came cannot go on, and both sides can be told so in words of their protocol."""
+
+    def __init__(self, reason: str, *, to_client: bytes, to_upstream: bytes) -> None:
+        super().__init__(reason)
+        self.to_client = to_client
+        self.to_upstream = to_upstream
 
 
 class Filter(Protocol):
@@ -49,10 +59,13 @@ async def relay(
     """Pass bytes on until both sides have finished, one breaks, or nothing moves for `idle` seconds.
 
     A side that finishes its direction is told to the other side, and may go on reading. `up` and `down`
-    change what goes there. Closes neither stream unless one broke; then both are dropped.
+    change what goes there. Closes neither stream unless one broke; then both are dropped, after a last word
+    if there is one.
     """
+    parting: PartingError | None = None
 
     async def pump(source: Stream, sink: Stream, change: Filter | None, *, downwards: bool) -> None:
+        nonlocal parting
         try:
             while data := await source.receive():
                 client.deadline = upstream.deadline = monotonic() + idle
@@ -69,6 +82,9 @@ async def relay(
             if change is not None and (rest := change.finish()):
                 await sink.send(rest)
             await sink.send_eof()
+        except PartingError as error:
+            traffic.error, parting = traffic.error or str(error), error
+            pumps.cancel_scope.cancel()
         except StreamError as error:
             traffic.error = traffic.error or str(error)
             source.abort()
@@ -78,3 +94,13 @@ async def relay(
     async with anyio.create_task_group() as pumps:
         pumps.start_soon(lambda: pump(client, upstream, up, downwards=False))
         await pump(upstream, client, down, downwards=True)
+    if parting is not None:
+        await _part(client, parting.to_client)
+        await _part(upstream, parting.to_upstream)
+
+
+async def _part(stream: Stream, last: bytes) -> None:
+    stream.deadline = monotonic() + CLOSE_SECONDS
+    with contextlib.suppress(StreamError):
+        await stream.send(last)
+    await stream.aclose()

@@ -31,7 +31,7 @@ from moat.proxy.mcp import McpTable
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import Policy
 from moat.proxy.site import Places, Setup
-from moat.proxy.site_rules import InjectionTable
+from moat.proxy.site_rules import BodyLeaks, InjectionTable
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, open_stream
 from moat.proxy.tunnel import Tunnel
@@ -79,6 +79,7 @@ class Proxy:
         budgets: Sequence[Budget] = (),
         decider: Decider | None = None,
         unreadable: Unreadable = "withhold",
+        body_leaks: BodyLeaks = "refuse",
     ) -> None:
         """`on_event` must neither block nor raise. `ready` says why no exchange may start now.
 
@@ -90,9 +91,10 @@ class Proxy:
         allow is counted from here on; all that match a host apply to it. `decider` is asked about every
         exchange that policy does not refuse, see `moat.proxy.decider`. `unreadable`: a response to a request
         with a credential that is encoded so that it cannot be searched for it is withheld, or passes.
+        `body_leaks`: what becomes of a body with a placeholder on its way to a host that no rule is for.
         """
         opened = {tunnel.authority: tunnel for tunnel in tunnels}
-        table = InjectionTable(rules)
+        table = InjectionTable(rules, body_leaks=body_leaks)
         self._setup = Setup(
             policy,
             ca,

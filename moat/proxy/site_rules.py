@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from moat.grants import Credential, InjectionRule
-from moat.proxy import grammar
+from moat.proxy import grammar, leak_guard
 from moat.proxy.events import Denial
 from moat.proxy.http1 import Headers, join_fields, split_fields
 from moat.proxy.inject import CompiledRule, Plan, carry_out, make_plan, opened
+from moat.proxy.substitute import Binding, bindings_of, parts
+
+BodyLeaks = Literal["refuse", "pass"]
+"""What becomes of a body with a placeholder on its way to a host that no rule is for."""
 
 _SITES = 256  # authorities whose rules are remembered
 _DRAFTS = 32  # sets of fields remembered for an authority; clients have one or two
@@ -49,8 +53,9 @@ class Draft:
 class InjectionTable:
     """The rules of a run, by authority."""
 
-    def __init__(self, rules: Sequence[InjectionRule]) -> None:
+    def __init__(self, rules: Sequence[InjectionRule], *, body_leaks: BodyLeaks = "refuse") -> None:
         """Raises ValueError for a host pattern that is none."""
+        self._guards_bodies = body_leaks == "refuse"
         self._rules = tuple(CompiledRule.of(rule) for rule in rules)
         self._sites: OrderedDict[tuple[str, int, str], SiteRules] = OrderedDict()
 
@@ -64,10 +69,10 @@ class InjectionTable:
             strangers = [
                 rule for rule in self._rules if rule.placeholder and rule.placeholder not in placeholders
             ]
-            on_headers = tuple(rule for rule in bound if "header" in rule.rule.surfaces)
-            in_frames = tuple(rule for rule in bound if "websocket" in rule.rule.surfaces)
+            # Not where a grant is for: what an agent says to its model may quote its environment.
+            guarded = () if bound or not self._guards_bodies else tuple(strangers)
             where = f"{scheme}://{host}:{port}"
-            site = self._sites[key] = SiteRules(where, on_headers, strangers, in_frames)
+            site = self._sites[key] = SiteRules(where, bound, strangers, guarded)
             if len(self._sites) > _SITES:
                 self._sites.popitem(last=False)
         return site
@@ -79,26 +84,36 @@ class SiteRules:
     def __init__(
         self,
         where: str,
-        rules: tuple[CompiledRule, ...],
+        bound: Sequence[CompiledRule],
         strangers: Sequence[CompiledRule],
-        in_frames: tuple[CompiledRule, ...] = (),
+        guarded: tuple[CompiledRule, ...] = (),
     ) -> None:
-        """`rules` and `in_frames` are bound to the authority, `strangers` to others."""
-        self.rules = rules  # on headers
-        self.in_frames = in_frames  # in text messages of a WebSocket
-        self._where = where
+        """`bound` to the authority, `strangers` to others; `guarded`: those that no body may hold either."""
+        self.rules = tuple(rule for rule in bound if "header" in rule.rule.surfaces)
+        self.in_frames = tuple(rule for rule in bound if "websocket" in rule.rule.surfaces)
+        self.bindings: tuple[Binding, ...] = bindings_of(bound)  # in target and body
+        self.guarded = guarded
+        self.where = where
         self._strangers = strangers
-        self._placeholders = [rule.placeholder for rule in rules if rule.placeholder]
-        touched = {rule.header for rule in rules}.union(_OPAQUE, *(rule.strip for rule in rules))
-        touched |= {name.lower() for rule in rules for name, _ in rule.merge}
+        self._on_headers = frozenset(rule.placeholder for rule in self.rules)
+        self._at_home = tuple({rule.placeholder: rule for rule in bound if rule.placeholder}.values())
+        self._surfaces = {binding.placeholder: binding.surfaces for binding in self.bindings}
+        self._placeholders = [rule.placeholder for rule in self.rules if rule.placeholder]
+        touched = {rule.header for rule in self.rules}.union(_OPAQUE, *(rule.strip for rule in self.rules))
+        touched |= {name.lower() for rule in self.rules for name, _ in rule.merge}
         self._touched = grammar.fields_named(touched)
         self._drafts: OrderedDict[tuple[bytes, ...], Draft] = OrderedDict()
 
     def leaks(self, target: bytes, fields: bytes) -> Denial | None:
-        """A denial (`credential-host`) when a request carries a placeholder that is not bound to here.
+        """A denial when a request carries a placeholder in its head where it is not bound to go.
 
-        A placeholder is harmless, but where it goes a credential was meant to go: somebody is being fooled.
+        `credential-host`: it is of another host; `credential-surface`: another part of the request is for it.
         """
+        for rule in self._at_home:
+            if rule.placeholder in target or b"%" in target or rule.placeholder not in self._on_headers:
+                denial = self._misplaced(rule, target, fields)
+                if denial is not None:
+                    return denial
         if not self._strangers:
             return None
         text = target + fields
@@ -106,7 +121,18 @@ class SiteRules:
             text = _everything(split_fields(fields), target)
         for rule in self._strangers:
             if rule.placeholder in text:
-                return _leak_denial(rule.rule, self._where)
+                return leak_guard.foreign(rule.rule, self.where)
+        return None
+
+    def _misplaced(self, rule: CompiledRule, target: bytes, fields: bytes) -> Denial | None:
+        surfaces = self._surfaces.get(rule.placeholder, frozenset())
+        for part, text in parts(target):
+            if part not in surfaces and rule.placeholder in unquote_to_bytes(text):
+                return leak_guard.misplaced(rule.rule, part, self.where)
+        if rule.placeholder not in self._on_headers and rule.placeholder in _everything(
+            split_fields(fields), b""
+        ):
+            return leak_guard.misplaced(rule.rule, "header", self.where)
         return None
 
     def _may_name_one(self, fields: bytes) -> bool:
@@ -160,15 +186,3 @@ def _everything(headers: Headers, target: bytes) -> bytes:
         if b"%" in value:
             parts.append(unquote_to_bytes(value))
     return b"\n".join(parts)
-
-
-def _leak_denial(rule: InjectionRule, where: str) -> Denial:
-    hosts = ", ".join(rule.hosts)
-    return Denial(
-        code="credential-host",
-        reason=f"the request to {where} carries the placeholder of grant {rule.credential}, "
-        f"which belongs to {hosts} over https only",
-        rule=f"grant {rule.credential} is bound to {hosts}",
-        hint="remove the credential from this request; it would not work there. "
-        "If it is needed for this host, the user grants one that is bound to it (moat grant)",
-    )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -132,6 +133,23 @@ def verifying_context(
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(list(protocols))
     return context
+
+
+def ignore_names_that_are_none() -> None:
+    """Keep Python from printing a traceback for each server name that is not ASCII (RFC 6066 §3).
+
+    The handshake fails and is recorded all the same, and whoever connects could fill the log with them. It
+    is the process's own hook that is wrapped: for programs, not for libraries.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not (
+            isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(unraisable.object, bytes)
+        ):
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _reason(error: Exception) -> str:

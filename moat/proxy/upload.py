@@ -12,10 +12,11 @@ from time import monotonic
 from moat.proxy.events import DeniedError
 from moat.proxy.http1 import NONE, MalformedError, RequestHead
 from moat.proxy.message import Body, BodyWriter, MessageReader
+from moat.proxy.request_body import FilteredBody
 from moat.proxy.stream import Stream, StreamError
 
 GONE = "client went away"
-Judged = tuple[Body, bytes]  # a body, and its beginning
+Judged = tuple[Body | FilteredBody, bytes]  # a body, and its beginning
 
 
 class Upload:
@@ -30,7 +31,7 @@ class Upload:
         judged: Judged | None = None,
         patience: float | None = None,
     ) -> None:
-        """Takes what has arrived of the body. `wire` is the head as it goes up.
+        """Takes what has arrived of the body. `wire` is the head as it goes up, `head` tells its framing.
 
         `judged` is the body with what somebody has read of it already.
         `patience`: seconds from the last of the request to the head of its answer; None: the usual limit.

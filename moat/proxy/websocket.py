@@ -7,8 +7,8 @@ A message is one text for both, however it is cut into frames: what could be the
 end of a frame waits for the next one, and no longer than to the end of its message. A frame of up to 64 KiB
 leaves as one frame; of a longer one the pieces leave as they come, as frames of the same message. No
 extension is negotiated on such a connection (`site_rules.inspectable`), so a reserved bit is an error like
-any other in a frame. An error ends the connection: who reads such a frame differently would see what was not
-looked at.
+any other in a frame. An error ends the connection, for both sides with close code 1002: who reads such a
+frame differently would see what was not looked at.
 """
 
 from __future__ import annotations
@@ -18,21 +18,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moat.proxy.relay import PartingError
 from moat.proxy.scrub import Scrubber, mask
-from moat.proxy.stream import StreamError
 
 _LONGEST_HEAD = 14
 _WHOLE = 64 * 1024  # a frame of this size is waited for; messages of honest servers are seldom longer
 _CONTINUATION, _TEXT, _BINARY, _CLOSE = 0, 1, 2, 8
+_PROTOCOL_ERROR = 1002  # §7.4.1
 _DATA = frozenset({_CONTINUATION, _TEXT, _BINARY})
 _CONTROL = frozenset({_CLOSE, 9, 10})
 
 
-class FrameError(StreamError):
+class FrameError(PartingError):
     """The peer's bytes are no frames as we accept them."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"websocket: {reason}")
+        told = _PROTOCOL_ERROR.to_bytes(2) + f"moat: {reason}".encode()
+        super().__init__(
+            f"websocket: {reason}",
+            to_client=_frame(_CLOSE, told, last=True, masked=False),
+            to_upstream=_frame(_CLOSE, told, last=True, masked=True),
+        )
 
 
 class _Frames(ABC):
@@ -51,9 +57,19 @@ class _Frames(ABC):
         self._begun = False  # a frame of it has left
 
     def feed(self, data: bytes) -> bytes:
-        """What can leave now. Raises FrameError."""
-        buffer = self._buffer + data if self._buffer else data
+        """What can leave now. Raises FrameError, which takes along what came before it."""
         parts: list[bytes] = []
+        try:
+            self._take_apart(self._buffer + data if self._buffer else data, parts)
+        except FrameError as error:
+            if self.masked:
+                error.to_upstream = b"".join([*parts, error.to_upstream])
+            else:
+                error.to_client = b"".join([*parts, error.to_client])
+            raise
+        return b"".join(parts)
+
+    def _take_apart(self, buffer: bytes, parts: list[bytes]) -> None:
         at = 0
         while at < len(buffer):
             if not self._left:
@@ -71,7 +87,6 @@ class _Frames(ABC):
             parts.append(self._piece(piece))
             at += len(piece)
         self._buffer = buffer[at:]
-        return b"".join(parts)
 
     def finish(self) -> bytes:
         """The stream is over. What had no end never was a message."""
@@ -115,18 +130,7 @@ class _Frames(ABC):
         return wire
 
     def _wire(self, opcode: int, payload: bytes, *, last: bool) -> bytes:
-        size, bit = len(payload), 0x80 if self.masked else 0
-        first = bytes((opcode | (0x80 if last else 0),))
-        if size < 126:
-            head = first + bytes((bit | size,))
-        elif size < 65536:
-            head = first + bytes((bit | 126,)) + size.to_bytes(2)
-        else:
-            head = first + bytes((bit | 127,)) + size.to_bytes(8)
-        if not self.masked:
-            return head + payload
-        key = os.urandom(4)  # a mask that a page could foresee would let it write to the wire (§10.3)
-        return head + key + _unmasked(payload, key, 0)
+        return _frame(opcode, payload, last=last, masked=self.masked)
 
 
 class ServerFrames(_Frames):
@@ -200,6 +204,21 @@ def _head(buffer: bytes, *, masked: bool) -> _Head | None:
         if length < shortest or length >= 1 << 63:
             raise FrameError("a length that is not written in the shortest way")
     return _Head(last, opcode, length, buffer[size : size + 4] if masked else b"", size + 4 * masked)
+
+
+def _frame(opcode: int, payload: bytes, *, last: bool, masked: bool) -> bytes:
+    size, bit = len(payload), 0x80 if masked else 0
+    first = bytes((opcode | (0x80 if last else 0),))
+    if size < 126:
+        head = first + bytes((bit | size,))
+    elif size < 65536:
+        head = first + bytes((bit | 126,)) + size.to_bytes(2)
+    else:
+        head = first + bytes((bit | 127,)) + size.to_bytes(8)
+    if not masked:
+        return head + payload
+    key = os.urandom(4)  # a mask that a page could foresee would let it write to the wire (§10.3)
+    return head + key + _unmasked(payload, key, 0)
 
 
 def _unmasked(payload: bytes, key: bytes, at: int) -> bytes:

@@ -8,7 +8,8 @@ view     output arrives as STDOUT and STDERR frames, EXIT or LEFT ends it; closi
 input    a connection of its own for stdin, so that a command that does not read holds up only this
          one and a Ctrl-C behind a full pipe still arrives
 control  status (the answer to HELLO), STOP, SIGNAL, PAUSE, NOTE, QUESTIONS, ANSWER; EXIT when the run has
-         ended
+         ended. After EXECUTE it belongs to one further command: INPUT, CLOSE_STDIN, RESIZE, SIGNAL to it,
+         STDOUT, STDERR and at last DONE (or NOTICE: it cannot be) from it; it ends with the connection
 
 The socket lies in a 0700 directory that no sandbox sees; the server asks the kernel for the peer's uid.
 """
@@ -21,9 +22,12 @@ import struct
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from moat.errors import StartError
+
+if TYPE_CHECKING:
+    from asyncio import StreamReader  # a plain program needs none
 
 HEADER = struct.Struct(">BI")
 MAX_PAYLOAD = 1 << 20  # output is read in pieces of 64 KiB; more than this is not one of us
@@ -42,6 +46,7 @@ class Frame(IntEnum):
     QUESTIONS = 9  # what waits for the user; answered by ASKED
     ANSWER = 10  # JSON of a `questions.Answer`; on a control connection answered by ANSWERED or NOTICE
 
+    EXECUTE = 11  # JSON {"argv", "size": [columns, rows] | null, "stdin"}
     REDRAW = 12  # answered by SCREEN, and by what the program paints
 
     WELCOME = 16  # JSON of the run's record
@@ -53,6 +58,7 @@ class Frame(IntEnum):
     NOTED = 22
     ASKED = 23  # JSON {"waiting": [`questions.Asked`…], "missed": […]}; viewers get it whenever it changes
     ANSWERED = 24  # JSON {"requests": how many waited for it}
+    DONE = 25  # JSON {"exit_code"}
     SCREEN = 28  # bytes that bring a terminal to what the program shows; what was on it before is void
     LEFT = 29  # UTF-8 reason why this viewer was sent away; the run goes on
 
@@ -80,6 +86,12 @@ def hello(
     """lead: who says it started the run. steal: everybody else who watches or types is sent away."""
     value = {"role": role, "lead": lead, "size": size, "read_only": read_only, "steal": steal}
     return pack_json(Frame.HELLO, value)
+
+
+async def read_frame(reader: StreamReader) -> tuple[Frame, bytes]:
+    """The next frame. Raises EOFError at the end, BrokenFrameError."""
+    kind, length = parse_header(await reader.readexactly(HEADER.size))
+    return kind, await reader.readexactly(length)
 
 
 def pack_size(columns: int, rows: int) -> bytes:

@@ -29,7 +29,7 @@ from moat.runtime.pod import Pod
 from moat.runtime.sandbox import Egress, Output, Probe, Progress, SandboxSpec, ServiceEnd, Size
 
 if TYPE_CHECKING:
-    from moat.runtime.engine import Attachment, Engine
+    from moat.runtime.engine import Attachment, ContainerExecution, Engine
     from moat.runtime.image import Image
 
 _LEAST_MEMORY = 4 << 30  # bytes; the default limit is half of the machine's, at least this
@@ -302,6 +302,18 @@ class DockerSandbox:
                     ) from None
                 self._status = _KILLED  # removed meanwhile, with force
         return _KILLED if self._status is None else self._status
+
+    async def execute(self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool) -> ContainerExecution:
+        from moat.runtime.engine import EngineError
+
+        size = ["--size", f"{tty.columns}x{tty.rows}"] if tty else []
+        command = [*container.PYTHON, "--exec", *size, "--", *argv]
+        try:
+            return await self.engine.execute(
+                self.container, command, terminal=tty is not None, stdin=stdin or tty is not None
+            )
+        except EngineError as error:
+            raise StartError(f"nothing can be run in the container: {error}") from None
 
     async def service_ended(self, name: str) -> ServiceEnd | None:
         return await self.pod.ended(name) if self.pod else None

@@ -23,6 +23,7 @@ import anyio
 from moat.errors import StartError
 from moat.runtime import bwrap, cgroup, launcher, processes, procfs
 from moat.runtime.dial import NamespaceDialler
+from moat.runtime.embedded_exec import Belonging, EmbeddedExecution, execute
 from moat.runtime.environment import complete
 from moat.runtime.sandbox import (
     AGENT_UID,
@@ -64,6 +65,7 @@ class EmbeddedSandbox:
         run_id: str,
         stdio: Stdio,
         group: cgroup.Group,
+        belonging: Belonging,
     ) -> None:
         self.limits: dict[str, str] = {}  # what holds memory and pids: "control group" or "resource limit"
         self._process = launch.process
@@ -72,6 +74,7 @@ class EmbeddedSandbox:
         self._run_id = run_id
         self._stdio = stdio
         self._group = group
+        self._belonging = belonging
         self._init: int | None = None  # pidfd of pid 1 of the sandbox
         self._init_pid = 0
         self._command: int | None = None  # pidfd of the command, pid 2
@@ -166,6 +169,12 @@ class EmbeddedSandbox:
 
     async def wait(self) -> int:
         return await asyncio.shield(self._exit)
+
+    async def execute(self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool) -> EmbeddedExecution:
+        pid = await self.first_pid()
+        if not pid:
+            raise StartError("nothing runs in the sandbox")
+        return execute(pid, argv, self._belonging, tty=tty, stdin=stdin)
 
     async def service_ended(self, name: str) -> None:
         """There are none here."""
@@ -329,7 +338,10 @@ def _launch(tool: bwrap.Tool, spec: SandboxSpec, binds: list[bwrap.Bind]) -> Emb
         stdio.close()
         group.remove()
         raise
-    return EmbeddedSandbox(launch, run_id=spec.run_id, stdio=stdio, group=group)
+    belonging = Belonging(
+        uid=uid, gid=gid, environment=tree.env, cgroups=group.directories, rlimits=plan.rlimits
+    )
+    return EmbeddedSandbox(launch, run_id=spec.run_id, stdio=stdio, group=group, belonging=belonging)
 
 
 def _default_memory() -> int:

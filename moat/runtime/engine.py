@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import IO, Any
 
 import aiodocker
 import aiohttp
+from aiodocker.execs import Exec
 from aiodocker.stream import Stream
 
 from moat.errors import MoatError
@@ -25,6 +28,7 @@ from moat.runtime.sandbox import Output, Size
 
 # Never None: that means ctrl-p,ctrl-q, and ^P would be swallowed until the next key.
 _DETACH_KEYS = "ctrl-^,ctrl-^,ctrl-@,ctrl-^"
+_LOOK = 0.05  # seconds between two looks at a command that has closed its output
 _NO_CONNECTION = 900  # a status of aiodocker's own
 
 
@@ -201,6 +205,22 @@ class Engine:
             return int((await execution.inspect())["ExitCode"] or 0)
         return 1
 
+    async def execute(
+        self, container: str, command: list[str], *, terminal: bool, stdin: bool
+    ) -> ContainerExecution:
+        """Start a command in a running container, as its user."""
+        with _translated():
+            execution = await self._docker.containers.container(container).exec(
+                command,
+                stdin=stdin,
+                tty=terminal,
+                environment={"TERM": "xterm-256color"} if terminal else None,
+                detach_keys=_DETACH_KEYS,
+            )
+            stream = execution.start(detach=False)
+            await stream.__aenter__()
+        return ContainerExecution(execution, Attachment(stream), terminal=terminal)
+
     async def running(self, container: str) -> bool:
         with _tolerating(404), _translated():
             details = await self._docker.containers.container(container).show()
@@ -291,3 +311,48 @@ class Attachment:
         if self._stream._resp:
             self._stream._resp.close()
         self._stream._closed = True
+
+
+class ContainerExecution:
+    """Implements `sandbox.Execution`."""
+
+    def __init__(self, execution: Exec, streams: Attachment, *, terminal: bool) -> None:
+        self._execution = execution
+        self._streams = streams
+        self._terminal = terminal
+
+    async def read(self) -> Output | None:
+        return await self._streams.read()
+
+    async def write(self, data: bytes) -> None:
+        await self._streams.write(data)
+
+    async def close_stdin(self) -> None:
+        if not self._terminal:
+            self._streams.write_eof()
+
+    async def resize(self, size: Size) -> None:
+        with _tolerating(404, 409, 500), _translated():
+            await self._execution.resize(h=size.rows, w=size.columns)
+
+    async def signal(self, number: int) -> None:
+        """The engine has no call for it; on Linux its processes are this machine's."""
+        status = await self._inspect()
+        if status["Running"] and status["Pid"]:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(int(status["Pid"]), number)
+
+    async def wait(self) -> int:
+        """The exit status. Call it after the last `read`."""
+        while (status := await self._inspect())["Running"]:
+            await asyncio.sleep(_LOOK)
+        return int(status["ExitCode"] or 0)
+
+    async def _inspect(self) -> dict[str, Any]:
+        with _translated():
+            return await self._execution.inspect()
+
+    async def close(self) -> None:
+        with contextlib.suppress(EngineError):  # the engine, or the container, went away: so has the command
+            await self.signal(signal.SIGKILL)
+        self._streams.close()

@@ -146,6 +146,7 @@ class Gateway:
             decider=decider,
             limits=replace(Limits(), question_timeout=patience) if patience else Limits(),
             unreadable=network.unreadable,
+            body_leaks=network.body_leaks,
         )
         self.egress = RunEgress(self._proxy, start)
         self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)

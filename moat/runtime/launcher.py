@@ -26,7 +26,7 @@ import sys
 for name, path in (("moat", sys.argv[2]), ("moat.runtime", sys.argv[2] + "/runtime")):
     sys.modules[name] = type(sys)(name)
     sys.modules[name].__path__ = [path]
-from moat.runtime.namespace import main
+from moat.runtime.{} import main
 main(int(sys.argv[1]))
 """
 _NPROC_PER_NAMESPACE = (5, 14)  # before, RLIMIT_NPROC counted the user's processes outside as well
@@ -60,6 +60,11 @@ class Launch:
     process: subprocess.Popen[bytes]
     control: socket.socket
     release: int
+
+
+def bootstrap(module: str) -> str:
+    """A program that calls `main` of this module of the runtime with its first argument, a descriptor."""
+    return _BOOTSTRAP.format(module)
 
 
 def listeners(host_ports: tuple[int, ...], captured: tuple[int, ...] = ()) -> list[Listener]:
@@ -111,7 +116,7 @@ def launch(
             plan = dataclasses.replace(plan, command=[*plan.command, *command], control=theirs.fileno())
             content = arguments.data(marshal.dumps(dataclasses.asdict(plan)))
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _BOOTSTRAP, str(content), moat.__path__[0]],
+                [sys.executable, "-I", "-S", "-c", bootstrap("namespace"), str(content), moat.__path__[0]],
                 stdin=stdio.child[0],
                 stdout=stdio.child[1],
                 stderr=stdio.child[2],

@@ -49,7 +49,7 @@ from moat.runtime.questions import Answer, Asked, Scope, exactly
 from moat.runtime.records import Ownership, RunRecord, State
 from moat.runtime.rejected import Rejections
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import Output, Progress, Sandbox, SandboxSpec, Size
+from moat.runtime.sandbox import Execution, Output, Progress, Sandbox, SandboxSpec, Size
 from moat.runtime.session import OutputLog, Session
 from moat.runtime.standing import Standing
 from moat.runtime.tasks import first_of
@@ -273,6 +273,15 @@ class LocalRun:
         """Send a signal to the command."""
         if self._sandbox and self.record.state is State.RUNNING:
             await self._sandbox.signal(number)
+
+    async def execute(
+        self, argv: tuple[str, ...], *, tty: Size | None = None, stdin: bool = False
+    ) -> Execution:
+        """Start a further command beside the run's own; the caller closes it. Raises StartError."""
+        if self._sandbox is None or self.record.state is not State.RUNNING:
+            raise StartError(f"{self.name} is {self.record.state}", hint="`moat list` shows the runs")
+        self.journal.record("run.executed", program=argv[0])
+        return await self._sandbox.execute(argv, tty=tty, stdin=stdin)
 
     async def stop(self, grace: float = GRACE) -> int | None:
         """SIGTERM, then SIGKILL after `grace` seconds. Returns the exit status; None: it never ran."""

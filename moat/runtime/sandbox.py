@@ -131,6 +131,26 @@ class EgressSockets:
     captured: tuple[int, ...] = ()  # 0.0.0.0, listening, one for each of `SandboxSpec.captured`
 
 
+class Execution(Protocol):
+    """A further command in a sandbox that runs; all of it as in `Sandbox`, for this command."""
+
+    async def read(self) -> Output | None: ...
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def close_stdin(self) -> None: ...
+
+    async def resize(self, size: Size) -> None: ...
+
+    async def signal(self, number: int) -> None: ...
+
+    async def wait(self) -> int: ...
+
+    async def close(self) -> None:
+        """Kill the command, if it still runs, and release everything."""
+        ...
+
+
 class Sandbox(Protocol):
     """One sandbox that exists and has not started its command, or has."""
 
@@ -159,6 +179,13 @@ class Sandbox(Protocol):
 
         Non-blocking; its file description is never one that the sandbox holds as well. Raises OSError
         (ConnectionRefusedError when nothing listens, TimeoutError). Only with `SandboxSpec.ingress`.
+        """
+        ...
+
+    async def execute(self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool) -> Execution:
+        """Start another command beside the run's own, as the same user in the same fence.
+
+        Raises StartError when nothing runs, or when that is not possible now.
         """
         ...
 

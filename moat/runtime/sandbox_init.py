@@ -3,6 +3,7 @@
     python3 -I sandbox_init.py [--size COLUMNSxROWS] [--host-port PORT]... [--capture PORT]... [--ingress]
         -- command...
     python3 -I sandbox_init.py --signal NUMBER
+    python3 -I sandbox_init.py --exec [--size COLUMNSxROWS] -- command...
 
 Standard library only, Python 3.7 and later, with no import of Moat: it runs in the container next to
 `sandbox_forward.py`, `dnsstub.py` and `seccomp.py`, as the agent and with no capability. Listeners are bound
@@ -48,6 +49,8 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C before the command runs: end, without a traceback
     if arguments[:1] == ["--signal"]:
         return send_signal(int(arguments[1]))
+    if arguments[:1] == ["--exec"]:
+        return join(arguments[1:])
     size, ports, captured, ingress, command = parse(arguments)
     try:
         if size:
@@ -57,6 +60,19 @@ def main(arguments: list[str]) -> int:
         start_forwarder(listeners)
     except (OSError, seccomp.UnsupportedMachineError) as error:
         say(f"the sandbox's network could not be made: {error}")
+        return EXIT_BROKEN
+    return execute(command)
+
+
+def join(arguments: list[str]) -> int:
+    """A further command beside the first one: under the same filter, in the network that is there."""
+    size, _, _, _, command = parse(arguments)
+    try:
+        if size:
+            set_size(size)
+        seccomp.install()
+    except (OSError, seccomp.UnsupportedMachineError) as error:
+        say(f"the command cannot be started: {error}")
         return EXIT_BROKEN
     return execute(command)
 

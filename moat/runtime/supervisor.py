@@ -21,6 +21,7 @@ from typing import Any
 
 from moat.errors import MoatError
 from moat.paths import Home
+from moat.proxy.tls import ignore_names_that_are_none
 from moat.runtime import warden
 from moat.runtime.loop import raise_limits, run_loop
 from moat.runtime.request import RunRequest
@@ -111,3 +112,4 @@ def _log_to(path: Path) -> None:
     os.dup2(fd, 2)
     os.close(fd)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    ignore_names_that_are_none()

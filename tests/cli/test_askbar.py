@@ -146,7 +146,7 @@ def test_the_bell_rings_for_a_new_question_only() -> None:
 
 
 def test_who_only_watches_is_shown_no_keys() -> None:
-    shown = AskBar(answers=False).show([asked("a.test")], SIZE, Modes(), {})
+    shown = AskBar(chord="").show([asked("a.test")], SIZE, Modes(), {})
     assert b"moat: allow GET a.test/ | `moat approve` answers" in shown
 
 

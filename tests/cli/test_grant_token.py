@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -31,13 +32,22 @@ def host_of(found: Declared, scope: str | None = None) -> str:
 HOSTS = {host_of(found): found for found in CHECKED.values()} | {"npm.example.com": CHECKED["npm"]}
 
 
+def path_of(found: Declared) -> str:
+    assert found.check is not None
+    return found.check.path.replace("${token}", SECRET)
+
+
 def accept(asked: Asked) -> Answer:
-    """What the vendor wants: the secret in its own header, and only there."""
+    """What the vendor wants: the secret in its own header, or path, and only there."""
     found = HOSTS[asked.host]
     assert found.check is not None
     injection = found.injection
     prefix = {"bearer": "Bearer ", "raw": "", "basic": "Basic "}[injection.scheme]
-    if asked.headers.get(injection.header) != prefix + SECRET:
+    if "header" in injection.surfaces:
+        right = asked.headers.get(injection.header) == prefix + SECRET
+    else:
+        right = unquote(asked.path) == path_of(found) and SECRET not in str(asked.headers)
+    if not right:
         return found.check.rejected[0], {"error": f"{SECRET} is wrong"}
     answer: object = "octo.cat"
     for key in reversed(found.check.login):
@@ -76,7 +86,8 @@ def test_every_vendor_is_asked_and_the_token_stored(moat: Moat, vendors: Vendor)
             assert "Not validated" in done.stdout
         else:
             assert ("Authenticated as octo.cat." in done.stdout) == bool(found.check.login)
-            assert vendors.asked[-1].path == found.check.path
+            assert unquote(vendors.asked[-1].path) == path_of(found)
+            assert vendors.asked[-1].path.count("/") == found.check.path.count("/")
         stored = open_vault(Home.from_environment()).get(name)
         assert stored.secret.reveal() == SECRET
         assert stored.info.hosts == found.hosts
@@ -189,6 +200,10 @@ def test_a_provider_of_one_s_own(moat: Moat, home: Path) -> None:
     assert (placeholder[:25], len(placeholder)) == ("acme_moat" + "T" * 16, 64)
     (rule,) = found.rules(info, placeholder)
     assert (rule.header, rule.scheme, rule.hosts) == ("x-acme-key", "raw", ("api.acme.example",))
+    assert (rule.surfaces, rule.occurrences) == (("header",), 1)
+    own(home, ACME.replace("{header: X-Acme-Key, scheme: raw}", "{surfaces: [query, body], occurrences: 3}"))
+    (rule,) = provider("acme").rules(info, placeholder)
+    assert (rule.header, rule.surfaces, rule.occurrences) == ("", ("query", "body"), 3)
 
 
 def test_an_edited_provider_does_not_move_a_credential(moat: Moat, home: Path) -> None:
@@ -218,6 +233,11 @@ def test_an_edited_provider_does_not_move_a_credential(moat: Moat, home: Path) -
         (ACME + "validate: {url: http://a.example}", "validate.url must be https://host/path"),
         (ACME.replace("64", "8"), "placeholder.length must be between 64 and 512"),
         ("hosts: [a", ":1:10:"),
+        (ACME.replace("raw", "raw, surfaces: [path]"), "inject.header, scheme and username need `header`"),
+        (ACME.replace("raw", "raw, surfaces: [header, cookie]"), "must be one of header, path, query, body"),
+        (ACME.replace("raw", "raw, surfaces: []"), "inject.surfaces needs one of header, path"),
+        (ACME.replace("raw", "raw, occurrences: 2"), "inject.occurrences counts in path, query and body"),
+        (ACME.replace("raw", "raw, surfaces: [body], occurrences: 0"), "must be between 1 and 100"),
     ],
 )
 def test_what_is_wrong_with_a_file_of_one_s_own(moat: Moat, home: Path, text: str, problem: str) -> None:

@@ -47,11 +47,13 @@ WANTED = {
     "api.vercel.com": ("authorization", BEARER),
     "git.example.com": ("private-token", SECRET),
 }
+BOT = "987654321:AAreal-token_0123456789abcdefghijklmn"
 GRANTS = (
     "openai", "gemini", "npm", "npm:npm.example.com", "pypi", "brave-search", "datadog", "elevenlabs",
-    "linear", "sentry", "vercel", "gitlab", "gitlab:git.example.com",
+    "linear", "sentry", "telegram", "vercel", "gitlab", "gitlab:git.example.com",
 )  # fmt: skip
-HOSTS = (*WANTED, "gitlab.com")
+STRANGER = "stranger.example.com"  # no grant is for it
+HOSTS = (*WANTED, "gitlab.com", "api.telegram.org", STRANGER)
 # One line per vendor: `name: ` and what its tool said. `curl` stands for libraries that send a header.
 SCRIPT = r"""
 ask() { name=$1; shift; echo "$name: $(curl -sS "$@" 2>&1)"; }
@@ -59,6 +61,13 @@ ask openai -H "Authorization: Bearer $OPENAI_API_KEY" https://api.openai.com/v1/
 ask codex -H "Authorization: Bearer $(python3 -c 'import json,os
 print(json.load(open(os.path.expanduser("~/.codex/auth.json")))["OPENAI_API_KEY"])')" https://api.openai.com/v1/models
 ask gemini -H "x-goog-api-key: $GEMINI_API_KEY" https://generativelanguage.googleapis.com/v1beta/models
+ask gemini-query "https://generativelanguage.googleapis.com/v1beta/models?key=$GEMINI_API_KEY"
+ask telegram "https://api.telegram.org/bot$TELEGRAM_BOT_TOKEN/getMe?a=b"
+ask telegram-wrong "https://api.telegram.org/bot$TELEGRAM_BOT_TOKEN/noSuchMethod"
+ask telegram-text "https://api.telegram.org/bot$TELEGRAM_BOT_TOKEN/sendMessage" -d "chat_id=1&text=$TELEGRAM_BOT_TOKEN"
+ask telegram-query "https://api.telegram.org/getMe?token=$TELEGRAM_BOT_TOKEN"
+ask telegram-twice "https://api.telegram.org/bot$TELEGRAM_BOT_TOKEN/$TELEGRAM_BOT_TOKEN"
+ask telegram-elsewhere -d "text=$TELEGRAM_BOT_TOKEN" https://stranger.example.com/
 ask pypi --user "$TWINE_USERNAME:$TWINE_PASSWORD" https://upload.pypi.org/legacy/
 ask brave -H "X-Subscription-Token: $BRAVE_API_KEY" "https://api.search.brave.com/res/v1/web/search?q=x"
 ask datadog -H "DD-API-KEY: $DD_API_KEY" https://api.datadoghq.com/api/v1/validate
@@ -70,6 +79,7 @@ ask gitlab-api -H "PRIVATE-TOKEN: x" https://git.example.com/api/v4/user
 echo "gitlab: $(git ls-remote "https://oauth2:$GITLAB_TOKEN@gitlab.com/acme/x.git" 2>&1)"
 echo "gitlab-anonymous: $(git ls-remote https://gitlab.com/acme/x.git 2>&1)"
 echo "foreign: $(curl -sS -H "X: $OPENAI_API_KEY" https://api.linear.app/ 2>&1)"
+echo "env-telegram: $TELEGRAM_BOT_TOKEN"
 env; cat ~/.npmrc ~/.codex/auth.json ~/.gemini/settings.json; echo
 """
 NPM = """
@@ -79,6 +89,8 @@ echo "npm-scope: $(npm view @acme/x version --registry https://registry.npmjs.or
 
 
 def answer(asked: Asked) -> Answer:
+    if asked.host == "api.telegram.org":
+        return telegram(asked)
     if asked.host == "gitlab.com":
         if asked.headers.get("authorization") != basic("oauth2"):
             return 401, {"sent": asked.headers}, {"WWW-Authenticate": 'Basic realm="GitLab"'}
@@ -90,6 +102,15 @@ def answer(asked: Asked) -> Answer:
         version = {"name": "@acme/x", "version": "1.2.3", "dist": {}}
         return 200, {"name": "@acme/x", "dist-tags": {"latest": "1.2.3"}, "versions": {"1.2.3": version}}
     return 200, {"username": "octocat", "host": asked.host}
+
+
+def telegram(asked: Asked) -> Answer:
+    """The bot's token stands in the path; pages of errors quote it."""
+    if not asked.path.startswith(f"/bot{BOT}/"):
+        return 404, {"ok": False, "description": f"Not Found: {asked.path}"}
+    if asked.path.endswith("/noSuchMethod"):
+        return 404, {"ok": False, "description": f"no such page: {asked.path}"}, {"X-Path": asked.path}
+    return 200, {"ok": True, "result": {"username": "octobot", "text": asked.body.decode()}}
 
 
 @pytest.fixture
@@ -104,7 +125,7 @@ def granted(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         routes = {"routes": "@acme:registry=https://npm.example.com/"} if grant.scope else {}
         hosts = entry(grant.name).bound(grant.scope)
         info = CredentialInfo(name, CredentialKind.TOKEN, hosts, NOW, None, routes)
-        vault.put(Credential(info, Secret(SECRET)))
+        vault.put(Credential(info, Secret(BOT if name == "telegram" else SECRET)))
     with vendor(tmp_path / "vendor", answer, *HOSTS) as server:
         server.config(home / ".moat", *HOSTS)
         yield server
@@ -121,11 +142,13 @@ def test_every_vendor_gets_its_credential_and_the_sandbox_none(
     done = moat("run", "--runtime", runtime, *grants, "--", "sh", "-c", script, timeout=300)
     assert done.returncode == 0, done.stderr
     assert SECRET not in done.stdout + done.stderr
+    assert BOT[12:30] not in done.stdout + done.stderr
     said = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
     for name, host in {
         "openai": "api.openai.com",
         "codex": "api.openai.com",
         "gemini": "generativelanguage.googleapis.com",
+        "gemini-query": "generativelanguage.googleapis.com",
         "pypi": "upload.pypi.org",
         "brave": "api.search.brave.com",
         "datadog": "api.datadoghq.com",
@@ -138,11 +161,35 @@ def test_every_vendor_gets_its_credential_and_the_sandbox_none(
         assert json.loads(said[name]) == {"username": "octocat", "host": host}, name
     assert said["gitlab"] == said["gitlab-anonymous"] == f"{HEAD}\trefs/heads/main"
     assert "credential-host" in said["foreign"]  # a placeholder on its way to another vendor
+    check_telegram(said, granted.asked)
     if runtime == "embedded":
         assert (said["npm"], said["npm-scope"]) == ("octocat", "1.2.3")
     # What was sent over HTTP/2, by curl and by git, was equipped and refused by the same rules.
     traces = [path.read_text() for path in home.glob(".moat/runs/*/network.jsonl")]
+    assert not any(secret in trace for secret in (SECRET, BOT) for trace in traces)
     records = [json.loads(line) for trace in traces for line in trace.splitlines()]
     over_h2 = {record["url"].split("/")[2] for record in records if record.get("protocol") == "h2"}
     assert over_h2 >= {"api.openai.com", "gitlab.com"}
-    assert {asked.host for asked in granted.asked} >= set(HOSTS) - {"registry.npmjs.org", "npm.example.com"}
+    assert {asked.host for asked in granted.asked} >= set(HOSTS) - {
+        STRANGER,
+        "registry.npmjs.org",
+        "npm.example.com",
+    }
+
+
+def check_telegram(said: dict[str, str], asked: list[Asked]) -> None:
+    """The token goes out in the path, once; nothing brings it back, and nothing else takes it out."""
+    placeholder = said["env-telegram"]
+    assert json.loads(said["telegram"])["result"]["username"] == "octobot"
+    wrong = json.loads(said["telegram-wrong"])["description"]
+    assert wrong == f"no such page: /bot{'*' * len(BOT)}/noSuchMethod"
+    # A message that quotes it is a message: the placeholder arrives as what it is.
+    assert json.loads(said["telegram-text"])["result"]["text"] == f"chat_id=1&text={placeholder}"
+    assert json.loads(said["telegram-query"])["reason"] == "credential-surface"
+    assert json.loads(said["telegram-twice"])["reason"] == "credential-count"
+    assert json.loads(said["telegram-elsewhere"])["reason"] == "credential-host"
+    assert not any(placeholder.encode() in one.body for one in asked if one.host == STRANGER)
+    to_telegram = [one for one in asked if one.host == "api.telegram.org"]
+    assert [one.path for one in to_telegram] == [
+        f"/bot{BOT}/{what}" for what in ("getMe?a=b", "noSuchMethod", "sendMessage")
+    ]

@@ -7,6 +7,7 @@ import ipaddress
 import os
 import ssl
 import subprocess
+import sys
 import time
 
 import pytest
@@ -281,3 +282,41 @@ def test_minting_is_quick():
     for number in range(20):
         ca.server_context(f"h{number}.example")
     assert (time.process_time() - started) / 20 < 0.02  # about 1.5 ms; RSA-2048 would take 70
+
+
+SAID = """
+import ssl, sys
+from moat.proxy.certs import RunCA
+from moat.proxy.tls import TLSError, TLSSession, ignore_names_that_are_none
+
+class Odd:
+    def __del__(self):
+        raise RuntimeError("told")
+
+if "quiet" in sys.argv:
+    ignore_names_that_are_none()
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+wire = ssl.MemoryBIO()
+client = context.wrap_bio(ssl.MemoryBIO(), wire, server_hostname="name.of.api")
+try:
+    client.do_handshake()
+except ssl.SSLWantReadError:
+    pass
+server = TLSSession(RunCA.generate("x").server_context("api.test"), server_side=True, server_hostname=None)
+try:
+    server.handshake(wire.read().replace(b"name.of.api", b"\\xff" * 11))
+except TLSError as error:
+    print("refused:", error)
+Odd()
+"""
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_server_name_that_is_not_ascii_ends_the_handshake_and_fills_no_log(quiet):
+    """Without the hook Python prints a traceback for each: whoever connects could fill the disk."""
+    arguments = ["quiet"] if quiet else []
+    done = subprocess.run([sys.executable, "-c", SAID, *arguments], capture_output=True, text=True)
+    assert done.stdout.startswith("refused: "), done
+    assert "RuntimeError: told" in done.stderr, "everything else is still told"
+    assert ("UnicodeDecodeError" in done.stderr) is not quiet

@@ -331,21 +331,37 @@ def test_a_message_budget_in_bytes_ends_a_socket() -> None:
         assert event.denial.code == "budget"
 
 
-def test_a_frame_that_is_none_ends_the_connection_and_is_recorded() -> None:
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
+@pytest.mark.parametrize("whose", ["server", "client"])
+def test_a_frame_that_is_none_ends_the_connection_for_both_and_is_recorded(loop: str, whose: str) -> None:
+    """Whoever sent it, both are told (close code 1002), and what came before it has been passed on."""
+    heard = bytearray()
+
     def script(wire: Wire) -> None:
         wire.message()
         wire.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-        wire.send(frame(1, b"fine") + frame(1, SECRET.encode(), rsv=0x40))
-        wire.rest()
+        wire.send(frame(1, b"fine"))
+        if whose == "server":
+            wire.send(frame(1, SECRET.encode(), rsv=0x40))
+        with contextlib.suppress(OSError):
+            heard.extend(wire.rest())
 
-    with tls_origin(script) as origin, house(origins={API: origin}) as made:
+    with tls_origin(script) as origin, house(loop, origins={API: origin}) as made:
         with made.tunnel() as wire:
             wire.send(get("/ws", "Connection: Upgrade", "Upgrade: websocket"))
             assert wire.message(head_only=True).status == 101
-            with contextlib.suppress(OSError):
-                assert SECRET.encode() not in wire.rest()
+            if whose == "client":
+                wire.send(frame(1, b"up", key=KEY) + frame(1, b"x", key=KEY, rsv=0x40))
+            got = read(wire.rest())
+        assert got.messages == [(1, b"fine")]
+        ((opcode, told),) = got.controls
+        why = b"moat: a reserved bit is set, and no extension was agreed upon"
+        assert (opcode, told) == (8, (1002).to_bytes(2) + why)
         event = made.event()
         assert event.error == "websocket: a reserved bit is set, and no extension was agreed upon"
+    up = read(bytes(heard))
+    assert up.controls == [(8, told)]
+    assert up.messages == ([(1, b"up")] if whose == "client" else [])
 
 
 def test_a_server_that_compresses_unasked_is_refused() -> None:

@@ -96,6 +96,7 @@ class Order:
     cpus: float = 0.0
     pids: int = 1024
     ingress: bool = False
+    beside: list[str] = dataclasses.field(default_factory=list)  # a further command, whose result is told
 
 
 @dataclasses.dataclass
@@ -161,10 +162,13 @@ async def execute(order: Order) -> Result:
         if order.stdin is not None:
             await made.write(order.stdin.encode())
             await made.close_stdin()
-        while output := await made.read():
+        told = made if not order.beside else await made.execute(tuple(order.beside), tty=None, stdin=False)
+        while output := await told.read():
             first = first or time.monotonic() - begun
             streams[output.stream] += output.data
-        status = await made.wait()
+        status = await told.wait()
+        if told is not made:
+            await told.close()
     texts = {name: bytes(data).decode(errors="replace") for name, data in streams.items()}
     return Result(status, texts["stdout"], texts["stderr"], made.limits, first)
 

@@ -29,13 +29,14 @@ def test_every_provider_keeps_to_its_hosts(row: Entry, make: Make) -> None:
         info = replace(make(name=name).info, hosts=row.bound(scope))
         placeholder = found.placeholder(info, TOKEN)
         assert TOKEN in placeholder
-        assert re.fullmatch(r"[A-Za-z0-9_-]+", placeholder)
+        assert re.fullmatch(r"[A-Za-z0-9_:-]+", placeholder)
         for rule in found.rules(info, placeholder):
             assert set(rule.hosts) <= set(info.hosts)  # a credential goes nowhere else
             assert rule.credential == name
             assert rule.placeholder == placeholder
             assert rule.ports == (443,)
             assert rule.header not in rule.strip
+            assert bool(rule.header) is ("header" in rule.surfaces)
         held = [Held(info, placeholder)]
         told = "".join([*found.environment(held).values(), *(data.decode() for _, data in found.files(held))])
         assert placeholder in told  # a tool inside has to find it

@@ -47,6 +47,7 @@ _VENDORS = (
     "elevenlabs",
     "linear",
     "sentry",
+    "telegram",
     "vercel",
 )
 _ALIASES = {"claude": "anthropic", "gh": "github", "codex": "openai", "google": "gemini"}

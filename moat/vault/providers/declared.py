@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from moat.grants import CredentialInfo, Grant, InjectionRule, LoginRule, Secret
+from moat.grants import CredentialInfo, Grant, InjectionRule, LoginRule, Secret, Surface
 from moat.vault.providers.model import Check, Entry, Held
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
@@ -21,12 +21,18 @@ _FILLER = "0"
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """The header in which the credential goes out."""
+    """Where the credential goes out: in a header, or for the placeholder in another part of a request."""
 
     header: str = "authorization"  # lower case
     scheme: Literal["bearer", "basic", "raw"] = "bearer"
     username: str = ""  # for `basic`
     strip: tuple[str, ...] = ()  # headers that must not go along with it
+    surfaces: tuple[Surface, ...] = ("header",)
+    occurrences: int = 1  # in target and body of one request, at most
+
+    def headers(self, secret: Secret) -> dict[str, str]:
+        """What a request of Moat's own needs of it."""
+        return {self.header: self.value(secret)} if "header" in self.surfaces else {}
 
     def value(self, secret: Secret) -> str:
         """The header's value; for Moat's own requests, the proxy makes its own (`moat.proxy.inject`)."""
@@ -91,11 +97,13 @@ class Declared:
             InjectionRule(
                 credential=info.name,
                 hosts=self.entry.bound(Grant.parse(info.name).scope),
-                header=self.injection.header,
+                header=self.injection.header if "header" in self.injection.surfaces else "",
                 scheme=self.injection.scheme,
                 username=self.injection.username,
                 placeholder=placeholder,
                 strip=self.injection.strip,
+                surfaces=self.injection.surfaces,
+                occurrences=self.injection.occurrences,
             ),
         )
 

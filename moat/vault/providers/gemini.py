@@ -24,7 +24,8 @@ PROVIDER = Gemini(
     summary="Gemini API and the Gemini CLI",
     hosts=("generativelanguage.googleapis.com",),
     aliases=("google",),
-    injection=Injection("x-goog-api-key", "raw"),
+    # Older clients, and the examples of the documentation, have it in the query: `?key=…`.
+    injection=Injection("x-goog-api-key", "raw", surfaces=("header", "query")),
     shape=Shape("AIza", 39),
     sources=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
     variables=("GEMINI_API_KEY",),

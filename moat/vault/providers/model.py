@@ -53,7 +53,7 @@ class Check:
     """The smallest request that tells whether a credential is good; it goes out as the injection says."""
 
     host: str  # `{host}` is the scope's
-    path: str
+    path: str  # `${token}` is the credential
     method: Literal["GET", "POST"] = "GET"
     headers: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     body: Mapping[str, object] | None = None  # sent as JSON

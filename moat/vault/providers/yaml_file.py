@@ -14,13 +14,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from moat.config import parse_host
 from moat.config.check import Checker, Node, TooMuchError
 from moat.config.source import read_document, trusted
 from moat.errors import ConfigError, GrantError, UsageError
+from moat.grants import Surface
 from moat.paths import Home
 from moat.vault.providers.declared import Declared, Injection, Shape
 from moat.vault.providers.model import Check
@@ -31,6 +32,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _KEYS = re.compile(r"[^.\s]{1,64}(\.[^.\s]{1,64}){0,7}")
 _SCHEMES = ("bearer", "basic", "raw")
+_SURFACES = get_args(Surface)
 # Headers that say where a message goes or where it ends, or that belong to the next hop.
 _NEVER = frozenset({
     "host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "expect",
@@ -148,11 +150,31 @@ class _Reader:
             "header": self._header,
             "scheme": lambda value: self._check.choice(value, "inject.scheme", _SCHEMES),
             "username": lambda value: self._check.text(value, "inject.username"),
+            "surfaces": self._surfaces,
+            "occurrences": lambda value: self._check.integer(value, "inject.occurrences", 1, 100),
         }
         found: dict[str, Any] = self._check.fields(node, "inject", known, {})
         if found.get("username") and found.get("scheme") != "basic":
             self._check.wrong(node, "inject.username belongs to `scheme: basic`")
+        surfaces = found.get("surfaces", ("header",))
+        if "header" not in surfaces and {"header", "scheme", "username"} & found.keys():
+            self._check.wrong(node, "inject.header, scheme and username need `header` among the surfaces")
+        if "occurrences" in found and not {"path", "query", "body"} & set(surfaces):
+            self._check.wrong(
+                node, "inject.occurrences counts in path, query and body; name one as a surface"
+            )
         return Injection(**found)
+
+    def _surfaces(self, node: Node) -> tuple[str, ...] | None:
+        named = (
+            self._check.choice(item, "an entry of inject.surfaces", _SURFACES)
+            for item in self._check.items(node, "inject.surfaces", "inject.surfaces: [path]")
+        )
+        found = tuple(dict.fromkeys(name for name in named if name is not None))
+        if not found:
+            self._check.wrong(node, f"inject.surfaces needs one of {', '.join(_SURFACES)}")
+            return None
+        return found
 
     def _header(self, node: Node) -> str | None:
         name = self._check.matching(node, "inject.header", _TOKEN, "the name of a header")

@@ -1,0 +1,154 @@
+"""Request bodies that are read on their way up: searched for placeholders, or with credentials put in.
+
+Only requests to hosts whose grants ask for it, or that no grant is for, come here. What has come is passed on
+before more is waited for.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import Protocol
+
+import anyio.lowlevel
+
+from moat.proxy.decoding import Decoder, UnreadableBodyError, decoder
+from moat.proxy.http1 import CHUNKED, LENGTH, MalformedError, RequestHead, without
+from moat.proxy.limits import Limits
+from moat.proxy.message import Body
+from moat.proxy.substitute import Spelling, Substitution, spelling_of
+
+_GZIP = 16 + zlib.MAX_WBITS
+_OF_LENGTH = frozenset({b"content-length", b"transfer-encoding"})
+_OF_CONTENT = frozenset({b"content-md5", b"digest", b"content-digest", b"repr-digest"})
+
+
+class Text(Protocol):
+    """What the text of a body goes through. Both methods may raise DeniedError."""
+
+    def feed(self, data: bytes) -> bytes: ...
+    def finish(self) -> bytes: ...
+
+
+class FilteredBody:
+    """A body with something in its way. To be read like a `Body`."""
+
+    def __init__(self, body: Body, start: bytes, text: Text, coding: Recoding | None = None) -> None:
+        """`start`: what somebody has read of `body` already."""
+        self._body = body
+        self._start = start
+        self._text = text
+        self._coding = coding
+        self._pieces: Iterator[bytes] | None = None  # of what has come, as they leave
+        self.done = False
+
+    @property
+    def size(self) -> int:
+        """Payload bytes that have come."""
+        return self._body.size
+
+    def take(self) -> bytes:
+        """Payload that is here already; perhaps none. Raises MalformedError, DeniedError."""
+        if self._pieces is None and (data := self._arrived()):
+            if self._coding is None:
+                return self._text.feed(data) + self._end()
+            self._pieces = self._coding.feed(data, self._text)
+        if self._pieces is not None:
+            if (piece := next(self._pieces, None)) is not None:
+                return piece
+            self._pieces = None
+        return self._end()
+
+    async def next(self) -> bytes:
+        """The payload that comes next; b"" only at the end. Raises as `take`, and StreamError."""
+        while not (payload := self.take()) and not self.done:
+            if self._pieces is None and not self._body.done:
+                await self._body.wait()
+            else:
+                await anyio.lowlevel.checkpoint()  # much text may come of few bytes
+        return payload
+
+    def _arrived(self) -> bytes:
+        start, self._start = self._start, b""
+        return start + self._body.take()
+
+    def _end(self) -> bytes:
+        if not self._body.done or self.done:
+            return b""
+        self.done = True
+        return self._text.finish() if self._coding is None else self._coding.finish(self._text)
+
+
+class Recoding:
+    """gzip and deflate opened for a body's text, and closed again behind it."""
+
+    def __init__(self, opened: Decoder, *, gzip: bool, limit: int) -> None:
+        """`limit`: bytes that may come out."""
+        self._decoder = opened
+        self._encoder = zlib.compressobj(1, zlib.DEFLATED, _GZIP if gzip else zlib.MAX_WBITS)
+        self._left = limit
+
+    def feed(self, data: bytes, text: Text) -> Iterator[bytes]:
+        """Pieces, some of them empty. Raises MalformedError, DeniedError."""
+        try:
+            for piece in self._decoder.feed(data):
+                self._left -= len(piece)
+                if self._left < 0:
+                    raise MalformedError("body-too-large", "the body decompresses to too much", 413, "client")
+                yield self._encoder.compress(text.feed(piece))
+        except UnreadableBodyError as error:
+            raise _broken(error) from None
+
+    def finish(self, text: Text) -> bytes:
+        """The rest, and the end. Raises MalformedError, DeniedError."""
+        try:
+            self._decoder.finish()
+        except UnreadableBodyError as error:
+            raise _broken(error) from None
+        return self._encoder.compress(text.finish()) + self._encoder.flush()
+
+
+def substituted(
+    head: RequestHead, body: Body, start: bytes, substitution: Substitution, limits: Limits
+) -> FilteredBody | None:
+    """The body with credentials; None when it passes as it is: no grant asks for it, or it cannot be read."""
+    spelling = spelling_of(_field(head, b"content-type"))
+    text = substitution.body(spelling) if spelling is not None else None
+    if text is None:
+        return None
+    try:
+        opened = decoder(head.headers, limits.decoded_step)
+    except UnreadableBodyError:
+        return None
+    coding = None
+    if opened is not None:
+        coding = Recoding(opened, gzip=b"gzip" in _field(head, b"content-encoding"), limit=limits.inflated)
+    return FilteredBody(body, start, text, coding)
+
+
+def resized(head: RequestHead, length: int | None) -> RequestHead:
+    """How a body goes up: with a length, or else in chunks."""
+    if length is None:
+        return head._replace(framing=CHUNKED, length=0)
+    return head._replace(framing=LENGTH, length=length, expect_continue=False)
+
+
+def resized_fields(fields: bytes, head: RequestHead) -> bytes:
+    """Fields for such a body: what described the old one goes. A body that was read is not waited for."""
+    if head.framing is CHUNKED:
+        return without(fields, _OF_LENGTH | _OF_CONTENT) + b"\r\nTransfer-Encoding: chunked"
+    gone = _OF_LENGTH | _OF_CONTENT | {b"expect"}
+    return without(fields, gone) + b"\r\nContent-Length: %d" % head.length
+
+
+def is_form(head: RequestHead) -> bool:
+    return spelling_of(_field(head, b"content-type")) is Spelling.FORM
+
+
+def _field(head: RequestHead, wanted: bytes) -> bytes:
+    """The value of a field in lower case; b"" when there is none."""
+    return next((value.lower() for name, value in head.headers if name.lower() == wanted), b"")
+
+
+def _broken(error: UnreadableBodyError) -> MalformedError:
+    return MalformedError("bad-body", str(error), 400, "client")
