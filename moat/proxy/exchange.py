@@ -151,8 +151,9 @@ class Exchange:
         self._judge()
         if self._site.accounts:
             self._spending = self._spend()
-        if self._setup.desk is not None:
-            await self._ask(self._setup.desk)
+        desk = self._setup.desk
+        if desk is not None and (self._undecided or desk.every):
+            await self._ask(desk)
         judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
         judged = judged or (self._body(), b"")
         if self._site.rules.guarded and self._head.framing is not NONE:
@@ -306,7 +307,7 @@ class Exchange:
             raise _RefusedError(judgement.answer)
         return (body, read), judgement.lists
 
-    async def _read_body(self, body: Body | FilteredBody, limit: float = math.inf) -> bytes:
+    async def _read_body(self, body: Body | FilteredBody, limit: int) -> bytes:
         """The request's body, or its beginning when it is longer than `limit`."""
         client = self._client
         self._read = body
@@ -399,9 +400,9 @@ class Exchange:
         if head.framing is not NONE and isinstance(body, Body):
             filtered = substituted(head, body, start, substitution, self._setup.limits)
             if filtered is not None:
-                start = b""
-                if head.framing is LENGTH and head.length <= self._setup.limits.substituted:
-                    start = await self._read_body(filtered)
+                start, limit = b"", self._setup.limits.substituted
+                if head.framing is LENGTH and head.length <= limit:
+                    start = await self._read_body(filtered, limit)
                 head = resized(head, len(start) if filtered.done else None)
                 fields, judged = resized_fields(fields, head), (filtered, start)
         return request_wire(head.method, target, fields), head, judged

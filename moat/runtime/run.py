@@ -34,7 +34,7 @@ from moat.proxy.events import ExchangeFinished
 from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
-from moat.runtime.asking import LONGEST, Asking
+from moat.runtime.asking import Asking
 from moat.runtime.choice import choose, runtime
 from moat.runtime.copying import copies_of
 from moat.runtime.credentials import Credentials, login_table
@@ -309,7 +309,7 @@ class LocalRun:
                 yield question
             shown = new
 
-    def answer(self, host: str, *, allow: bool, scope: Scope = "run", seconds: int = 0) -> int:
+    async def answer(self, host: str, *, allow: bool, scope: Scope = "run", seconds: int = 0) -> int:
         """Answer what waits for `host` (`name`, `name:port`, `*.name`; without a port 443 is meant).
 
         scope: `once` for the requests that wait now, `for` some seconds, `run`. Returns how many requests
@@ -441,7 +441,7 @@ class LocalRun:
             tunnels=extra.tunnels,
             mcp=extra.mcp,
             decider=self.asking.decide if self.asking else self._decider,
-            patience=LONGEST if self.asking else None,
+            patient=self.asking is not None,
             on_event=rejections.add,
         )
         self._gateway = gateway

@@ -93,7 +93,8 @@ async def test_the_terminal_has_its_size_from_the_start_and_changes_it() -> None
 
 
 async def test_interrupt_key_ends_the_foreground_program() -> None:
-    async with sandbox("sh", "-c", "echo ready; sleep 30", tty=Size(80, 24)) as made:
+    # Short: a key between the fork of `sleep` and its start reaches the shell alone, which waits for it.
+    async with sandbox("sh", "-c", "echo ready; sleep 3; true", tty=Size(80, 24)) as made:
         await read_until(made, b"ready")
         await made.write(b"\x03")
         assert (await finish(made)).status == 130
