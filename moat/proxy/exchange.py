@@ -195,12 +195,13 @@ class Exchange:
         The body, if it was read for nothing.
         """
         site, head = self._site, self._head
-        rules = site.logins.get(head.target.partition(b"?")[0].decode("latin-1"))
+        path = head.target.partition(b"?")[0].decode("latin-1")
+        rules = site.logins.get(path)
         if rules is None or head.method != b"POST" or self._authority_mismatch() or self._setup.ready():
             return None
         body = self._body()
         read = await self._read_body(body, LONGEST_LOGIN)
-        answer = await self._setup.logins.answer(rules, read)
+        answer = await self._setup.logins.answer(rules, path, head.block, read)
         if answer is not None:
             raise _RefusedError(answer)
         return body, read
