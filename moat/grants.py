@@ -150,5 +150,6 @@ class LoginRule:
     access: str  # placeholder of the access token
     refresh: str  # and of the refresh token
     scope: str = ""
+    about: str = ""  # path at which a tool asks what its access token is good for
     shared: bool = False  # other logins are renewed there too: a request without `refresh` is not ours
     again: str = ""  # the command that makes the login anew

@@ -151,8 +151,9 @@ class Exchange:
         self._judge()
         if self._site.accounts:
             self._spending = self._spend()
-        if self._setup.desk is not None:
-            await self._ask(self._setup.desk)
+        desk = self._setup.desk
+        if desk is not None and (self._undecided or desk.every):
+            await self._ask(desk)
         judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
         judged = judged or (self._body(), b"")
         if self._site.rules.guarded and self._head.framing is not NONE:
@@ -188,12 +189,13 @@ class Exchange:
         The body, if it was read for nothing.
         """
         site, head = self._site, self._head
-        rules = site.logins.get(head.target.partition(b"?")[0].decode("latin-1"))
+        path = head.target.partition(b"?")[0].decode("latin-1")
+        rules = site.logins.get(path)
         if rules is None or head.method != b"POST" or self._authority_mismatch() or self._setup.ready():
             return None
         body = self._body()
         read = await self._read_body(body, LONGEST_LOGIN)
-        answer = await self._setup.logins.answer(rules, read)
+        answer = await self._setup.logins.answer(rules, path, head.block, read)
         if answer is not None:
             raise _RefusedError(answer)
         return body, read

@@ -34,7 +34,7 @@ from moat.proxy.events import ExchangeFinished
 from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
-from moat.runtime.asking import LONGEST, Asking
+from moat.runtime.asking import Asking
 from moat.runtime.choice import choose, runtime
 from moat.runtime.copying import copies_of
 from moat.runtime.credentials import Credentials, login_table
@@ -442,7 +442,7 @@ class LocalRun:
             tunnels=extra.tunnels,
             mcp=extra.mcp,
             decider=self.asking.decide if self.asking else self._decider,
-            patience=LONGEST if self.asking else None,
+            patient=self.asking is not None,
             on_event=rejections.add,
         )
         self._gateway = gateway
