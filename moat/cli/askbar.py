@@ -54,7 +54,7 @@ class AskBar:
         self, waiting: Sequence[Mapping[str, Any]], size: Size, modes: Modes, environ: Mapping[str, str]
     ) -> bytes:
         """The questions as they are now (`questions.Asked` as JSON)."""
-        new = {_where(question) for question in waiting} - {_where(question) for question in self._waiting}
+        new = {where(question) for question in waiting} - {where(question) for question in self._waiting}
         if _first(waiting) != _first(self._waiting):
             self._since = time.monotonic()
         out = self._erase(size)
@@ -74,7 +74,7 @@ class AskBar:
         waiting = self._waiting
         if not waiting or time.monotonic() - self._since < _SETTLED:
             return None
-        return _where(waiting[0])
+        return where(waiting[0])
 
     def interruptible(self, modes: Modes) -> bool:
         """Somebody else may draw now, and put the cursor back."""
@@ -124,7 +124,7 @@ def line(waiting: Sequence[Mapping[str, Any]], columns: int, keys: str = _KEYS) 
 
 def name(question: Mapping[str, Any]) -> str:
     """The host with its port, unless that is the one of HTTPS. Canonical, so ASCII without controls."""
-    return _where(question).removesuffix(":443")
+    return where(question).removesuffix(":443")
 
 
 def ascii_only(text: str) -> str:
@@ -150,12 +150,13 @@ def notification(question: Mapping[str, Any], environ: Mapping[str, str]) -> byt
     return _BELL
 
 
-def _where(question: Mapping[str, Any]) -> str:
+def where(question: Mapping[str, Any]) -> str:
+    """`host:port`."""
     return str(Authority(question["host"], question["port"]))
 
 
 def _first(waiting: Sequence[Mapping[str, Any]]) -> str:
-    return _where(waiting[0]) if waiting else ""
+    return where(waiting[0]) if waiting else ""
 
 
 def _ends_within_a_character(data: bytes) -> bool:

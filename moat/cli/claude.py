@@ -26,7 +26,7 @@ from moat.grants import CredentialInfo
 from moat.paths import Home
 from moat.runtime import granted, records
 from moat.runtime.agents import Setup
-from moat.runtime.agents.claude import Claude
+from moat.runtime.agents.claude import Claude, without_needless_questions
 from moat.runtime.agents.claude_sessions import session_of_run, sessions
 from moat.runtime.agents.claude_settings import Carried, carried
 from moat.runtime.choice import choose
@@ -74,6 +74,7 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
         grants=wanted,
         runtime=runtime,
         agent=claude.name,
+        network=without_needless_questions(request.network),
         stdin=request.stdin and _piped(),
         fetches=plugins.fetches,
     )

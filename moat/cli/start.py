@@ -13,13 +13,13 @@ from collections.abc import Callable
 from moat.cli import terminal
 from moat.cli.chord import chosen
 from moat.cli.display import size
-from moat.cli.output import Progress, emit, emit_json, git_warning, say
+from moat.cli.output import Progress, emit, emit_json, git_warning, safe, say
 from moat.config.chord import Chord
 from moat.errors import MissingGrantsError, MoatError, StartError
 from moat.paths import Home
 from moat.runtime import known, launch
 from moat.runtime.launch import RunHandle
-from moat.runtime.records import read
+from moat.runtime.records import RunRecord, read
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Size
 from moat.runtime.variables import protected
@@ -109,11 +109,23 @@ def _tell_results(home: Home, handle: RunHandle, *, compare: bool, failed: bool)
             from moat.cli.warnings import tell_warned
 
             tell_warned(home, record)
+        told = [_requests(home, record)]
         if compare:
             from moat.cli.review import summary
 
             if numbers := summary(home, record):
-                say(f"{numbers} — moat review {record.name}")
+                told.append(f"{numbers} — moat review {record.name}")
+        if line := "; ".join(filter(None, told)):
+            say(safe(line))
+
+
+def _requests(home: Home, record: RunRecord) -> str:
+    """`12 requests, 1 denied, 3 with anthropic`."""
+    from moat.runtime.tally import Tally, summary
+
+    tally = Tally(home.run(record.id) / "network.jsonl")
+    tally.update()
+    return summary(tally)
 
 
 def wanted_size(*, interactive: bool, detach: bool) -> Size | None:

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from moat.cli.askbar import ascii_only, name
+from moat.cli.askline import AskLine
 from moat.cli.display import Display, size, write
 from moat.cli.keyboard import Keyboard, read
 from moat.cli.keys import ANSWERS, Action
@@ -78,6 +79,7 @@ class _Attachment:
             chord=chord.name if chord.byte and not read_only else "",
         )
         self._asked: set[str] = set()  # hosts that a line has told of
+        self._line = AskLine(self._answer) if self._has_idle_keys else None
         self._interrupts = 0
         self._leaving = False
         own = size()
@@ -181,6 +183,9 @@ class _Attachment:
         """Show what waits for the user: in the last row, or in lines between the output."""
         if self._display.ask(waiting):
             return
+        if self._line:
+            self._line.show(waiting)
+            return
         run = self._handle.name
         for question in waiting:
             if (host := name(question)) not in self._asked:
@@ -188,13 +193,17 @@ class _Attachment:
                 self._say(f"{what} waits for you: `moat approve {run} {host}`, or `moat deny {run} {host}`")
         self._asked = {name(question) for question in waiting}
 
-    def _answer(self, *, allow: bool) -> None:
-        """A key was pressed that answers the question on the screen."""
-        if (pattern := self._display.bar.chosen) is not None:
-            answer = Answer(pattern=exactly(pattern), allow=allow, by="key")
-            self._send(control.pack_json(Frame.ANSWER, answer.to_json()))
+    def _answer(self, pattern: str, allow: bool) -> None:  # noqa: FBT001 - what is answered, and how
+        answer = Answer(pattern=exactly(pattern), allow=allow, by="key")
+        self._send(control.pack_json(Frame.ANSWER, answer.to_json()))
 
     # --- input -----------------------------------------------------------------------------------
+
+    @property
+    def _has_idle_keys(self) -> bool:
+        """There is a person at a terminal whose keys go nowhere: the command of a plain run has no stdin."""
+        plain = not self._handle.tty and not self._handle.stdin
+        return plain and not self._read_only and is_terminal(0) and is_terminal(2)
 
     @property
     def _takes_input(self) -> bool:
@@ -237,8 +246,8 @@ class _Attachment:
             return
         elif action is Action.STOP:
             self._stop()
-        elif action in ANSWERS:
-            self._answer(allow=action is Action.ALLOW)
+        elif action in ANSWERS and (pattern := self._display.bar.chosen) is not None:
+            self._answer(pattern, action is Action.ALLOW)
 
     # --- signals ---------------------------------------------------------------------------------
 

@@ -305,7 +305,7 @@ class Exchange:
             raise _RefusedError(judgement.answer)
         return (body, read), judgement.lists
 
-    async def _read_body(self, body: Body | FilteredBody, limit: float = math.inf) -> bytes:
+    async def _read_body(self, body: Body | FilteredBody, limit: int) -> bytes:
         """The request's body, or its beginning when it is longer than `limit`."""
         client = self._client
         self._read = body
@@ -398,9 +398,9 @@ class Exchange:
         if head.framing is not NONE and isinstance(body, Body):
             filtered = substituted(head, body, start, substitution, self._setup.limits)
             if filtered is not None:
-                start = b""
-                if head.framing is LENGTH and head.length <= self._setup.limits.substituted:
-                    start = await self._read_body(filtered)
+                start, limit = b"", self._setup.limits.substituted
+                if head.framing is LENGTH and head.length <= limit:
+                    start = await self._read_body(filtered, limit)
                 head = resized(head, len(start) if filtered.done else None)
                 fields, judged = resized_fields(fields, head), (filtered, start)
         return request_wire(head.method, target, fields), head, judged

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from moat.grants import InjectionRule
 from moat.proxy.events import Denial, DeniedError
 from moat.proxy.inject import CompiledRule
-from moat.proxy.placeholders import Finder
+from moat.proxy.placeholders import finder
 
 
 def foreign(rule: InjectionRule, where: str, *, sent: int | None = None) -> Denial:
@@ -50,7 +50,7 @@ class BodyGuard:
 
     def __init__(self, strangers: Sequence[CompiledRule], where: str, *, percent: bool) -> None:
         self._rules = [rule.rule for rule in strangers]
-        self._finder = Finder([rule.placeholder for rule in strangers], percent=percent)
+        self._finder = finder(tuple(rule.placeholder for rule in strangers), percent=percent)
         self._where = where
         self._held = b""
         self._sent = 0

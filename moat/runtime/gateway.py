@@ -61,6 +61,7 @@ def budgets_of(network: NetworkConfig) -> tuple[Budget, ...]:
                 host=parse_entry_host(given.host) if given.host is not None else None,
                 requests=given.requests,
                 requests_per_minute=given.requests_per_minute,
+                bytes_per_minute=given.bytes_per_minute,
                 upload=given.upload,
                 download=given.download,
                 response=given.response,

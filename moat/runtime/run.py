@@ -309,7 +309,7 @@ class LocalRun:
                 yield question
             shown = new
 
-    def answer(self, host: str, *, allow: bool, scope: Scope = "run", seconds: int = 0) -> int:
+    async def answer(self, host: str, *, allow: bool, scope: Scope = "run", seconds: int = 0) -> int:
         """Answer what waits for `host` (`name`, `name:port`, `*.name`; without a port 443 is meant).
 
         scope: `once` for the requests that wait now, `for` some seconds, `run`. Returns how many requests

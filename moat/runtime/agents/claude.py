@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from moat.config import LocalMcpServer
+from moat.config import HostRules, LocalMcpServer, NetworkConfig
 from moat.grants import CredentialInfo
 from moat.runtime.agents import Setup
 from moat.runtime.agents.claude_binary import find_claude
@@ -40,6 +40,23 @@ _PRIVACY = (
     "DISABLE_FEEDBACK_COMMAND",
     "DO_NOT_TRACK",
 )
+
+
+# What it fetches by itself at every start and does well without: nothing to ask a person about.
+_BACKGROUND = (
+    HostRules("downloads.claude.ai:443", ("deny GET /**",)),
+    HostRules("raw.githubusercontent.com:443", ("deny GET /anthropics/claude-code/**",)),
+)
+
+
+def without_needless_questions(network: NetworkConfig) -> NetworkConfig:
+    """`network` as it is, and with `policy: ask` the agent's own background traffic refused unasked.
+
+    Behind the user's rules, which are asked first.
+    """
+    if network.policy != "ask":
+        return network
+    return replace(network, rules=(*network.rules, *_BACKGROUND))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
