@@ -34,7 +34,7 @@ from moat.proxy.events import ExchangeFinished
 from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
-from moat.runtime.asking import LONGEST, Asking
+from moat.runtime.asking import Asking
 from moat.runtime.choice import choose, runtime
 from moat.runtime.copying import copies_of
 from moat.runtime.credentials import Credentials, login_table
@@ -441,7 +441,7 @@ class LocalRun:
             tunnels=extra.tunnels,
             mcp=extra.mcp,
             decider=self.asking.decide if self.asking else self._decider,
-            patience=LONGEST if self.asking else None,
+            patient=self.asking is not None,
             on_event=rejections.add,
         )
         self._gateway = gateway
@@ -459,7 +459,7 @@ class LocalRun:
         self, vault: Vault, user: config.UserConfig, mcp: McpTable | None, rejections: Rejections
     ) -> Credentials:
         """Where the proxy gets credentials from."""
-        source = Credentials(vault, user.upstream, self.journal, self._tell)
+        source = Credentials(vault, user.upstream, self.journal, self._tell, self.id)
         self._resources.append(("logins", source.aclose))
         rejections.get_another = source.rejected
         if mcp is not None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from moat.cli import main
+from moat.cli import answering, main
 from tests.cli.test_attach import BOTH, Moat, Open, Terminal, terminal, workspace
 
 __all__ = ["terminal", "workspace"]
@@ -188,3 +190,14 @@ def test_one_that_does_not_ask(moat: Moat, monkeypatch: pytest.MonkeyPatch) -> N
     status, _, err = called("approve", "free", "a.test")
     assert (status, "this run asks nothing" in err) == (3, True)
     assert called("ask")[2] == "moat: nothing waits for an answer\n"
+    monkeypatch.setattr(answering, "_CONNECT", 0.5)
+    pid = json.loads(called("list", "--json")[1])[0]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        status, _, err = called("ask", "free")
+        assert (status, "does not answer" in err) == (3, True)
+        assert "moat: warning: free: the run does not answer" in called("deny")[2], (
+            "the others count all the same"
+        )
+    finally:
+        os.kill(pid, signal.SIGCONT)
