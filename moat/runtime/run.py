@@ -460,7 +460,7 @@ class LocalRun:
         self, vault: Vault, user: config.UserConfig, mcp: McpTable | None, rejections: Rejections
     ) -> Credentials:
         """Where the proxy gets credentials from."""
-        source = Credentials(vault, user.upstream, self.journal, self._tell)
+        source = Credentials(vault, user.upstream, self.journal, self._tell, self.id)
         self._resources.append(("logins", source.aclose))
         rejections.get_another = source.rejected
         if mcp is not None:
