@@ -61,13 +61,12 @@ def without_needless_questions(network: NetworkConfig) -> NetworkConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claude:
-    """One session of Claude Code. At most one of `resume`, `session` and `proceed` is given."""
+    """One session of Claude Code. At most one of `resume` and `session` is given."""
 
     prompt: str | None = None  # answer this, print, exit; None: interactive
     initial: str | None = None  # first prompt of an interactive session
     session: str | None = None  # UUID of the new conversation
     resume: str | None = None  # UUID of an old one
-    proceed: bool = False  # go on with the newest one
     ask: bool = False  # confirm each tool (`--noyolo`)
     sync_logs: bool = True  # the host's conversations of the workspace are shared with the sandbox
     home: Path | None = None  # the user's HOME on the host
@@ -88,8 +87,6 @@ class Claude:
         words = ["claude"]
         if not self.ask:
             words.append("--dangerously-skip-permissions")
-        if self.proceed:
-            words.append("--continue")
         if self.resume:
             words += ["--resume", self.resume]
         if self.session:
