@@ -72,6 +72,7 @@ class CredentialKind(StrEnum):
     OAUTH = "oauth"  # a bearer token of a subscription; may expire
     API_KEY = "api-key"
     TOKEN = "token"  # noqa: S105 - a kind of credential, not one
+    ROLE = "role"  # of AWS: what may be assumed; keys are got for each run
     SSH_KEY = "ssh-key"  # which key may be used; the key itself is not stored
 
 
@@ -135,6 +136,28 @@ class InjectionRule:
             raise ValueError(f"{self.credential}: the surface `header` needs the name of one")
         if self.occurrences < 1:
             raise ValueError(f"{self.credential}: at least one occurrence")
+
+
+@dataclass(frozen=True, slots=True)
+class SigningRule:
+    """Requests that AWS clients in the sandbox sign with placeholder keys, and that the proxy signs anew.
+
+    The secret of the credential is `moat.sigv4.Keys`, as text.
+    """
+
+    credential: str
+    hosts: tuple[str, ...]  # as in InjectionRule
+    key_id: str  # what the sandbox signs with; both are placeholders
+    key: str
+    ports: tuple[int, ...] = (443,)
+
+    @property
+    def placeholder(self) -> str:
+        """What a request shows of them."""
+        return self.key_id
+
+
+Rule = InjectionRule | SigningRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from moat.authority import Authority
-from moat.grants import CredentialSource, InjectionRule
+from moat.grants import CredentialSource, Rule
 from moat.proxy.budget import Accounts, Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider, Desk
@@ -65,7 +65,7 @@ class Proxy:
         *,
         policy: Policy,
         ca: RunCA,
-        rules: Sequence[InjectionRule] = (),
+        rules: Sequence[Rule] = (),
         credentials: CredentialSource | None = None,
         upstream: Upstream,
         on_event: Callable[[ExchangeFinished], None],
@@ -131,7 +131,7 @@ class Proxy:
         port: int = 0,
         token: str | bool = True,
         policy: Policy = Policy(),  # noqa: B008 - frozen
-        rules: Sequence[InjectionRule] = (),
+        rules: Sequence[Rule] = (),
         credentials: CredentialSource | Mapping[str, str] = MappingProxyType({}),
         budgets: Sequence[Budget] = (),
         decider: Decider | None = None,

@@ -49,8 +49,9 @@ from moat.runtime.questions import Answer, Asked, Scope, exactly
 from moat.runtime.records import Ownership, RunRecord, State
 from moat.runtime.rejected import Rejections
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import Execution, Output, Progress, Sandbox, SandboxSpec, Size
+from moat.runtime.sandbox import Execution, Output, Progress, Sandbox, SandboxSpec
 from moat.runtime.session import OutputLog, Session
+from moat.runtime.size import Size
 from moat.runtime.standing import Standing
 from moat.runtime.tasks import first_of
 from moat.runtime.variables import sandbox_environment
@@ -459,7 +460,7 @@ class LocalRun:
         self, vault: Vault, user: config.UserConfig, mcp: McpTable | None, rejections: Rejections
     ) -> Credentials:
         """Where the proxy gets credentials from."""
-        source = Credentials(vault, user.upstream, self.journal, self._tell)
+        source = Credentials(vault, user.upstream, self.journal, self._tell, self.id)
         self._resources.append(("logins", source.aclose))
         rejections.get_another = source.rejected
         if mcp is not None:
