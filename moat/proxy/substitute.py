@@ -98,7 +98,6 @@ class Substitution:
         self._where = where
         self._on_use = on_use
         self._left = {binding.placeholder: binding.occurrences for binding in bindings}
-        self.count = 0  # of what was put in so far
 
     def target(self, target: bytes) -> bytes:
         """The target with credentials. Raises DeniedError."""
@@ -129,7 +128,6 @@ class Substitution:
                 raise DeniedError(_too_often(binding, self._where))
         for binding in found:
             self._on_use(binding.credential)
-        self.count += len(found)
 
 
 class Substituted:
