@@ -12,10 +12,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moat.authority import Authority
 from moat.cli.output import safe
-from moat.runtime.sandbox import Size
 from moat.runtime.screen import Modes
+from moat.runtime.size import Size
 
 _SAVE, _RESTORE = b"\x1b7", b"\x1b8"
 _BELL = b"\a"
@@ -152,6 +151,8 @@ def notification(question: Mapping[str, Any], environ: Mapping[str, str]) -> byt
 
 def where(question: Mapping[str, Any]) -> str:
     """`host:port`."""
+    from moat.authority import Authority
+
     return str(Authority(question["host"], question["port"]))
 
 

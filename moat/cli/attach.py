@@ -8,16 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from moat.chord import Chord
 from moat.cli.chord import chosen
 from moat.cli.common import add_chord_option
 from moat.cli.output import safe, say
 from moat.cli.parser import Parser
 from moat.cli.terminal import attach
-from moat.config.chord import Chord
 from moat.errors import MoatError, RunNotFoundError, UsageError
 from moat.paths import Home
 from moat.runtime import known
-from moat.runtime.launch import RunHandle
+from moat.runtime.handle import RunHandle
 from moat.runtime.records import AmbiguousRunError, RunRecord, describe_age
 from moat.runtime.screen import last_line
 

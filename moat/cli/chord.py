@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 
-from moat.config import load_user
-from moat.config.chord import DEFAULT, Chord, parse
+from moat.chord import DEFAULT, Chord, parse
 from moat.paths import Home
 
 
@@ -14,7 +13,11 @@ def chosen(home: Home) -> Chord:
     if text := os.environ.get("MOAT_CHORD"):
         return parse(text)
     try:
-        said = b"chord" in home.config_file.read_bytes()  # to read YAML takes longer than to attach
+        said = b"chord" in home.config_file.read_bytes()  # reading it all takes longer than to attach
     except OSError:
         said = False
-    return load_user(home).chord if said else DEFAULT
+    if not said:
+        return DEFAULT
+    from moat.config import load_user
+
+    return load_user(home).chord

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moat.cli.askbar import AskBar
-from moat.runtime.sandbox import Size
 from moat.runtime.screen import Modes
+from moat.runtime.size import Size
 
 _SAVE_TITLE, _RESTORE_TITLE = b"\x1b[22;0t", b"\x1b[23;0t"  # on the terminal's own stack
 _HELD = 1 << 20  # bytes that wait while the menu is open; with more, the run is asked for the screen

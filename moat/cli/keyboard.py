@@ -7,10 +7,10 @@ import os
 import select
 from collections.abc import Callable
 
+from moat.chord import Chord
 from moat.cli.display import Display
 from moat.cli.keys import Action, DetachKeys
-from moat.config.chord import Chord
-from moat.runtime.launch import RunHandle
+from moat.runtime.handle import RunHandle
 
 _PIECE = 65536
 _KEY_PAUSE = 0.05  # seconds after which the beginning of an escape sequence is taken for all of it

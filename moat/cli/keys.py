@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from enum import Enum
 
-from moat.config.chord import DEFAULT, Chord
+from moat.chord import DEFAULT, Chord
 
 _KITTY = re.compile(rb"\x1b\[(\d{1,7})(?::[\d:]*)?(?:;(\d{1,4})(?::(\d))?)?(?:;[\d:]*)?u")
 _XTERM = re.compile(rb"\x1b\[27;(\d{1,4});(\d{1,7})~")  # modifyOtherKeys

@@ -17,7 +17,7 @@ from moat.cli.display import Display, size
 from moat.cli.keys import Action, decode
 from moat.journal import parse_line
 from moat.paths import Home
-from moat.runtime.launch import RunHandle
+from moat.runtime.handle import RunHandle
 
 _TICK = 1.0  # seconds after which what is shown may be out of date
 _REST = 0.05  # seconds in which the rest of a sequence comes

@@ -10,18 +10,18 @@ import shlex
 import sys
 from collections.abc import Callable
 
+from moat.chord import Chord
 from moat.cli import terminal
 from moat.cli.chord import chosen
 from moat.cli.display import size
 from moat.cli.output import Progress, emit, emit_json, git_warning, safe, say
-from moat.config.chord import Chord
 from moat.errors import MissingGrantsError, MoatError, StartError
 from moat.paths import Home
 from moat.runtime import known, launch
-from moat.runtime.launch import RunHandle
+from moat.runtime.handle import RunHandle
 from moat.runtime.records import RunRecord, read
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import Size
+from moat.runtime.size import Size
 from moat.runtime.variables import protected
 
 

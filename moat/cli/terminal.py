@@ -20,18 +20,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+from moat.chord import DEFAULT, Chord
 from moat.cli.askbar import ascii_only, name
 from moat.cli.askline import AskLine
 from moat.cli.display import Display, size, write
 from moat.cli.keyboard import Keyboard, read
 from moat.cli.keys import ANSWERS, Action
 from moat.cli.output import git_warning, safe, say
-from moat.config.chord import DEFAULT, Chord
 from moat.errors import EXIT_INTERRUPTED, EXIT_START
 from moat.runtime import control
 from moat.runtime.control import Connection, Frame
-from moat.runtime.launch import RunHandle
-from moat.runtime.questions import Answer, exactly
+from moat.runtime.handle import RunHandle
 from moat.runtime.records import RunRecord, State
 
 _TWICE = 0.5  # seconds in which a second Ctrl-C means "stop" and not "detach"
@@ -194,6 +193,8 @@ class _Attachment:
         self._asked = {name(question) for question in waiting}
 
     def _answer(self, pattern: str, allow: bool) -> None:  # noqa: FBT001 - what is answered, and how
+        from moat.runtime.questions import Answer, exactly
+
         answer = Answer(pattern=exactly(pattern), allow=allow, by="key")
         self._send(control.pack_json(Frame.ANSWER, answer.to_json()))
 

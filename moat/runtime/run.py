@@ -49,8 +49,9 @@ from moat.runtime.questions import Answer, Asked, Scope, exactly
 from moat.runtime.records import Ownership, RunRecord, State
 from moat.runtime.rejected import Rejections
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import Execution, Output, Progress, Sandbox, SandboxSpec, Size
+from moat.runtime.sandbox import Execution, Output, Progress, Sandbox, SandboxSpec
 from moat.runtime.session import OutputLog, Session
+from moat.runtime.size import Size
 from moat.runtime.standing import Standing
 from moat.runtime.tasks import first_of
 from moat.runtime.variables import sandbox_environment

@@ -19,8 +19,9 @@ from typing import Protocol
 import anyio
 
 from moat.runtime.questions import Asked
-from moat.runtime.sandbox import Output, Sandbox, Size
+from moat.runtime.sandbox import Output, Sandbox
 from moat.runtime.screen import Modes, drawing_only, full_screen
+from moat.runtime.size import Size
 
 RING = 256 * 1024  # bytes of output that somebody who attaches later may see
 _REDRAW_PAUSE = 0.03  # seconds between the two sizes: shorter, and a program sees one change only

@@ -15,8 +15,8 @@ import pytest
 from moat.cli import askbar
 from moat.cli.answering import honest
 from moat.cli.askbar import AskBar, line, notification
-from moat.runtime.sandbox import Size
 from moat.runtime.screen import Modes
+from moat.runtime.size import Size
 
 SIZE = Size(80, 10)
 OURS = re.compile(rb"\x1b7\x1b\[10;1H\x1b\[0(?:m\x1b\[2K|;7m[ -~]*\x1b\[0m\x1b\[K)\x1b8|\a")

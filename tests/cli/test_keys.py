@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
+from moat.chord import parse
 from moat.cli.keys import Action, DetachKeys
-from moat.config.chord import parse
 from moat.errors import UsageError
 
 SPELLINGS = {

@@ -16,7 +16,8 @@ import pytest
 from moat.errors import StartError
 from moat.runtime import engine_socket
 from moat.runtime.docker import DockerRuntime
-from moat.runtime.sandbox import AGENT_UID, HomeFile, Mount, Size
+from moat.runtime.sandbox import AGENT_UID, HomeFile, Mount
+from moat.runtime.size import Size
 from tests.runtime.docker_kit import CACHE, finish, read_until, run, sandbox, short_directory, workspace
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]

@@ -1,11 +1,10 @@
-"""`chord:` of config.yaml: the key that calls Moat while a program has the keyboard. ctrl-/ unless chosen."""
+"""The key that calls Moat while a program has the keyboard: ctrl-/ unless the user chose another."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from moat.config.check import Checker, Node
 from moat.errors import UsageError
 
 _SPELLING = re.compile(r"ctrl-([a-z/_\\\]^@])")
@@ -34,12 +33,3 @@ def parse(text: str) -> Chord:
 
 
 DEFAULT = parse("ctrl-/")
-
-
-def read(check: Checker, node: Node) -> Chord:
-    text = check.text(node, "chord")
-    try:
-        return DEFAULT if text is None else parse(text)
-    except UsageError as error:
-        check.wrong(node, f"{error}: {error.hint}")
-        return DEFAULT
