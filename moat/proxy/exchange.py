@@ -151,6 +151,8 @@ class Exchange:
         self._judge()
         if self._site.accounts:
             self._spending = self._spend()
+            if begun is not None:
+                self._meter(*begun)
         if self._setup.desk is not None:
             await self._ask(self._setup.desk)
         judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
@@ -324,6 +326,13 @@ class Exchange:
         if self._spending is not None:
             body.meter = self._spending.sent
         return body
+
+    def _meter(self, body: Body | FilteredBody, read: bytes) -> None:
+        """Spend what of a body was read before there was a budget to spend from. Raises DeniedError."""
+        assert isinstance(body, Body)
+        assert self._spending is not None
+        body.meter = self._spending.sent
+        self._spending.sent(len(read))
 
     def _guarded(self, body: Body | FilteredBody, start: bytes) -> Judged:
         """A body for a host that no grant is for, searched for placeholders on its way."""
