@@ -26,6 +26,7 @@ CASES: dict[str, tuple[list[str], float | None]] = {
     "moat --help": ([MOAT, "--help"], 1.5),
     "moat version": ([MOAT, "version"], 2.5),
     "moat list": ([MOAT, "list"], 3.5),
+    "moat list (100)": ([MOAT, "list"], 4.0),
     "moat grant list": ([MOAT, "grant", "list"], 3.5),
     "moat run --help": ([MOAT, "run", "--help"], 3.5),
 }
@@ -37,14 +38,32 @@ def once(argv: list[str], environment: dict[str, str]) -> float:
     return (time.perf_counter() - started) * 1000
 
 
+def hundred_runs(place: Path) -> Path:
+    """A MOAT_HOME with as many runs that have ended."""
+    for number in range(100):
+        directory = place / f"many/runs/run_{number:012x}"
+        directory.mkdir(parents=True, mode=0o700)
+        record = {
+            "id": directory.name,
+            "name": f"run-{number}",
+            "workspace": "/w",
+            "argv": ["true"],
+            "created_at": float(number),
+            "state": "stopped",
+        }
+        (directory / "run.json").write_text(json.dumps(record))
+    return place / "many"
+
+
 def measure(rounds: int) -> dict[str, list[float]]:
     """Milliseconds of every case, `rounds` times, after one warm-up."""
     with tempfile.TemporaryDirectory() as home:
         environment = {"PATH": os.environ["PATH"], "HOME": home, "MOAT_HOME": f"{home}/.moat"}
+        many = str(hundred_runs(Path(home)))
         times: dict[str, list[float]] = {name: [] for name in CASES}
         for number in range(rounds + 1):
             for name, (argv, _) in CASES.items():
-                elapsed = once(argv, environment)
+                elapsed = once(argv, environment | ({"MOAT_HOME": many} if "100" in name else {}))
                 if number:
                     times[name].append(elapsed)
     return times

@@ -72,6 +72,7 @@ class CredentialKind(StrEnum):
     OAUTH = "oauth"  # a bearer token of a subscription; may expire
     API_KEY = "api-key"
     TOKEN = "token"  # noqa: S105 - a kind of credential, not one
+    ROLE = "role"  # of AWS: what may be assumed; keys are got for each run
     SSH_KEY = "ssh-key"  # which key may be used; the key itself is not stored
 
 
@@ -137,6 +138,28 @@ class InjectionRule:
             raise ValueError(f"{self.credential}: at least one occurrence")
 
 
+@dataclass(frozen=True, slots=True)
+class SigningRule:
+    """Requests that AWS clients in the sandbox sign with placeholder keys, and that the proxy signs anew.
+
+    The secret of the credential is `moat.sigv4.Keys`, as text.
+    """
+
+    credential: str
+    hosts: tuple[str, ...]  # as in InjectionRule
+    key_id: str  # what the sandbox signs with; both are placeholders
+    key: str
+    ports: tuple[int, ...] = (443,)
+
+    @property
+    def placeholder(self) -> str:
+        """What a request shows of them."""
+        return self.key_id
+
+
+Rule = InjectionRule | SigningRule
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoginRule:
     """Where tools would renew a login themselves (RFC 6749 §6), and what the proxy answers them there.
@@ -150,5 +173,6 @@ class LoginRule:
     access: str  # placeholder of the access token
     refresh: str  # and of the refresh token
     scope: str = ""
+    about: str = ""  # path at which a tool asks what its access token is good for
     shared: bool = False  # other logins are renewed there too: a request without `refresh` is not ours
     again: str = ""  # the command that makes the login anew

@@ -72,9 +72,8 @@ def _row(row: Entry) -> str:
         hosts += "; with a scope " + ", ".join(f"`{host.format(host='<host>')}`" for host in row.scoped)
     found = provider(row.name)
     if not isinstance(found, Declared):
-        return (
-            f"| {names} | {row.summary} | {hosts} | see [grants.md](grants.md) | see [grants.md](grants.md) |"
-        )
+        where = "[aws.md](aws.md)" if row.name == "aws" else "[grants.md](grants.md)"
+        return f"| {names} | {row.summary} | {hosts} | see {where} | see {where} |"
     ways = "; ".join(_way(found.injection, surface) for surface in found.injection.surfaces)
     inside = ", ".join(f"`{name}`" for name in found.variables) or "files"
     return f"| {names} | {row.summary} | {hosts} | {ways} | {inside} |"

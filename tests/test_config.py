@@ -117,6 +117,7 @@ network:
   budget:
     requests: 5000
     requests_per_minute: 120
+    bytes_per_minute: 50MB
     upload: 64KiB
     download: 2 GB
     response: 1048576
@@ -129,7 +130,12 @@ network:
     assert network.rules == (HostRules("*", ("deny DELETE /**", "warn POST /**")),)
     assert network.budgets == (
         BudgetConfig(
-            requests=5000, requests_per_minute=120, upload=65536, download=2_000_000_000, response=1048576
+            requests=5000,
+            requests_per_minute=120,
+            bytes_per_minute=50_000_000,
+            upload=65536,
+            download=2_000_000_000,
+            response=1048576,
         ),
         BudgetConfig(host="*.example.com:*", requests=10),
         BudgetConfig(host="*", download=1_000_000),

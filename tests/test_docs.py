@@ -39,6 +39,7 @@ _ACTIONS = {
     "codex",
     "npm",
     "gitlab",
+    "aws",
 }  # of `moat grant`
 
 

@@ -22,6 +22,11 @@ MESSAGES = {
         "proxy/test_logins.py::test_a_real_token_is_not_fetched"
     ),
     "… gave no credential: it is empty": "cli/test_grant_origin.py::test_a_run_asks_there_and_does_not_begin_without",
+    "The request to AWS cannot be signed with the run's role: …": (
+        "proxy/test_signing.py::test_what_is_not_signed_for"
+    ),
+    "Your own AWS credentials have expired": "vault/test_aws.py::test_what_sts_refuses",
+    "Your own AWS credentials may not assume the role …": "vault/test_aws.py::test_what_sts_refuses",
     "The credential store cannot be changed": "vault/test_disk.py::test_a_disk_that_refuses_loses_nothing",
     "The journal cannot be written": "attacks/test_journal.py::test_a_credential_stays_when_its_use_cannot_be_recorded",
     "moat refused this request: the budget of … does not allow it": (

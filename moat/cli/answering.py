@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moat.cli.askbar import name
+from moat.cli.output import say
 from moat.errors import MoatError, RunNotFoundError
 from moat.paths import Home
 from moat.runtime import control, known
@@ -41,8 +42,21 @@ def runs_that_ask(home: Home, run: str | None) -> list[RunRecord]:
     return [record]
 
 
-def open_questions(record: RunRecord) -> list[Open]:
-    """What the run asks, the waiting ones first. Raises StartError when it does not answer."""
+def questions_of(record: RunRecord, *, alone: bool = False) -> list[Open]:
+    """What the run asks, the waiting ones first. A run that does not answer must not hide what others ask.
+
+    alone: there are no others. Raises StartError then.
+    """
+    try:
+        return _questions_of(record)
+    except MoatError as error:
+        if alone:
+            raise
+        say(f"warning: {record.name}: {error}")
+        return []
+
+
+def _questions_of(record: RunRecord) -> list[Open]:
     with Connection(record.socket, "control", timeout=_CONNECT) as run:
         run.send(control.pack(Frame.QUESTIONS))
         found = control.unpack_json(_reply(run, Frame.ASKED))

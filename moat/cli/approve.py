@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from moat.cli.answering import Open, honest, open_questions, runs_that_ask, send
+from moat.cli.answering import Open, honest, questions_of, runs_that_ask, send
 from moat.cli.askbar import ascii_only
 from moat.cli.output import emit, emit_json, say
 from moat.cli.parser import Parser
@@ -84,7 +84,7 @@ def _choose(home: Home, run: str | None, host: str | None, *, allow: bool) -> tu
     records = runs_that_ask(home, run)
     if run is not None and host is not None:
         return records[0], host
-    found = [question for record in records for question in _questions(record)]
+    found = [question for record in records for question in questions_of(record)]
     if host is not None:
         pattern = exactly(host)
         runs = {q.run.id: q.run for q in found if pattern.matches(q.question["host"], q.question["port"])}
@@ -98,15 +98,6 @@ def _choose(home: Home, run: str | None, host: str | None, *, allow: bool) -> tu
         raise MoatError("nothing waits for an answer", hint="moat approve <run> <host> allows one beforehand")
     chosen = _pick(found, allow=allow)
     return chosen.run, chosen.host if chosen.question["port"] != 443 else f"{chosen.host}:443"
-
-
-def _questions(record: RunRecord) -> list[Open]:
-    """A run that does not answer must not hide what the others ask."""
-    try:
-        return open_questions(record)
-    except MoatError as error:
-        say(f"warning: {record.name}: {error}")
-        return []
 
 
 def _pick(found: list[Open], *, allow: bool) -> Open:

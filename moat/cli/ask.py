@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moat.cli.answering import Open, honest, open_questions, runs_that_ask
+from moat.cli.answering import Open, honest, questions_of, runs_that_ask
 from moat.cli.askbar import ascii_only
 from moat.cli.output import emit, emit_json, say, table
 from moat.cli.parser import Parser
@@ -21,11 +21,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", nargs="?", help="name or id (default: every run)")
     parser.add_argument("--json", action="store_true", help="as JSON")
     options = parser.parse_args(argv)
-    found = [
-        question
-        for record in runs_that_ask(Home.from_environment(), options.run)
-        for question in open_questions(record)
-    ]
+    records = runs_that_ask(Home.from_environment(), options.run)
+    found = [question for record in records for question in questions_of(record, alone=len(records) == 1)]
     if options.json:
         emit_json([_json(question) for question in found])
     elif found:

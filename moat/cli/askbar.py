@@ -12,10 +12,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moat.authority import Authority
 from moat.cli.output import safe
-from moat.runtime.sandbox import Size
 from moat.runtime.screen import Modes
+from moat.runtime.size import Size
 
 _SAVE, _RESTORE = b"\x1b7", b"\x1b8"
 _BELL = b"\a"
@@ -27,9 +26,9 @@ _LEAST_ROWS, _LEAST_COLUMNS = 4, 30
 class AskBar:
     """What to write to the terminal. Writes nothing itself, knows no clock but for `chosen`."""
 
-    def __init__(self, *, answers: bool = True) -> None:
-        """answers: the keys of this terminal do; else it only shows what waits."""
-        self._keys = _KEYS if answers else "`moat approve` answers"
+    def __init__(self, *, chord: str = "ctrl-/") -> None:
+        """chord: the key that comes before an answer; empty: this terminal only shows what waits."""
+        self._keys = _KEYS.replace("ctrl-/", chord) if chord else "`moat approve` answers"
         self._waiting: Sequence[Mapping[str, Any]] = ()
         self._since = 0.0
         self._drawn = False
@@ -42,6 +41,10 @@ class AskBar:
         self._half = _ends_within_a_character(data)
         return before + data + self._draw(size, modes)
 
+    def hide(self, size: Size) -> bytes:
+        """Takes the line away, until the next piece of output."""
+        return self._erase(size)
+
     def wiped(self) -> None:
         """The whole screen is being drawn anew."""
         self._drawn = False
@@ -50,12 +53,12 @@ class AskBar:
         self, waiting: Sequence[Mapping[str, Any]], size: Size, modes: Modes, environ: Mapping[str, str]
     ) -> bytes:
         """The questions as they are now (`questions.Asked` as JSON)."""
-        new = {_where(question) for question in waiting} - {_where(question) for question in self._waiting}
+        new = {where(question) for question in waiting} - {where(question) for question in self._waiting}
         if _first(waiting) != _first(self._waiting):
             self._since = time.monotonic()
         out = self._erase(size)
         self._waiting = waiting
-        if new and self._interruptible(modes):  # inside of a string the bell would end it
+        if new and self.interruptible(modes):  # inside of a string the bell would end it
             out += notification(waiting[-1], environ)
         return out + self._draw(size, modes)
 
@@ -70,9 +73,10 @@ class AskBar:
         waiting = self._waiting
         if not waiting or time.monotonic() - self._since < _SETTLED:
             return None
-        return _where(waiting[0])
+        return where(waiting[0])
 
-    def _interruptible(self, modes: Modes) -> bool:
+    def interruptible(self, modes: Modes) -> bool:
+        """Somebody else may draw now, and put the cursor back."""
         return modes.interruptible and not self._half
 
     def _erase(self, size: Size) -> bytes:
@@ -83,7 +87,7 @@ class AskBar:
 
     def _draw(self, size: Size, modes: Modes) -> bytes:
         fits = size.rows >= _LEAST_ROWS and size.columns >= _LEAST_COLUMNS
-        if not self._waiting or not fits or not self._interruptible(modes):
+        if not self._waiting or not fits or not self.interruptible(modes):
             return b""
         self._drawn = True
         text = line(self._waiting, size.columns - 1, self._keys).encode("ascii")
@@ -119,7 +123,7 @@ def line(waiting: Sequence[Mapping[str, Any]], columns: int, keys: str = _KEYS) 
 
 def name(question: Mapping[str, Any]) -> str:
     """The host with its port, unless that is the one of HTTPS. Canonical, so ASCII without controls."""
-    return _where(question).removesuffix(":443")
+    return where(question).removesuffix(":443")
 
 
 def ascii_only(text: str) -> str:
@@ -145,12 +149,15 @@ def notification(question: Mapping[str, Any], environ: Mapping[str, str]) -> byt
     return _BELL
 
 
-def _where(question: Mapping[str, Any]) -> str:
+def where(question: Mapping[str, Any]) -> str:
+    """`host:port`."""
+    from moat.authority import Authority
+
     return str(Authority(question["host"], question["port"]))
 
 
 def _first(waiting: Sequence[Mapping[str, Any]]) -> str:
-    return _where(waiting[0]) if waiting else ""
+    return where(waiting[0]) if waiting else ""
 
 
 def _ends_within_a_character(data: bytes) -> bool:

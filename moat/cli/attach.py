@@ -8,17 +8,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from moat.chord import Chord
+from moat.cli.chord import chosen
+from moat.cli.common import add_chord_option
 from moat.cli.output import safe, say
 from moat.cli.parser import Parser
 from moat.cli.terminal import attach
 from moat.errors import MoatError, RunNotFoundError, UsageError
 from moat.paths import Home
 from moat.runtime import known
-from moat.runtime.launch import RunHandle
+from moat.runtime.handle import RunHandle
 from moat.runtime.records import AmbiguousRunError, RunRecord, describe_age
 from moat.runtime.screen import last_line
 
-_KEYS = "detach: ctrl-/ d, stop: ctrl-/ k"
 _END = 16 * 1024  # bytes of a log in which its last line is looked for
 _SHOWN = 60  # characters of that line
 
@@ -26,7 +28,7 @@ _SHOWN = 60  # characters of that line
 def main(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="moat attach",
-        description="Join a running run: its terminal (ctrl-/ then d detaches, ctrl-/ then k stops it), or "
+        description="Join a running run: its terminal (ctrl-/ opens a menu, ctrl-/ then d detaches), or "
         "the output of a plain command (Ctrl-C detaches, twice stops it). Several may be attached; "
         "the smallest terminal rules the size.",
     )
@@ -37,21 +39,24 @@ def main(argv: Sequence[str]) -> int:
         "-r", "--read-only", action="store_true", help="watch only: no key reaches it, Ctrl-C detaches"
     )
     parser.add_argument("--steal", action="store_true", help="detach everybody else who is attached")
+    add_chord_option(parser)
     options = parser.parse_args(argv)
-    record = _find(Home.from_environment(), options.run)
+    home = Home.from_environment()
+    record = _find(home, options.run)
     if record.state.ended or not record.socket:
         raise MoatError(f"{record.name} has ended ({record.state})", hint=f"moat logs {record.id}")
     if options.steal and not record.tty:
         raise UsageError(f"{record.name} has no terminal to take over", hint=f"moat attach {record.name}")
+    chord = chosen(home)
     if sys.stderr.isatty():
-        say(f"attached to {record.name} ({_keys(record, read_only=options.read_only)})")
-    return attach(RunHandle.of(record), read_only=options.read_only, steal=options.steal)
+        say(f"attached to {record.name} ({_keys(record, chord, read_only=options.read_only)})")
+    return attach(RunHandle.of(record), read_only=options.read_only, steal=options.steal, chord=chord)
 
 
-def _keys(record: RunRecord, *, read_only: bool) -> str:
+def _keys(record: RunRecord, chord: Chord, *, read_only: bool) -> str:
     if read_only or not record.tty:
         return "Ctrl-C detaches"
-    return _KEYS
+    return f"menu: {chord.name}, detach: {chord.name} d" if chord.byte else "no key detaches"
 
 
 def _find(home: Home, text: str | None) -> RunRecord:

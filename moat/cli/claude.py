@@ -26,11 +26,12 @@ from moat.grants import CredentialInfo
 from moat.paths import Home
 from moat.runtime import granted, records
 from moat.runtime.agents import Setup
-from moat.runtime.agents.claude import Claude
+from moat.runtime.agents.claude import Claude, without_needless_questions
 from moat.runtime.agents.claude_sessions import session_of_run, sessions
 from moat.runtime.agents.claude_settings import Carried, carried
 from moat.runtime.choice import choose
 from moat.runtime.plugins.declared import SKIP_HOST
+from moat.runtime.records import describe_age
 from moat.runtime.request import RunRequest
 from moat.vault import Vault, open_vault
 from moat.vault.imported import kept_alive
@@ -48,6 +49,8 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
         return claude_plugins.main(argv[1:])
     words, initial = _split(argv)
     options = parse(words, command)
+    if command == "resume":
+        _read_target(options)
     _check(options, initial)
     options.interactive = options.prompt is None
     home = Home.from_environment()
@@ -74,6 +77,7 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
         grants=wanted,
         runtime=runtime,
         agent=claude.name,
+        network=without_needless_questions(request.network),
         stdin=request.stdin and _piped(),
         fetches=plugins.fetches,
     )
@@ -94,10 +98,17 @@ def parse(words: Sequence[str], command: str = "claude") -> argparse.Namespace:
     return _parser(command).parse_args(words)
 
 
+def _read_target(options: argparse.Namespace) -> None:
+    """What `moat resume` goes on with, when it is no directory: a run or a conversation."""
+    if options.dir is not None and not Path(options.dir).expanduser().is_dir():
+        options.resume, options.dir, options.proceed = options.dir, None, False
+
+
 def _parser(command: str) -> argparse.ArgumentParser:
+    what = "dir" if command == "claude" else "dir|run|id"
     parser = Parser(
         prog=f"moat {command}",
-        usage=f"moat {command} [dir] [options] [-- initial prompt]",
+        usage=f"moat {command} [{what}] [options] [-- initial prompt]",
         description="Run Claude Code in a sandbox. `moat attach` brings a detached session back.",
     )
     add = parser.add_argument
@@ -151,7 +162,8 @@ def _conversation(options: argparse.Namespace, home: Home, initial: str | None) 
     else:
         workspace = _workspace(options, home)
         session = options.resume.lower() if options.resume else ""
-        known = [name for name, _ in sessions(Path.home(), workspace)]
+        used = dict(sessions(Path.home(), workspace))
+        known = list(used)
         if options.proceed and not known:
             # Claude Code itself would start a new one with -p: an answer that knows nothing of the question.
             raise StartError(
@@ -162,15 +174,22 @@ def _conversation(options: argparse.Namespace, home: Home, initial: str | None) 
                 f"no conversation {session} in {workspace}",
                 hint="name the directory it belongs to: `moat claude DIR --resume ID`",
             )
+        if options.proceed:
+            session = known[0]
+            _tell_which(session, used[session])
     claude = Claude(
         prompt=options.prompt,
         initial=initial,
-        session=None if session or options.proceed else str(uuid.uuid4()),
+        session=None if session else str(uuid.uuid4()),
         resume=session or None,
-        proceed=options.proceed,
         ask=options.noyolo,
     )
     return workspace, claude
+
+
+def _tell_which(session: str, last: float) -> None:
+    if sys.stderr.isatty():
+        say(f"going on with conversation {session}, {describe_age(last)} old")
 
 
 def _workspace(options: argparse.Namespace, home: Home) -> Path:
@@ -213,7 +232,7 @@ def _keeping_logs(claude: Claude, sync: bool | None) -> Claude:  # noqa: FBT001 
     """Without `claude.sync_logs` nothing of a conversation is kept, and so none can be continued."""
     if sync is not False:
         return claude
-    if claude.proceed or claude.resume:
+    if claude.resume:
         raise UsageError(
             "claude.sync_logs is false in this workspace: conversations are not kept and cannot be continued",
             hint="remove it from agent.yaml, or start a new one with `moat claude`",

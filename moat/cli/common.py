@@ -1,4 +1,4 @@
-"""Options of every command that touches credentials. They end up in the environment, which runs inherit."""
+"""Options that several commands have. They end up in the environment of this process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ def add_credential_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--profile", action=_Environment, variable="MOAT_PROFILE", metavar="NAME", help="of credentials")
     add("--no-prompt", action=_Environment, variable="MOAT_NO_PROMPT", nargs=0, help="ask nothing")
+
+
+def add_chord_option(parser: argparse.ArgumentParser) -> None:
+    """`--chord KEY`, of commands that attach to a terminal; the same as MOAT_CHORD."""
+    add = parser.add_argument
+    add("--chord", action=_Environment, variable="MOAT_CHORD", metavar="KEY", help="calls Moat (ctrl-/)")
 
 
 class _Environment(argparse.Action):

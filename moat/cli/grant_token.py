@@ -22,6 +22,8 @@ def main(provider: Declared, argv: Sequence[str]) -> int:
     grant = Grant.parse(f"{provider.name}:{host.lower()}" if host else provider.name)
     _check_host(grant)
     wizard = begin(chosen)
+    if provider.name in _LOGINS and _LOGINS[provider.name](wizard, chosen):
+        return 0
     _announce(wizard, provider, grant)
     given = _given(wizard, provider, grant, chosen)
     insist(misshapen(given.secret.reveal()), "check the token")
@@ -35,6 +37,16 @@ def main(provider: Declared, argv: Sequence[str]) -> int:
     )
     wizard.save(found, f"Credential {grant} saved to {{}}")
     return 0
+
+
+def _gemini(wizard: Wizard, chosen: argparse.Namespace) -> bool:
+    from moat.cli import grant_gemini
+
+    return grant_gemini.offer(wizard, chosen)
+
+
+# Providers that have logins of another tool besides tokens.
+_LOGINS = {"gemini": _gemini}
 
 
 def _parser(provider: Declared) -> argparse.ArgumentParser:

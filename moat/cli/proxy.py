@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _network(options: argparse.Namespace) -> NetworkConfig:
     found = load_file(Path(options.rules)).network if options.rules else NetworkConfig()
+    if found.policy == "ask" and not options.policy:
+        raise UsageError("policy ask is for runs: a proxy alone has nobody to ask", hint="--policy strict")
     opened = tuple(HostRules(parse_host(host)) for host in options.allow_host)
     return replace(found, policy=options.policy or found.policy, rules=(*found.rules, *opened))
 

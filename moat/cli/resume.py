@@ -1,4 +1,4 @@
-"""`moat resume`: `moat claude --continue`."""
+"""`moat resume`: `moat claude --continue`; with a run or a conversation `--resume`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moat.cli.common import add_credential_options
+from moat.cli.common import add_chord_option, add_credential_options
 from moat.cli.parser import Parser
 from moat.cli.start import start, wanted_size, wanted_stdin
 from moat.cli.worktree import branch_of, configuration, enter, name_of
@@ -75,6 +75,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--writable-git", action="store_true", help="let the run write .git/hooks and .git/config")
     add("--no-snapshots", action="store_true", help="keep no snapshots of the workspace for this run")
     add("--rebuild", action="store_true", help="build the image again")
+    add_chord_option(parser)
     add_credential_options(parser)
 
 

@@ -10,16 +10,18 @@ import shlex
 import sys
 from collections.abc import Callable
 
+from moat.chord import Chord
 from moat.cli import terminal
+from moat.cli.chord import chosen
 from moat.cli.display import size
-from moat.cli.output import Progress, emit, emit_json, git_warning, say
+from moat.cli.output import Progress, emit, emit_json, git_warning, safe, say
 from moat.errors import MissingGrantsError, MoatError, StartError
 from moat.paths import Home
 from moat.runtime import known, launch
-from moat.runtime.launch import RunHandle
-from moat.runtime.records import read
+from moat.runtime.handle import RunHandle
+from moat.runtime.records import RunRecord, read
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import Size
+from moat.runtime.size import Size
 from moat.runtime.variables import protected
 
 
@@ -35,6 +37,7 @@ def start(request: RunRequest, *, detach: bool = False, json: bool = False, home
         say(f"warning: env {name} is ignored: it would lead around Moat's proxy or certificates")
     if request.network.unreadable == "pass":
         say("warning: network.unreadable is pass: what cannot be searched for credentials gets through")
+    chord = chosen(place)
     _tell_of_git(request, place)
     handoff = _handoff(request, place)
     request = dataclasses.replace(request, hold=not detach)
@@ -47,7 +50,7 @@ def start(request: RunRequest, *, detach: bool = False, json: bool = False, home
         if _is_terminal(2):
             _tell_endpoints(handle, place)
         kept = request.snapshots
-        return _stay(handle, place, compare=kept.pre_run and not kept.disabled)
+        return _stay(handle, place, chord, compare=kept.pre_run and not kept.disabled)
     if json:
         emit_json({"id": handle.id, "name": handle.name})
     else:
@@ -75,9 +78,9 @@ def _tell_of_git(request: RunRequest, home: Home) -> None:
             say(line)
 
 
-def _stay(handle: RunHandle, home: Home, *, compare: bool) -> int:
+def _stay(handle: RunHandle, home: Home, chord: Chord, *, compare: bool) -> int:
     try:
-        status = terminal.attach(handle, lead=True)
+        status = terminal.attach(handle, lead=True, chord=chord)
         _tell_results(home, handle, compare=compare, failed=status != 0)
         return status
     except StartError:
@@ -106,11 +109,23 @@ def _tell_results(home: Home, handle: RunHandle, *, compare: bool, failed: bool)
             from moat.cli.warnings import tell_warned
 
             tell_warned(home, record)
+        told = [_requests(home, record)]
         if compare:
             from moat.cli.review import summary
 
             if numbers := summary(home, record):
-                say(f"{numbers} — moat review {record.name}")
+                told.append(f"{numbers} — moat review {record.name}")
+        if line := "; ".join(filter(None, told)):
+            say(safe(line))
+
+
+def _requests(home: Home, record: RunRecord) -> str:
+    """`12 requests, 1 denied, 3 with anthropic`."""
+    from moat.runtime.tally import Tally, summary
+
+    tally = Tally(home.run(record.id) / "network.jsonl")
+    tally.update()
+    return summary(tally)
 
 
 def wanted_size(*, interactive: bool, detach: bool) -> Size | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
 import signal
 import struct
 import sys
@@ -21,19 +20,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+from moat.chord import DEFAULT, Chord
 from moat.cli.askbar import ascii_only, name
+from moat.cli.askline import AskLine
 from moat.cli.display import Display, size, write
-from moat.cli.keys import ANSWERS, Action, DetachKeys
+from moat.cli.keyboard import Keyboard, read
+from moat.cli.keys import ANSWERS, Action
 from moat.cli.output import git_warning, safe, say
 from moat.errors import EXIT_INTERRUPTED, EXIT_START
 from moat.runtime import control
 from moat.runtime.control import Connection, Frame
-from moat.runtime.launch import RunHandle
-from moat.runtime.questions import Answer, exactly
+from moat.runtime.handle import RunHandle
 from moat.runtime.records import RunRecord, State
 
-_PIECE = 65536
-_KEY_PAUSE = 0.05  # seconds after which the beginning of an escape sequence is taken for all of it
 _TWICE = 0.5  # seconds in which a second Ctrl-C means "stop" and not "detach"
 _STUBBORN = 2.0  # seconds after which a command that Ctrl-C did not end is worth a word
 _GRACE = 10.0
@@ -49,25 +48,39 @@ class _Left(BaseException):
         self.reason = reason
 
 
-def attach(handle: RunHandle, *, lead: bool = False, read_only: bool = False, steal: bool = False) -> int:
+def attach(
+    handle: RunHandle,
+    *,
+    lead: bool = False,
+    read_only: bool = False,
+    steal: bool = False,
+    chord: Chord = DEFAULT,
+) -> int:
     """Join this process's stdin, stdout and stderr to the run until it ends or the user detaches.
 
     `lead`: this command started the run, so its pipes and signals are the run's own: nothing of the
     output is lost, a slow reader slows the command, Ctrl-C goes to it. `read_only`: nothing is sent to the
-    command, and Ctrl-C detaches. `steal`: everybody else who is attached is sent away. Returns the
-    command's exit status, or 0 after a detach.
+    command, and Ctrl-C detaches. `steal`: everybody else who is attached is sent away. `chord`: the key
+    that opens the menu. Returns the command's exit status, or 0 after a detach.
     """
-    return _Attachment(handle, lead=lead, read_only=read_only, steal=steal).run()
+    return _Attachment(handle, chord, lead=lead, read_only=read_only, steal=steal).run()
 
 
 class _Attachment:
-    def __init__(self, handle: RunHandle, *, lead: bool, read_only: bool, steal: bool) -> None:
+    def __init__(self, handle: RunHandle, chord: Chord, *, lead: bool, read_only: bool, steal: bool) -> None:
         self._handle = handle
         self._lead = lead
         self._read_only = read_only
-        self._display = Display(terminal=handle.tty and is_terminal(1), answers=not read_only)
+        self._chord = chord
+        self._display = Display(
+            terminal=handle.tty and is_terminal(1),
+            ask_for_screen=lambda: self._send(control.pack(Frame.REDRAW)),
+            chord=chord.name if chord.byte and not read_only else "",
+        )
         self._asked: set[str] = set()  # hosts that a line has told of
+        self._line = AskLine(self._answer) if self._has_idle_keys else None
         self._interrupts = 0
+        self._leaving = False
         own = size()
         self._output = Connection(  # the command starts
             handle.socket,
@@ -161,13 +174,16 @@ class _Attachment:
     def _say(self, text: str) -> None:
         for line in map(safe, text.splitlines()):  # names and log lines may be a sandbox's
             if self._handle.tty:
-                write(2, f"\r\nmoat: {line}\r\n".encode())
+                self._display.say(line)
             else:
                 say(line)
 
     def _ask(self, waiting: Sequence[Mapping[str, Any]]) -> None:
         """Show what waits for the user: in the last row, or in lines between the output."""
         if self._display.ask(waiting):
+            return
+        if self._line:
+            self._line.show(waiting)
             return
         run = self._handle.name
         for question in waiting:
@@ -176,13 +192,19 @@ class _Attachment:
                 self._say(f"{what} waits for you: `moat approve {run} {host}`, or `moat deny {run} {host}`")
         self._asked = {name(question) for question in waiting}
 
-    def _answer(self, *, allow: bool) -> None:
-        """A key was pressed that answers the question on the screen."""
-        if (pattern := self._display.bar.chosen) is not None:
-            answer = Answer(pattern=exactly(pattern), allow=allow, by="key")
-            self._send(control.pack_json(Frame.ANSWER, answer.to_json()))
+    def _answer(self, pattern: str, allow: bool) -> None:  # noqa: FBT001 - what is answered, and how
+        from moat.runtime.questions import Answer, exactly
+
+        answer = Answer(pattern=exactly(pattern), allow=allow, by="key")
+        self._send(control.pack_json(Frame.ANSWER, answer.to_json()))
 
     # --- input -----------------------------------------------------------------------------------
+
+    @property
+    def _has_idle_keys(self) -> bool:
+        """There is a person at a terminal whose keys go nowhere: the command of a plain run has no stdin."""
+        plain = not self._handle.tty and not self._handle.stdin
+        return plain and not self._read_only and is_terminal(0) and is_terminal(2)
 
     @property
     def _takes_input(self) -> bool:
@@ -191,43 +213,42 @@ class _Attachment:
 
     def _copy_input(self) -> None:
         """Runs in a thread until stdin ends; the process does not wait for it."""
-        if self._read_only:
-            self._watch_keys()
-            return
-        with contextlib.suppress(OSError), Connection(self._handle.socket, "input") as run:
-            if self._handle.tty and is_terminal(0):
-                self._copy_keys(run)
-            else:
-                while data := _read(0):
-                    run.send(control.pack(Frame.INPUT, data))
-            run.send(control.pack(Frame.CLOSE_STDIN))
-
-    def _copy_keys(self, run: Connection) -> None:
-        keys = DetachKeys(lambda: self._display.bar.asks)
-        while True:
-            if keys.holding and not select.select([0], [], [], _KEY_PAUSE)[0]:
-                run.send(control.pack(Frame.INPUT, keys.flush()))
-                continue
-            data = _read(0)
-            if not data:
+        with contextlib.suppress(OSError):
+            if self._read_only:
+                self._keyboard().copy(lambda keys: self._leave_now() if _CTRL_C.search(keys) else None)
                 return
-            out, action = keys.feed(data)
-            if out:
-                run.send(control.pack(Frame.INPUT, out))
-            if action is Action.STOP:
-                self._stop()
-            elif action in ANSWERS:
-                self._answer(allow=action is Action.ALLOW)
-            elif action is Action.DETACH:
-                _tell_main_to_leave()
+            with Connection(self._handle.socket, "input") as run:
+                if self._handle.tty and is_terminal(0):
+                    self._keyboard().copy(lambda keys: run.send(control.pack(Frame.INPUT, keys)))
+                else:
+                    while data := read(0):
+                        run.send(control.pack(Frame.INPUT, data))
+                run.send(control.pack(Frame.CLOSE_STDIN))
 
-    def _watch_keys(self) -> None:
-        """Nothing is passed on; Ctrl-C and the key that detaches do so."""
-        keys = DetachKeys()
-        while data := _read(0):
-            out, action = keys.feed(data)
-            if action is Action.DETACH or _CTRL_C.search(out):
-                _tell_main_to_leave()
+    def _keyboard(self) -> Keyboard:
+        return Keyboard(
+            self._handle,
+            self._chord,
+            self._display,
+            act=self._act,
+            leaving=lambda: self._leaving,
+            read_only=self._read_only,
+        )
+
+    def _leave_now(self) -> None:
+        self._leaving = True
+        main = threading.main_thread().ident
+        signal.pthread_kill(main or 0, signal.SIGTERM)  # it leaves, also out of a blocked write
+
+    def _act(self, action: Action) -> None:
+        if action is Action.DETACH:
+            self._leave_now()
+        elif self._read_only:
+            return
+        elif action is Action.STOP:
+            self._stop()
+        elif action in ANSWERS and (pattern := self._display.bar.chosen) is not None:
+            self._answer(pattern, action is Action.ALLOW)
 
     # --- signals ---------------------------------------------------------------------------------
 
@@ -280,11 +301,6 @@ def _leave() -> None:
     raise _Left
 
 
-def _tell_main_to_leave() -> None:
-    main = threading.main_thread().ident
-    signal.pthread_kill(main or 0, signal.SIGTERM)  # it leaves, also out of a blocked write
-
-
 @contextlib.contextmanager
 def _signals(handlers: dict[int, Callable[[], None]]) -> Iterator[None]:
     """Install handlers, and put the old ones back."""
@@ -318,17 +334,6 @@ def is_terminal(fd: int) -> bool:
         return os.isatty(fd)
     except OSError:
         return False
-
-
-def _read(fd: int) -> bytes:
-    """The next bytes, also when somebody has made the descriptor non-blocking. b"" at the end."""
-    while True:
-        try:
-            return os.read(fd, _PIECE)
-        except BlockingIOError:
-            select.select([fd], [], [])
-        except OSError:
-            return b""  # EIO: the terminal has hung up
 
 
 def _silence_stdout() -> None:

@@ -1,33 +1,42 @@
-"""`moat trace --network [run]`."""
+"""`moat trace [run]`: the phases of a run; with `--network` the requests that it made."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moat.cli.logs import alive_while, follow
-from moat.cli.output import clock, emit, safe, say
+from moat.cli.output import clock, emit, emit_json, safe, say, table
 from moat.cli.parser import Parser
+from moat.errors import UsageError
 from moat.journal import keeping, parse_line
 from moat.journal.entry import entries
 from moat.paths import Home
 from moat.runtime import known
+from moat.runtime.phases import Phase, phases
 
 
 def main(argv: Sequence[str]) -> int:
     parser = Parser(
-        prog="moat trace", description="Show what a run asked of the network, and what became of it."
+        prog="moat trace",
+        description="Show what a run spent its time with, or with --network what it asked for and got.",
     )
     parser.add_argument("run", nargs="?", help="name or id (default: the newest)")
-    parser.add_argument("--network", action="store_true", help="the network (the only trace there is)")
+    parser.add_argument("--network", action="store_true", help="requests, one a line")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
     parser.add_argument("-v", "--verbose", action="store_true", help="with headers and sizes")
     parser.add_argument("--json", action="store_true", help="one JSON object per line, as recorded")
     options = parser.parse_args(argv)
     home = Home.from_environment()
     record = known.find(home, options.run)
+    if not options.network:
+        if options.follow or options.verbose:
+            raise UsageError("-f and -v are for requests", hint="moat trace --network")
+        _tell_phases(phases(home, record.id), json=options.json)
+        return 0
     for fetch in _fetches(home, record.id):
         emit(json.dumps(fetch) if options.json else describe_fetch(fetch))
     path = home.run(record.id) / "network.jsonl"
@@ -44,6 +53,16 @@ def main(argv: Sequence[str]) -> int:
         if options.follow:
             sys.stdout.flush()
     return 0
+
+
+def _tell_phases(found: Sequence[Phase], *, json: bool) -> None:
+    if json:
+        emit_json([dataclasses.asdict(phase) for phase in found])
+        return
+    rows = [
+        (p.name, clock(p.began), "goes on" if p.seconds is None else f"{p.seconds:,.2f} s") for p in found
+    ]
+    emit(table(("PHASE", "BEGAN", "TOOK"), rows))
 
 
 def _missing(line: Mapping[str, Any]) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from moat.cli.common import add_credential_options
 from moat.cli.granting import open_asking
 from moat.cli.menu import Console
-from moat.cli.output import emit, emit_json, safe, say
+from moat.cli.output import Progress, emit, emit_json, safe, say
 from moat.cli.parser import Parser
 from moat.errors import GrantError, MoatError, UsageError, VaultError
 from moat.grants import CredentialInfo, Secret
@@ -84,7 +85,8 @@ def _export(vault: Vault, options: argparse.Namespace) -> int:
     if not found:
         raise GrantError("nothing is granted", hint="`moat grant` stores a credential")
     lock = tuple(options.recipient) if options.recipient else _new_passphrase(options.passphrase_fd)
-    data = seal(found, lock)
+    with _saying("Sealing the file..."):  # a passphrase takes seconds, on purpose
+        data = seal(found, lock)
     if options.file == "-":
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -105,7 +107,9 @@ def _import(vault: Vault, options: argparse.Namespace) -> int:
     if options.identity and options.passphrase_fd is not None:
         raise UsageError("--identity and --passphrase-fd exclude each other", hint="give one of them")
     data = _read(options.file, LIMIT)
-    found = unseal(data, _key(options), identity=bool(options.identity))
+    key = _key(options)
+    with _saying("Opening the file..."):
+        found = unseal(data, key, identity=bool(options.identity))
     here = {info.name for info in vault.list()}
     done: list[str] = []
     left: dict[str, str] = {}
@@ -152,6 +156,16 @@ def _read(name: str, limit: int) -> bytes:
             f"{name} has more than {limit} bytes", hint="`moat vault export` writes no such file"
         )
     return data
+
+
+@contextlib.contextmanager
+def _saying(text: str) -> Iterator[None]:
+    progress = Progress()
+    progress.show(text)
+    try:
+        yield
+    finally:
+        progress.clear()
 
 
 def _create(path: Path, data: bytes) -> None:

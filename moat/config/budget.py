@@ -23,6 +23,7 @@ class BudgetConfig:
     host: str | None = None  # as in `network.rules`; all hosts that it matches share the budget
     requests: int | None = None
     requests_per_minute: int | None = None
+    bytes_per_minute: int | None = None  # of upload and download together
     upload: int | None = None  # bytes of request heads and bodies
     download: int | None = None  # bytes of response heads and bodies
     response: int | None = None  # bytes of a single response's body
@@ -69,7 +70,7 @@ def _read(check: Checker, node: Node, what: str, more: dict[str, Callable[[Node]
     known = {
         "requests": number("requests", _MOST_REQUESTS),
         "requests_per_minute": number("requests_per_minute", _MOST_PER_MINUTE),
-        **{name: size(name) for name in ("upload", "download", "response")},
+        **{name: size(name) for name in ("bytes_per_minute", "upload", "download", "response")},
         **more,
     }
     return check.fields(node, what, known, {})

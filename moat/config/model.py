@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from moat.chord import DEFAULT, Chord
 from moat.config.ask import AskConfig
 from moat.config.claude import ClaudeConfig
 from moat.config.endpoints import EndpointsConfig
@@ -86,3 +87,4 @@ class UserConfig:
     endpoints: EndpointsConfig = field(default_factory=EndpointsConfig)
     journal: JournalConfig = field(default_factory=JournalConfig)
     claude: UserClaudeConfig = field(default_factory=UserClaudeConfig)
+    chord: Chord = DEFAULT

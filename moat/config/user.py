@@ -9,11 +9,13 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
+from moat.chord import DEFAULT, Chord, parse
 from moat.config import ask, endpoints
 from moat.config.check import Checker, Node, TooMuchError
 from moat.config.journal import JournalReader
 from moat.config.model import UpstreamConfig, UserClaudeConfig, UserConfig
 from moat.config.source import read_document, trusted
+from moat.errors import UsageError
 from moat.paths import Home
 
 _ENDPOINT = re.compile(
@@ -38,6 +40,7 @@ def load_user(home: Home) -> UserConfig:
                     "upstream": _Upstream(checker, path).read,
                     "ask": lambda node: ask.read(checker, node),
                     "endpoints": lambda node: endpoints.read(checker, node),
+                    "chord": lambda node: _chord(checker, node),
                     "journal": JournalReader(checker, path.parent).read,
                     "claude": lambda node: _claude(checker, node),
                 }
@@ -46,6 +49,15 @@ def load_user(home: Home) -> UserConfig:
         pass
     checker.finish()
     return UserConfig(path=path, **found)
+
+
+def _chord(checker: Checker, node: Node) -> Chord:
+    text = checker.text(node, "chord")
+    try:
+        return DEFAULT if text is None else parse(text)
+    except UsageError as error:
+        checker.wrong(node, f"{error}: {error.hint}")
+        return DEFAULT
 
 
 def _claude(checker: Checker, node: Node) -> UserClaudeConfig:

@@ -32,6 +32,7 @@ class Budget:
     host: HostPattern | None = None  # None: all hosts
     requests: int | None = None
     requests_per_minute: int | None = None  # in any 60 seconds
+    bytes_per_minute: int | None = None  # of `upload` and `download` together, in any 60 seconds
     upload: int | None = None  # bytes of request heads and bodies, and of what follows an upgrade
     download: int | None = None  # bytes of response heads and bodies, and of what follows an upgrade
     response: int | None = None  # bytes of a single response's body, as the server sends it
@@ -50,7 +51,7 @@ class Budget:
 class Account:
     """One budget with what was spent of it."""
 
-    __slots__ = ("_clock", "_recent", "budget", "download", "requests", "upload")
+    __slots__ = ("_clock", "_moved", "_recent", "budget", "download", "requests", "upload")
 
     def __init__(self, budget: Budget, clock: Callable[[], float] = monotonic) -> None:
         self.budget = budget
@@ -59,6 +60,7 @@ class Account:
         self.download = 0
         self._clock = clock
         self._recent: deque[float] = deque(maxlen=budget.requests_per_minute or 0)
+        self._moved = _Minute(budget.bytes_per_minute) if budget.bytes_per_minute else None
 
     def objection(self) -> Denial | None:
         """Why no request may begin now, or None."""
@@ -70,7 +72,9 @@ class Account:
         if budget.requests_per_minute and len(self._recent) == budget.requests_per_minute:
             wait = self._recent[0] + _MINUTE - self._clock()
             if wait > 0:
-                return self._too_fast(math.ceil(wait))
+                return self._too_fast("requests", budget.requests_per_minute, wait)
+        if self._moved is not None and (wait := self._moved.wait(1, self._clock())) > 0:
+            return self._too_fast("bytes", self._moved.most, wait)
         return None
 
     def begin(self) -> None:
@@ -83,6 +87,7 @@ class Account:
         most = self.budget.upload
         if most is not None and self.upload + size > most:
             raise DeniedError(self._spent("upload", most))
+        self._move(size)
         self.upload += size
 
     def spend_down(self, size: int) -> None:
@@ -90,7 +95,16 @@ class Account:
         most = self.budget.download
         if most is not None and self.download + size > most:
             raise DeniedError(self._spent("download", most))
+        self._move(size)
         self.download += size
+
+    def _move(self, size: int) -> None:
+        """Raises DeniedError when `size` more bytes are too many for this minute."""
+        if self._moved is not None and size:
+            now = self._clock()
+            if (wait := self._moved.wait(size, now)) > 0:
+                raise DeniedError(self._too_fast("bytes", self._moved.most, wait))
+            self._moved.add(size, now)
 
     def check_ahead(self, *, upload: int = 0, download: int = 0) -> None:
         """Raises DeniedError for a body that is known to be more than there is. Spends nothing."""
@@ -99,6 +113,9 @@ class Account:
             raise DeniedError(self._spent("upload", budget.upload))
         if budget.download is not None and self.download + download > budget.download:
             raise DeniedError(self._spent("download", budget.download))
+        size = max(upload, download)
+        if self._moved is not None and size and (wait := self._moved.wait(size, self._clock())) > 0:
+            raise DeniedError(self._too_fast("bytes", self._moved.most, wait))
 
     def check_response(self, size: int) -> None:
         """Raises DeniedError for a response body of `size` bytes or more that is too long."""
@@ -113,16 +130,53 @@ class Account:
         reason = f"the budget of {most} {unit} for {whom} does not allow it"
         return Denial("budget", reason, f"{self.budget}: {what} {most}", _HINT)
 
-    def _too_fast(self, wait: int) -> Denial:
-        most = self.budget.requests_per_minute
+    def _too_fast(self, what: str, most: int, seconds: float) -> Denial:
         whom = "this run" if self.budget.host is None else str(self.budget.host)
+        rule = f"{self.budget}: {what}_per_minute {most}"
+        if seconds == math.inf:
+            reason = f"it alone is more than the {most} {what} per minute that {whom} may move"
+            return Denial("budget", reason, rule, _HINT)
+        wait = math.ceil(seconds)
         return Denial(
             code="rate",
-            reason=f"more than {most} requests per minute for {whom}; the next one may go out in {wait} s",
-            rule=f"{self.budget}: requests_per_minute {most}",
+            reason=f"more than {most} {what} per minute for {whom}; the next request may go out in {wait} s",
+            rule=rule,
             hint=f"wait {wait} s, then send the same request again; fewer requests need no waiting",
             retry_after=wait,
         )
+
+
+class _Minute:
+    """Bytes of the last 60 seconds: a number for each second of the clock, however many pieces come."""
+
+    __slots__ = ("_seconds", "_sum", "most")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._seconds: deque[tuple[int, int]] = deque()  # a second, and the bytes in it
+        self._sum = 0
+
+    def wait(self, size: int, now: float) -> float:
+        """Seconds until `size` more bytes fit; infinity for more than a minute's."""
+        if size > self.most:
+            return math.inf
+        while self._seconds and self._seconds[0][0] + 1 + _MINUTE <= now:
+            self._sum -= self._seconds.popleft()[1]
+        over = self._sum + size - self.most
+        for second, moved in self._seconds:
+            if over <= 0:
+                return 0.0
+            over -= moved
+            if over <= 0:
+                return second + 1 + _MINUTE - now
+        return 0.0
+
+    def add(self, size: int, now: float) -> None:
+        if not self._seconds or self._seconds[-1][0] != int(now):
+            self._seconds.append((int(now), 0))
+        second, moved = self._seconds.pop()
+        self._seconds.append((second, moved + size))
+        self._sum += size
 
 
 class Accounts:

@@ -45,7 +45,9 @@ Decider = Callable[[Question], Awaitable[bool | Denial]]
 class Desk:
     """Questions under way, a bounded number of them, each with a deadline."""
 
-    def __init__(self, decider: Decider, *, seconds: float, most: int) -> None:
+    def __init__(self, decider: Decider, *, seconds: float, most: int, every: bool = True) -> None:
+        """every: False leaves out the requests that a rule allows."""
+        self.every = every
         self._decider = decider
         self._seconds = seconds
         self._most = most

@@ -18,6 +18,7 @@ from moat.authority import AuthorityError, parse_authority
 from moat.errors import MoatError
 from moat.grants import Credential
 from moat.proxy.answers import Answer, denied, failed, malformed
+from moat.proxy.aws_errors import shaped
 from moat.proxy.budget import Spending
 from moat.proxy.decider import Desk, Question
 from moat.proxy.download import Download
@@ -44,6 +45,7 @@ from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
 from moat.proxy.request_body import FilteredBody, is_form, resized, resized_fields, substituted
 from moat.proxy.scrub import UnreadableBodyError
+from moat.proxy.signing import LONGEST_BODY, SIGNED_FIELDS, TOO_LONG, Signature, Signer, sign
 from moat.proxy.site import Setup, Site
 from moat.proxy.site_rules import Equipped, SiteRules, equip, inspectable
 from moat.proxy.stream import StreamError, StreamTimeoutError
@@ -87,6 +89,7 @@ class Exchange:
     _after: After = After.CLOSE
     _undecided = False  # no rule of the policy allows it
     _equipped = Equipped(b"")  # with its credentials
+    _signature: Signature | None = None  # of the client, to be replaced
     _swaps: tuple[tuple[bytes, bytes], ...] = ()  # placeholder -> secret in messages of a WebSocket
     # for the record
     _answered: Answer | None = None  # what we said ourselves
@@ -153,12 +156,15 @@ class Exchange:
             self._spending = self._spend()
             if begun is not None:
                 self._meter(*begun)
-        if self._setup.desk is not None:
-            await self._ask(self._setup.desk)
+        desk = self._setup.desk
+        if desk is not None and (self._undecided or desk.every):
+            await self._ask(desk)
         judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
         judged = judged or (self._body(), b"")
         if self._site.rules.guarded and self._head.framing is not NONE:
             judged = self._guarded(*judged)
+        if (signer := self._site.rules.signer) is not None:
+            judged = await self._read_signature(signer, *judged)
         wire, head, judged = await self._equip(judged)
         upload = self._upload = Upload(self._client, head, wire, judged=judged, patience=self._patience)
         response = self._site.response
@@ -171,7 +177,8 @@ class Exchange:
             response,
             spending=self._spending,
             swaps=self._swaps,
-            unreadable=self._setup.unreadable,
+            # What signs never leaves the host: an answer that cannot be searched gives nothing away.
+            unreadable="pass" if self._signature is not None else self._setup.unreadable,
         )
         connection = await self._acquire()
         try:
@@ -190,12 +197,13 @@ class Exchange:
         The body, if it was read for nothing.
         """
         site, head = self._site, self._head
-        rules = site.logins.get(head.target.partition(b"?")[0].decode("latin-1"))
+        path = head.target.partition(b"?")[0].decode("latin-1")
+        rules = site.logins.get(path)
         if rules is None or head.method != b"POST" or self._authority_mismatch() or self._setup.ready():
             return None
         body = self._body()
         read = await self._read_body(body, LONGEST_LOGIN)
-        answer = await self._setup.logins.answer(rules, read)
+        answer = await self._setup.logins.answer(rules, path, head.block, read)
         if answer is not None:
             raise _RefusedError(answer)
         return body, read
@@ -244,7 +252,7 @@ class Exchange:
             method=head.method.decode(),
             url=site.url(self._target),
             headers=Shown(head.block).fields,
-            grants=tuple(dict.fromkeys(rule.rule.credential for rule in site.rules.rules)),
+            grants=site.rules.credentials,
             undecided=self._undecided,
         )
         await desk.ask(question, self._client.stream, at_eof=head.keep_alive)
@@ -307,7 +315,7 @@ class Exchange:
             raise _RefusedError(judgement.answer)
         return (body, read), judgement.lists
 
-    async def _read_body(self, body: Body | FilteredBody, limit: float = math.inf) -> bytes:
+    async def _read_body(self, body: Body | FilteredBody, limit: int) -> bytes:
         """The request's body, or its beginning when it is longer than `limit`."""
         client = self._client
         self._read = body
@@ -358,6 +366,8 @@ class Exchange:
         if site.rules.in_frames and head.upgrade == b"websocket":
             await self._prepare_frames(site.rules.in_frames)
             fields = join_fields(inspectable(split_fields(fields)))
+        if self._signature is not None:
+            return await self._sign(self._signature, fields), head, judged
         if site.rules.bindings:
             return await self._substitute(site.rules.bindings, fields, judged)
         return request_wire(head.method, self._target, fields), head, judged
@@ -372,6 +382,31 @@ class Exchange:
         self._use(equipped.grants)
         self._equipped = equipped
         return equipped.fields
+
+    async def _read_signature(self, signer: Signer, body: Body | FilteredBody, start: bytes) -> Judged:
+        """Find out what the client has signed; the body is read if it has to be. Raises DeniedError."""
+        head = self._head
+        signature = signer.read(head.method, self._target, head.headers)
+        if signature is None:
+            return body, start
+        if signature.needs_body and not body.done:
+            start += await self._read_body(body, LONGEST_BODY)
+            if not body.done:
+                raise _RefusedError(failed(413, "signature", TOO_LONG, retry=False))
+        self._signature = signer.check(signature, start, time())
+        return body, start
+
+    async def _sign(self, signature: Signature, fields: bytes) -> bytes:
+        """The head that goes upstream, signed with the keys of the run's role."""
+        name = signature.credential
+        try:
+            signed = sign(signature, fields, await self._credential(name), time())
+        except MoatError as error:
+            raise _no_credential(error) from error
+        self._use_more(name)
+        self._watch_for(signed.secrets)
+        self._equipped = self._equipped._replace(names=self._equipped.names | SIGNED_FIELDS)
+        return request_wire(self._head.method, signed.target, signed.fields)
 
     async def _prepare_frames(self, rules: Sequence[CompiledRule]) -> None:
         """Credentials that may go out in messages of a WebSocket. They count as used when it opens."""
@@ -407,9 +442,9 @@ class Exchange:
         if head.framing is not NONE and isinstance(body, Body):
             filtered = substituted(head, body, start, substitution, self._setup.limits)
             if filtered is not None:
-                start = b""
-                if head.framing is LENGTH and head.length <= self._setup.limits.substituted:
-                    start = await self._read_body(filtered)
+                start, limit = b"", self._setup.limits.substituted
+                if head.framing is LENGTH and head.length <= limit:
+                    start = await self._read_body(filtered, limit)
                 head = resized(head, len(start) if filtered.done else None)
                 fields, judged = resized_fields(fields, head), (filtered, start)
         return request_wire(head.method, target, fields), head, judged
@@ -519,6 +554,8 @@ class Exchange:
 
     async def _answer(self, answer: Answer) -> None:
         """Answer ourselves, or, when a response has begun, make it visible that it is cut."""
+        if self._site.rules.signer is not None and answer.body:
+            answer = shaped(answer, self._site.authority.host)
         self._answered, self._error = answer, answer.error
         if self._download is not None and self._download.begun:
             await self._truncate()

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moat.grants import InjectionRule
+from moat.grants import InjectionRule, Rule
 from moat.proxy.events import Denial, DeniedError
 from moat.proxy.inject import CompiledRule
-from moat.proxy.placeholders import Finder
+from moat.proxy.placeholders import finder
+from moat.proxy.signing import Signer
 
 
-def foreign(rule: InjectionRule, where: str, *, sent: int | None = None) -> Denial:
+def foreign(rule: Rule, where: str, *, sent: int | None = None) -> Denial:
     """A placeholder at a host that its grant is not for. `sent`: in a body, of which so much had left."""
     hosts = ", ".join(rule.hosts)
     part = "" if sent is None else " in its body"
@@ -48,9 +49,9 @@ def misplaced(rule: InjectionRule, part: str, where: str) -> Denial:
 class BodyGuard:
     """Passes a body on as long as no placeholder is in it. What could begin one waits."""
 
-    def __init__(self, strangers: Sequence[CompiledRule], where: str, *, percent: bool) -> None:
+    def __init__(self, strangers: Sequence[CompiledRule | Signer], where: str, *, percent: bool) -> None:
         self._rules = [rule.rule for rule in strangers]
-        self._finder = Finder([rule.placeholder for rule in strangers], percent=percent)
+        self._finder = finder(tuple(rule.placeholder for rule in strangers), percent=percent)
         self._where = where
         self._held = b""
         self._sent = 0

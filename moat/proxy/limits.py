@@ -49,7 +49,7 @@ class Limits:
     # Requests with credentials in their bodies.
 
     substituted: int = 256 * KIB
-    """A body of known length is held up to this, to say its new length; a longer one leaves in chunks."""
+    """A body of known length is held up to this, to say its new length; what is longer leaves in chunks."""
     inflated: int = 64 * 1024 * KIB
     """Most that a compressed request body may come to when it is opened to put a credential in."""
 

@@ -52,7 +52,8 @@ class LoginTable:
         self._rules: dict[str, dict[str, list[LoginRule]]] = {}
         for rule in rules:
             for host in rule.hosts:
-                self._rules.setdefault(host, {}).setdefault(rule.path, []).append(rule)
+                for path in filter(None, (rule.path, rule.about)):
+                    self._rules.setdefault(host, {}).setdefault(path, []).append(rule)
         self._renew = renew
         self._told = told
 
@@ -62,19 +63,22 @@ class LoginTable:
             return _NONE
         return self._rules.get(authority.host, _NONE)
 
-    async def answer(self, rules: Iterable[LoginRule], body: bytes) -> Answer | None:
-        """What a tool gets for `body`; None: it is none of the run's logins, and not refused."""
+    async def answer(self, rules: Iterable[LoginRule], path: str, head: bytes, body: bytes) -> Answer | None:
+        """What a tool gets for a request; None: it is about none of the run's logins, and not refused."""
         fields = _fields(body)
         for rule in rules:
-            if rule.refresh and fields.get("refresh_token") == rule.refresh:
-                return await self._renewed(rule)
-        refused = next((rule for rule in rules if not rule.shared), None)
+            if path == rule.about:
+                if rule.access.encode() in head + body:
+                    return await self._renewed(rule, {"scope": rule.scope, "expires_in": LIFE})
+            elif rule.refresh and fields.get("refresh_token") == rule.refresh:
+                return await self._renewed(rule, _tokens(rule))
+        refused = next((rule for rule in rules if not rule.shared and path == rule.path), None)
         if refused is None:
             return None
         self._told(refused, "refused")
         return denied(_denial(refused))
 
-    async def _renewed(self, rule: LoginRule) -> Answer:
+    async def _renewed(self, rule: LoginRule, value: Mapping[str, Any]) -> Answer:
         try:
             await self._renew(rule.credential)
         except MoatError as error:
@@ -82,13 +86,18 @@ class LoginTable:
             hint = f"; {error.hint}" if error.hint else ""
             return _json(400, {"error": "invalid_grant", "error_description": f"moat: {error}{hint}"})
         self._told(rule, "renewed")
-        value = {
-            "token_type": "Bearer",
-            "access_token": rule.access,
-            "refresh_token": rule.refresh,
-            "expires_in": LIFE,
-        }
-        return _json(200, value | ({"scope": rule.scope} if rule.scope else {}))
+        return _json(200, value)
+
+
+def _tokens(rule: LoginRule) -> Mapping[str, Any]:
+    """RFC 6749 §5.1."""
+    value = {
+        "token_type": "Bearer",
+        "access_token": rule.access,
+        "refresh_token": rule.refresh,
+        "expires_in": LIFE,
+    }
+    return value | ({"scope": rule.scope} if rule.scope else {})
 
 
 def _denial(rule: LoginRule) -> Denial:

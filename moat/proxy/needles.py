@@ -27,6 +27,7 @@ _BREAK = b"\r\n\t \x00"
 # Characters of a beginning that are held back; fewer are only remembered.
 _ENOUGH = 4  # of a short secret: an eighth of it
 _ENOUGH_OF_A_LINE = 8  # before a line break
+_TELLING = 6  # characters of a secret that tell a part of it, and seldom stand at an end by chance
 _NEAR = 64  # bytes in which most runs end
 _MATERIAL = frozenset(b"%\\&#;{}" + _BREAK).union(range(48, 58), range(65, 91), range(97, 123))
 
@@ -94,7 +95,8 @@ class Needles:
         self._heads = re.compile(b"|".join(map(re.escape, sorted(heads))) or b"(?!)")
         self._longest = max(map(len, self._all_texts))
         self._shortest = min(map(len, self._texts))
-        self._enough = min(_ENOUGH, max(1, self._shortest // 8))
+        self.enough = min(_ENOUGH, max(1, self._shortest // 8))  # see `held`
+        self.telling = min(_TELLING, max(1, self._shortest // 2))
         self._span = max(spelling.unit * len(spelling.text) for spelling in spellings)
         self._inside = frozenset(b"".join(self._all_texts))
         # The bytes that an occurrence is made of: any other ends it.
@@ -132,12 +134,12 @@ class Needles:
             found += self._read(text, sorted(suspicions))
         return found
 
-    def held(self, text: bytes, *, prompt: bool = False) -> tuple[int, bool]:
+    def held(self, text: bytes, enough: int = 0) -> tuple[int, bool]:
         """Length of the suffix that may be the beginning of a secret, and whether it must not leave yet.
 
-        A few base64 characters at the end of a line need only be remembered: an event may end there. With
-        `prompt`, neither must the first characters of anything wait, which tell the kind of a key and
-        no more: a message may end with them, and its reader may have to answer before another one comes.
+        A few base64 characters at the end of a line need only be remembered: an event may end there. Neither
+        must fewer than `enough` characters of anything wait, which tell the kind of a key and no more: a
+        message may end with them, and its reader may have to answer before another one comes.
         """
         if not text or (text[-1] not in self._material and text[-1] not in self._inside):
             return 0, False
@@ -146,7 +148,7 @@ class Needles:
         stem = run.rstrip(_BREAK)
         at_break = b"\n" in run[len(stem) :] or run.endswith(b"\r")
         if not stem or not (at_break or has_escape(run)):
-            return size, not prompt or matched >= self._enough
+            return size, matched >= enough
         if at_break and stem[-1] not in self._inside and not has_opener(stem):  # most events end so
             return size, matched >= _ENOUGH_OF_A_LINE
         for opened, alone in ((views, False), (all_views, True))[: 1 + self._alike]:
@@ -158,7 +160,7 @@ class Needles:
                     matched = max(matched, found)
         if at_break:
             return size, matched >= _ENOUGH_OF_A_LINE
-        return size, not prompt or matched >= self._enough
+        return size, matched >= enough
 
     def _untouched_echoes(self, spellings: Sequence[_Spelling]) -> dict[bytes, tuple[int, bytes]]:
         """Windows that need no close reading where the secret stands around them: where in it, and it.
@@ -299,6 +301,11 @@ def _lists(secret: bytes) -> Iterator[bytes]:
         yield secret.hex(mark.decode()).upper().encode()
     for mark in (b",", b", "):
         yield mark.join(b"%d" % byte for byte in secret)
+
+
+def quick_search(words: Sequence[bytes]) -> BytesAhoCorasick:
+    """One search for some words as they are, quick on any data. Matches with a higher index are none."""
+    return _search((*words, *_DECOYS))
 
 
 def _search(patterns: tuple[bytes, ...]) -> BytesAhoCorasick:

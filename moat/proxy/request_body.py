@@ -6,7 +6,6 @@ before more is waited for.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -18,9 +17,8 @@ from moat.proxy.limits import Limits
 from moat.proxy.message import Body
 from moat.proxy.substitute import Spelling, Substitution, spelling_of
 
-_GZIP = 16 + zlib.MAX_WBITS
 _OF_LENGTH = frozenset({b"content-length", b"transfer-encoding"})
-_OF_CONTENT = frozenset({b"content-md5", b"digest", b"content-digest", b"repr-digest"})
+_OF_CONTENT = frozenset({b"content-encoding", b"content-md5", b"digest", b"content-digest", b"repr-digest"})
 
 
 class Text(Protocol):
@@ -33,7 +31,7 @@ class Text(Protocol):
 class FilteredBody:
     """A body with something in its way. To be read like a `Body`."""
 
-    def __init__(self, body: Body, start: bytes, text: Text, coding: Recoding | None = None) -> None:
+    def __init__(self, body: Body, start: bytes, text: Text, coding: Opening | None = None) -> None:
         """`start`: what somebody has read of `body` already."""
         self._body = body
         self._start = start
@@ -75,17 +73,18 @@ class FilteredBody:
     def _end(self) -> bytes:
         if not self._body.done or self.done:
             return b""
+        if self._coding is not None:
+            self._coding.finish()
         self.done = True
-        return self._text.finish() if self._coding is None else self._coding.finish(self._text)
+        return self._text.finish()
 
 
-class Recoding:
-    """gzip and deflate opened for a body's text, and closed again behind it."""
+class Opening:
+    """gzip and deflate taken off a body, which goes up without: compressed, a credential could come back."""
 
-    def __init__(self, opened: Decoder, *, gzip: bool, limit: int) -> None:
+    def __init__(self, opened: Decoder, limit: int) -> None:
         """`limit`: bytes that may come out."""
         self._decoder = opened
-        self._encoder = zlib.compressobj(1, zlib.DEFLATED, _GZIP if gzip else zlib.MAX_WBITS)
         self._left = limit
 
     def feed(self, data: bytes, text: Text) -> Iterator[bytes]:
@@ -94,18 +93,18 @@ class Recoding:
             for piece in self._decoder.feed(data):
                 self._left -= len(piece)
                 if self._left < 0:
-                    raise MalformedError("body-too-large", "the body decompresses to too much", 413, "client")
-                yield self._encoder.compress(text.feed(piece))
+                    reason = "the body decompresses to too much"
+                    raise MalformedError("body-too-large", reason, 413, "client")
+                yield text.feed(piece)
         except UnreadableBodyError as error:
             raise _broken(error) from None
 
-    def finish(self, text: Text) -> bytes:
-        """The rest, and the end. Raises MalformedError, DeniedError."""
+    def finish(self) -> None:
+        """The body is over. Raises MalformedError."""
         try:
             self._decoder.finish()
         except UnreadableBodyError as error:
             raise _broken(error) from None
-        return self._encoder.compress(text.finish()) + self._encoder.flush()
 
 
 def substituted(
@@ -120,10 +119,7 @@ def substituted(
         opened = decoder(head.headers, limits.decoded_step)
     except UnreadableBodyError:
         return None
-    coding = None
-    if opened is not None:
-        coding = Recoding(opened, gzip=b"gzip" in _field(head, b"content-encoding"), limit=limits.inflated)
-    return FilteredBody(body, start, text, coding)
+    return FilteredBody(body, start, text, Opening(opened, limits.inflated) if opened is not None else None)
 
 
 def resized(head: RequestHead, length: int | None) -> RequestHead:

@@ -29,12 +29,12 @@ class Scrubber:
     Only a suffix that could be the start of a secret is held back, so events are not delayed.
     """
 
-    __slots__ = ("_left", "_masked", "_needles", "_prompt", "_raw")
+    __slots__ = ("_enough", "_left", "_masked", "_needles", "_raw")
 
     def __init__(self, secrets: Sequence[bytes], *, prompt: bool = False) -> None:
         """`prompt`: the stream holds messages whose ends nobody tells, see `Needles.held`."""
-        self._prompt = prompt
         self._needles = needles(tuple(secrets))
+        self._enough = self._needles.enough if prompt and self._needles is not None else 0
         self._raw = b""  # the last that has come and may begin a secret
         self._masked = b""  # the same bytes as they leave
         self._left = 0  # how many of them have left already
@@ -46,7 +46,7 @@ class Scrubber:
         raw = self._raw + bytes(data) if self._raw else bytes(data)
         spans = self._needles.spans(raw)
         masked = _masked(self._masked + raw[len(self._masked) :], spans) if spans or self._raw else raw
-        size, kept = self._needles.held(raw, prompt=self._prompt)
+        size, kept = self._needles.held(raw, self._enough)
         free = len(raw) - size
         leaving = masked[self._left : free if kept else len(raw)]
         self._left = max(0, self._left - free) if kept else size
@@ -58,6 +58,18 @@ class Scrubber:
         if self._needles is None or not self._raw:
             return data if self._needles is None else _masked(data, self._needles.spans(data))
         return self.feed(data) + self.finish()
+
+    def pause(self) -> bytes:
+        """What was held back, at the end of a message that waits for no other one.
+
+        As much of a secret as tells something of it is masked without having seen its end. Less leaves as it
+        is; should the next message go on with it, the rest of the secret is masked.
+        """
+        if self._needles is None or not self._raw:
+            return b""
+        rest, begun = self._masked[self._left :], self._needles.held(self._raw, self._needles.telling)[1]
+        self._left = len(self._raw)
+        return rest.translate(_STARS) if begun else rest
 
     def finish(self) -> bytes:
         """What was held back; the stream is over."""

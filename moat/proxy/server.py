@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from moat.authority import Authority
-from moat.grants import CredentialSource, InjectionRule
+from moat.grants import CredentialSource, Rule
 from moat.proxy.budget import Accounts, Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider, Desk
@@ -65,7 +65,7 @@ class Proxy:
         *,
         policy: Policy,
         ca: RunCA,
-        rules: Sequence[InjectionRule] = (),
+        rules: Sequence[Rule] = (),
         credentials: CredentialSource | None = None,
         upstream: Upstream,
         on_event: Callable[[ExchangeFinished], None],
@@ -78,6 +78,7 @@ class Proxy:
         logins: LoginTable | None = None,
         budgets: Sequence[Budget] = (),
         decider: Decider | None = None,
+        ask_every: bool = True,
         unreadable: Unreadable = "withhold",
         body_leaks: BodyLeaks = "refuse",
     ) -> None:
@@ -89,7 +90,8 @@ class Proxy:
         `token` is asked for on TCP listeners only; reaching a unix socket is permission enough. Raises
         ValueError for a rule with a bad host pattern. `tunnels` are open in every policy mode. What `budgets`
         allow is counted from here on; all that match a host apply to it. `decider` is asked about every
-        exchange that policy does not refuse, see `moat.proxy.decider`. `unreadable`: a response to a request
+        exchange that policy does not refuse, see `moat.proxy.decider`; without `ask_every` about those only
+        that no rule allows either. `unreadable`: a response to a request
         with a credential that is encoded so that it cannot be searched for it is withheld, or passes.
         `body_leaks`: what becomes of a body with a placeholder on its way to a host that no rule is for.
         """
@@ -110,7 +112,8 @@ class Proxy:
             logins=logins or LoginTable(),
             accounts=Accounts(budgets),
             unreadable=unreadable,
-            desk=decider and Desk(decider, seconds=limits.question_timeout, most=limits.questions),
+            desk=decider
+            and Desk(decider, seconds=limits.question_timeout, most=limits.questions, every=ask_every),
             streams=Places(limits.h2_streams_of_run),
         )
         self._token = token
@@ -128,7 +131,7 @@ class Proxy:
         port: int = 0,
         token: str | bool = True,
         policy: Policy = Policy(),  # noqa: B008 - frozen
-        rules: Sequence[InjectionRule] = (),
+        rules: Sequence[Rule] = (),
         credentials: CredentialSource | Mapping[str, str] = MappingProxyType({}),
         budgets: Sequence[Budget] = (),
         decider: Decider | None = None,

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from moat.grants import Credential, InjectionRule
+from moat.grants import Credential, InjectionRule, Rule, SigningRule
 from moat.proxy import grammar, leak_guard
 from moat.proxy.events import Denial
 from moat.proxy.http1 import Headers, join_fields, split_fields
 from moat.proxy.inject import CompiledRule, Plan, carry_out, make_plan, opened
+from moat.proxy.signing import Signer
 from moat.proxy.substitute import Binding, bindings_of, parts
 
 BodyLeaks = Literal["refuse", "pass"]
@@ -53,10 +54,11 @@ class Draft:
 class InjectionTable:
     """The rules of a run, by authority."""
 
-    def __init__(self, rules: Sequence[InjectionRule], *, body_leaks: BodyLeaks = "refuse") -> None:
+    def __init__(self, rules: Sequence[Rule], *, body_leaks: BodyLeaks = "refuse") -> None:
         """Raises ValueError for a host pattern that is none."""
         self._guards_bodies = body_leaks == "refuse"
-        self._rules = tuple(CompiledRule.of(rule) for rule in rules)
+        self._rules = tuple(CompiledRule.of(rule) for rule in rules if isinstance(rule, InjectionRule))
+        self._signers = tuple(Signer.of(rule) for rule in rules if isinstance(rule, SigningRule))
         self._sites: OrderedDict[tuple[str, int, str], SiteRules] = OrderedDict()
 
     def site(self, host: str, port: int, scheme: str) -> SiteRules:
@@ -66,13 +68,15 @@ class InjectionTable:
         if site is None:
             bound = tuple(rule for rule in self._rules if rule.bound_to(host, port, scheme))
             placeholders = {rule.placeholder for rule in bound}
-            strangers = [
-                rule for rule in self._rules if rule.placeholder and rule.placeholder not in placeholders
-            ]
+            signers = [signer for signer in self._signers if signer.bound_to(host, port, scheme)]
+            placeholders |= {signer.placeholder for signer in signers}
+            known: tuple[CompiledRule | Signer, ...] = (*self._rules, *self._signers)
+            strangers = [rule for rule in known if rule.placeholder and rule.placeholder not in placeholders]
             # Not where a grant is for: what an agent says to its model may quote its environment.
-            guarded = () if bound or not self._guards_bodies else tuple(strangers)
+            guarded = () if bound or signers or not self._guards_bodies else tuple(strangers)
             where = f"{scheme}://{host}:{port}"
-            site = self._sites[key] = SiteRules(where, bound, strangers, guarded)
+            signer = signers[0] if signers else None
+            site = self._sites[key] = SiteRules(where, bound, strangers, guarded, signer)
             if len(self._sites) > _SITES:
                 self._sites.popitem(last=False)
         return site
@@ -85,13 +89,15 @@ class SiteRules:
         self,
         where: str,
         bound: Sequence[CompiledRule],
-        strangers: Sequence[CompiledRule],
-        guarded: tuple[CompiledRule, ...] = (),
+        strangers: Sequence[CompiledRule | Signer],
+        guarded: tuple[CompiledRule | Signer, ...] = (),
+        signer: Signer | None = None,
     ) -> None:
         """`bound` to the authority, `strangers` to others; `guarded`: those that no body may hold either."""
         self.rules = tuple(rule for rule in bound if "header" in rule.rule.surfaces)
         self.in_frames = tuple(rule for rule in bound if "websocket" in rule.rule.surfaces)
         self.bindings: tuple[Binding, ...] = bindings_of(bound)  # in target and body
+        self.signer = signer  # of requests that are signed with the run's key
         self.guarded = guarded
         self.where = where
         self._strangers = strangers
@@ -119,9 +125,9 @@ class SiteRules:
         text = target + fields
         if b"%" in text or _BASIC in text.lower():
             text = _everything(split_fields(fields), target)
-        for rule in self._strangers:
-            if rule.placeholder in text:
-                return leak_guard.foreign(rule.rule, self.where)
+        for stranger in self._strangers:
+            if stranger.placeholder in text:
+                return leak_guard.foreign(stranger.rule, self.where)
         return None
 
     def _misplaced(self, rule: CompiledRule, target: bytes, fields: bytes) -> Denial | None:
@@ -134,6 +140,12 @@ class SiteRules:
         ):
             return leak_guard.misplaced(rule.rule, "header", self.where)
         return None
+
+    @property
+    def credentials(self) -> tuple[str, ...]:
+        """Names of those that a request may get."""
+        signed = (self.signer.rule.credential,) if self.signer else ()
+        return tuple(dict.fromkeys((*(rule.rule.credential for rule in self.rules), *signed)))
 
     def _may_name_one(self, fields: bytes) -> bool:
         for placeholder in self._placeholders:

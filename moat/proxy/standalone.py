@@ -21,7 +21,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from moat.errors import GrantError, one_error
-from moat.grants import Credential, CredentialInfo, CredentialKind, CredentialSource, InjectionRule, Secret
+from moat.grants import Credential, CredentialInfo, CredentialKind, CredentialSource, Rule, Secret
 from moat.journal import LineWriter
 from moat.proxy.budget import Budget
 from moat.proxy.certs import RunCA
@@ -92,7 +92,7 @@ async def open_proxy(
     port: int,
     token: str | bool,
     policy: Policy,
-    rules: Sequence[InjectionRule],
+    rules: Sequence[Rule],
     credentials: CredentialSource | Mapping[str, str],
     budgets: Sequence[Budget],
     decider: Decider | None,

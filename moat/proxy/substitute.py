@@ -16,7 +16,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 from moat.grants import Surface
 from moat.proxy.events import Denial, DeniedError
 from moat.proxy.inject import CompiledRule
-from moat.proxy.placeholders import Finder
+from moat.proxy.placeholders import Finder, finder
 
 
 class Spelling(Enum):
@@ -98,7 +98,6 @@ class Substitution:
         self._where = where
         self._on_use = on_use
         self._left = {binding.placeholder: binding.occurrences for binding in bindings}
-        self.count = 0  # of what was put in so far
 
     def target(self, target: bytes) -> bytes:
         """The target with credentials. Raises DeniedError."""
@@ -118,8 +117,8 @@ class Substitution:
         if not bound:
             return None
         written = [write(self._secrets[binding.credential]).encode() for binding in bound]
-        finder = Finder([binding.placeholder for binding in bound], percent=percent)
-        return Substituted(finder, written, lambda found: self._use([bound[index] for index in found]))
+        found_by = finder(tuple(binding.placeholder for binding in bound), percent=percent)
+        return Substituted(found_by, written, lambda found: self._use([bound[index] for index in found]))
 
     def _use(self, found: Sequence[Binding]) -> None:
         """All that is in a piece at once: what is refused was not used."""
@@ -129,7 +128,6 @@ class Substitution:
                 raise DeniedError(_too_often(binding, self._where))
         for binding in found:
             self._on_use(binding.credential)
-        self.count += len(found)
 
 
 class Substituted:

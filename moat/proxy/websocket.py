@@ -4,8 +4,10 @@
     ClientFrames   what goes up: placeholders in text messages become credentials
 
 A message is one text for both, however it is cut into frames: what could be the beginning of a needle at the
-end of a frame waits for the next one, and no longer than to the end of its message. A frame of up to 64 KiB
-leaves as one frame; of a longer one the pieces leave as they come, as frames of the same message. No
+end of a frame waits for the next one, and no longer than to the end of its message. A credential that is cut
+into messages is found as well: six characters of it at the end of one are masked, fewer leave, and what
+follows them in the next is masked (`Scrubber.pause`). A frame of up to 64 KiB leaves as one frame; of a
+longer one the pieces leave as they come, as frames of the same message: no message is too big. No
 extension is negotiated on such a connection (`site_rules.inspectable`), so a reserved bit is an error like
 any other in a frame. An error ends the connection, for both sides with close code 1002: who reads such a
 frame differently would see what was not looked at.
@@ -144,7 +146,7 @@ class ServerFrames(_Frames):
     def _text(self, opcode: int, payload: bytes, *, last: bool) -> bytes:
         del opcode
         leaving = self._scrubber.feed(payload)
-        return leaving + self._scrubber.finish() if last else leaving
+        return leaving + self._scrubber.pause() if last else leaving
 
     def _control(self, payload: bytes) -> bytes:
         return mask(payload, self._secrets)

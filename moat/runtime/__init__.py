@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from moat.runtime.records import RunRecord, State
     from moat.runtime.remote import RemoteRun, attach
     from moat.runtime.run import LocalRun
-    from moat.runtime.sandbox import Mount, Output, Size
+    from moat.runtime.sandbox import Mount, Output
+    from moat.runtime.size import Size
 
 _HOMES = {
     "Asked": "moat.runtime.questions",

@@ -18,7 +18,8 @@ from moat.runtime import known, records
 from moat.runtime.records import RunRecord
 from moat.runtime.request import RunRequest
 from moat.runtime.run import LocalRun, run_here
-from moat.runtime.sandbox import Mount, Progress, Size
+from moat.runtime.sandbox import Mount, Progress
+from moat.runtime.size import Size
 
 
 def _silent(_: str) -> None:

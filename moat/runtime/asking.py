@@ -34,7 +34,6 @@ _LINGER = 5.0  # seconds without any client: pip comes back after one
 _MISSED_SECONDS = 300.0  # in which a host that nobody answered for is refused at once
 _MISSED = 64  # of those, the newest
 _TICK = 0.2  # seconds
-LONGEST = 3660.0  # seconds: more than `ask.timeout` can be, for the proxy's own deadline
 _RULE = "network.policy: ask"
 _LATER = 5  # seconds
 

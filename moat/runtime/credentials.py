@@ -12,6 +12,7 @@ from moat.journal import Journal
 from moat.proxy.logins import LoginTable
 from moat.runtime.rejected import fix
 from moat.vault import Vault
+from moat.vault.aws.source import RoleKeys
 from moat.vault.dynamic import DynamicCredentials
 from moat.vault.imported import ImportedLogins
 from moat.vault.oauth.source import RunCredentials
@@ -23,21 +24,29 @@ class Credentials:
     """A CredentialSource that remembers what was not taken. To be made in the run's event loop."""
 
     def __init__(
-        self, vault: Vault, upstream: UpstreamConfig, journal: Journal, tell: Callable[[str], None]
+        self,
+        vault: Vault,
+        upstream: UpstreamConfig,
+        journal: Journal,
+        tell: Callable[[str], None],
+        run: str,
     ) -> None:
         self._vault = vault
         self._journal = journal
         self._tell = tell
         self._loop = asyncio.get_running_loop()
         self._logins = RunCredentials(vault, upstream, vault.directory, self._noted)
-        self._source = DynamicCredentials(
+        self._kept = DynamicCredentials(
             vault, ImportedLogins(vault, self._logins, self._noted), self._resolved
         )
+        self._source = RoleKeys(vault, upstream, f"moat-{run}", self._kept, self._resolved)
         self._given: dict[str, Secret] = {}
         self._refused: dict[str, Secret] = {}
 
     async def prepare(self, names: Iterable[str]) -> None:
         """Get what is kept elsewhere, before anything is made. Raises GrantError."""
+        names = tuple(names)
+        await self._kept.prepare(names)
         await self._source.prepare(names)
 
     async def credential(self, name: str) -> Credential:

@@ -26,7 +26,8 @@ from moat.runtime.container import LABEL, Accounts, Identity
 from moat.runtime.dial import ForwarderDialler
 from moat.runtime.engine_socket import EngineUnreachableError
 from moat.runtime.pod import Pod
-from moat.runtime.sandbox import Egress, Output, Probe, Progress, SandboxSpec, ServiceEnd, Size
+from moat.runtime.sandbox import Egress, Output, Probe, Progress, SandboxSpec, ServiceEnd
+from moat.runtime.size import Size
 
 if TYPE_CHECKING:
     from moat.runtime.engine import Attachment, ContainerExecution, Engine

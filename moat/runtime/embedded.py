@@ -35,8 +35,8 @@ from moat.runtime.sandbox import (
     Probe,
     Progress,
     SandboxSpec,
-    Size,
 )
+from moat.runtime.size import Size
 from moat.runtime.stdio import Stdio, open_pipes, open_terminal
 
 _SCRATCH = "/tmp"  # noqa: S108 - covered by a private tmpfs in the launcher's own mount namespace

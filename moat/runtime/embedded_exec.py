@@ -16,7 +16,8 @@ from pathlib import Path
 import moat
 from moat.errors import StartError
 from moat.runtime.launcher import bootstrap
-from moat.runtime.sandbox import WORKSPACE, Output, Size
+from moat.runtime.sandbox import WORKSPACE, Output
+from moat.runtime.size import Size
 from moat.runtime.stdio import Stdio, open_pipes, open_terminal
 
 

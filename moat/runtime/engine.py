@@ -24,7 +24,8 @@ from aiodocker.execs import Exec
 from aiodocker.stream import Stream
 
 from moat.errors import MoatError
-from moat.runtime.sandbox import Output, Size
+from moat.runtime.sandbox import Output
+from moat.runtime.size import Size
 
 # Never None: that means ctrl-p,ctrl-q, and ^P would be swallowed until the next key.
 _DETACH_KEYS = "ctrl-^,ctrl-^,ctrl-@,ctrl-^"

@@ -11,7 +11,8 @@ from anyio.abc import ObjectReceiveStream, ObjectSendStream
 from moat.errors import MoatError
 from moat.runtime import control
 from moat.runtime.control import BrokenFrameError, Frame
-from moat.runtime.sandbox import Execution, Size
+from moat.runtime.sandbox import Execution
+from moat.runtime.size import Size
 
 _INPUTS = 16  # frames of input that wait for the command
 

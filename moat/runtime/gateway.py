@@ -31,6 +31,7 @@ from moat.runtime.egress import RunEgress, Start
 from moat.runtime.granted import Granted
 from moat.runtime.witness import Witness, WitnessedSource
 
+_LONGEST = 3660.0  # seconds: more than `ask.timeout` can be, for the proxy's own deadline
 _CLOSE_SECONDS = 2.0  # for exchanges that are under way when the sandbox is gone
 
 
@@ -61,6 +62,7 @@ def budgets_of(network: NetworkConfig) -> tuple[Budget, ...]:
                 host=parse_entry_host(given.host) if given.host is not None else None,
                 requests=given.requests,
                 requests_per_minute=given.requests_per_minute,
+                bytes_per_minute=given.bytes_per_minute,
                 upload=given.upload,
                 download=given.download,
                 response=given.response,
@@ -111,12 +113,12 @@ class Gateway:
         mcp: McpTable | None = None,
         logins: LoginTable | None = None,
         decider: Decider | None = None,
-        patience: float | None = None,
+        patient: bool = False,
         on_event: Callable[[ExchangeFinished], None] = lambda _event: None,
     ) -> None:
         """Makes everything; listens nowhere yet. `on_event` hears of every exchange, after the records.
 
-        patience: seconds that the decider has for each request; None: the proxy's usual ones.
+        patient: the decider waits for a person, and is asked about what no rule decides alone.
         Raises ConfigError, OSError.
         """
         self._on_event = on_event
@@ -144,7 +146,8 @@ class Gateway:
             logins=logins,
             budgets=budgets_of(network),
             decider=decider,
-            limits=replace(Limits(), question_timeout=patience) if patience else Limits(),
+            ask_every=not patient,
+            limits=replace(Limits(), question_timeout=_LONGEST) if patient else Limits(),
             unreadable=network.unreadable,
             body_leaks=network.body_leaks,
         )

@@ -15,7 +15,7 @@ from shlex import quote
 
 from moat.config import McpServer
 from moat.errors import GrantError, MissingGrantsError
-from moat.grants import CredentialInfo, Grant, InjectionRule, LoginRule
+from moat.grants import CredentialInfo, Grant, LoginRule, Rule
 from moat.runtime.sandbox import HomeFile
 from moat.vault import Vault
 from moat.vault.imported import kept_alive
@@ -26,7 +26,7 @@ _TOKEN = string.ascii_letters + string.digits
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    rules: tuple[InjectionRule, ...]
+    rules: tuple[Rule, ...]
     env: Mapping[str, str]  # placeholders only
     files: tuple[HomeFile, ...]  # placeholders only
     hosts: tuple[str, ...]  # patterns that `network.policy: strict` opens
@@ -36,7 +36,7 @@ class Granted:
 NOTHING = Granted((), {}, (), (), ())
 
 
-def with_more(given: Granted, *, rules: tuple[InjectionRule, ...], hosts: tuple[str, ...]) -> Granted:
+def with_more(given: Granted, *, rules: tuple[Rule, ...], hosts: tuple[str, ...]) -> Granted:
     """`given` with rules and open hosts that do not come from a provider's table."""
     return replace(given, rules=(*given.rules, *rules), hosts=(*given.hosts, *hosts))
 
@@ -78,7 +78,7 @@ def check(
 
 def prepare(vault: Vault, names: Iterable[str], servers: Iterable[McpServer] = ()) -> Granted:
     """Placeholders and rules of a run. A part of each is random, so that a leak tells its run."""
-    rules: list[InjectionRule] = []
+    rules: list[Rule] = []
     held: dict[str, list[Held]] = {}
     hosts: list[str] = []
     logins: list[LoginRule] = []
@@ -100,7 +100,7 @@ def prepare(vault: Vault, names: Iterable[str], servers: Iterable[McpServer] = (
     return Granted(tuple(rules), env, tuple(files), tuple(hosts), tuple(logins))
 
 
-def _bound(info: CredentialInfo, rules: Sequence[InjectionRule]) -> Sequence[InjectionRule]:
+def _bound(info: CredentialInfo, rules: Sequence[Rule]) -> Sequence[Rule]:
     """`rules`, none of which takes the credential further than what was said when it was granted.
 
     A provider of the user's may have been edited since; whoever can edit it must not move a secret.

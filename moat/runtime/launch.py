@@ -16,35 +16,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from moat import errors
 from moat.errors import MoatError, StartError
 from moat.paths import Home
-from moat.runtime.records import RunRecord
+from moat.runtime.handle import RunHandle
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Progress
 
 # The directory of this very moat comes last on the path: found also where it is not installed, and
 # nothing of it hides a module of the standard library.
 _PROGRAM = "import sys; sys.path.append(sys.argv[1]); import moat.runtime.supervisor as s; s.main()"
-
-
-@dataclass(frozen=True, slots=True)
-class RunHandle:
-    """How to reach a live run: what `moat.cli.terminal.attach` takes."""
-
-    id: str
-    name: str
-    socket: Path  # the run's control socket
-    tty: bool
-    stdin: bool = False  # somebody has to send stdin or close it
-
-    @classmethod
-    def of(cls, record: RunRecord) -> RunHandle:
-        return cls(record.id, record.name, Path(record.socket), record.tty)
 
 
 def _silent(_: str) -> None:

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from moat.runtime.questions import Asked
-from moat.runtime.sandbox import Output, Size
+from moat.runtime.sandbox import Output
+from moat.runtime.size import Size
 
 _BEHIND = 1 << 20  # bytes that may wait for the program before the command waits
 

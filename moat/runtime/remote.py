@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import AsyncIterator
+from typing import Any
 
 from moat.errors import MoatError, StartError
 from moat.paths import Home
@@ -13,11 +14,14 @@ from moat.proxy.events import ExchangeFinished
 from moat.runtime import control, known, records
 from moat.runtime.control import Decoder, Frame
 from moat.runtime.gateway import read_exchanges
+from moat.runtime.questions import Answer, Asked, Scope, exactly
 from moat.runtime.records import RunRecord
 from moat.runtime.run import GRACE
-from moat.runtime.sandbox import Output, Size
+from moat.runtime.sandbox import Output
+from moat.runtime.size import Size
 
 _PIECE = 65536
+_LOOK = 0.25  # seconds between two looks at what a run asks
 
 
 class RemoteRun:
@@ -83,6 +87,28 @@ class RemoteRun:
             pass
         return self.record.exit_code
 
+    async def questions(self) -> AsyncIterator[Asked]:
+        """Each question of a run with `policy: ask`, when it comes up, until the run ends."""
+        wire = await _Wire.open(self.record.socket, control.hello("control"))
+        shown: set[Asked] = set()
+        with contextlib.closing(wire):
+            while (found := await _reply(wire, control.pack(Frame.QUESTIONS), Frame.ASKED)) is not None:
+                new = {Asked(**{**each, "requests": 0}) for each in found["waiting"]}
+                for question in new - shown:
+                    yield question
+                shown = new
+                await asyncio.sleep(_LOOK)
+
+    async def answer(self, host: str, *, allow: bool, scope: Scope = "run", seconds: int = 0) -> int:
+        """As `LocalRun.answer`. Raises MoatError when the run does not take it."""
+        said = Answer(pattern=exactly(host), allow=allow, scope=scope, seconds=seconds, by="program")
+        wire = await _Wire.open(self.record.socket, control.hello("control"))
+        with contextlib.closing(wire):
+            found = await _reply(wire, control.pack_json(Frame.ANSWER, said.to_json()), Frame.ANSWERED)
+        if found is None:
+            raise MoatError(f"{self.record.name} has ended")
+        return int(found["requests"])
+
     def exchanges(self) -> list[ExchangeFinished]:
         """The requests so far, oldest first. No credential is in them."""
         return read_exchanges(self._home, self.id)
@@ -138,6 +164,21 @@ class _Wire:
 
     def close(self) -> None:
         self._writer.close()
+
+
+async def _reply(wire: _Wire, order: bytes, wanted: Frame) -> dict[str, Any] | None:
+    """The answer to an order; None when the run has ended. Raises MoatError when it is refused."""
+    try:
+        await wire.send(order)
+        frame = await wire.receive()
+    except ConnectionError:
+        return None
+    match frame:
+        case (kind, data) if kind is wanted:
+            return control.unpack_json(data)
+        case (Frame.NOTICE, data):
+            raise MoatError(data.decode(errors="replace"))
+    return None
 
 
 @contextlib.asynccontextmanager

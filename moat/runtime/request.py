@@ -23,7 +23,8 @@ from moat.config import (
 )
 from moat.runtime import codec
 from moat.runtime.plugins.fetch import Fetch
-from moat.runtime.sandbox import HomeFile, Mount, Size
+from moat.runtime.sandbox import HomeFile, Mount
+from moat.runtime.size import Size
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
 _NO_PORTS: Mapping[str, int] = MappingProxyType({})

@@ -34,7 +34,7 @@ from moat.proxy.events import ExchangeFinished
 from moat.proxy.mcp import McpTable
 from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
-from moat.runtime.asking import LONGEST, Asking
+from moat.runtime.asking import Asking
 from moat.runtime.choice import choose, runtime
 from moat.runtime.copying import copies_of
 from moat.runtime.credentials import Credentials, login_table
@@ -49,8 +49,9 @@ from moat.runtime.questions import Answer, Asked, Scope, exactly
 from moat.runtime.records import Ownership, RunRecord, State
 from moat.runtime.rejected import Rejections
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import Execution, Output, Progress, Sandbox, SandboxSpec, Size
+from moat.runtime.sandbox import Execution, Output, Progress, Sandbox, SandboxSpec
 from moat.runtime.session import OutputLog, Session
+from moat.runtime.size import Size
 from moat.runtime.standing import Standing
 from moat.runtime.tasks import first_of
 from moat.runtime.variables import sandbox_environment
@@ -309,7 +310,7 @@ class LocalRun:
                 yield question
             shown = new
 
-    def answer(self, host: str, *, allow: bool, scope: Scope = "run", seconds: int = 0) -> int:
+    async def answer(self, host: str, *, allow: bool, scope: Scope = "run", seconds: int = 0) -> int:
         """Answer what waits for `host` (`name`, `name:port`, `*.name`; without a port 443 is meant).
 
         scope: `once` for the requests that wait now, `for` some seconds, `run`. Returns how many requests
@@ -441,7 +442,7 @@ class LocalRun:
             tunnels=extra.tunnels,
             mcp=extra.mcp,
             decider=self.asking.decide if self.asking else self._decider,
-            patience=LONGEST if self.asking else None,
+            patient=self.asking is not None,
             on_event=rejections.add,
         )
         self._gateway = gateway
@@ -459,7 +460,7 @@ class LocalRun:
         self, vault: Vault, user: config.UserConfig, mcp: McpTable | None, rejections: Rejections
     ) -> Credentials:
         """Where the proxy gets credentials from."""
-        source = Credentials(vault, user.upstream, self.journal, self._tell)
+        source = Credentials(vault, user.upstream, self.journal, self._tell, self.id)
         self._resources.append(("logins", source.aclose))
         rejections.get_another = source.rejected
         if mcp is not None:

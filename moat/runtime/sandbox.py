@@ -18,6 +18,7 @@ from typing import Literal, Protocol
 
 from moat.config import HooksConfig
 from moat.config.image import SERVICE_MEMORY
+from moat.runtime.size import Size
 
 HOME = "/home/agent"
 WORKSPACE = "/workspace"
@@ -68,12 +69,6 @@ class ServiceEnd:
     status: int  # 128+N when signal N ended it
     out_of_memory: bool = False
     log: tuple[str, ...] = ()  # its last lines, without its passwords
-
-
-@dataclass(frozen=True, slots=True)
-class Size:
-    columns: int
-    rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,9 +35,14 @@ _MAX_TITLE = 1024
 _MAX_DEPTH = 16  # of the stacks that terminals keep for titles and keyboard flags
 # Finals that draw: cursor moves, erase, insert, delete, scroll, SGR, scroll region, save and restore.
 _DRAWING = frozenset(b"@ABCDEFGHIJKLMPSTXZ`abdefmrsu")
+# Line wrapping, origin, insert mode: what follows is drawn elsewhere with them.
+_DRAWING_MODES = frozenset((b"\x1b[?7h", b"\x1b[?7l", b"\x1b[?6h", b"\x1b[?6l", b"\x1b[4h", b"\x1b[4l"))
 _DRAWING_ESCAPES = frozenset((b"7", b"8", b"D", b"E", b"M", b"(0", b"(B", b")0", b")B"))  # `(0`: line drawing
 _MOVED = re.compile(rb"\x1b\[[\d;]*[ABEFHdf]")
 _BLANKED = re.compile(rb"\x1b\[(?:2J|\?[\d;]*(?:47|1047|1049)h)")
+_PLAIN = re.compile(rb"\x1b\[0*m")
+_COLOURS = re.compile(rb"\x1b\[[\d;:]+m")
+_REGION = re.compile(rb"\x1b\[[\d;]*r")
 _CLEARED = re.compile(rb"\x1bc|\x1b\[[23]J|\x1b\[\?(?:47|1047|1049)l")
 
 
@@ -86,6 +91,19 @@ class Modes:
     def interruptible(self) -> bool:
         """Somebody else may draw now, and put the cursor back: no sequence is unfinished, none saved it."""
         return not self._rest and not self._saved
+
+    def pause(self) -> bytes:
+        """Lets somebody else draw text anywhere, until `resume`."""
+        out = [b"\x1b[?2026l"] if self._painting_held else []
+        out += [b"\x1b[?6l"] if b"6" in self._on else []
+        out += [b"\x1b" + slot + b"B" for slot in self._charsets]
+        return b"".join([*out, b"\x1b[?25l\x1b[0m"])
+
+    def resume(self) -> bytes:
+        out = [b"\x1b[?6h"] if b"6" in self._on else []
+        out += [b"\x1b" + slot + charset for slot, charset in self._charsets.items()]
+        out += [] if b"25" in self._off else [b"\x1b[?25h"]
+        return b"".join(out)
 
     def enter(self) -> bytes:
         """Brings a fresh terminal into this state."""
@@ -216,14 +234,23 @@ def drawing_only(data: bytes) -> bytes:
     return _UNFINISHED.sub(b"", kept)
 
 
-def full_screen(data: bytes) -> bytes:
-    """What `data` has drawn on the alternate screen, or nothing when it does not go back to a blank one."""
-    start = max((match.end() for match in _BLANKED.finditer(data)), default=None)
-    return b"" if start is None else drawing_only(data[start:])
+def full_screen(data: bytes) -> bytes | None:
+    """What `data` has drawn on the alternate screen; None when it does not go back to a blank one."""
+    blank = max(_BLANKED.finditer(data), key=re.Match.end, default=None)
+    if blank is None:
+        return None
+    # A screen is blanked in the colour of the moment, and colours and scroll region go on to apply.
+    before = data[: blank.start()]
+    colours = _COLOURS.findall(before[max((match.end() for match in _PLAIN.finditer(before)), default=0) :])
+    regions = _REGION.findall(before)
+    again = b"\x1b[2J\x1b[H" if blank.group().endswith(b"J") else b""
+    return b"".join([*regions[-1:], *colours, again]) + drawing_only(data[blank.end() :])
 
 
 def _keep_drawing(match: re.Match[bytes]) -> bytes:
     if match["final"]:
+        if match.group() in _DRAWING_MODES:
+            return match.group()
         plain = not match["between"] and match["parameters"][:1] not in {b"?", b">", b"<", b"="}
         return match.group() if plain and match["final"][0] in _DRAWING else b""
     return match.group() if match["escape"] in _DRAWING_ESCAPES else b""

@@ -19,8 +19,9 @@ from typing import Protocol
 import anyio
 
 from moat.runtime.questions import Asked
-from moat.runtime.sandbox import Output, Sandbox, Size
+from moat.runtime.sandbox import Output, Sandbox
 from moat.runtime.screen import Modes, drawing_only, full_screen
+from moat.runtime.size import Size
 
 RING = 256 * 1024  # bytes of output that somebody who attaches later may see
 _REDRAW_PAUSE = 0.03  # seconds between the two sizes: shorter, and a program sees one change only
@@ -174,10 +175,15 @@ class Session:
         await self._apply_size()
 
     async def resync(self, viewer: Viewer) -> None:
-        """Bring a terminal that is not up to date to what the program shows."""
-        if self._size is not None:
-            viewer.show(self._screen())
-            viewer.ask(self._waiting)
+        """Bring a terminal that is not up to date to what the program shows.
+
+        The program is bothered only when the ring does not remember all of it.
+        """
+        if self._size is None:
+            return
+        viewer.show(self._screen())
+        viewer.ask(self._waiting)
+        if not self._modes.alternate or full_screen(self._past()) is None:
             await self.redraw()
 
     async def redraw(self) -> None:
@@ -230,9 +236,13 @@ class Session:
 
     def _screen(self) -> bytes:
         """Brings a terminal that was reset to what the program shows, as far as the ring remembers it."""
-        past = b"".join(output.data for output in self._ring)
         state = self._modes.enter()
-        return state + full_screen(past) if self._modes.alternate else drawing_only(past) + state
+        if self._modes.alternate:
+            return state + (full_screen(self._past()) or b"")
+        return drawing_only(self._past()) + state
+
+    def _past(self) -> bytes:
+        return b"".join(output.data for output in self._ring)
 
     async def _hand_out(self, output: Output) -> None:
         for viewer in self.viewers:

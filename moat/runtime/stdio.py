@@ -16,7 +16,8 @@ import struct
 import termios
 from typing import Literal
 
-from moat.runtime.sandbox import Output, Size
+from moat.runtime.sandbox import Output
+from moat.runtime.size import Size
 
 _CHUNK = 65536
 _EOF_CHARACTER = 4  # ^D, until the program chooses another

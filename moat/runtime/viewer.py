@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from moat.runtime import control
 from moat.runtime.control import Frame
 from moat.runtime.questions import Asked, told
-from moat.runtime.sandbox import Output, Size
+from moat.runtime.sandbox import Output
+from moat.runtime.size import Size
 
 BEHIND = 1 << 20  # bytes that wait for one viewer; with more, the run waits for a moment, then they miss some
 _TAKEN = 64 * 1024  # bytes it must take to be waited for again
@@ -63,9 +64,10 @@ class SocketViewer:
         self._send(control.pack_json(Frame.ASKED, told(waiting)))
 
     async def caught_up(self) -> None:
-        while self._queued > BEHIND and not self._gone:
-            self._taken.clear()
-            await self._taken.wait()
+        if self._queued > BEHIND:
+            while self._queued > BEHIND - _TAKEN and not self._gone:
+                self._taken.clear()
+                await self._taken.wait()
         if self._gone or self._writer.transport.is_closing():
             raise ConnectionError
 

@@ -21,8 +21,9 @@ from moat.runtime.control import BrokenFrameError, Frame
 from moat.runtime.executing import carry
 from moat.runtime.questions import Answer, told
 from moat.runtime.records import RunRecord
-from moat.runtime.sandbox import Execution, Size
+from moat.runtime.sandbox import Execution
 from moat.runtime.session import Session
+from moat.runtime.size import Size
 from moat.runtime.viewer import PATIENCE, SocketViewer
 
 _HELLO_TIMEOUT = 10.0

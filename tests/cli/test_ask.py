@@ -1,19 +1,24 @@
 """Asking as a user meets it: a line on the screen and two keys, other terminals, silence, `always`.
 
-Seen to fail: with `Session.ask` not repainting, what the line covered stays blank.
+Seen to fail: with `Session.ask` not repainting, what the line covered stays blank; without both `tcflush` and `_SETTLED` of
+`askline`, what was typed before is an answer.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
-import subprocess
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from moat.cli import answering, main
 from tests.cli.test_attach import BOTH, Moat, Open, Terminal, terminal, workspace
 
 __all__ = ["terminal", "workspace"]
@@ -76,6 +81,27 @@ def test_a_line_on_the_screen_and_two_keys(terminal: Open, workspace: Path, moat
     assert it.end() == 0
 
 
+@pytest.mark.embedded
+@pytest.mark.usefixtures("embedded")
+def test_a_plain_run_asks_where_its_terminal_is_idle(terminal: Open, moat: Moat) -> None:
+    fetch = "for h in a b c a; do curl -s -o /dev/null -w '%{http_code}\\n' https://$h.test/x; done"
+    it = terminal("run", "--ask", "--name", "plain", "--", "sh", "-c", f"sleep 1; {fetch}")
+    it.type(b"y\n")  # typed for the shell, before anything was asked
+    it.shows("GET a.test/x waits. Allow this host for this run? [y/n]")
+    time.sleep(0.5)
+    assert moat("ask", "plain", "--json").stdout.count('"waiting": true') == 1, "that was no answer"
+    it.type(b"what\n")
+    it.shows("y or n; `moat approve --help` has more answers")
+    it.type(b"yes\n")
+    it.shows("GET b.test/x waits.")
+    time.sleep(0.5)
+    it.type(b"n\n")
+    it.shows("GET c.test/x waits.")
+    assert moat("approve", "plain", "c.test").returncode == 0, "somebody else was quicker"
+    assert it.end() == 0
+    assert re.findall(rb"(\d{3})\r?$", it.raw, re.MULTILINE) == [b"502", b"403", b"502", b"502"]
+
+
 @pytest.fixture
 def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOAT_RUNTIME", "embedded")
@@ -111,19 +137,21 @@ def test_for_good_and_what_is_wrong(moat: Moat, home: Path, workspace: Path) -> 
     )
     for name in ("one", "two"):
         assert moat("run", "-d", "--name", name, "--", "sh", "-c", fetch).returncode == 0
-        until(lambda name=name: moat("ask", name, "--json").stdout != "[]\n")  # type: ignore[misc]
-    unclear = moat("approve", "new.test:8080")
-    assert (unclear.returncode, "several runs ask about" in unclear.stderr) == (2, True)
-    picked = moat("approve")
-    assert (picked.returncode, "which host is meant? " in picked.stderr) == (2, True)
+        until(lambda name=name: called("ask", name, "--json")[1] != "[]\n")  # type: ignore[misc]
+    for words, said in (
+        (("approve", "new.test:8080"), "several runs ask about"),
+        (("approve",), "which host is meant? "),
+    ):
+        status, _, err = called(*words)
+        assert (status, said in err) == (2, True)
     assert moat("approve", "one", "new.test:8080", "--always").returncode == 0
     text = (home / ".moat/config.yaml").read_text()
     assert text == "# mine\nask:\n  timeout: 30s  # half a minute\n  allow:\n    - new.test:8080\n"
-    until(lambda: "stopped" in moat("list").stdout or "failed" in moat("list").stdout)
-    assert moat("logs", "one").stdout == "502\n502\n"
-    assert moat("approve", "two", "new.test:8080", "--once").returncode == 0
-    until(lambda: moat("logs", "two").stdout.count("\n") == 2)
-    assert moat("logs", "two").stdout == "502\n502\n", "the second is answered by the file"
+    until(lambda: "stopped" in called("list")[1])
+    assert called("logs", "one")[1] == "502\n502\n"
+    assert called("approve", "two", "new.test:8080", "--once")[0] == 0
+    until(lambda: called("logs", "two")[1].count("\n") == 2)
+    assert called("logs", "two")[1] == "502\n502\n", "the second is answered by the file"
     for words, said in (
         (("approve", "one", "new.test"), "one has ended"),
         (("approve", "other.test"), "no run asks about other.test"),
@@ -131,13 +159,22 @@ def test_for_good_and_what_is_wrong(moat: Moat, home: Path, workspace: Path) -> 
         (("approve", "--for", "1d", "x", "y.test"), "a time is e.g."),
         (("ask", "nothing"), "no run 'nothing'"),
     ):
-        done = moat(*words)
-        assert done.returncode in {2, 3}
-        assert said in done.stderr
+        status, _, err = called(*words)
+        assert status in {2, 3}
+        assert said in err
     (workspace / "agent.yaml").write_text("network: {policy: ask, mode: warn}\n")
     assert "exclude each other" in moat("run", "--", "true").stderr
     (workspace / "agent.yaml").write_text("network: {mode: warn}\n")
     assert "exclude each other" in moat("run", "--ask", "--accept-config", "--", "true").stderr
+
+
+def called(*words: str) -> tuple[int, str, str]:
+    """Status, stdout and stderr of a command, in this process: there are many."""
+    out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(list(words))
+        out.flush()
+    return status, out.buffer.getvalue().decode(), err.getvalue()  # type: ignore[attr-defined]
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -150,6 +187,17 @@ def until(condition: Callable[[], bool]) -> None:
 def test_one_that_does_not_ask(moat: Moat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOAT_RUNTIME", "embedded")
     moat("run", "-d", "--name", "free", "--", "sleep", "20")
-    done: subprocess.CompletedProcess[str] = moat("approve", "free", "a.test")
-    assert (done.returncode, "this run asks nothing" in done.stderr) == (3, True)
-    assert moat("ask").stderr == "moat: nothing waits for an answer\n"
+    status, _, err = called("approve", "free", "a.test")
+    assert (status, "this run asks nothing" in err) == (3, True)
+    assert called("ask")[2] == "moat: nothing waits for an answer\n"
+    monkeypatch.setattr(answering, "_CONNECT", 0.5)
+    pid = json.loads(called("list", "--json")[1])[0]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        status, _, err = called("ask", "free")
+        assert (status, "does not answer" in err) == (3, True)
+        assert "moat: warning: free: the run does not answer" in called("deny")[2], (
+            "the others count all the same"
+        )
+    finally:
+        os.kill(pid, signal.SIGCONT)

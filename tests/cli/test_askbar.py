@@ -15,8 +15,8 @@ import pytest
 from moat.cli import askbar
 from moat.cli.answering import honest
 from moat.cli.askbar import AskBar, line, notification
-from moat.runtime.sandbox import Size
 from moat.runtime.screen import Modes
+from moat.runtime.size import Size
 
 SIZE = Size(80, 10)
 OURS = re.compile(rb"\x1b7\x1b\[10;1H\x1b\[0(?:m\x1b\[2K|;7m[ -~]*\x1b\[0m\x1b\[K)\x1b8|\a")
@@ -146,7 +146,7 @@ def test_the_bell_rings_for_a_new_question_only() -> None:
 
 
 def test_who_only_watches_is_shown_no_keys() -> None:
-    shown = AskBar(answers=False).show([asked("a.test")], SIZE, Modes(), {})
+    shown = AskBar(chord="").show([asked("a.test")], SIZE, Modes(), {})
     assert b"moat: allow GET a.test/ | `moat approve` answers" in shown
 
 

@@ -21,6 +21,7 @@ import pytest
 from moat.grants import CredentialKind
 from moat.paths import Home
 from moat.vault import open_vault
+from moat.vault.providers import entries
 from tests.vault.vendor import Answer, Asked, Vendor, vendor
 
 KEY = "sk-ant-api03-" + "REALAPIKEY" * 9
@@ -558,7 +559,9 @@ def test_every_way_out_of_the_menu_leaves_everything_as_it_was(start: Start) -> 
     terminal.types("\r")  # takes nothing
     terminal.types("\x1b")  # clears what is sought
     terminal.shows("anthropic")
-    terminal.types("14\r")
+    number = re.search(r"(\d+)\. ssh ", terminal.shown())
+    assert number is not None
+    terminal.types(f"{number[1]}\r")
     terminal.sees("Host: ")
     terminal.types("\x03")
     terminal.ends(130)
@@ -569,7 +572,7 @@ def test_the_menu_on_a_small_and_on_a_dumb_terminal(start: Start) -> None:
     small = start("grant", NO_COLOR="1")
     small.setwinsize(12, 50)
     small.shows("anthropic")
-    small.types("\x1b[B" * 15)  # to the end of a list that is longer than the screen
+    small.types("\x1b[B" * (len(entries()) - 1))  # to the end of a list that is longer than the screen
     small.shows("oauth")
     small.types("\x1b")
     small.ends()

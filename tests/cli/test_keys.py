@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
+from moat.chord import parse
 from moat.cli.keys import Action, DetachKeys
+from moat.errors import UsageError
 
 SPELLINGS = {
     "legacy": b"\x1fd",
@@ -73,8 +75,48 @@ def test_everything_else_passes(data: bytes, step: int) -> None:
 @pytest.mark.parametrize("prefix", [b"\x1f", b"\x1b[47;5u"])
 def test_answers_while_something_is_asked(prefix: bytes) -> None:
     for key, action in ((b"a", Action.ALLOW), (b"n", Action.DENY)):
-        assert DetachKeys(lambda: True).feed(prefix + key) == (b"", action)
+        assert DetachKeys(asked=lambda: True).feed(prefix + key) == (b"", action)
         assert DetachKeys().feed(prefix + key) == (prefix + key, None), "else they are the program's"
+
+
+def test_what_a_terminal_reports_meanwhile_is_no_key() -> None:
+    """The program has asked for it just before: it gets it, and the chord still stands."""
+    reports = b"\x1b[2;2R\x1b[>84;0;0c\x1b[?12;2$y\x1b[I"
+    assert feed(b"\x1f" + reports + b"d", 100) == (reports, Action.DETACH)
+
+
+def test_the_chord_as_xterm_spells_it() -> None:
+    assert feed(b"\x1b[27;5;47~d", 2) == (b"", Action.DETACH)
+    assert feed(b"\x1b[27;5;95~d", 100) == (b"", Action.DETACH)
+    assert feed(b"\x1b[27;5;46~d", 1) == (b"\x1b[27;5;46~d", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "typed", "other"),
+    [
+        ("ctrl-g", b"\x07", b"\x1f"),
+        ("Ctrl-]", b"\x1d", b"\x1f"),
+        ("ctrl-g", b"\x1b[103;5u", b"\x1b[47;5u"),
+        ("ctrl-_", b"\x1f", b"\x07"),
+    ],
+)
+def test_another_chord(name: str, typed: bytes, other: bytes) -> None:
+    keys = DetachKeys(parse(name))
+    assert keys.feed(other + b"d") == (other + b"d", None)
+    assert keys.feed(typed) == (b"", None)
+    assert keys.called
+    assert keys.feed(b"d") == (b"", Action.DETACH)
+
+
+def test_no_chord_at_all() -> None:
+    data = b"\x1fd\x1b[47;5ud\x00"
+    assert DetachKeys(parse("none")).feed(data) == (data, None)
+
+
+@pytest.mark.parametrize("name", ["ctrl-i", "ctrl-m", "ctrl-[", "alt-x", "ctrl-", "f1", "ctrl-ab", "/"])
+def test_what_cannot_be_the_chord(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the key that calls Moat"):
+        parse(name)
 
 
 def test_twice_sends_one() -> None:

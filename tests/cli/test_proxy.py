@@ -122,3 +122,11 @@ def test_mistakes(world: World, flags: list[str], status: int, message: str) -> 
     assert done.returncode == status, done.stderr
     assert message in done.stderr
     assert done.stdout == ""
+
+
+def test_there_is_nobody_to_ask(world: World, tmp_path: Path) -> None:
+    rules = tmp_path / "agent.yaml"
+    rules.write_text("network: {policy: ask}\n")
+    done = world.command("proxy", "--rules", str(rules), "--", "true")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "moat: hint: --policy strict")
+    assert world.command("proxy", "--rules", str(rules), "--policy", "strict", "--", "true").returncode == 0

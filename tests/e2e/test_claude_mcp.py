@@ -11,7 +11,6 @@ import json
 import socket
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -108,9 +107,7 @@ def test_claude_calls_tools_of_all_three_kinds_of_server(granted, runtime):
 def test_tools_are_judged_and_no_other_port_opens(granted, runtime):
     granted.write(SERVERS)
     port = granted.local.port
-    accepted: list[object] = []
     with socket.create_server(("127.0.0.1", 0)) as other:
-        threading.Thread(target=lambda: accepted.append(other.accept()), daemon=True).start()
         answers = probe(granted, runtime, [
             {"url": URL, "body": call("remove", what="a"), "headers": JSON},
             {"url": f"{URL}/?x", "body": call("REMOVE", what="a"), "headers": JSON},
@@ -122,7 +119,9 @@ def test_tools_are_judged_and_no_other_port_opens(granted, runtime):
             {"url": f"https://{HOST}/.well-known/oauth-protected-resource"},
             {"url": "https://auth.example.test/", "headers": {"X-Key": "moat"}},
         ])  # fmt: skip
-        assert accepted == []
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.accept()  # nobody is there
     for answer, rule in zip(answers[:3], ("deny: remove", "deny: remove", "tools.allow"), strict=True):
         assert answer["status"] == 200
         assert rule in json.loads(answer["body"])["error"]["message"]

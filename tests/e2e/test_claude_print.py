@@ -161,6 +161,10 @@ def test_a_run_is_resumed_by_its_name_and_its_id_from_anywhere(world, runtime, t
     for number, name in enumerate(("feature-auth", run["id"], run["id"][:9]), 2):
         said = world.answer("--resume", name, "-p", "more", runtime=runtime, cwd=elsewhere)
         assert said == f"You said: more (prompt {number})"
+    done = world.moat("resume", "feature-auth", "--runtime", runtime, "-p", "last", cwd=elsewhere)
+    assert done.stdout == "You said: last (prompt 5)\n", done.stderr
+    none = world.moat("resume", "no-such-run", "--runtime", runtime, "-p", "x", cwd=elsewhere)
+    assert (none.returncode, "no run and no conversation 'no-such-run'" in none.stderr) == (2, True)
 
 
 @pytest.mark.embedded

@@ -61,6 +61,28 @@ def test_an_initial_prompt_is_answered_in_the_session(world, terminal, runtime):
     assert leave(session) == 0
 
 
+@pytest.mark.embedded
+def test_a_host_is_asked_about_below_the_agents_own_screen(world, terminal):
+    """The line covers the agent's last row and nothing else, stays while it draws, and is gone after the answer."""
+    session = terminal("claude", "--runtime", "embedded", "--ask", "--name", "asks")
+    session.wait_for(READY)
+    session.type(
+        "FAKE_TOOL Bash " + json.dumps({"command": "curl -s https://new.test/; echo; echo all done"})
+    )
+    session.wait_for("moat: allow GET new.test/ | ctrl-/ a allow, n deny")
+    session.settle(quiet=2.0, timeout=4.0)
+    assert session.screen.display[-1].startswith(" moat: allow GET new.test/ ")
+    assert session.text.count("moat: allow") == 1
+    time.sleep(0.6)
+    session.send("\x1fn")
+    session.wait_for("all done")
+    session.wait_for(READY)
+    session.settle()
+    assert "moat: allow" not in session.text
+    assert "the user does not want this run to reach new.test" in "".join(session.text.split("\n"))
+    assert leave(session) == 0
+
+
 @runtimes
 def test_a_tool_is_used_without_asking(world, terminal, runtime):
     session = terminal("claude", "--runtime", runtime)

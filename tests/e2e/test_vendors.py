@@ -11,6 +11,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
@@ -47,13 +48,19 @@ WANTED = {
     "api.vercel.com": ("authorization", BEARER),
     "git.example.com": ("private-token", SECRET),
 }
+ACME = """\
+summary: Acme, whose API has its token in bodies
+hosts: [api.acme.example]
+inject: {surfaces: [body], occurrences: 2}
+env: [ACME_TOKEN]
+"""
 BOT = "987654321:AAreal-token_0123456789abcdefghijklmn"
 GRANTS = (
     "openai", "gemini", "npm", "npm:npm.example.com", "pypi", "brave-search", "datadog", "elevenlabs",
-    "linear", "sentry", "telegram", "vercel", "gitlab", "gitlab:git.example.com",
+    "acme", "linear", "sentry", "telegram", "vercel", "gitlab", "gitlab:git.example.com",
 )  # fmt: skip
 STRANGER = "stranger.example.com"  # no grant is for it
-HOSTS = (*WANTED, "gitlab.com", "api.telegram.org", STRANGER)
+HOSTS = (*WANTED, "gitlab.com", "api.telegram.org", "api.acme.example", STRANGER)
 # One line per vendor: `name: ` and what its tool said. `curl` stands for libraries that send a header.
 SCRIPT = r"""
 ask() { name=$1; shift; echo "$name: $(curl -sS "$@" 2>&1)"; }
@@ -68,6 +75,13 @@ ask telegram-text "https://api.telegram.org/bot$TELEGRAM_BOT_TOKEN/sendMessage" 
 ask telegram-query "https://api.telegram.org/getMe?token=$TELEGRAM_BOT_TOKEN"
 ask telegram-twice "https://api.telegram.org/bot$TELEGRAM_BOT_TOKEN/$TELEGRAM_BOT_TOKEN"
 ask telegram-elsewhere -d "text=$TELEGRAM_BOT_TOKEN" https://stranger.example.com/
+J="Content-Type: application/json"
+ask acme-json -H "$J" -d "{\"token\": \"$ACME_TOKEN\", \"again\": \"$ACME_TOKEN\"}" https://api.acme.example/
+ask acme-form -d "token=$ACME_TOKEN" https://api.acme.example/
+printf '{"token": "%s"}' "$ACME_TOKEN" | gzip >/tmp/body.gz
+ask acme-gzip -H "$J" -H "Content-Encoding: gzip" --data-binary @/tmp/body.gz https://api.acme.example/
+ask acme-thrice -d "$ACME_TOKEN$ACME_TOKEN$ACME_TOKEN" https://api.acme.example/
+ask acme-header -H "X-Token: $ACME_TOKEN" https://api.acme.example/
 ask pypi --user "$TWINE_USERNAME:$TWINE_PASSWORD" https://upload.pypi.org/legacy/
 ask brave -H "X-Subscription-Token: $BRAVE_API_KEY" "https://api.search.brave.com/res/v1/web/search?q=x"
 ask datadog -H "DD-API-KEY: $DD_API_KEY" https://api.datadoghq.com/api/v1/validate
@@ -89,6 +103,8 @@ echo "npm-scope: $(npm view @acme/x version --registry https://registry.npmjs.or
 
 
 def answer(asked: Asked) -> Answer:
+    if asked.host == "api.acme.example":
+        return 200, {"sent": asked.body.decode("latin-1")}
     if asked.host == "api.telegram.org":
         return telegram(asked)
     if asked.host == "gitlab.com":
@@ -119,6 +135,10 @@ def granted(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("MOAT_KEY_FILE", str(tmp_path / "key"))
     from moat.vault.key import NewKey
 
+    own = home / ".moat/providers/acme.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text(ACME)
+    own.chmod(0o600)
     vault = open_vault(Home.from_environment(), new_key=lambda: NewKey(key_file=tmp_path / "key"))
     for name in GRANTS:
         grant = Grant.parse(name)
@@ -162,6 +182,7 @@ def test_every_vendor_gets_its_credential_and_the_sandbox_none(
     assert said["gitlab"] == said["gitlab-anonymous"] == f"{HEAD}\trefs/heads/main"
     assert "credential-host" in said["foreign"]  # a placeholder on its way to another vendor
     check_telegram(said, granted.asked)
+    check_acme(said, granted.asked)
     if runtime == "embedded":
         assert (said["npm"], said["npm-scope"]) == ("octocat", "1.2.3")
     # What was sent over HTTP/2, by curl and by git, was equipped and refused by the same rules.
@@ -193,3 +214,17 @@ def check_telegram(said: dict[str, str], asked: list[Asked]) -> None:
     assert [one.path for one in to_telegram] == [
         f"/bot{BOT}/{what}" for what in ("getMe?a=b", "noSuchMethod", "sendMessage")
     ]
+
+
+def check_acme(said: dict[str, str], asked: list[Asked]) -> None:
+    """A credential in bodies, by a provider of the user's own: as each of them writes text, and twice at most."""
+    bodies = [one.body for one in asked if one.host == "api.acme.example"]
+    assert len(bodies) == 3
+    as_json, as_form, as_gzip = bodies
+    assert json.loads(as_json) == {"token": SECRET, "again": SECRET}
+    assert parse_qs(as_form.decode()) == {"token": [SECRET]}
+    assert json.loads(as_gzip) == {"token": SECRET}
+    for name in ("acme-json", "acme-gzip"):
+        assert json.loads(json.loads(said[name])["sent"])["token"] == "*" * len(SECRET)
+    assert json.loads(said["acme-thrice"])["reason"] == "credential-count"
+    assert json.loads(said["acme-header"])["reason"] == "credential-surface"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,17 +87,43 @@ def test_files_of_the_workspace_that_its_configuration_names(tmp_path: Path) -> 
     }
 
 
+def told_at_once(moat_bin: str, name: str, place: Path, script: str, line: str) -> str:
+    """Run `script`, and go on only when `line` was told; returns what is told after that.
+
+    Seen failing, by waiting for ever, with `Inner.changed` returning False.
+    """
+    whole = f"{script}\nwhile [ ! -e go ]; do sleep 0.05; done"
+    words = [moat_bin, "run", "--name", name, "--runtime", "embedded", "--", "sh", "-c", whole]
+    with subprocess.Popen(
+        words,
+        cwd=place,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        while (told := process.stderr.readline().rstrip("\n")) != line:
+            assert told, "it ended without a word"
+        (place / "go").touch()
+        rest = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, rest
+    (place / "go").unlink()
+    return rest
+
+
 @pytest.mark.embedded
-def test_an_added_repository_is_the_trap_that_is_told(moat: Callable[..., object], tmp_path: Path) -> None:
+def test_an_added_repository_is_the_trap_that_is_told(
+    moat: Callable[..., object], moat_bin: str, tmp_path: Path
+) -> None:
     """What docs/security.md says is not stopped, done for real: `git status` above it runs its program."""
     place = repository(tmp_path / "project")
     proof = tmp_path / "ran-outside"
     script = f"""mkdir lib; cd lib; git init -q .; git config user.name a; git config user.email a@example.org
 git commit -q --allow-empty -m x; git config core.fsmonitor "touch {proof}; false"; cd ..; git add lib 2>/dev/null"""
-    done = moat("run", "--name", "trap", "--runtime", "embedded", "--", "sh", "-c", script, cwd=place)
-    assert done.returncode == 0, done.stderr
+    rest = told_at_once(moat_bin, "trap", place, script, "moat: warning: made a git repository: lib/.git")
     assert not proof.exists(), "neither the sandbox nor Moat's own look runs it"
-    assert "made a git repository: lib/.git" in done.stderr
+    assert "made a git repository: lib/.git" in rest, "and again at the end"
     again = moat("run", "--runtime", "embedded", "--", "true", cwd=place)
     assert "trap changed what git on this machine obeys" in again.stderr
     assert not proof.exists()
@@ -131,17 +158,16 @@ def test_a_configuration_that_the_host_replaced_is_told(moat: Callable[..., obje
 
 
 @pytest.mark.embedded
-def test_what_a_run_does_to_a_submodule_is_told(moat: Callable[..., object], tmp_path: Path) -> None:
+def test_what_a_run_does_to_a_submodule_is_told(moat_bin: str, tmp_path: Path) -> None:
     """It is not prevented: docs/security.md says so. Nothing of it runs on this machine before it is told."""
     place, library = repository(tmp_path / "project"), repository(tmp_path / "library")
     git("-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "lib", cwd=place)
     git("commit", "--quiet", "-m", "submodule", cwd=place)
     proof = tmp_path / "ran-outside"
     script = f"git -C lib config core.fsmonitor 'touch {proof}; false'; printf '#!/bin/sh' > .git/modules/lib/hooks/post-merge"
-    done = moat("run", "--name", "inner", "--runtime", "embedded", "--", "sh", "-c", script, cwd=place)
-    assert done.returncode == 0, done.stderr
-    assert "changed .git/modules/lib/config" in done.stderr
-    assert "made .git/modules/lib/hooks/post-merge" in done.stderr
+    rest = told_at_once(moat_bin, "inner", place, script, "moat: warning: changed .git/modules/lib/config")
+    assert "changed .git/modules/lib/config" in rest
+    assert "made .git/modules/lib/hooks/post-merge" in rest
     assert not proof.exists()
     git("status", "--ignore-submodules=all", cwd=place)
     assert not proof.exists(), "this way of looking is the advice"

@@ -6,6 +6,7 @@ the tests here were seen to fail.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -53,6 +54,27 @@ def test_a_rate_holds_in_any_minute() -> None:
     objection = account.objection()
     assert objection is not None
     assert objection.retry_after == 20
+
+
+def test_bytes_per_minute_hold_in_any_minute() -> None:
+    """Both ways together. Seen failing without `_move`."""
+    clock = Clock()
+    account = Account(Budget(bytes_per_minute=1000), clock)
+    for at, spend in ((0.0, account.spend_up), (20.5, account.spend_down)):
+        clock.now = 1000.0 + at
+        spend(400)
+    assert account.objection() is None
+    assert "more than 1000 bytes per minute" in refused(lambda: account.spend_up(201))
+    assert "in 41 s" in refused(lambda: account.check_ahead(download=201))
+    account.spend_down(200)
+    objection = account.objection()
+    assert objection is not None
+    assert (objection.code, objection.retry_after) == ("rate", 41)
+    clock.now = 1061.0
+    assert account.objection() is None
+    account.spend_up(400)
+    assert "per minute" in refused(lambda: account.spend_up(1))
+    assert "it alone" in refused(lambda: account.check_ahead(upload=1001))
 
 
 def test_every_budget_that_matches_applies() -> None:
@@ -143,6 +165,25 @@ def test_a_rate_is_a_429_that_says_when() -> None:
             assert answer.get("x-moat-denied") == "rate"
             assert answer.get("x-should-retry") is None
             assert answer.json()["retry_after"] == int(answer.get("retry-after") or 0)
+
+
+def test_a_byte_rate_is_a_429_or_cuts() -> None:
+    def some(wire: Wire) -> None:
+        with contextlib.suppress(ConnectionError):
+            while wire.message():
+                wire.send(reply(200, b"z" * 40_000))
+
+    budgets = [Budget(bytes_per_minute=100_000)]
+    with tls_origin(some) as origin, house(origins={API: origin}, budgets=budgets) as made:
+        assert [ask(made)[0] for _ in range(2)] == [200, 200]
+        status, told = ask(made)
+        assert (status, told["reason"], told["rule"]) == (
+            429,
+            "rate",
+            "network.budget: bytes_per_minute 100000",
+        )
+        assert 55 <= told["retry_after"] <= 61
+        assert ask(made, post(200_000) + b"x" * 200_000)[1]["reason"] == "budget", "no minute is long enough"
 
 
 def test_an_upload_that_says_its_length_is_refused_before_anything_is_opened() -> None:

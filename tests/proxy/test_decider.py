@@ -111,6 +111,20 @@ def test_what_no_rule_decides_is_the_deciders_alone(make: HouseMaker, origin: Or
         assert "not among the hosts" in error
 
 
+def test_what_a_rule_allows_need_not_be_asked_about(origin: Origin) -> None:
+    urls: list[str] = []
+
+    async def decide(question: Question) -> bool:
+        urls.append(question.url)
+        return True
+
+    policy = Policy("ask", (parse_host_rule("api.test", ["allow GET /known/**"]),))
+    with asked(decide, origins={API: origin}, policy=policy, ask_every=False) as made, made.tunnel() as wire:
+        assert answer(wire, get("/known/x"))[0] == 200
+        assert answer(wire, get("/else"))[0] == 200
+    assert urls == ["https://api.test/else"]
+
+
 async def _raises(_: Question) -> bool:
     raise RuntimeError("with a secret in it")
 

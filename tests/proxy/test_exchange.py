@@ -183,7 +183,7 @@ def test_big_bodies_pass_both_ways_in_bounded_memory(make: HouseMaker, chunked: 
             wire.send(b"POST / HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n")
         else:
             wire.send(post(len(piece) * pieces))
-        before = _resident()
+        before = resident()
         for _ in range(pieces):
             wire.send(b"10000\r\n" + piece + b"\r\n" if chunked else piece)
         if chunked:
@@ -191,7 +191,7 @@ def test_big_bodies_pass_both_ways_in_bounded_memory(make: HouseMaker, chunked: 
         head = wire.message(head_only=True)
         assert head.status == 200
         time.sleep(0.5)  # a proxy that reads ahead would take the whole body in now
-        assert _resident() - before < 24 * 1024 * 1024
+        assert resident() - before < 24 * 1024 * 1024
         size = 0
         if chunked:
             while data := wire.chunk():
@@ -204,7 +204,7 @@ def test_big_bodies_pass_both_ways_in_bounded_memory(make: HouseMaker, chunked: 
         assert (event.request_bytes, event.response_bytes) == (size, size)
 
 
-def _resident() -> int:
+def resident() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 

@@ -16,6 +16,7 @@ from hyperframe.frame import (
     HeadersFrame,
     PingFrame,
     PriorityFrame,
+    PushPromiseFrame,
     RstStreamFrame,
     SettingsFrame,
     WindowUpdateFrame,
@@ -114,7 +115,46 @@ def naked_data(_: Client) -> list[Frame]:
     return [DataFrame(7, data=b"x")]
 
 
-@pytest.mark.parametrize("attack", [endless_head, bomb, large_frame, naked_data])
+def get_on(client: Client, stream: int, prefix: bytes = b"") -> HeadersFrame:
+    fields = [(":method", "GET"), (":scheme", "https"), (":authority", "api.test"), (":path", "/")]
+    head = HeadersFrame(stream, data=prefix + client.h2.encoder.encode(fields))
+    head.flags |= {"END_HEADERS", "END_STREAM"}
+    return head
+
+
+def a_servers_stream(client: Client) -> list[Frame]:
+    return [get_on(client, 2)]
+
+
+def table_too_large(client: Client) -> list[Frame]:
+    """An HPACK table of 2 MiB, which nobody has allowed (RFC 7541 §6.3)."""
+    return [get_on(client, 1, b"\x3f\xe1\xff\x7f")]
+
+
+def no_such_entry(client: Client) -> list[Frame]:
+    return [get_on(client, 1, b"\xff\x80\x01")]
+
+
+def window_beyond_all(_: Client) -> list[Frame]:
+    return [WindowUpdateFrame(0, window_increment=2**31 - 1)]
+
+
+def initial_window_beyond_all(_: Client) -> list[Frame]:
+    return [SettingsFrame(0, settings={4: 2**31})]
+
+
+def pushed_by_a_client(client: Client) -> list[Frame]:
+    block = client.h2.encoder.encode([(":method", "GET")])
+    return [PushPromiseFrame(1, promised_stream_id=2, data=block, flags=["END_HEADERS"])]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        endless_head, bomb, large_frame, naked_data, a_servers_stream, table_too_large, no_such_entry,
+        window_beyond_all, initial_window_beyond_all, pushed_by_a_client,
+    ],
+)  # fmt: skip
 def test_an_attack_on_the_connection_ends_it(
     make: HouseMaker, origin: Origin, attack: Callable[[Client], list[Frame]]
 ) -> None:

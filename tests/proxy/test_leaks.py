@@ -218,6 +218,24 @@ def test_in_messages_of_a_websocket():
     assert found == {}
 
 
+def test_in_several_messages_of_a_websocket():
+    """A secret that is cut into messages. Seen leaking with `Scrubber.finish` in place of `pause`."""
+    chance = random.Random(12)
+    found = {}
+    for case in CASES:
+        if case.encoding or not case.body:
+            continue
+        frames = ServerFrames(secrets_of(case))
+        parts = pieces_of(case, chance)
+        seen = [read(frames.feed(frame(2, part))).messages for part in parts]
+        assert [len(text) for ((_, text),) in seen] == [len(part) for part in parts], (
+            "none waits for the next"
+        )
+        if piece := case.leaks([], b"".join(text for ((_, text),) in seen)):
+            found[case.name] = piece
+    assert found == {}
+
+
 def _encoded(wire: Wire) -> None:
     """An origin that encodes as it likes, whatever it is asked for."""
     while (request := wire.until(b"\r\n\r\n")).endswith(b"\r\n\r\n"):
@@ -320,7 +338,7 @@ def test_every_alignment_is_needed(alignment, monkeypatch):
 
 
 def test_without_holding_back_a_cut_secret_leaks(monkeypatch):
-    monkeypatch.setattr(needles.Needles, "held", lambda self, text, prompt=False: (0, False))
+    monkeypatch.setattr(needles.Needles, "held", lambda self, text, enough=0: (0, False))
     case = CASES[0]
     assert any(
         case.leaks([], scrubbed(case, [case.body[:cut], case.body[cut:]])) for cut in range(1, len(case.body))

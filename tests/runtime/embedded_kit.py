@@ -26,7 +26,8 @@ from typing import Any
 
 from moat.runtime.dnsstub import MAX_QUERY, NameTable, answer
 from moat.runtime.embedded import EmbeddedRuntime, EmbeddedSandbox
-from moat.runtime.sandbox import HOST_ADDRESS, HOST_NAME, EgressSockets, HomeFile, Mount, SandboxSpec, Size
+from moat.runtime.sandbox import HOST_ADDRESS, HOST_NAME, EgressSockets, HomeFile, Mount, SandboxSpec
+from moat.runtime.size import Size
 
 USER_UID = 48211  # an unprivileged user that nothing else on the machine is
 SYSTEM_PYTHON = "/usr/bin/python3"

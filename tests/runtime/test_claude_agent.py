@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from moat.cli import claude as cli
 from moat.errors import StartError
 from moat.grants import CredentialInfo, CredentialKind
+from moat.paths import Home
 from moat.runtime.agents.claude import BINARY, Claude
 from moat.runtime.agents.claude_binary import find_claude
 from moat.runtime.agents.claude_home import approved_key, home_files, settings, state
@@ -41,7 +44,6 @@ def info(kind: str) -> CredentialInfo:
     [
         (Claude(), "claude --dangerously-skip-permissions"),
         (Claude(ask=True), "claude"),
-        (Claude(proceed=True), "claude --dangerously-skip-permissions --continue"),
         (Claude(resume=ONE, ask=True), f"claude --resume {ONE}"),
         (Claude(session=ONE, ask=True), f"claude --session-id {ONE}"),
         (Claude(prompt="-x", ask=True), "claude -p -- -x"),
@@ -258,3 +260,19 @@ def test_what_is_no_program_is_told_with_the_way_to_one(tmp_path):
         with pytest.raises(StartError, match="is not the native Claude Code program") as wrong:
             find_claude(tmp_path, {"PATH": str(tmp_path)})
         assert str(place) in str(wrong.value)
+
+
+def test_what_is_gone_on_with_is_the_newest_and_is_told(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Explicitly: Claude Code's own `--continue` would choose, and nobody knew which."""
+    names = [f"00000000-0000-4000-8000-00000000000{number}" for number in "123"]
+    for age, name in zip((300, 60, 7200), names, strict=True):
+        path = shared_directory(home, tmp_path) / f"{name}.jsonl"
+        path.write_text("{}\n")
+        os.utime(path, (time.time() - age, time.time() - age))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    options = cli.parse([str(tmp_path)], "resume")
+    _, claude = cli._conversation(options, Home.from_environment(), None)
+    assert claude.argv()[-2:] == ("--resume", names[1])
+    assert f"moat: going on with conversation {names[1]}, 1m old" in capsys.readouterr().err

@@ -185,6 +185,16 @@ def test_the_note_says_what_a_strict_policy_opens_and_what_is_there():
     assert len(text) < 2500
 
 
+def test_the_note_says_that_the_user_is_asked():
+    text = told(network=NetworkConfig(policy="ask", rules=(HostRules("pypi.org"),)))
+    assert (
+        "another host is reached than pypi.org, those that your credentials belong to, the user is asked"
+        in text
+    )
+    assert "`moat approve HOST`" in text
+    assert "Any public host" not in text
+
+
 def test_the_note_tells_who_has_an_ssh_grant_what_signs_and_what_does_not():
     """`tests/ssh` has the same seen: the `ssh` program logs in, a client of its own gets no signature."""
     text = told(grants=("ssh:github.com",))

@@ -16,7 +16,8 @@ from moat.config import (
     VolumeConfig,
 )
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import HomeFile, Mount, Size
+from moat.runtime.sandbox import HomeFile, Mount
+from moat.runtime.size import Size
 
 
 def test_a_request_comes_back_as_it_was() -> None:

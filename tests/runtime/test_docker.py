@@ -16,7 +16,8 @@ import pytest
 from moat.errors import StartError
 from moat.runtime import engine_socket
 from moat.runtime.docker import DockerRuntime
-from moat.runtime.sandbox import AGENT_UID, HomeFile, Mount, Size
+from moat.runtime.sandbox import AGENT_UID, HomeFile, Mount
+from moat.runtime.size import Size
 from tests.runtime.docker_kit import CACHE, finish, read_until, run, sandbox, short_directory, workspace
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
@@ -93,7 +94,8 @@ async def test_the_terminal_has_its_size_from_the_start_and_changes_it() -> None
 
 
 async def test_interrupt_key_ends_the_foreground_program() -> None:
-    async with sandbox("sh", "-c", "echo ready; sleep 30", tty=Size(80, 24)) as made:
+    # Short: a key between the fork of `sleep` and its start reaches the shell alone, which waits for it.
+    async with sandbox("sh", "-c", "echo ready; sleep 3; true", tty=Size(80, 24)) as made:
         await read_until(made, b"ready")
         await made.write(b"\x03")
         assert (await finish(made)).status == 130

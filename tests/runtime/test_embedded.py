@@ -18,7 +18,8 @@ import uvloop
 from moat.errors import StartError
 from moat.runtime import bwrap
 from moat.runtime.embedded import EmbeddedRuntime, EmbeddedSandbox
-from moat.runtime.sandbox import AGENT_UID, Size
+from moat.runtime.sandbox import AGENT_UID
+from moat.runtime.size import Size
 from tests.runtime.embedded_kit import (
     BUNDLE,
     EVERYBODY,

@@ -96,9 +96,10 @@ hooks: {pre_run: 'test -e ~/.local/bin/tool || { mkdir ~/.local/bin; echo fetche
         "#!/bin/sh\nchromium --headless --no-sandbox --dump-dom 'data:text/html,<p>hi'\n"
     )
     (tmp_path / "workspace/made").chmod(0o755)
-    first, second = (moat("run", "--runtime", "embedded", "--", "tool") for _ in range(2))
+    first = moat("run", "--runtime", "embedded", "--", "tool")
     assert "<p>hi</p>" in first.stdout, first.stderr
-    assert "<p>hi</p>" in second.stdout
+    second = moat("run", "--runtime", "embedded", "--", "sh", "-c", "command -v tool")
+    assert second.stdout == "/home/agent/.local/bin/tool\n"
     assert ["fetched" in done.stderr for done in (first, second)] == [True, False]
 
 

@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 import moat.runtime
-from moat.errors import ConfigError, GrantError, StartError, UsageError
+from moat.errors import ConfigError, GrantError, MoatError, StartError, UsageError
 from moat.paths import Home, runtime_dir
 from moat.runtime import BudgetConfig, HostRules, LocalRun, Mount, NetworkConfig, Question, Size, State
 from moat.runtime.request import RunRequest
@@ -240,7 +240,7 @@ async def test_a_decider_of_ones_own(workspace: Path) -> None:
     ]
     assert sorted(denied) == ["budget", "decider"]
     with pytest.raises(UsageError, match="asks nothing"):
-        run.answer("nowhere.test", allow=True)
+        await run.answer("nowhere.test", allow=True)
 
 
 async def test_a_program_answers_questions(workspace: Path) -> None:
@@ -252,10 +252,31 @@ async def test_a_program_answers_questions(workspace: Path) -> None:
         async for question in run.questions():
             asked.append((question.name, question.method, question.path))
             assert run.record.asks == (question.name,)
-            assert run.answer(question.host, allow=question.host == "a.test") == 1
+            assert await run.answer(question.host, allow=question.host == "a.test") == 1
         out, _ = await collect(run)
     assert asked == [("a.test", "GET", "/a"), ("b.test", "GET", "/b")]
     assert out.split() == [b"502", b"403", b"502"]
+
+
+async def test_another_program_answers_questions(workspace: Path) -> None:
+    fetch = "for h in a b; do curl -s -o /dev/null -w '%{http_code}\\n' https://$h.test/; done; sleep 1"
+    network = NetworkConfig(policy="ask")
+    async with (
+        moat.runtime.start(["sh", "-c", fetch], workspace=workspace, network=network) as run,
+        moat.runtime.attach(run.id) as other,
+    ):
+        asked = []
+        async for question in other.questions():
+            asked.append(question.name)
+            allow = question.host == "a.test"
+            assert await other.answer(question.host, allow=allow, scope="for", seconds=60) == 1
+            with pytest.raises(MoatError, match="no request for"):
+                await other.answer(question.host, allow=True, scope="once")
+        out, _ = await collect(run)
+    assert asked == ["a.test", "b.test"]
+    assert out.split() == [b"502", b"403"]
+    said = [e.data["by"] for e in moat.runtime.read_journal(run.id) if e.event == "ask.answered"]
+    assert said == ["program", "program"]
 
 
 async def test_missing_grants_are_listed_at_once(workspace: Path) -> None:

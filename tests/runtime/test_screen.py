@@ -134,7 +134,7 @@ def test_garbage_of_any_kind(pieces: list[bytes]) -> None:
     assert again.enter() == modes.enter()
     again.feed(again.leave())
     assert (again.leave(), again.alternate) == (b"", False)
-    for drawn in (drawing_only(whole), full_screen(whole)):
+    for drawn in (drawing_only(whole), full_screen(whole) or b""):
         assert not _left_on(drawn)
     last_line(whole)
 
@@ -163,8 +163,10 @@ def test_the_last_line(printed: bytes, line: str) -> None:
 def test_what_a_full_screen_program_has_drawn() -> None:
     entered = b"\x1b[?1049h\x1b[?25l"
     assert full_screen(b"shell" + entered + b"\x1b[2;2Ha") == b"\x1b[2;2Ha"
-    assert full_screen(entered + b"old\x1b[2J\x1b[Hnew") == b"\x1b[Hnew"
-    assert full_screen(b"its beginning is forgotten") == b""
+    assert full_screen(entered + b"old\x1b[2J\x1b[Hnew") == b"\x1b[2J\x1b[H\x1b[Hnew"
+    assert full_screen(b"its beginning is forgotten") is None
+    blue = b"\x1b[2;9r\x1b[31m\x1b[0m\x1b[44;1m"
+    assert full_screen(entered + blue + b"\x1b[2Jx") == b"\x1b[2;9r\x1b[44;1m\x1b[2J\x1b[Hx"
 
 
 def test_an_endless_string_is_not_kept() -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from moat.runtime.local import LocalViewer
 from moat.runtime.questions import Asked
-from moat.runtime.sandbox import Output, Size
+from moat.runtime.sandbox import Output
 from moat.runtime.session import RING, OutputLog, Session
+from moat.runtime.size import Size
 
 pytestmark = pytest.mark.anyio
 

@@ -85,6 +85,31 @@ async def test_who_takes_nothing_costs_a_moment_and_a_bounded_memory(
     assert frames[-2:] == [(Frame.SCREEN, b"all of it"), (Frame.LEFT, b"enough")]
 
 
+async def test_who_takes_a_little_at_a_time_is_not_waited_for_each_time(
+    pair: tuple[SocketViewer, socket.socket],
+) -> None:
+    """4 KiB every 20 ms, and the run would print at 200 KB/s. Seen failing without `_TAKEN`."""
+    viewer, theirs = pair
+
+    async def sip() -> None:
+        while True:
+            await asyncio.get_running_loop().sock_recv(theirs, 4096)
+            await anyio.sleep(0.02)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(viewer.deliver)
+        tasks.start_soon(sip)
+        with anyio.fail_after(5):
+            for _ in range(1000):
+                viewer.offer(Output("stdout", b"x" * 4096))
+                try:
+                    with anyio.fail_after(viewer.patience):
+                        await viewer.caught_up()
+                except TimeoutError:
+                    viewer.skip()
+        tasks.cancel_scope.cancel()
+
+
 async def test_who_is_gone(pair: tuple[SocketViewer, socket.socket]) -> None:
     viewer, theirs = pair
     theirs.close()

@@ -46,9 +46,8 @@ async def start_a_run() -> int:
             sys.stdout.buffer.write(chunk.data)
         async for question in run.questions():
             assert_type(question, moat.runtime.Asked)
-            run.answer(
-                f"{question.host}:{question.port}", allow=question.port == 443, scope="for", seconds=60
-            )
+            where = f"{question.host}:{question.port}"
+            assert_type(await run.answer(where, allow=True, scope="for", seconds=60), int)
         await run.write(b"y\n")
         await run.resize(Size(120, 40))
         for exchange in run.exchanges():

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from moat.config import LocalMcpServer
+from moat.config import HostRules, LocalMcpServer, NetworkConfig
 from moat.grants import CredentialInfo
 from moat.runtime.agents import Setup
 from moat.runtime.agents.claude_binary import find_claude
@@ -42,15 +42,31 @@ _PRIVACY = (
 )
 
 
+# What it fetches by itself at every start and does well without: nothing to ask a person about.
+_BACKGROUND = (
+    HostRules("downloads.claude.ai:443", ("deny GET /**",)),
+    HostRules("raw.githubusercontent.com:443", ("deny GET /anthropics/claude-code/**",)),
+)
+
+
+def without_needless_questions(network: NetworkConfig) -> NetworkConfig:
+    """`network` as it is, and with `policy: ask` the agent's own background traffic refused unasked.
+
+    Behind the user's rules, which are asked first.
+    """
+    if network.policy != "ask":
+        return network
+    return replace(network, rules=(*network.rules, *_BACKGROUND))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claude:
-    """One session of Claude Code. At most one of `resume`, `session` and `proceed` is given."""
+    """One session of Claude Code. At most one of `resume` and `session` is given."""
 
     prompt: str | None = None  # answer this, print, exit; None: interactive
     initial: str | None = None  # first prompt of an interactive session
     session: str | None = None  # UUID of the new conversation
     resume: str | None = None  # UUID of an old one
-    proceed: bool = False  # go on with the newest one
     ask: bool = False  # confirm each tool (`--noyolo`)
     sync_logs: bool = True  # the host's conversations of the workspace are shared with the sandbox
     home: Path | None = None  # the user's HOME on the host
@@ -71,8 +87,6 @@ class Claude:
         words = ["claude"]
         if not self.ask:
             words.append("--dangerously-skip-permissions")
-        if self.proceed:
-            words.append("--continue")
         if self.resume:
             words += ["--resume", self.resume]
         if self.session:

@@ -81,6 +81,15 @@ def _network(request: RunRequest) -> Iterator[str]:
             + ", ".join([*hosts, "those that your credentials belong to"])
             + "."
         )
+    elif request.network.policy == "ask":
+        rules = request.network.rules
+        known = [each.host for each in rules if not each.rules or "allow" in " ".join(each.rules)]
+        yield (
+            "Before another host is reached than "
+            + ", ".join([*known, "those that your credentials belong to"])
+            + ", the user is asked: such a request waits for the answer, for a minute or as long as they "
+            "have set. 403 with the reason `ask` means that they said no, or that nobody was there."
+        )
     else:
         yield "Any public host can be reached; private addresses and other machines of the network cannot."
         limited = [entry.host for entry in request.network.rules if entry.rules]
@@ -131,6 +140,7 @@ def _denied(request: RunRequest) -> str:
         "A refused request is answered with 403, the header `X-Moat-Denied` and the reason. It is the user's "
         "decision: do not work around it, say what was refused and what they can do: "
         + (f"{allow}; " if request.network.policy == "strict" else "")
+        + ("`moat approve HOST`; " if request.network.policy == "ask" else "")
         + "`--grant NAME` for a credential (`moat grant` stores one). `moat trace --network` shows them "
         "every request."
     )

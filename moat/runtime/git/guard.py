@@ -13,6 +13,7 @@ from anyio import to_thread
 
 from moat.paths import Home, private_dir, write_private
 from moat.runtime.git import fence, obeyed, reflogs, submodules
+from moat.runtime.git.inner import Inner
 from moat.runtime.git.layout import Repository, find
 from moat.runtime.parts import Addition, Part, RunContext
 from moat.runtime.records import RunRecord
@@ -20,6 +21,7 @@ from moat.runtime.sandbox import Mount, Sandbox
 
 _FILE = "git.json"  # of a run: what was obeyed before it; gone when it has been compared
 _LOOK = 1.0  # seconds between two looks at the repository while a run goes on
+_SHARE = 20  # a look through the workspace may take one part in so many of the time
 
 
 class GitGuard(Part):
@@ -30,6 +32,7 @@ class GitGuard(Part):
         self._repository: Repository | None = None
         self._placeholder: _Placeholder | None = None
         self._before: obeyed.State = {}
+        self._inner: Inner | None = None
         self._looked = anyio.Event()
         self._began = False
         self._told: tuple[str, ...] = ()  # while it went on
@@ -55,6 +58,8 @@ class GitGuard(Part):
     async def _look(self) -> None:
         """Beside what else is being prepared: on a large workspace it takes a while."""
         assert self._run is not None
+        if self._repository is not None:
+            self._inner = await to_thread.run_sync(Inner, self._repository)
         self._before = await to_thread.run_sync(self._now)
         data = json.dumps(dict(self._before)).encode()
         await to_thread.run_sync(write_private, self._run.home.run(self._run.id) / _FILE, data)
@@ -79,9 +84,16 @@ class GitGuard(Part):
         assert self._run is not None
         assert self._repository is not None
         config = _Config(self._repository, writable=self._run.request.writable_git)
+        assert self._inner is not None
+        due = 0.0  # of the next look through the workspace
         while True:
             await anyio.sleep(_LOOK)
             new = (*config.replaced(), *await to_thread.run_sync(self._cut, self._repository))
+            if anyio.current_time() >= due and await to_thread.run_sync(self._inner.changed):
+                began = anyio.current_time()
+                found = obeyed.compare(self._before, await to_thread.run_sync(self._now))
+                new += tuple(line for line in found if line not in self._told)
+                due = anyio.current_time() + _SHARE * (anyio.current_time() - began)
             if new:
                 self._told += new
                 self._run.journal.record("git.changed", changes=new)

@@ -164,9 +164,13 @@ def _directory(place: Path, workspace: Path, found: dict[str, str]) -> None:
     todo = content(place / _TODO) or ""
     if _COMMANDS.search(todo) or len(todo) > _TODO_SIZE:
         found[_name(place / _TODO, workspace)] = _digest(place / _TODO)
-    for path, names in _walk(place / "modules"):
-        if "HEAD" in names:
-            _entries(path, workspace, found)
+    for module in submodules(place):
+        _entries(module, workspace, found)
+
+
+def submodules(place: Path) -> list[Path]:
+    """The git directories of the submodules whose repository has the git directory `place`."""
+    return [path for path, names in _walk(place / "modules") if "HEAD" in names]
 
 
 def _entries(place: Path, workspace: Path, found: dict[str, str]) -> None:

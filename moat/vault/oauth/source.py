@@ -18,15 +18,22 @@ from anyio import to_thread
 
 from moat.config import UpstreamConfig
 from moat.errors import GrantError, MoatError, VaultError
-from moat.grants import Credential, Secret
+from moat.grants import Credential, CredentialInfo, Secret
 from moat.paths import locked
 from moat.vault.oauth.attempt import Attempt
 from moat.vault.oauth.tokens import LoginLostError, Tokens, renew
 from moat.vault.oauth.web import Web
+from moat.vault.providers import again
 from moat.vault.store import Vault
 
 _PAUSE = 15.0  # seconds between two attempts of which the first went wrong
+RENEWED_AT = "renewed_at"  # in the metadata of a login: the host that renews it
 Notice = Callable[[str, str], None]  # (outcome, as in `login.renewed` of the journal; name of the grant)
+
+
+def is_login(info: CredentialInfo) -> bool:
+    """Whether what is stored are tokens that can be renewed, or could be if the server had said how."""
+    return info.name.startswith("oauth:") or RENEWED_AT in info.metadata
 
 
 class RunCredentials:
@@ -49,9 +56,10 @@ class RunCredentials:
 
     async def credential(self, name: str) -> Credential:
         """As the vault's; of a login it is the access token. Raises GrantError, VaultError."""
-        if not name.startswith("oauth:"):
-            return await self._vault.credential(name)
-        tokens, found = await self._current(name)
+        found = self._unsaved.get(name) or await self._vault.credential(name)
+        if not is_login(found.info):
+            return found
+        tokens = Tokens.decode(found.secret, name)
         if self._needs_renewal(name, tokens):
             async with self._asking.setdefault(name, anyio.Lock()):
                 tokens, found = await self._current(name)
@@ -67,12 +75,12 @@ class RunCredentials:
     def rejected(self, name: str) -> bool:
         """The server of a login did not take its token, which has not ended: the next one is a new one.
 
-        False: `name` is no login, and there will be no other.
+        False: `name` is no login that was given out, and there will be no other.
         """
-        if not name.startswith("oauth:"):
+        if name not in self._given:
             return False
         if time.monotonic() >= self._not_before.get(name, 0.0):
-            self._rejected[name] = self._given.get(name, "")
+            self._rejected[name] = self._given[name]
         return True
 
     async def aclose(self) -> None:
@@ -94,18 +102,17 @@ class RunCredentials:
         return self._lost.get(name) != tokens.refresh and time.monotonic() >= self._not_before.get(name, 0.0)
 
     def _ended(self, name: str, found: Credential) -> GrantError:
-        url = found.info.metadata.get("url", "URL")
-        again = f"run `moat grant {name.replace(':', ' ', 1)} --url {url}` on the host"
+        again_on_host = f"run `{again(found.info)}` on the host"
         if name in self._interrupted:
             return GrantError(
-                f"the login {name} was lost: Moat was cut off while its server renewed it", hint=again
+                f"the login {name} was lost: Moat was cut off while its server renewed it", hint=again_on_host
             )
         if name in self._lost:
-            return GrantError(f"the login {name} is no longer accepted by its server", hint=again)
+            return GrantError(f"the login {name} is no longer accepted by its server", hint=again_on_host)
         ended = f"the login {name} has ended and could not be renewed"
         if (reason := self._unwritable.get(name)) is not None:
             return GrantError(f"{ended}: {reason}", hint=reason.hint)
-        return GrantError(ended, hint=again)
+        return GrantError(ended, hint=again_on_host)
 
     # --- in a thread ------------------------------------------------------------------------------
 

@@ -32,11 +32,11 @@ class Client:
     client_id: str
     client_secret: str | None = field(default=None, repr=False)
     auth_method: str = "none"  # `none`, `client_secret_post`, `client_secret_basic`
-    resource: str
+    resource: str  # RFC 8707; empty: the server does not know it
 
     def authenticated(self, form: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
         """(headers, form) of a request to the token endpoint."""
-        fields = {**form, "resource": self.resource}
+        fields = {**form, "resource": self.resource} if self.resource else dict(form)
         if self.auth_method == "client_secret_basic" and self.client_secret is not None:
             login = f"{quote_plus(self.client_id)}:{quote_plus(self.client_secret)}".encode()
             return {"Authorization": "Basic " + b64encode(login).decode()}, fields

@@ -15,7 +15,7 @@ from typing import cast
 from moat.errors import GrantError
 from moat.grants import CredentialInfo, Grant
 from moat.vault.origin import Origin
-from moat.vault.providers import yaml_file
+from moat.vault.providers import aws, yaml_file
 from moat.vault.providers.model import Check, Entry, Held, Provider
 
 __all__ = [
@@ -42,6 +42,7 @@ _VENDORS = (
     "gitlab",
     "npm",
     "pypi",
+    "aws",
     "brave-search",
     "datadog",
     "elevenlabs",
@@ -134,6 +135,8 @@ def again(info: CredentialInfo) -> str:
     words = [command(info.name)]
     if url := info.metadata.get("url"):
         words.append(f"--url {quote(url)}")
+    if info.name == aws.NAME:
+        words.append(aws.flags(info))
     if origin := Origin.of(info):
         words.append(origin.flags)
     return " ".join(words)

@@ -1,31 +1,90 @@
-"""The `gemini` grant: a Gemini API key, for the API and the Gemini CLI."""
+"""The `gemini` grant: a Gemini API key, or the Google login of the Gemini CLI.
+
+The CLI with a login speaks to another API than one with a key, and asks Google what its token is good for
+before it uses it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moat.vault.providers.declared import Declared, Injection, Shape
+from moat.grants import CredentialInfo, CredentialKind, InjectionRule, LoginRule
+from moat.vault.providers.declared import Declared, Injection, Shape, plain
 from moat.vault.providers.model import Check, Held
+
+LOGIN_HOSTS = ("cloudcode-pa.googleapis.com",)
+SCOPES = "scopes"  # in the metadata of a login
+_LIFE = 365 * 24 * 3600  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Gemini(Declared):
+    def placeholder(self, info: CredentialInfo, token: str) -> str:
+        if info.kind is CredentialKind.OAUTH:
+            return f"ya29.moat-placeholder-not-a-real-token-{token}"
+        return self.shape.placeholder(token)
+
+    def rules(self, info: CredentialInfo, placeholder: str) -> tuple[InjectionRule, ...]:
+        if info.kind is not CredentialKind.OAUTH:
+            return Declared.rules(self, info, placeholder)
+        rule = InjectionRule(
+            credential=info.name, hosts=LOGIN_HOSTS, header="authorization", placeholder=placeholder
+        )
+        return (rule,)
+
+    def logins(self, info: CredentialInfo, placeholder: str) -> tuple[LoginRule, ...]:
+        if info.kind is not CredentialKind.OAUTH:
+            return ()
+        rule = LoginRule(
+            credential=info.name,
+            hosts=("oauth2.googleapis.com",),
+            path="/token",
+            about="/tokeninfo",
+            access=placeholder,
+            refresh=_refresh(placeholder),
+            scope=info.metadata.get(SCOPES, ""),
+            shared=True,
+        )
+        return (rule,)
+
+    def environment(self, held: Sequence[Held]) -> Mapping[str, str]:
+        one = plain(held)
+        return {} if one.info.kind is CredentialKind.OAUTH else Declared.environment(self, held)
+
     def files(self, held: Sequence[Held]) -> tuple[tuple[str, bytes], ...]:
         """The CLI asks how to log in unless its settings say so."""
-        del held
-        settings = json.dumps({"security": {"auth": {"selectedType": "gemini-api-key"}}})
-        return ((".gemini/settings.json", settings.encode()),)
+        one = plain(held)
+        if one.info.kind is not CredentialKind.OAUTH:
+            return (_settings("gemini-api-key"),)
+        login = {
+            "access_token": one.placeholder,
+            "refresh_token": _refresh(one.placeholder),
+            "scope": one.info.metadata.get(SCOPES, ""),
+            "token_type": "Bearer",
+            "expiry_date": int((time.time() + _LIFE) * 1000),
+        }
+        return (_settings("oauth-personal"), (".gemini/oauth_creds.json", json.dumps(login).encode()))
+
+
+def _settings(kind: str) -> tuple[str, bytes]:
+    settings = {"security": {"auth": {"selectedType": kind}}}
+    return ".gemini/settings.json", json.dumps(settings).encode()
+
+
+def _refresh(placeholder: str) -> str:
+    return placeholder.replace("ya29.", "1//", 1)
 
 
 PROVIDER = Gemini(
     name="gemini",
     summary="Gemini API and the Gemini CLI",
     hosts=("generativelanguage.googleapis.com",),
+    opens=LOGIN_HOSTS,
     aliases=("google",),
-    # Older clients, and the examples of the documentation, have it in the query: `?key=…`.
-    injection=Injection("x-goog-api-key", "raw", surfaces=("header", "query")),
+    injection=Injection("x-goog-api-key", "raw"),
     shape=Shape("AIza", 39),
     sources=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
     variables=("GEMINI_API_KEY",),

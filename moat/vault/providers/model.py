@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, Protocol
 
-from moat.grants import CredentialInfo, InjectionRule, LoginRule
+from moat.grants import CredentialInfo, LoginRule, Rule
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 
@@ -71,7 +71,7 @@ class Provider(Protocol):
         """The stand-in that the sandbox holds: right shape, obviously not real, with `token` in it."""
         ...
 
-    def rules(self, info: CredentialInfo, placeholder: str) -> tuple[InjectionRule, ...]:
+    def rules(self, info: CredentialInfo, placeholder: str) -> tuple[Rule, ...]:
         """No rule names a host that `entry.bound` does not."""
         ...
 

@@ -1,0 +1,11 @@
+"""The size of a terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    columns: int
+    rows: int

@@ -1,0 +1,182 @@
+"""Real programs in tmux: the menu comes and goes, terminals come and go, and the screen is as it was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from moat.cli.session_menu import keys_of
+from tests.cli.test_attach import BOTH, TUI, state
+from tests.cli.tmux import Tmux
+
+Moat = Callable[..., subprocess.CompletedProcess[str]]
+Open = Callable[..., Tmux]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    path = tmp_path / "workspace"
+    path.mkdir(exist_ok=True)
+    (path / "tui.py").write_bytes(TUI.read_bytes())
+    (path / "agent.yaml").write_text("dependencies: [python]\n")
+    (path / "lines").write_text("".join(f"line {n} äöü ✓\n" for n in range(1, 200)))
+    return path
+
+
+@pytest.fixture
+def tmux(workspace: Path, runtime_directory: Path) -> Iterator[Open]:
+    opened: list[Tmux] = []
+
+    def start(columns: int = 100, rows: int = 30) -> Tmux:
+        opened.append(Tmux(runtime_directory / f"tmux{len(opened)}"))
+        opened[-1].open(workspace, columns, rows)
+        return opened[-1]
+
+    yield start
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOAT_RUNTIME", "embedded")
+
+
+PROGRAMS = {
+    "vim": (
+        "vim -u NONE -N lines",
+        (":set nu mouse=a cul hls", "Enter", "/line 2", "Enter", "x"),
+        (":q!", "Enter"),
+    ),
+    "less": ("less lines", ("Space", "/9", "Enter"), ("q",)),
+    "htop": ("htop -d 600", ("F5",), ("F10",)),
+    "shell": ("printf '\\033[44mblue\\033[0m'; seq 40", (), ()),
+}
+
+
+def test_every_screen_comes_back(tmux: Open, moat: Moat, moat_bin: str, embedded: None) -> None:
+    """After the menu, after coming back to the same window, and at the size of another one.
+
+    Seen failing with `Display.uncover` writing nothing, and without what `full_screen` and `Modes.enter` say.
+    """
+    window = tmux()
+    window.line(f"{moat_bin} run -i --name work -- env PS1='in> ' bash --norc")
+    window.prompts("in>")
+    for name, (command, keys, leave) in PROGRAMS.items():
+        window.line(f"clear; {command}")
+        window.keys(*keys, pause=0.2)
+        before = window.settled()
+        window.keys("C-_")
+        window.shows("d  detach")
+        window.keys("Escape")
+        window.hides("d  detach")
+        assert window.settled() == before, f"{name}: after the menu"
+        window.keys("C-_", "d")
+        window.shows("detached from work")
+        window.prompts("host>")
+        assert "alternate=0" in window.state
+        window.line(f"clear; {moat_bin} attach work")
+        if name != "shell":  # its screen begins at the top again
+            window.until(lambda: "alternate=1" in window.state)
+            assert strip(window.settled()) == strip(before), f"{name}: attached again"
+        window.keys(*leave, pause=0.3)
+        window.prompts("in>")
+    window.line("exit 3")
+    window.prompts("host>")
+    assert state(moat, "work") == "failed"
+
+
+def strip(screen: str) -> list[str]:
+    """Without the command line of vim, which it wipes when it paints everything."""
+    return ["" if line.startswith(("/", ":")) else line for line in screen.splitlines()]
+
+
+@pytest.mark.parametrize("runtime", BOTH)
+def test_what_the_menu_does(
+    tmux: Open, moat: Moat, moat_bin: str, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    monkeypatch.setenv("MOAT_RUNTIME", runtime)
+    window, other = tmux(80, 24), tmux(80, 24)
+    window.line(f"{moat_bin} run -i --name tui -- python3 tui.py")
+    window.shows("size 80x24")
+    window.keys("C-_")
+    window.shows("s  take a snapshot")
+    window.keys("s")
+    window.shows("snap_")
+    window.keys("x", "t")
+    window.shows("no request yet")
+    window.resize(90, 28)
+    window.keys("x", "?")
+    window.shows("--steal to take over")
+    window.keys("x", "c")  # the chord itself
+    window.shows(r"keys '\x1f'")
+    window.shows("size 90x28")
+    window.keys("C-_", "C-_")
+    window.shows(r"keys '\x1f\x1f'")
+
+    other.line(f"{moat_bin} attach --read-only --chord ctrl-g tui")
+    other.shows("size 80x24")
+    other.keys("C-g")
+    other.shows("d  detach")
+    assert "stop the run" not in other.text
+    window.keys("y")
+    other.keys("k", "Escape")
+    other.shows(r"keys '\x1f\x1fy'")
+    other.keys("C-g", "d")
+    other.shows("detached from tui")
+
+    window.keys("C-_")
+    window.shows("k  stop the run")
+    window.keys("k", "n")
+    window.shows("k  stop the run")
+    window.keys("k", "y")
+    window.prompts("host>")
+    window.until(lambda: state(moat, "tui") == "stopped")
+    assert "alternate=0" in window.state
+    kept = json.loads(moat("snapshot", "list", "--json", "tui").stdout)
+    assert [one["label"] for one in kept if one["label"]] == ["from the menu"]
+
+
+def test_output_waits_for_the_menu_and_a_flood_of_it_is_brought_up_to_date(
+    tmux: Open, moat_bin: str, embedded: None
+) -> None:
+    window = tmux()
+    window.line(f"{moat_bin} run -i --name work -- env PS1='in> ' bash --norc")
+    window.prompts("in>")
+    window.line("clear; sleep 2; echo while it was open")
+    window.keys("C-_")
+    window.shows("d  detach")
+    window.keys("", pause=2.5)
+    assert "while it" not in window.text
+    window.keys("Escape")
+    window.shows("while it was open")
+    window.line("clear; sleep 2; head -c 5000000 /dev/zero | tr '\\0' x | fold -w 90; echo the end of it")
+    window.keys("C-_")
+    window.shows("d  detach")
+    window.keys("", pause=4)
+    window.keys("Escape")
+    window.shows("the end of it")
+    window.line("exit")
+
+
+@pytest.mark.parametrize(
+    ("typed", "keys"),
+    [
+        (b"dk", "dk"),
+        (b"\x1b", "\x1b"),
+        (b"\x1b[27u", "\x1b"),
+        (b"\x1b[100u\x1b[100;1:3u\x1b[107;5u", "d"),
+        (b"\x1b[A\x1bOA\x1b[1;5C\x1b[I\x1b[O", ""),
+        (b"\x1b[<0;10;10M\x1b[Md!!\x1b[?1;2c", ""),
+        (b"\x1b[200~k y d\x1b[201~q", "q"),
+        (b"\x1b[200~k y d", ""),
+        ("ä✓".encode(), ""),
+    ],
+)
+def test_what_is_no_key_chooses_nothing(typed: bytes, keys: str) -> None:
+    """Pasted text, mouse, focus and answers of the terminal must not stop a run."""
+    assert "".join(keys_of(typed)) == keys
