@@ -175,6 +175,9 @@ def test_the_menu_over_a_session_in_tmux(world, runtime_directory):
         window.keys("x", "Escape")
         window.hides("d  detach")
         assert window.settled(1.0) == before
+        window.keys("/exit", pause=0.5)
+        window.keys("Enter")
+        window.prompts("host>")
     finally:
         window.close()
 
