@@ -58,8 +58,7 @@ def questions_of(record: RunRecord, *, alone: bool = False) -> list[Open]:
 
 def _questions_of(record: RunRecord) -> list[Open]:
     with Connection(record.socket, "control", timeout=_CONNECT) as run:
-        run.send(control.pack(Frame.QUESTIONS))
-        found = control.unpack_json(_reply(run, Frame.ASKED))
+        found = control.unpack_json(_reply(run, control.pack(Frame.QUESTIONS), Frame.ASKED))
     waiting = [Open(record, question, True) for question in found["waiting"]]
     return waiting + [Open(record, question, False) for question in found["missed"]]
 
@@ -67,13 +66,16 @@ def _questions_of(record: RunRecord) -> list[Open]:
 def send(record: RunRecord, answer: Answer) -> int:
     """Answer a run; returns how many requests waited for it. Raises MoatError when it does not take it."""
     with Connection(record.socket, "control", timeout=_CONNECT) as run:
-        run.send(control.pack_json(Frame.ANSWER, answer.to_json()))
-        return int(control.unpack_json(_reply(run, Frame.ANSWERED))["requests"])
+        order = control.pack_json(Frame.ANSWER, answer.to_json())
+        return int(control.unpack_json(_reply(run, order, Frame.ANSWERED))["requests"])
 
 
-def _reply(run: Connection, wanted: Frame) -> bytes:
+def _reply(run: Connection, order: bytes, wanted: Frame) -> bytes:
     try:
+        run.send(order)
         frame = run.receive()
+    except ConnectionError:
+        frame = None
     except OSError as error:
         raise MoatError(f"the run does not answer: {error.strerror or 'no answer in time'}") from None
     match frame:

@@ -12,6 +12,8 @@ import json
 import os
 import re
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,9 @@ from pathlib import Path
 import pytest
 
 from moat.cli import answering, main
+from moat.errors import MoatError
+from moat.runtime import control
+from moat.runtime.records import RunRecord
 from tests.cli.test_attach import BOTH, Moat, Open, Terminal, terminal, workspace
 
 __all__ = ["terminal", "workspace"]
@@ -130,7 +135,7 @@ def test_nobody_there(moat: Moat, home: Path) -> None:
 @pytest.mark.usefixtures("embedded")
 def test_for_good_and_what_is_wrong(moat: Moat, home: Path, workspace: Path) -> None:
     (home / ".moat").mkdir(mode=0o700)
-    (home / ".moat/config.yaml").write_text("# mine\nask:\n  timeout: 30s  # half a minute\n")
+    (home / ".moat/config.yaml").write_text("# mine\nask:\n  timeout: 5m  # for slow machines\n")
     (workspace / "agent.yaml").write_text("network: {policy: ask}\n")
     fetch = (
         "sleep 0.5; for i in 1 2; do curl -s -o /dev/null -w '%{http_code}\\n' http://new.test:8080/; done"
@@ -146,7 +151,7 @@ def test_for_good_and_what_is_wrong(moat: Moat, home: Path, workspace: Path) -> 
         assert (status, said in err) == (2, True)
     assert moat("approve", "one", "new.test:8080", "--always").returncode == 0
     text = (home / ".moat/config.yaml").read_text()
-    assert text == "# mine\nask:\n  timeout: 30s  # half a minute\n  allow:\n    - new.test:8080\n"
+    assert text == "# mine\nask:\n  timeout: 5m  # for slow machines\n  allow:\n    - new.test:8080\n"
     until(lambda: "stopped" in called("list")[1])
     assert called("logs", "one")[1] == "502\n502\n"
     assert called("approve", "two", "new.test:8080", "--once")[0] == 0
@@ -166,6 +171,29 @@ def test_for_good_and_what_is_wrong(moat: Moat, home: Path, workspace: Path) -> 
     assert "exclude each other" in moat("run", "--", "true").stderr
     (workspace / "agent.yaml").write_text("network: {mode: warn}\n")
     assert "exclude each other" in moat("run", "--ask", "--accept-config", "--", "true").stderr
+
+
+def test_a_run_that_ends_at_this_moment(tmp_path: Path, home: Path) -> None:
+    """It says hello and hangs up: an error, not the silence of a broken pipe."""
+    path = tmp_path / "s"
+    with socket.create_server(str(path), family=socket.AF_UNIX) as server:
+
+        def end() -> None:
+            for _ in range(2):
+                peer, _ = server.accept()
+                with peer:
+                    peer.recv(4096)
+                    peer.sendall(control.pack_json(control.Frame.WELCOME, {}))
+
+        thread = threading.Thread(target=end)
+        thread.start()
+        record = RunRecord(
+            id="run_0123456789ab", name="x", workspace="/", argv=(), created_at=0.0, socket=str(path)
+        )
+        with pytest.raises(MoatError, match="has just ended"):
+            answering.questions_of(record, alone=True)
+        assert answering.questions_of(record) == []
+        thread.join()
 
 
 def called(*words: str) -> tuple[int, str, str]:

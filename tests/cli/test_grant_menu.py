@@ -577,7 +577,7 @@ def test_the_menu_on_a_small_and_on_a_dumb_terminal(start: Start) -> None:
     small.types("\x1b")
     small.ends()
     dumb = start("grant", TERM="dumb", PYPI_TOKEN=PYPI)
-    dumb.sees("  7. pypi", "Grant [1-16, 0 to go back]: ")
+    dumb.sees("  7. pypi", f"Grant [1-{len(entries())}, 0 to go back]: ")
     dumb.types("7\n")
     dumb.ends()
     assert b"\x1b" not in dumb.raw

@@ -271,8 +271,10 @@ def test_a_server_that_demands_oauth_gets_it_from_the_host_alone(servers, runtim
             assert (server.renewals >= 2, server.reused) == (True, 0)
 
             server.end_login()
-            said = world.answer("-p", tool("mcp__remote__add", a=3, b=4), runtime=runtime)
-            assert "the sum" not in said
+            done = world.claude("-p", tool("mcp__remote__add", a=3, b=4), runtime=runtime)
+            assert "the sum" not in done.stdout
+            told = f"the login oauth:example is not accepted any more: `moat grant oauth example --url {URL}`"
+            assert done.stderr.splitlines() == [f"moat: warning: {told}"]  # once
             assert [r["outcome"] for r in servers.journal("login.renewed")] == ["lost"]
             trace = world.moat("trace", "--network").stdout
             assert "the login oauth:example is no longer accepted by its server" in trace

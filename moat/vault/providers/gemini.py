@@ -84,7 +84,8 @@ PROVIDER = Gemini(
     hosts=("generativelanguage.googleapis.com",),
     opens=LOGIN_HOSTS,
     aliases=("google",),
-    injection=Injection("x-goog-api-key", "raw"),
+    # Older clients, and the examples of the documentation, have it in the query: `?key=…`.
+    injection=Injection("x-goog-api-key", "raw", surfaces=("header", "query")),
     shape=Shape("AIza", 39),
     sources=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
     variables=("GEMINI_API_KEY",),
