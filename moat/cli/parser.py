@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
@@ -57,8 +56,10 @@ class Parser(argparse.ArgumentParser):
 
 def _meant(got: str, choices: Iterable[str]) -> str | None:
     """Hyphens in front make every short option look like every other, so they do not count."""
+    from difflib import get_close_matches  # 4 ms, which only a mistake costs
+
     names = {choice.lstrip("-"): choice for choice in choices}
-    near = difflib.get_close_matches(got.lstrip("-"), names, n=1)
+    near = get_close_matches(got.lstrip("-"), names, n=1)
     return f"did you mean `{names[near[0]]}`?" if near else None
 
 

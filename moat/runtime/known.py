@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 
 from moat.errors import MoatError, RunNotFoundError
 from moat.paths import Home
@@ -106,6 +105,7 @@ def clear(home: Home, record: RunRecord) -> RunRecord:
 
 def _reap(record: RunRecord) -> None:
     """Remove what the dead run left behind. Blocks; works with and without a running event loop."""
+    import shutil
     from concurrent.futures import ThreadPoolExecutor
 
     import anyio

@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -274,6 +273,8 @@ def released(home: Home, record: RunRecord) -> RunRecord:
 
 def remove(home: Home, run_id: str) -> None:
     """Delete everything that is kept of a run; one that is gone is fine."""
+    import shutil  # with its compressors 5 ms, which those who only look need not pay
+
     with contextlib.suppress(FileNotFoundError), _alone(home.run(run_id)):
         shutil.rmtree(home.run(run_id), ignore_errors=True)
 

@@ -60,12 +60,16 @@ def test_json_tells_everything(moat: Moat, tmp_path: Path) -> None:
 
 
 def test_looking_changes_nothing(moat: Moat, home: Path) -> None:
+    """The supervisor stands still meanwhile: what changes would be changed by who looks."""
     run_id = begin(moat, "x")
     directory = home / ".moat/runs" / run_id
+    supervisor = int(str(rows(moat)["x"]["pid"]))
+    os.kill(supervisor, signal.SIGSTOP)
     before = {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in directory.iterdir()}
-    for argv in (("list",), ("logs",), ("trace", "--network")):
+    for argv in (("list",), ("logs",), ("trace",), ("trace", "--network"), ("status",), ("top", "--once")):
         assert moat(*argv).returncode == 0
     after = {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in directory.iterdir()}
+    os.kill(supervisor, signal.SIGCONT)
     assert before == after
 
 
