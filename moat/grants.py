@@ -120,7 +120,7 @@ class InjectionRule:
     credential: str  # name to ask the CredentialSource for
     hosts: tuple[str, ...]  # exact host or `*.suffix` (any depth, not the apex)
     header: str = ""  # header that carries the credential, lower case: `authorization`, `x-api-key`
-    scheme: Literal["bearer", "basic", "raw"] = "bearer"
+    scheme: Literal["bearer", "token", "basic", "raw"] = "bearer"
     username: str = ""  # for `basic`: base64(username:secret)
     placeholder: str = ""  # what the sandbox holds; replaced wherever a header value contains it
     strip: tuple[str, ...] = ()  # other request headers to remove (`x-api-key` next to a bearer token)

@@ -38,7 +38,7 @@ validate: {url: "https://api.acme.example/me", login: user.name}
 | `hosts` | that may get the credential: `host`, or `*.host` for everything below it. The only key that must be there |
 | `opens` | more hosts that `network.policy: strict` opens |
 | `inject.header` | header that carries it; `authorization` if not said |
-| `inject.scheme` | `bearer` (if not said), `basic`, or `raw` for the credential as it is |
+| `inject.scheme` | `bearer` (if not said), `token`, `basic`, or `raw` for the credential as it is |
 | `inject.username` | user name for `basic` |
 | `inject.surfaces` | where a credential goes out, of `header` (if nothing is said), `path`, `query`, `body` and `websocket`. Anywhere but in the header, it takes the place of the placeholder: [network.md](network.md#credentials-in-path-query-and-body) |
 | `inject.occurrences` | how often in path, query and body of one request, 1 to 100; once if not said |
@@ -82,7 +82,12 @@ def _row(row: Entry) -> str:
 def _way(injection: Injection, surface: Surface) -> str:
     if surface != "header":
         return f"in the {surface}, for the placeholder"
-    scheme = {"bearer": "`Bearer`", "basic": f"`Basic` ({injection.username})", "raw": "as it is"}
+    scheme = {
+        "bearer": "`Bearer`",
+        "token": "`token`",
+        "basic": f"`Basic` ({injection.username})",
+        "raw": "as it is",
+    }
     return f"`{injection.header}`, {scheme[injection.scheme]}"
 
 

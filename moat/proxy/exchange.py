@@ -154,6 +154,8 @@ class Exchange:
         self._judge()
         if self._site.accounts:
             self._spending = self._spend()
+            if begun is not None:
+                self._meter(*begun)
         desk = self._setup.desk
         if desk is not None and (self._undecided or desk.every):
             await self._ask(desk)
@@ -332,6 +334,13 @@ class Exchange:
         if self._spending is not None:
             body.meter = self._spending.sent
         return body
+
+    def _meter(self, body: Body | FilteredBody, read: bytes) -> None:
+        """Spend what of a body was read before there was a budget to spend from. Raises DeniedError."""
+        assert isinstance(body, Body)
+        assert self._spending is not None
+        body.meter = self._spending.sent
+        self._spending.sent(len(read))
 
     def _guarded(self, body: Body | FilteredBody, start: bytes) -> Judged:
         """A body for a host that no grant is for, searched for placeholders on its way."""

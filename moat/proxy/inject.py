@@ -60,6 +60,8 @@ class CompiledRule:
         """The header value that carries the secret."""
         if self.rule.scheme == "bearer":
             return b"Bearer " + secret
+        if self.rule.scheme == "token":
+            return b"token " + secret
         if self.rule.scheme == "basic":
             return b"Basic " + base64.b64encode(self.rule.username.encode() + b":" + secret)
         return secret

@@ -83,6 +83,17 @@ def _codex(scope: str | None) -> Found | None:
     return Found("~/.codex/auth.json", Secret(key)) if isinstance(key, str) and key else None
 
 
+def _graphite(scope: str | None) -> Found | None:
+    """What `gt auth` has written: into a file of its own by now, into another one before."""
+    del scope
+    base = os.environ.get("XDG_CONFIG_HOME")
+    for name in ("auth", "user_config"):
+        token = _json((Path(base) if base else Path.home() / ".config") / "graphite" / name).get("authToken")
+        if isinstance(token, str) and token:
+            return Found(f"~/.config/graphite/{name}", Secret(token))
+    return None
+
+
 def _npmrc(scope: str | None) -> Found | None:
     host = scope or "registry.npmjs.org"
     for registry in registries():
@@ -107,5 +118,5 @@ def _json(path: Path) -> Mapping[str, object]:
 
 
 _IMPORTERS: Mapping[str, Callable[[str | None], Found | None]] = MappingProxyType(
-    {"npm": _npmrc, "openai": _codex}
+    {"graphite": _graphite, "npm": _npmrc, "openai": _codex}
 )

@@ -42,7 +42,7 @@ def accept(asked: Asked) -> Answer:
     found = HOSTS[asked.host]
     assert found.check is not None
     injection = found.injection
-    prefix = {"bearer": "Bearer ", "raw": "", "basic": "Basic "}[injection.scheme]
+    prefix = {"bearer": "Bearer ", "token": "token ", "raw": "", "basic": "Basic "}[injection.scheme]
     if "header" in injection.surfaces:
         right = asked.headers.get(injection.header) == prefix + SECRET
     else:
@@ -166,6 +166,18 @@ def test_codex_s_own_key(moat: Moat, vendors: Vendor, home: Path) -> None:
     broken = quiet(moat("grant", "codex", "--method", "import"))
     assert (broken.returncode, "is not JSON" in broken.stderr) == (3, True)
     assert len(vendors.asked) == 1
+
+
+def test_gt_s_own_token(moat: Moat, vendors: Vendor, home: Path) -> None:
+    (home / ".config" / "graphite").mkdir(parents=True)
+    (home / ".config" / "graphite" / "auth").write_text(json.dumps({"authToken": SECRET}))
+    done = quiet(moat("grant", "gt", "--method", "import"))
+    assert done.returncode == 0, done.stderr
+    assert (
+        open_vault(Home.from_environment()).info("graphite").metadata["source"] == "~/.config/graphite/auth"
+    )
+    assert vendors.asked[-1].headers["authorization"] == f"token {SECRET}"
+    assert (vendors.asked[-1].method, vendors.asked[-1].path) == ("POST", "/v1/graphite/check-auth")
 
 
 # providers of the user's own

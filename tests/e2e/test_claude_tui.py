@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.cli.tmux import Tmux
 from tests.e2e.claude_world import DIALOGS, KINDS, RUNTIMES, Terminal
 
 pytestmark = pytest.mark.timeout(300)
@@ -157,6 +158,28 @@ def test_a_session_is_resumed_in_a_new_sandbox(world, terminal, runtime):
     assert leave(second) == 0
     assert len(world.sessions()) == 1
     assert len({run["id"] for run in world.runs()}) == 2
+
+
+@pytest.mark.embedded
+def test_the_menu_over_a_session_in_tmux(world, runtime_directory):
+    window = Tmux(runtime_directory / "tmux-claude")
+    window.open(world.workspace, 100, 30)
+    try:
+        window.line(f"clear; {world.moat_bin} claude --runtime embedded -n work -- hello")
+        window.until(lambda: "You said: hello" in window.text and READY in window.text, 60)
+        before = window.settled(1.0)
+        window.keys("C-_")
+        window.shows("d  detach")
+        window.keys("t")
+        window.shows("https://api.anthropic.com/")
+        window.keys("x", "Escape")
+        window.hides("d  detach")
+        assert window.settled(1.0) == before
+        window.keys("/exit", pause=0.5)
+        window.keys("Enter")
+        window.prompts("host>")
+    finally:
+        window.close()
 
 
 @pytest.mark.embedded

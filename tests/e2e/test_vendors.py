@@ -43,6 +43,7 @@ WANTED = {
     "api.search.brave.com": ("x-subscription-token", SECRET),
     "api.datadoghq.com": ("dd-api-key", SECRET),
     "api.elevenlabs.io": ("xi-api-key", SECRET),
+    "api.graphite.com": ("authorization", f"token {SECRET}"),
     "api.linear.app": ("authorization", SECRET),
     "sentry.io": ("authorization", BEARER),
     "api.vercel.com": ("authorization", BEARER),
@@ -56,7 +57,7 @@ env: [ACME_TOKEN]
 """
 BOT = "987654321:AAreal-token_0123456789abcdefghijklmn"
 GRANTS = (
-    "openai", "gemini", "npm", "npm:npm.example.com", "pypi", "brave-search", "datadog", "elevenlabs",
+    "openai", "gemini", "npm", "npm:npm.example.com", "pypi", "brave-search", "datadog", "elevenlabs", "graphite",
     "acme", "linear", "sentry", "telegram", "vercel", "gitlab", "gitlab:git.example.com",
 )  # fmt: skip
 STRANGER = "stranger.example.com"  # no grant is for it
@@ -86,6 +87,7 @@ ask pypi --user "$TWINE_USERNAME:$TWINE_PASSWORD" https://upload.pypi.org/legacy
 ask brave -H "X-Subscription-Token: $BRAVE_API_KEY" "https://api.search.brave.com/res/v1/web/search?q=x"
 ask datadog -H "DD-API-KEY: $DD_API_KEY" https://api.datadoghq.com/api/v1/validate
 ask elevenlabs -H "xi-api-key: $ELEVENLABS_API_KEY" https://api.elevenlabs.io/v1/user
+ask graphite -H "Authorization: token $GRAPHITE_AUTH_TOKEN" https://api.graphite.com/v1/graphite/check-auth -d '{}'
 ask linear -H "Authorization: $LINEAR_API_KEY" https://api.linear.app/graphql -d '{}'
 ask sentry -H "Authorization: Bearer $SENTRY_AUTH_TOKEN" https://sentry.io/api/0/
 ask vercel -H "Authorization: Bearer $VERCEL_TOKEN" https://api.vercel.com/v2/user
@@ -173,6 +175,7 @@ def test_every_vendor_gets_its_credential_and_the_sandbox_none(
         "brave": "api.search.brave.com",
         "datadog": "api.datadoghq.com",
         "elevenlabs": "api.elevenlabs.io",
+        "graphite": "api.graphite.com",
         "linear": "api.linear.app",
         "sentry": "sentry.io",
         "vercel": "api.vercel.com",

@@ -15,6 +15,7 @@ import pytest
 from moat.errors import GrantError
 from moat.grants import LoginRule
 from moat.proxy import Policy
+from moat.proxy.budget import Budget
 from moat.proxy.events import Denial
 from moat.proxy.logins import LONGEST, LoginTable
 from tests.proxy.conftest import HouseMaker, house, tls_origin
@@ -130,6 +131,19 @@ def test_where_others_log_in_too_theirs_pass_whole() -> None:
             assert (passed.status, len(json.loads(passed.body)["body"])) == (200, len(sent))
         assert json.loads(ask(made, post(MINE)).body)["access_token"] == ACCESS
     assert host.heard == [("demo", "renewed")]
+
+
+def test_a_login_that_passes_spends_its_body_like_any_other() -> None:
+    """It was read before there was a budget to spend from: without `_meter` it would cost nothing."""
+    host = Host(replace(RULE, shared=True))
+    budgets = [Budget(upload=5_000)]
+    others = {**MINE, "refresh_token": "of somebody else", "padding": "x" * 3_000}
+    with (
+        tls_origin(echo) as origin,
+        house(origins={("api.test", 443): origin}, logins=host.table, rules=(), budgets=budgets) as made,
+    ):
+        assert [ask(made, post(others)).status for _ in range(2)] == [200, 403]
+        assert origin.accepted == 1
 
 
 def test_what_is_no_renewal_goes_on_as_usual() -> None:

@@ -46,12 +46,13 @@ _VENDORS = (
     "brave-search",
     "datadog",
     "elevenlabs",
+    "graphite",
     "linear",
     "sentry",
     "telegram",
     "vercel",
 )
-_ALIASES = {"claude": "anthropic", "gh": "github", "codex": "openai", "google": "gemini"}
+_ALIASES = {"claude": "anthropic", "gh": "github", "codex": "openai", "google": "gemini", "gt": "graphite"}
 # Grants that are no vendor's: what they name stands behind the colon.
 _SCOPED = (
     Entry(

@@ -24,7 +24,7 @@ class Injection:
     """Where the credential goes out: in a header, or for the placeholder in another part of a request."""
 
     header: str = "authorization"  # lower case
-    scheme: Literal["bearer", "basic", "raw"] = "bearer"
+    scheme: Literal["bearer", "token", "basic", "raw"] = "bearer"
     username: str = ""  # for `basic`
     strip: tuple[str, ...] = ()  # headers that must not go along with it
     surfaces: tuple[Surface, ...] = ("header",)
@@ -38,6 +38,8 @@ class Injection:
         """The header's value; for Moat's own requests, the proxy makes its own (`moat.proxy.inject`)."""
         if self.scheme == "bearer":
             return f"Bearer {secret.reveal()}"
+        if self.scheme == "token":
+            return f"token {secret.reveal()}"
         if self.scheme == "basic":
             return "Basic " + base64.b64encode(f"{self.username}:{secret.reveal()}".encode()).decode()
         return secret.reveal()

@@ -31,7 +31,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")  # RFC 9110 §5.6.2
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _KEYS = re.compile(r"[^.\s]{1,64}(\.[^.\s]{1,64}){0,7}")
-_SCHEMES = ("bearer", "basic", "raw")
+_SCHEMES = ("bearer", "token", "basic", "raw")
 _SURFACES = get_args(Surface)
 # Headers that say where a message goes or where it ends, or that belong to the next hop.
 _NEVER = frozenset({
