@@ -88,7 +88,7 @@ async def test_who_takes_nothing_costs_a_moment_and_a_bounded_memory(
 async def test_who_takes_a_little_at_a_time_is_not_waited_for_each_time(
     pair: tuple[SocketViewer, socket.socket],
 ) -> None:
-    """4 KiB every 20 ms, and the run would print at 200 KB/s. Seen failing without `_TAKEN`."""
+    """4 KiB every 20 ms: a run that waited for each of them would print at 200 KB/s."""
     viewer, theirs = pair
 
     async def sip() -> None:
