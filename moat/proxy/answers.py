@@ -35,6 +35,14 @@ class Answer:
         return head + self.body if with_body else head
 
 
+class RefusedError(Exception):
+    """Leaves the straight way of an exchange with an answer of our own."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
+
+
 def denied(denial: Denial, *, status: int = 0) -> Answer:
     """Refused on purpose. `x-should-retry` stops SDKs that would try eleven times, unless waiting helps."""
     status = status or (429 if denial.retry_after else _STATUS_OF_DENIAL.get(denial.code, 403))

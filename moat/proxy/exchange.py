@@ -1,14 +1,14 @@
 """One exchange: a request judged, equipped, carried up, and its response carried back.
 
 Read `Exchange._converse` from top to bottom: the order of the lines is the order of events. Nothing is
-opened, resolved or fetched before policy has said yes, and no credential is asked for before `_equip`. The
-two directions are in `upload` and `download`.
+opened, resolved or fetched before policy has said yes, and no credential is asked for before
+`equipment`. The two directions are in `upload` and `download`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable
 from enum import Enum
 from time import monotonic, time
 
@@ -16,12 +16,12 @@ import anyio
 
 from moat.authority import AuthorityError, parse_authority
 from moat.errors import MoatError
-from moat.grants import Credential
-from moat.proxy.answers import Answer, denied, failed, malformed
+from moat.proxy.answers import Answer, RefusedError, denied, failed, malformed
 from moat.proxy.aws_errors import shaped
 from moat.proxy.budget import Spending
 from moat.proxy.decider import Desk, Question
 from moat.proxy.download import Download
+from moat.proxy.equipment import NOTHING, Equipment
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.h2_pool import begins_h2
 from moat.proxy.http1 import (
@@ -32,24 +32,18 @@ from moat.proxy.http1 import (
     MalformedError,
     RequestHead,
     join_fields,
-    request_fields,
-    request_wire,
     split_absolute,
-    split_fields,
 )
-from moat.proxy.inject import CompiledRule, in_frames, secret_of
 from moat.proxy.leak_guard import BodyGuard
 from moat.proxy.logins import LONGEST as LONGEST_LOGIN
 from moat.proxy.mcp import Judgement, McpEndpoint, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
-from moat.proxy.request_body import FilteredBody, is_form, resized, resized_fields, substituted
+from moat.proxy.request_body import FilteredBody, is_form
 from moat.proxy.scrub import UnreadableBodyError
-from moat.proxy.signing import LONGEST_BODY, SIGNED_FIELDS, TOO_LONG, Signature, Signer, sign
 from moat.proxy.site import Setup, Site
-from moat.proxy.site_rules import Equipped, SiteRules, equip, inspectable
+from moat.proxy.site_rules import Equipped
 from moat.proxy.stream import StreamError, StreamTimeoutError
-from moat.proxy.substitute import Binding, Substitution, wanted_of
 from moat.proxy.tls import H2
 from moat.proxy.trace import Shown
 from moat.proxy.upload import GONE, Judged, Upload
@@ -70,14 +64,6 @@ class After(Enum):
     LINGER = "linger"  # close, but the client may still be sending and must not lose our answer
 
 
-class _RefusedError(Exception):
-    """Leaves the straight way with an answer of our own."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.status)
-        self.answer = answer
-
-
 class Exchange:
     """State of one exchange; what its record will tell is collected on the way."""
 
@@ -88,9 +74,7 @@ class Exchange:
     _spending: Spending | None = None  # None: no budget applies
     _after: After = After.CLOSE
     _undecided = False  # no rule of the policy allows it
-    _equipped = Equipped(b"")  # with its credentials
-    _signature: Signature | None = None  # of the client, to be replaced
-    _swaps: tuple[tuple[bytes, bytes], ...] = ()  # placeholder -> secret in messages of a WebSocket
+    _equipment: Equipment | None = None  # its credentials
     # for the record
     _answered: Answer | None = None  # what we said ourselves
     _error = ""
@@ -127,7 +111,7 @@ class Exchange:
         """Whatever goes wrong becomes an answer of our own, or the end of the client's connection."""
         try:
             await self._converse()
-        except _RefusedError as refused:
+        except RefusedError as refused:
             await self._answer(refused.answer)
         except DeniedError as refused:
             await self._answer(denied(refused.denial))
@@ -163,9 +147,10 @@ class Exchange:
         judged = judged or (self._body(), b"")
         if self._site.rules.guarded and self._head.framing is not NONE:
             judged = self._guarded(*judged)
-        if (signer := self._site.rules.signer) is not None:
-            judged = await self._read_signature(signer, *judged)
-        wire, head, judged = await self._equip(judged)
+        equipment = self._equipment = Equipment(
+            self._setup, self._site, self._number, self._head, self._read_body
+        )
+        wire, head, judged = await equipment.put_on(self._target, self._mcp, judged)
         upload = self._upload = Upload(self._client, head, wire, judged=judged, patience=self._patience)
         response = self._site.response
         if self._mcp is not None:
@@ -173,12 +158,11 @@ class Exchange:
         download = self._download = Download(
             self._client,
             self._head,
-            self._equipped.secrets,
+            equipment.equipped.secrets,
             response,
             spending=self._spending,
-            swaps=self._swaps,
-            # What signs never leaves the host: an answer that cannot be searched gives nothing away.
-            unreadable="pass" if self._signature is not None else self._setup.unreadable,
+            swaps=equipment.swaps,
+            unreadable=equipment.unreadable,
         )
         connection = await self._acquire()
         try:
@@ -205,7 +189,7 @@ class Exchange:
         read = await self._read_body(body, LONGEST_LOGIN)
         answer = await self._setup.logins.answer(rules, path, head.block, read)
         if answer is not None:
-            raise _RefusedError(answer)
+            raise RefusedError(answer)
         return body, read
 
     def _judge(self) -> None:
@@ -219,7 +203,7 @@ class Exchange:
         if denial is not None:
             # Who uses an HTTP/2 connection for several hosts then opens another (RFC 9110 §15.5.20).
             misdirected = site.protocol == H2 and denial.code == "authority"
-            raise _RefusedError(denied(denial, status=421 if misdirected else 0))
+            raise RefusedError(denied(denial, status=421 if misdirected else 0))
 
     def _policy_denial(self) -> Denial | None:
         policy, head = self._site.policy, self._head
@@ -281,7 +265,7 @@ class Exchange:
             try:
                 found = parse_authority(name, default_port=default)
             except AuthorityError as error:
-                raise _RefusedError(
+                raise RefusedError(
                     malformed(MalformedError("bad-host", str(error), 400, "client"))
                 ) from error
             if found != site.authority:
@@ -297,7 +281,7 @@ class Exchange:
         if endpoint.policy is None:
             return None, False
         if head.upgrade:
-            raise _RefusedError(unclear(endpoint, "it leaves HTTP"))
+            raise RefusedError(unclear(endpoint, "it leaves HTTP"))
         if head.framing is NONE:
             return None, False
         body = self._body()
@@ -307,12 +291,12 @@ class Exchange:
         elif endpoint.policy.audit:
             judgement = Judgement()
         else:
-            raise _RefusedError(unclear(endpoint, f"it has more than {limit} bytes"))
+            raise RefusedError(unclear(endpoint, f"it has more than {limit} bytes"))
         for call in judgement.calls:
             if (unrecorded := self._setup.mcp.on_call(call)) is not None:
-                raise _RefusedError(denied(unrecorded))
+                raise RefusedError(denied(unrecorded))
         if judgement.answer is not None:
-            raise _RefusedError(judgement.answer)
+            raise RefusedError(judgement.answer)
         return (body, read), judgement.lists
 
     async def _read_body(self, body: Body | FilteredBody, limit: int) -> bytes:
@@ -349,133 +333,9 @@ class Exchange:
         guard = BodyGuard(rules.guarded, rules.where, percent=is_form(self._head))
         return FilteredBody(body, start, guard), b""
 
-    async def _equip(self, judged: Judged) -> tuple[bytes, RequestHead, Judged]:
-        """The head that goes upstream, with the credentials that policy and the table allow here.
-
-        Then the head that tells how the body goes up, and the body.
-        """
-        head, site = self._head, self._site
-        fields = request_fields(head)
-        if not head.host:
-            fields = b"\r\nHost: " + site.host + fields
-        if self._mcp is not None:
-            headers = self._mcp.readdressed(split_fields(fields))
-            fields = join_fields(inspectable(headers) if self._mcp.policy is not None else headers)
-        if site.rules.rules:
-            fields = await self._inject(site.rules, fields)
-        if site.rules.in_frames and head.upgrade == b"websocket":
-            await self._prepare_frames(site.rules.in_frames)
-            fields = join_fields(inspectable(split_fields(fields)))
-        if self._signature is not None:
-            return await self._sign(self._signature, fields), head, judged
-        if site.rules.bindings:
-            return await self._substitute(site.rules.bindings, fields, judged)
-        return request_wire(head.method, self._target, fields), head, judged
-
-    async def _inject(self, rules: SiteRules, fields: bytes) -> bytes:
-        try:
-            draft, others = rules.draft(fields)
-            credentials = [await self._credential(name) for name in draft.credentials]
-            equipped = equip(draft, others, credentials)
-        except MoatError as error:
-            raise _no_credential(error) from error
-        self._use(equipped.grants)
-        self._equipped = equipped
-        return equipped.fields
-
-    async def _read_signature(self, signer: Signer, body: Body | FilteredBody, start: bytes) -> Judged:
-        """Find out what the client has signed; the body is read if it has to be. Raises DeniedError."""
-        head = self._head
-        signature = signer.read(head.method, self._target, head.headers)
-        if signature is None:
-            return body, start
-        if signature.needs_body and not body.done:
-            start += await self._read_body(body, LONGEST_BODY)
-            if not body.done:
-                raise _RefusedError(failed(413, "signature", TOO_LONG, retry=False))
-        self._signature = signer.check(signature, start, time())
-        return body, start
-
-    async def _sign(self, signature: Signature, fields: bytes) -> bytes:
-        """The head that goes upstream, signed with the keys of the run's role."""
-        name = signature.credential
-        try:
-            signed = sign(signature, fields, await self._credential(name), time())
-        except MoatError as error:
-            raise _no_credential(error) from error
-        self._use_more(name)
-        self._watch_for(signed.secrets)
-        self._equipped = self._equipped._replace(names=self._equipped.names | SIGNED_FIELDS)
-        return request_wire(self._head.method, signed.target, signed.fields)
-
-    async def _prepare_frames(self, rules: Sequence[CompiledRule]) -> None:
-        """Credentials that may go out in messages of a WebSocket. They count as used when it opens."""
-        names = tuple(dict.fromkeys(rule.rule.credential for rule in rules))
-        try:
-            self._swaps, secrets = in_frames(rules, {name: await self._credential(name) for name in names})
-        except MoatError as error:
-            raise _no_credential(error) from error
-        self._watch_for(secrets)
-        for name in names:
-            self._use_more(name)
-
-    async def _substitute(
-        self, bindings: Sequence[Binding], fields: bytes, judged: Judged
-    ) -> tuple[bytes, RequestHead, Judged]:
-        """As `_equip`, of a request that may carry credentials in its target or body. Raises DeniedError."""
-        head, target = self._head, self._target
-        wanted = wanted_of(bindings, target, body=head.framing is not NONE)
-        if not wanted:
-            return request_wire(head.method, target, fields), head, judged
-        try:
-            secrets = {
-                name: secret_of(await self._credential(name), name)
-                for name in {binding.credential for binding in wanted}
-            }
-        except MoatError as error:
-            raise _no_credential(error) from error
-        self._watch_for(secrets.values())
-        substitution = Substitution(wanted, secrets, self._site.rules.where, self._use_more)
-        target = substitution.target(target)
-        fields = join_fields(inspectable(split_fields(fields)))
-        body, start = judged
-        if head.framing is not NONE and isinstance(body, Body):
-            filtered = substituted(head, body, start, substitution, self._setup.limits)
-            if filtered is not None:
-                start, limit = b"", self._setup.limits.substituted
-                if head.framing is LENGTH and head.length <= limit:
-                    start = await self._read_body(filtered, limit)
-                head = resized(head, len(start) if filtered.done else None)
-                fields, judged = resized_fields(fields, head), (filtered, start)
-        return request_wire(head.method, target, fields), head, judged
-
-    def _watch_for(self, secrets: Iterable[bytes]) -> None:
-        """Nothing of these comes back."""
-        more = dict.fromkeys((*self._equipped.secrets, *secrets))
-        self._equipped = self._equipped._replace(secrets=tuple(more))
-
-    def _use_more(self, grant: str) -> None:
-        """One more grant is on the request. Raises DeniedError."""
-        grants = self._equipped.grants
-        if grant not in grants:
-            self._use((grant,))
-            self._equipped = self._equipped._replace(grants=(*grants, grant))
-
-    def _use(self, grants: tuple[str, ...]) -> None:
-        """The last moment before a credential can leave: what cannot be recorded does not happen.
-
-        Raises DeniedError.
-        """
-        if grants:
-            refusal = self._setup.on_use(self._number, self._site.name, grants)
-            if refusal is not None:
-                raise DeniedError(refusal)
-
-    async def _credential(self, name: str) -> Credential:
-        source = self._setup.credentials
-        if source is None:
-            raise MoatError(f"no credential source for grant {name}")
-        return await source.credential(name)  # keeps a deadline of its own: its owner may be asked to unlock
+    @property
+    def _equipped(self) -> Equipped:
+        return self._equipment.equipped if self._equipment is not None else NOTHING
 
     @property
     def _patience(self) -> float:
@@ -643,10 +503,6 @@ def _mismatch(reason: str) -> Denial:
         rule="CONNECT host, TLS server name and Host header must agree",
         hint="send each request over a connection of its own host",
     )
-
-
-def _no_credential(error: MoatError) -> _RefusedError:
-    return _RefusedError(failed(502, "credential", str(error), error.hint or "", retry=False))
 
 
 def _bad_upstream(error: MalformedError) -> Answer:
