@@ -19,6 +19,7 @@ _SEQUENCE = re.compile(
     rb"|(?P<escape>[ -/]*[0-OQ-WYZ\\`-~]))"
 )
 _UNFINISHED = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[\]P_^X][^\x07\x1b]*\x1b?|[ -/]*)?\Z")
+_BROKEN = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[\]P_^X][^\x07\x1b]*|[ -/]*)")
 _TITLE = re.compile(rb"\x1b\](?P<kind>[012]);(?P<text>[^\x00-\x1f\x7f]*)(?:\x07|\x1b\\)")
 _MAX_UNFINISHED = 4096  # a string longer than this is not held back any more
 
@@ -230,8 +231,19 @@ def drawing_only(data: bytes) -> bytes:
     Starts after the last full clear, so that what was wiped stays wiped.
     """
     start = max((match.end() for match in _CLEARED.finditer(data)), default=0)
-    kept = _SEQUENCE.sub(_keep_drawing, data[start:])
-    return _UNFINISHED.sub(b"", kept)
+    parts, at = [], start
+    for match in _SEQUENCE.finditer(data, start):
+        parts += (_unbroken(data[at : match.start()]), _keep_drawing(match))
+        at = match.end()
+    return b"".join([*parts, _unbroken(data[at:])])
+
+
+def _unbroken(text: bytes) -> bytes:
+    """Text between sequences, without beginnings of any.
+
+    They must go: what stands between two halves of a sequence is taken out, and the halves would meet.
+    """
+    return _BROKEN.sub(b"", text) if b"\x1b" in text else text
 
 
 def full_screen(data: bytes) -> bytes | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -137,6 +139,16 @@ def test_garbage_of_any_kind(pieces: list[bytes]) -> None:
     for drawn in (drawing_only(whole), full_screen(whole) or b""):
         assert not _left_on(drawn)
     last_line(whole)
+
+
+@pytest.mark.parametrize("between", [b"\x1b1", b"\x1b[?25l", b"\x1b]0;t\x07", b"\x1b\x1b1", b"\x1b"])
+@pytest.mark.parametrize(("first", "last"), [(b"\x1b[", b"6n"), (b"\x1b", b"[6n"), (b"\x1b]", b"52;c;?\x07")])
+def test_halves_do_not_meet_when_what_is_between_them_goes(first: bytes, last: bytes, between: bytes) -> None:
+    """The terminal that a drawing is repeated to would answer (DSR, the clipboard), into the sandbox."""
+    drawn = drawing_only(b"x" + first + between + last + b"y")
+    assert not re.search(rb"\x1b\[\??6n|\x1b\]52", drawn)
+    assert b"\x1b" not in drawn
+    assert drawn.startswith(b"x")
 
 
 def _left_on(drawn: bytes) -> bytes:
