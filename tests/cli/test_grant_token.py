@@ -240,7 +240,7 @@ def test_an_edited_provider_does_not_move_a_credential(moat: Moat, home: Path) -
         (ACME + "inject: {}", ":7:1: duplicate key 'inject'"),
         (ACME.replace("X-Acme-Key", "Host"), ":3:18: no credential belongs into 'Host'"),
         (ACME.replace("X-Acme-Key", '"X Y"'), ":3:18: 'X Y' is not the name of a header"),
-        (ACME.replace("raw", "magic"), "inject.scheme must be one of bearer, basic, raw"),
+        (ACME.replace("raw", "magic"), "inject.scheme must be one of bearer, token, basic, raw"),
         (ACME + "sumary: x", "unknown key 'sumary'; did you mean 'summary'?"),
         (ACME + "validate: {url: http://a.example}", "validate.url must be https://host/path"),
         (ACME.replace("64", "8"), "placeholder.length must be between 64 and 512"),
