@@ -143,9 +143,10 @@ class SiteRules:
 
     @property
     def credentials(self) -> tuple[str, ...]:
-        """Names of those that a request may get."""
-        signed = (self.signer.rule.credential,) if self.signer else ()
-        return tuple(dict.fromkeys((*(rule.rule.credential for rule in self.rules), *signed)))
+        """Names of those that a request may get, in whatever part of it."""
+        bound = [*self.rules, *self.in_frames, *([self.signer] if self.signer else [])]
+        names = [*(each.rule.credential for each in bound), *(each.credential for each in self.bindings)]
+        return tuple(dict.fromkeys(names))
 
     def _may_name_one(self, fields: bytes) -> bool:
         for placeholder in self._placeholders:
