@@ -144,8 +144,10 @@ class SiteRules:
     @property
     def credentials(self) -> tuple[str, ...]:
         """Names of those that a request may get, in whatever part of it."""
-        bound = [*self.rules, *self.in_frames, *([self.signer] if self.signer else [])]
-        names = [*(each.rule.credential for each in bound), *(each.credential for each in self.bindings)]
+        names = [rule.rule.credential for rule in (*self.rules, *self.in_frames)]
+        names += [binding.credential for binding in self.bindings]
+        if self.signer is not None:
+            names.append(self.signer.rule.credential)
         return tuple(dict.fromkeys(names))
 
     def _may_name_one(self, fields: bytes) -> bool:
