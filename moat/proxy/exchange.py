@@ -178,7 +178,7 @@ class Exchange:
             spending=self._spending,
             swaps=self._swaps,
             # What signs never leaves the host: an answer that cannot be searched gives nothing away.
-            unreadable="pass" if self._signature is not None else self._setup.unreadable,
+            unreadable="pass" if self._is_only_signed else self._setup.unreadable,
         )
         connection = await self._acquire()
         try:
@@ -448,6 +448,12 @@ class Exchange:
                 head = resized(head, len(start) if filtered.done else None)
                 fields, judged = resized_fields(fields, head), (filtered, start)
         return request_wire(head.method, target, fields), head, judged
+
+    @property
+    def _is_only_signed(self) -> bool:
+        """No other credential is on the request."""
+        signature = self._signature
+        return signature is not None and self._equipped.grants == (signature.credential,)
 
     def _watch_for(self, secrets: Iterable[bytes]) -> None:
         """Nothing of these comes back."""
