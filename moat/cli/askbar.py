@@ -32,6 +32,9 @@ class AskBar:
         self._waiting: Sequence[Mapping[str, Any]] = ()
         self._since = 0.0
         self._drawn = False
+        self._seen = ""  # the question that was drawn last
+        self.visible = False
+        """Whether the line is on the screen. Where it is not, the program may have drawn one of its own."""
         self._half = False  # the last piece ended within a character
 
     def feed(self, data: bytes, size: Size, modes: Modes) -> bytes:
@@ -55,7 +58,7 @@ class AskBar:
         """The questions as they are now (`questions.Asked` as JSON)."""
         new = {where(question) for question in waiting} - {where(question) for question in self._waiting}
         if _first(waiting) != _first(self._waiting):
-            self._since = time.monotonic()
+            self._since, self._seen = time.monotonic(), ""
         out = self._erase(size)
         self._waiting = waiting
         if new and self.interruptible(modes):  # inside of a string the bell would end it
@@ -87,9 +90,13 @@ class AskBar:
 
     def _draw(self, size: Size, modes: Modes) -> bytes:
         fits = size.rows >= _LEAST_ROWS and size.columns >= _LEAST_COLUMNS
-        if not self._waiting or not fits or not self.interruptible(modes):
+        self.visible = self._drawn = bool(self._waiting) and fits and self.interruptible(modes)
+        if not self._drawn:
             return b""
-        self._drawn = True
+        if modes.painting_held:
+            self.visible = False
+        elif self._seen != _first(self._waiting):
+            self._since, self._seen = time.monotonic(), _first(self._waiting)
         text = line(self._waiting, size.columns - 1, self._keys).encode("ascii")
         return b"%b\x1b[%d;1H\x1b[0;7m%b\x1b[0m\x1b[K%b" % (_SAVE, size.rows, text, _RESTORE)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from moat.chord import Chord
 from moat.cli.display import Display
-from moat.cli.keys import Action, DetachKeys
+from moat.cli.keys import ANSWERS, Action, DetachKeys
 from moat.runtime.handle import RunHandle
 
 _PIECE = 65536
@@ -32,6 +32,7 @@ class Keyboard:
         """act: does what was chosen. leaving: what is typed from here on is for somebody else."""
         self._handle = handle
         self._display = display
+        self._chord = chord
         self._keys = DetachKeys(chord, asked=lambda: display.bar.asks)
         self._act = act
         self._leaving = leaving
@@ -51,7 +52,9 @@ class Keyboard:
             self._hinted = self._hinted and self._keys.called
             if out:
                 send(out)
-            if action:
+            if action in ANSWERS and not self._display.bar.visible:
+                self._open_menu(send)  # it tells which host is meant; what the user has seen may not be ours
+            elif action:
                 self._act(action)
 
     def _typed(self) -> bool:
@@ -74,7 +77,7 @@ class Keyboard:
     def _open_menu(self, send: Callable[[bytes], None]) -> None:
         from moat.cli.session_menu import SessionMenu
 
-        chord = self._keys.forget()
+        chord = self._keys.forget() or self._chord.byte
         with contextlib.suppress(EOFError):
             action = SessionMenu(self._handle, self._display, _read_within, read_only=self._read_only).run()
             if action is Action.CHORD:

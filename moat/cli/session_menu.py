@@ -42,6 +42,7 @@ class SessionMenu:
         self._read = read
         self._read_only = read_only
         self._typed: list[str] = []
+        self._offered = ""  # the host that the menu, as it is on the screen, would answer for
         self._directory = Home.from_environment().run(handle.id)
 
     def run(self) -> Action | None:
@@ -63,9 +64,9 @@ class SessionMenu:
                     self._page(self._snapshot())
                 case "t":
                     self._key(self._network)
-                case "a" if self._asked:
+                case "a" if self._is_asked:
                     return Action.ALLOW
-                case "n" if self._asked:
+                case "n" if self._is_asked:
                     return Action.DENY
                 case "c" if not self._read_only:
                     return Action.CHORD
@@ -75,12 +76,13 @@ class SessionMenu:
                     return None
 
     def _main(self) -> list[str]:
+        self._offered = self._asked
         own = [] if self._read_only else ["k  stop the run", "s  take a snapshot"]
         last = [] if self._read_only else ["c  send the key itself to the program"]
         return [
             f"moat: {self._handle.name}",
             "",
-            *([f"a  allow {self._asked}", f"n  deny {self._asked}", ""] if self._asked else []),
+            *([f"a  allow {self._offered}", f"n  deny {self._offered}", ""] if self._offered else []),
             "d  detach; the run goes on",
             *own,
             "t  what it asks of the network",
@@ -94,6 +96,11 @@ class SessionMenu:
     def _asked(self) -> str:
         """The host that waits for an answer which a key may give now; else nothing."""
         return "" if self._read_only else self._display.bar.chosen or ""
+
+    @property
+    def _is_asked(self) -> bool:
+        """The question that is shown is still the first: it may have been withdrawn for another one."""
+        return self._offered != "" and self._offered == self._asked
 
     # --- pages -----------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from moat.proxy.http1 import Headers
 _GZIP = 16 + zlib.MAX_WBITS
 # gRPC and Connect compress message by message, inside a body that looks plain.
 _BY_MESSAGE = frozenset({b"grpc-encoding", b"connect-content-encoding"})
+# Those that errors and records name: any other word is the server's, and could be what it has been sent.
+_NAMED = frozenset(b"gzip x-gzip deflate br zstd compress x-compress dcb dcz snappy lz4 aws-chunked".split())
 
 
 class UnreadableBodyError(MoatError):
@@ -29,7 +31,8 @@ def _encodings(headers: Headers) -> list[bytes]:
         if key == b"content-encoding" or key in _BY_MESSAGE:
             names = [value.strip(b" \t") for value in values.lower().split(b",")]
             suffix = b" by message" if key in _BY_MESSAGE else b""
-            found += [value + suffix for value in names if value not in {b"", b"identity"}]
+            encoded = [value for value in names if value not in {b"", b"identity"}]
+            found += [(value if value in _NAMED else b"something unknown") + suffix for value in encoded]
     return found
 
 

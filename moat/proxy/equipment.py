@@ -56,8 +56,10 @@ class Equipment:
 
     @property
     def unreadable(self) -> Unreadable:
-        """What signs never leaves the host: an answer that cannot be searched gives nothing away."""
-        return "pass" if self._signature is not None else self._setup.unreadable
+        """What becomes of an answer that cannot be searched. What signs alone never leaves the host."""
+        signature = self._signature
+        only_signed = signature is not None and self.equipped.grants == (signature.credential,)
+        return "pass" if only_signed else self._setup.unreadable
 
     async def put_on(
         self, target: bytes, mcp: McpEndpoint | None, body: Judged

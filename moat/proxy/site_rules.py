@@ -143,9 +143,12 @@ class SiteRules:
 
     @property
     def credentials(self) -> tuple[str, ...]:
-        """Names of those that a request may get."""
-        signed = (self.signer.rule.credential,) if self.signer else ()
-        return tuple(dict.fromkeys((*(rule.rule.credential for rule in self.rules), *signed)))
+        """Names of those that a request may get, in whatever part of it."""
+        names = [rule.rule.credential for rule in (*self.rules, *self.in_frames)]
+        names += [binding.credential for binding in self.bindings]
+        if self.signer is not None:
+            names.append(self.signer.rule.credential)
+        return tuple(dict.fromkeys(names))
 
     def _may_name_one(self, fields: bytes) -> bool:
         for placeholder in self._placeholders:

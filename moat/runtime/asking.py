@@ -12,6 +12,7 @@ port; it never lets a credential out that the rules do not (`_WITH_CREDENTIAL`).
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -33,6 +34,7 @@ _PER_MINUTE = 30  # new questions; who asks faster wants a tired user
 _LINGER = 5.0  # seconds without any client: pip comes back after one
 _MISSED_SECONDS = 300.0  # in which a host that nobody answered for is refused at once
 _MISSED = 64  # of those, the newest
+_VERB = re.compile(r"[A-Z]{1,16}(?:-[A-Z]{1,16})?")
 _TICK = 0.2  # seconds
 _RULE = "network.policy: ask"
 _LATER = 5  # seconds
@@ -121,7 +123,7 @@ class Asking:
             host=question.host,
             port=question.port,
             scheme=question.scheme,
-            method=question.method,
+            method=_verb(question.method),
             path=_path(question.url),
             since=time.time(),
             requests=1,
@@ -265,6 +267,11 @@ def _busy(where: tuple[str, int]) -> Denial:
         f"wait {_LATER} s, then send the same request again",
         _LATER,
     )
+
+
+def _verb(method: str) -> str:
+    """`github.com` is a method to HTTP, and would stand before the host that is asked about."""
+    return method if _VERB.fullmatch(method) else "?"
 
 
 def _path(url: str) -> str:

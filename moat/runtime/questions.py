@@ -1,7 +1,8 @@
 """What a question to the user is, and an answer: the words of supervisor, terminal and programs.
 
 A host that is asked about is canonical (`moat.authority`): ASCII, so that it cannot draw on a terminal, and
-an international name as the network sees it (`xn--…`). Method and path are as a sandbox sent them.
+an international name as the network sees it (`xn--…`). A path is as a sandbox sent it; so is a method, if it
+is a word in capitals, else it is `?`.
 """
 
 from __future__ import annotations

@@ -89,6 +89,11 @@ class Modes:
         return any(mode in self._on for mode in _ALTERNATE)
 
     @property
+    def painting_held(self) -> bool:
+        """The terminal shows nothing of what is drawn now (synchronized output)."""
+        return self._painting_held
+
+    @property
     def interruptible(self) -> bool:
         """Somebody else may draw now, and put the cursor back: no sequence is unfinished, none saved it."""
         return not self._rest and not self._saved

@@ -136,6 +136,29 @@ def test_a_key_means_what_has_been_seen(monkeypatch: pytest.MonkeyPatch) -> None
     assert it.bar.chosen == "b.test:8443"
 
 
+def test_a_key_counts_only_while_the_line_is_on_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that keeps the line away can draw one of its own there, with another host.
+
+    Seen to fail with `visible` always true, and without the new start of the clock in `_draw`.
+    """
+    now = 100.0
+    monkeypatch.setattr(askbar.time, "monotonic", lambda: now)
+    for hiding, showing in ((b"\x1b7", b"\x1b8"), (b"\x1b[?2026h", b"\x1b[?2026l")):
+        it = Screen()
+        it.program(hiding)
+        it.ask(asked("evil.test"))
+        it.program(b"\x1b[10;1H moat: allow GET good.test")
+        now += 1
+        assert not it.bar.visible
+        it.program(showing)
+        assert it.bar.visible
+        assert it.bar.chosen is None, "it has only just appeared"
+        now += 1
+        assert it.bar.chosen == "evil.test:443"
+        it.program(hiding)
+        assert not it.bar.visible
+
+
 def test_the_bell_rings_for_a_new_question_only() -> None:
     it = Screen()
     it.ask(asked("a.test"))

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from moat.cli.session_menu import keys_of
+from moat.cli import askbar
+from moat.cli.display import Display
+from moat.cli.keys import Action
+from moat.cli.session_menu import SessionMenu, keys_of
+from moat.runtime.handle import RunHandle
 from tests.cli.test_attach import BOTH, TUI, state
 from tests.cli.tmux import Tmux
 
@@ -93,6 +97,36 @@ def test_every_screen_comes_back(tmux: Open, moat: Moat, moat_bin: str, embedded
 def strip(screen: str) -> list[str]:
     """Without the command line of vim, which it wipes when it paints everything."""
     return ["" if line.startswith(("/", ":")) else line for line in screen.splitlines()]
+
+
+def test_the_menu_answers_for_the_host_that_it_shows(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A sandbox withdraws one question for another just before the key.
+
+    Seen to fail with `_is_asked` looking at `_asked` alone.
+    """
+    now = 100.0
+    monkeypatch.setattr(askbar.time, "monotonic", lambda: now)
+    monkeypatch.setenv("TERM", "xterm")
+    display = Display(terminal=True, ask_for_screen=lambda: None, chord="ctrl-/")
+
+    def waits(host: str) -> None:
+        nonlocal now
+        display.ask([{"host": host, "port": 443, "method": "GET", "path": "/", "requests": 1}])
+        now += 1
+
+    def typed(_seconds: float) -> bytes:
+        shown.append(capfd.readouterr().out)
+        if len(shown) == 1:
+            waits("evil.test")
+        return b"a"
+
+    shown: list[str] = []
+    waits("good.test")
+    handle = RunHandle(id="run_000000000000", name="work", socket=Path("none"), tty=True, stdin=True)
+    assert SessionMenu(handle, display, typed, read_only=False).run() is Action.ALLOW
+    assert ["a  allow good.test" in shown[0], "a  allow evil.test" in shown[1]] == [True, True]
 
 
 @pytest.mark.parametrize("runtime", BOTH)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from moat.runtime.git import layout, obeyed
+from moat.runtime.git import inner, layout, obeyed
 from tests.git.kit import git, repository
 
 
@@ -52,6 +54,43 @@ def test_a_pointer_that_is_a_pipe_leads_nowhere(tmp_path: Path, name: str) -> No
     (own / name).unlink()
     os.mkfifo(own / name)
     assert layout.find(tmp_path) is None
+
+
+def test_a_pipe_that_takes_the_place_of_a_file_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the file and its opening.
+
+    Seen failing, by waiting for ever, with `path.open("rb")` in `_digest`.
+    """
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    config = tmp_path / ".git" / "config"
+    plain = os.lstat(config)
+    config.unlink()
+    os.mkfifo(config)
+    monkeypatch.setattr(obeyed.os, "lstat", lambda *_, **__: plain)
+    rescue = threading.Timer(3, lambda: os.close(os.open(config, os.O_WRONLY)))
+    rescue.start()
+    began = time.monotonic()
+    assert obeyed._digest(config)
+    rescue.cancel()
+    assert time.monotonic() - began < 3
+
+
+def test_a_giant_index_is_counted_in_pieces(tmp_path: Path) -> None:
+    """Seen failing with the whole of it read: 200 MB of a sandbox's in the supervisor, each second."""
+    index = tmp_path / "index"
+    with index.open("wb") as file:
+        for at in (0, inner._PIECE - 2, 3 * inner._PIECE):
+            file.seek(at)
+            file.write(inner._GITLINK)
+        file.truncate(200 << 20)
+    tracemalloc.start()
+    try:
+        assert inner._gitlinks(index) == 3
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_too_many_files_to_look_through_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

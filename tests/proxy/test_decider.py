@@ -14,9 +14,10 @@ from dataclasses import replace
 import anyio
 import pytest
 
+from moat.grants import Surface
 from moat.proxy import Denial, Limits, Policy, Question
 from moat.rules import parse_host_rule
-from tests.proxy.conftest import PLACEHOLDER, SECRET, House, HouseMaker, house, tls_origin
+from tests.proxy.conftest import PLACEHOLDER, RULE, SECRET, House, HouseMaker, house, tls_origin
 from tests.proxy.peers import Origin, Wire, echo
 from tests.proxy.test_exchange import API, OTHER, get, post
 
@@ -123,6 +124,30 @@ def test_what_a_rule_allows_need_not_be_asked_about(origin: Origin) -> None:
         assert answer(wire, get("/known/x"))[0] == 200
         assert answer(wire, get("/else"))[0] == 200
     assert urls == ["https://api.test/else"]
+
+
+@pytest.mark.parametrize("surfaces", [("header",), ("path",), ("query", "body"), ("websocket",)])
+def test_it_is_told_of_every_credential_that_may_go_out(
+    surfaces: tuple[Surface, ...], origin: Origin
+) -> None:
+    """Wherever in the request it goes: an answer about a host must not let a credential out with it.
+
+    Seen to fail with `SiteRules.credentials` telling of headers alone: after a yes the token of a bot left in a path.
+    """
+    seen: list[Question] = []
+
+    async def decide(question: Question) -> bool:
+        seen.append(question)
+        return not question.grants
+
+    rule = replace(RULE, surfaces=surfaces)
+    with (
+        asked(decide, origins={API: origin}, rules=[rule], policy=Policy("ask")) as made,
+        made.tunnel() as wire,
+    ):
+        assert answer(wire, get("/a"))[0] == 403
+        assert made.credentials.asked == []
+    assert seen[0].grants == ("demo",)
 
 
 async def _raises(_: Question) -> bool:

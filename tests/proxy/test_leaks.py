@@ -283,6 +283,29 @@ def test_what_cannot_be_searched_passes_where_the_user_says_so():
             )
 
 
+def test_an_error_quotes_nothing_of_a_server_s() -> None:
+    """A server that sends what it got where only a few words make sense.
+
+    Seen to fail with all words in `_encodings` named: answer and record held the secret in small letters.
+    """
+
+    def script(wire: Wire) -> None:
+        token = (wire.message().get("authorization") or "").removeprefix("Bearer ")
+        wire.send(reply(200, b"opaque", f"Content-Encoding: br, {token}"))
+
+    with tls_origin(script, "bearer.test") as origin:
+        origins = {("bearer.test", 443): origin}
+        with house("uvloop", origins=origins, rules=(RULES["bearer"],)) as made:
+            made.credentials.secrets = {"demo": SECRET.decode()}
+            with made.tunnel("bearer.test") as wire:
+                wire.send(b"GET / HTTP/1.1\r\nHost: bearer.test\r\n\r\n")
+                answer = wire.message()
+            assert (answer.status, answer.get("x-moat-error")) == (502, "unreadable")
+            told = f"{answer.headers} {answer.body!r} {made.event()!r}".lower()
+            assert "encoded as br, something unknown" in told
+            assert SECRET.decode().lower() not in told
+
+
 # --- every part is needed --------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ Seen to fail: with `Signer.check` returning at once all of `test_what_is_not_sig
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth, SigV4Auth, SigV4QueryAu
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from moat.grants import Credential, CredentialInfo, CredentialKind, Secret, SigningRule
+from moat.grants import Credential, CredentialInfo, CredentialKind, InjectionRule, Secret, SigningRule
 from moat.proxy.answers import denied
 from moat.proxy.aws_errors import shaped
 from moat.proxy.events import DeniedError
@@ -26,6 +27,8 @@ from moat.proxy.signing import Signed, Signer, sign
 from moat.proxy.site_rules import InjectionTable
 from moat.sigv4 import Keys
 from tests.fakes.aws import DYNAMO, REGION, S3, STS, FakeAws
+from tests.proxy.conftest import SECRET, house, tls_origin
+from tests.proxy.peers import Wire, reply
 from tests.vault.vendor import Asked
 
 KEY_ID, KEY = "AKIAPLACEHOLDER00000", "moatPLACEHOLDER0000000000000000000000000"
@@ -194,6 +197,29 @@ def test_not_for_tomorrow() -> None:
     assert b"X-Amz-Expires=29" in signed.target or b"X-Amz-Expires=30" in signed.target
     with pytest.raises(DeniedError, match="has ended"):
         url.through(now=time.time() + 61)
+
+
+def test_another_credential_beside_a_signature_is_searched_for() -> None:
+    """An API gateway that wants both. What cannot be searched passes for a signature alone.
+
+    Seen to fail with a signature being enough for an answer to pass.
+    """
+
+    def script(wire: Wire) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                wire.message()
+                wire.send(reply(200, b"opaque", "Content-Encoding: br"))
+
+    client = Client(S3, "/bucket/x")
+    head = b"GET %b HTTP/1.1%b\r\n\r\n" % (client.target, join_fields(client.headers))
+    both = (RULE, InjectionRule("demo", (S3,), "x-api-key", scheme="raw"))
+    with tls_origin(script, S3) as origin:
+        for rules, status in (((RULE,), 200), (both, 502)):
+            with house(origins={(S3, 443): origin}, rules=rules) as made, made.tunnel(S3) as wire:
+                made.credentials.secrets = {"aws": CREDENTIAL.secret.reveal(), "demo": SECRET}
+                wire.send(head)
+                assert wire.message().status == status
 
 
 def test_what_is_not_of_the_run_s_key_passes() -> None:

@@ -74,10 +74,16 @@ class Desk:
 
 
 def question(
-    url: str, host: str, port: int, *, undecided: bool = True, grants: tuple[str, ...] = ()
+    url: str,
+    host: str,
+    port: int,
+    *,
+    undecided: bool = True,
+    grants: tuple[str, ...] = (),
+    method: str = "GET",
 ) -> Question:
     where = host if port == 443 else f"{host}:{port}"
-    return Question(1, "https", host, port, "GET", f"https://{where}{url}", (), grants, undecided)
+    return Question(1, "https", host, port, method, f"https://{where}{url}", (), grants, undecided)
 
 
 @pytest.fixture
@@ -212,6 +218,15 @@ async def test_what_a_sandbox_can_ask_is_bounded(desk: Callable[..., Awaitable[D
         await it.ask(f"/{number}", f"host{number}.test")
     asked = [data["host"] for event, data in it.notes.events if event == "ask.asked"]
     assert len(asked) == 30, "questions in a minute: nobody is asked until he is tired"
+
+
+async def test_a_method_cannot_pose_as_the_host(desk: Callable[..., Awaitable[Desk]]) -> None:
+    """`moat: allow github.com evil.test/`: a method may hold dots. Seen to fail with the method as it came."""
+    it = await desk()
+    sent = ("github.com", "GET|api.github.com", "PROPFIND", "VERSION-CONTROL", "get")
+    for number, method in enumerate(sent):
+        await it.ask("/", f"host{number}.test", method=method)
+    assert [asked.method for asked in it.asking.waiting] == ["?", "?", "PROPFIND", "VERSION-CONTROL", "?"]
 
 
 async def test_no_credential_goes_out_because_of_an_answer(desk: Callable[..., Awaitable[Desk]]) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from moat.runtime.git.layout import Repository
 from moat.runtime.git.obeyed import submodules
 
 _GITLINK = b"\0\0\xe0\0"  # the mode 160000 as an index has it; elsewhere in it by chance
 _LARGEST = 256 << 20  # bytes of an index
+_PIECE = 1 << 20  # bytes that are in memory at one time: a sandbox makes an index as large as it likes
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _Stamp = tuple[int, int, int]
 
@@ -65,6 +67,16 @@ def _gitlinks(path: Path) -> int:
     try:
         fd = os.open(path, _READ)
         with os.fdopen(fd, "rb") as file:
-            return file.read(_LARGEST).count(_GITLINK)
+            return _count(file)
     except OSError:
         return 0
+
+
+def _count(file: BinaryIO) -> int:
+    found, rest, left = 0, b"", _LARGEST
+    while left > 0 and (piece := file.read(min(_PIECE, left))):
+        left -= len(piece)
+        piece = rest + piece
+        found += piece.count(_GITLINK)
+        rest = piece[1 - len(_GITLINK) :]
+    return found

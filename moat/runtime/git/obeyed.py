@@ -26,6 +26,7 @@ MAX_ENTRIES = 400_000  # of the workspace; a second or two
 TOO_MANY = f"made more than {MAX_ENTRIES:,} files: not all of them were looked through for repositories"
 _FILES = ("config", "config.worktree", "commondir", "gitdir")
 _LARGEST = 1 << 20  # bytes of one file that are read
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _UNREAD = "unread"
 _PLAIN = (
     "plain "  # before the digest of a configuration that runs nothing: what `git init` and `git clone` write
@@ -225,7 +226,7 @@ def _digest(path: Path) -> str:
             return _link(os.readlink(path))
         if not stat.S_ISREG(info.st_mode):
             return f"kind {stat.S_IFMT(info.st_mode):o}"
-        with path.open("rb") as file:
+        with os.fdopen(os.open(path, _READ), "rb") as file:  # a sandbox may have put a pipe there by now
             content = hashlib.sha256(file.read(_LARGEST))
     except OSError:
         return _UNREAD
