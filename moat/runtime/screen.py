@@ -236,7 +236,8 @@ def drawing_only(data: bytes) -> bytes:
     Starts after the last full clear, so that what was wiped stays wiped.
     """
     start = max((match.end() for match in _CLEARED.finditer(data)), default=0)
-    parts, at = [], start
+    parts: list[bytes] = []
+    at = start
     for match in _SEQUENCE.finditer(data, start):
         parts += (_unbroken(data[at : match.start()]), _keep_drawing(match))
         at = match.end()
