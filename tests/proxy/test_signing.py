@@ -106,7 +106,7 @@ class Client:
         Client(DYNAMO, "/", b"{}", method="POST", headers={"X-Amz-Target": "DynamoDB_20120810.GetItem"}),
         Client(DYNAMO, "/a%20b/../c//d/?x=%20", b"{}", method="POST"),
         Client(STS, "/", IDENTITY, method="POST", headers=FORM),
-        Client(STS, f"/?{IDENTITY.decode()}", presigned=60),
+        Client(STS, f"/?{IDENTITY.decode()}", presigned=86400),
     ],
     ids=["get", "list", "put", "presigned", "presigned-put", "json", "path", "sts", "presigned-sts"],
 )
@@ -176,7 +176,7 @@ def test_what_is_not_signed_for(make: Callable[[], Client]) -> None:
         Client(STS, "/", b"Action=AssumeRole&RoleArn=x", method="POST", headers=FORM),
         Client(STS, "/", IDENTITY + b"&Action=GetSessionToken", method="POST", headers=FORM),
         Client(STS, "/?Action=GetFederationToken", IDENTITY, method="POST", headers=FORM),
-        Client(STS, "/?%41ction=GetSessionToken", presigned=60),
+        Client(STS, "/?%41ction=GetSessionToken", presigned=86400),
         Client(STS, "/", b'{"Action": "GetCallerIdentity"}', method="POST"),
         Client(STS, "/", IDENTITY, method="POST", headers=FORM | {"X-Amz-Target": "x.AssumeRole"}),
         Client(STS, "/service/x/operation/AssumeRole", IDENTITY, method="POST", headers=FORM),
