@@ -89,7 +89,8 @@ def test_no_frame_brings_the_credential_back(world: World, runtime: str) -> None
     stars = "*" * len(world.secret)
     assert json.loads(whole) == {"key": stars}
     assert pieces == plain == stars
-    assert length == f"{len(world.secret)} {world.secret[:14]}", "the real one had gone out"
+    # The beginning of a secret at the end of a message is masked as well.
+    assert length == f"{len(world.secret)} {'*' * 14}", "the real one had gone out"
     run = json.loads(world.command("list", "--json").stdout)[0]["id"]
     (line,) = [
         json.loads(line) for line in world.command("trace", "--network", "--json", run).stdout.splitlines()
