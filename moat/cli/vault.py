@@ -48,7 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     taking.add_argument("file", metavar="FILE", help="what `moat vault export` wrote; - for standard input")
     taking.add_argument("-i", "--identity", metavar="KEYFILE", help="an age identity, or an SSH private key")
     taking.add_argument("--replace", action="store_true", help="also those that are here already")
-    taking.add_argument("--commands", action="store_true", help="also those that come from a command")
+    taking.add_argument(
+        "--sources",
+        action="store_true",
+        help="also those that this machine would give: from a command, a variable, a password manager",
+    )
     for action in (export, taking):
         action.add_argument(
             "--passphrase-fd", type=int, metavar="N", help="read the passphrase from this descriptor"
@@ -140,8 +144,9 @@ def _objection(info: CredentialInfo, here: Collection[str], options: argparse.Na
         return str(error)
     if info.name in here and not options.replace:
         return "it is granted here already (--replace)"
-    if origin is not None and origin.kind == "command" and not options.commands:
-        return f"it would run a command on this machine (--commands): {origin.text}"
+    if origin is not None and not options.sources:
+        what = "run a command on this machine" if origin.kind == "command" else "be taken from this machine"
+        return f"it would {what}, for {', '.join(info.hosts)} (--sources): {origin.text}"
     return ""
 
 

@@ -6,6 +6,7 @@ file from somebody else decides what is run on this machine.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from moat.cli.vault import _objection
 from moat.grants import CredentialInfo, CredentialKind, Secret
 from moat.paths import Home
 from moat.vault import Vault, open_vault
@@ -63,10 +65,13 @@ def test_age_opens_it_and_so_does_the_other_machine(
     there = another_machine(tmp_path)
     taken = moat("vault", "import", str(file), "-i", str(key), env=there)
     assert (taken.returncode, taken.stdout) == (0, "github imported\n"), taken.stderr
-    assert "linear left out: it would run a command on this machine (--commands): cat /kept" in taken.stderr
+    assert (
+        "linear left out: it would run a command on this machine, for api.linear.app (--sources): cat /kept"
+        in taken.stderr
+    )
     assert traces(SECRET, tmp_path / "other") == []
     again = json.loads(
-        moat("vault", "import", str(file), "-i", str(key), "--commands", "--json", env=there).stdout
+        moat("vault", "import", str(file), "-i", str(key), "--sources", "--json", env=there).stdout
     )
     assert again == {"imported": ["linear"], "left": {"github": "it is granted here already (--replace)"}}
     shown = json.loads(moat("grant", "show", "github", "--json", env=there).stdout)
@@ -148,3 +153,14 @@ def test_a_full_disk_leaves_no_half_a_file(moat_bin: str, vault: Vault, tmp_path
     assert done.returncode != 0
     assert done.stderr.startswith("moat: error: File too large"), done.stderr
     assert not (tmp_path / "full.age").exists()
+
+
+@pytest.mark.parametrize("reference", ["env://AWS_SECRET_ACCESS_KEY", "op://Private/github/token"])
+def test_what_this_machine_would_give_is_held_back(reference: str) -> None:
+    """Seen to fail with commands held back alone: the sender's own host would get a variable of the receiver's."""
+    origin = Origin.reference(reference).metadata
+    info = CredentialInfo("linear", CredentialKind.TOKEN, ("evil.example",), NOW, None, origin)
+    for sources, reason in ((False, "for evil.example (--sources)"), (True, "")):
+        options = argparse.Namespace(replace=False, sources=sources)
+        assert reason in _objection(info, (), options)
+        assert bool(_objection(info, (), options)) is not sources
