@@ -129,7 +129,7 @@ def test_files_of_the_workspace_that_its_configuration_names(tmp_path: Path) -> 
 def told_at_once(moat_bin: str, name: str, place: Path, script: str, line: str) -> str:
     """Run `script`, and go on only when `line` was told; returns what is told after that.
 
-    Seen failing, by waiting for ever, with `Inner.changed` returning False.
+    Seen failing with `Inner.changed` returning False: nothing is told until the run has been ended.
     """
     whole = f"{script}\nwhile [ ! -e go ]; do sleep 0.05; done"
     words = [moat_bin, "run", "--name", name, "--runtime", "embedded", "--", "sh", "-c", whole]
@@ -142,8 +142,12 @@ def told_at_once(moat_bin: str, name: str, place: Path, script: str, line: str) 
         text=True,
     ) as process:
         assert process.stderr is not None
+        ended = threading.Timer(30, (place / "go").touch)
+        ended.start()
         while (told := process.stderr.readline().rstrip("\n")) != line:
             assert told, "it ended without a word"
+        assert not (place / "go").exists(), "it was told at the end only"
+        ended.cancel()
         (place / "go").touch()
         rest = process.communicate(timeout=60)[1]
     assert process.returncode == 0, rest
