@@ -13,6 +13,7 @@ from moat.cli.chord import chosen
 from moat.cli.common import add_chord_option
 from moat.cli.output import safe, say
 from moat.cli.parser import Parser
+from moat.cli.results import tell_results
 from moat.cli.terminal import attach
 from moat.errors import MoatError, RunNotFoundError, UsageError
 from moat.paths import Home
@@ -50,7 +51,9 @@ def main(argv: Sequence[str]) -> int:
     chord = chosen(home)
     if sys.stderr.isatty():
         say(f"attached to {record.name} ({_keys(record, chord, read_only=options.read_only)})")
-    return attach(RunHandle.of(record), read_only=options.read_only, steal=options.steal, chord=chord)
+    status = attach(RunHandle.of(record), read_only=options.read_only, steal=options.steal, chord=chord)
+    tell_results(home, record.id, failed=status != 0)
+    return status
 
 
 def _keys(record: RunRecord, chord: Chord, *, read_only: bool) -> str:

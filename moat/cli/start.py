@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime as dt
 import os
@@ -14,12 +13,13 @@ from moat.chord import Chord
 from moat.cli import terminal
 from moat.cli.chord import chosen
 from moat.cli.display import size
-from moat.cli.output import Progress, emit, emit_json, git_warning, safe, say
-from moat.errors import MissingGrantsError, MoatError, StartError
+from moat.cli.output import Progress, emit, emit_json, git_warning, say
+from moat.cli.results import tell_results
+from moat.errors import MissingGrantsError, StartError
 from moat.paths import Home
 from moat.runtime import known, launch
 from moat.runtime.handle import RunHandle
-from moat.runtime.records import RunRecord, read
+from moat.runtime.records import read
 from moat.runtime.request import RunRequest
 from moat.runtime.size import Size
 from moat.runtime.variables import protected
@@ -81,51 +81,13 @@ def _tell_of_git(request: RunRequest, home: Home) -> None:
 def _stay(handle: RunHandle, home: Home, chord: Chord, *, compare: bool) -> int:
     try:
         status = terminal.attach(handle, lead=True, chord=chord)
-        _tell_results(home, handle, compare=compare, failed=status != 0)
+        tell_results(home, handle.id, compare=compare, failed=status != 0)
         return status
     except StartError:
         record = read(home, handle.id)
         if record is None or not record.error:
             raise
         raise StartError(record.error, hint=f"moat logs {handle.id}") from None
-
-
-def _tell_results(home: Home, handle: RunHandle, *, compare: bool, failed: bool) -> None:
-    """Why the run may have failed; on a terminal also what it changed and was warned of.
-
-    Whatever goes wrong here is not the command's failure.
-    """
-    record = read(home, handle.id)
-    if record is None or not record.state.ended:
-        return
-    with contextlib.suppress(MoatError, OSError, KeyboardInterrupt):
-        if failed and record.grants:
-            from moat.cli.refused import tell_refused
-
-            tell_refused(home, record)
-        if not _is_terminal(2):
-            return
-        if record.warned:
-            from moat.cli.warnings import tell_warned
-
-            tell_warned(home, record)
-        told = [_requests(home, record)]
-        if compare:
-            from moat.cli.review import summary
-
-            if numbers := summary(home, record):
-                told.append(f"{numbers} — moat review {record.name}")
-        if line := "; ".join(filter(None, told)):
-            say(safe(line))
-
-
-def _requests(home: Home, record: RunRecord) -> str:
-    """`12 requests, 1 denied, 3 with anthropic`."""
-    from moat.runtime.tally import Tally, summary
-
-    tally = Tally(home.run(record.id) / "network.jsonl")
-    tally.update()
-    return summary(tally)
 
 
 def wanted_size(*, interactive: bool, detach: bool) -> Size | None:

@@ -220,6 +220,22 @@ async def test_a_report_in_a_browser(run: RunRecord, moat: Moat, home: Path, tmp
 
 
 @pytest.mark.embedded
+def test_the_end_is_summed_up_for_who_has_come_back(
+    home: Path, moat: Moat, moat_bin: str, tmp_path: Path
+) -> None:
+    script = "until [ -e go ]; do sleep 0.05; done; touch got; exit 3"
+    place = tmp_path / "workspace"
+    started = moat("run", "-d", "--runtime", "embedded", "--name", "long", "--", "sh", "-c", script)
+    assert started.returncode == 0, started.stderr
+    with pexpect.spawn(moat_bin, ["attach", "long"], cwd=place, timeout=30, encoding="utf-8") as terminal:
+        terminal.expect_exact("attached to long")
+        (place / "go").touch()
+        terminal.expect_exact("moat: 2 files added — moat review long")
+        terminal.expect(pexpect.EOF)
+    assert terminal.exitstatus == 3
+
+
+@pytest.mark.embedded
 def test_the_end_of_a_run_is_summed_up_and_its_phases_are_told(
     home: Path, moat: Moat, moat_bin: str, tmp_path: Path
 ) -> None:

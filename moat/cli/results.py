@@ -1,0 +1,50 @@
+"""What is told to whoever was there when a run ended."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+from moat.cli.output import safe, say
+from moat.errors import MoatError
+from moat.paths import Home
+from moat.runtime.records import RunRecord, read
+
+
+def tell_results(home: Home, run: str, *, compare: bool = True, failed: bool) -> None:
+    """Why the run may have failed; on a terminal also what it changed and was warned of.
+
+    `run` is an id. Without `compare` the workspace is not looked at. Whatever goes wrong here is not the
+    command's failure.
+    """
+    record = read(home, run)
+    if record is None or not record.state.ended:
+        return
+    with contextlib.suppress(MoatError, OSError, KeyboardInterrupt):
+        if failed and record.grants:
+            from moat.cli.refused import tell_refused
+
+            tell_refused(home, record)
+        if not sys.stderr.isatty():
+            return
+        if record.warned:
+            from moat.cli.warnings import tell_warned
+
+            tell_warned(home, record)
+        told = [_requests(home, record)]
+        if compare:
+            from moat.cli.review import summary
+
+            if numbers := summary(home, record):
+                told.append(f"{numbers} — moat review {record.name}")
+        if line := "; ".join(filter(None, told)):
+            say(safe(line))
+
+
+def _requests(home: Home, record: RunRecord) -> str:
+    """`12 requests, 1 denied, 3 with anthropic`."""
+    from moat.runtime.tally import Tally, summary
+
+    tally = Tally(home.run(record.id) / "network.jsonl")
+    tally.update()
+    return summary(tally)
