@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,15 +97,24 @@ def private_dir(path: Path) -> Path:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Replace `path` with `data`, 0600. A crash leaves the old file or the new one, never a half."""
+    """Replace `path` with `data`, 0600, in a directory that is the user's alone."""
+    private_dir(path.parent)
+    replace_file(path, data)
+
+
+def replace_file(path: Path, data: bytes, prepare: Callable[[int], None] = lambda _fd: None) -> None:
+    """Replace `path` with `data`. A crash leaves the old file or the new one, never a half.
+
+    `prepare` gets the descriptor of the new file, which is 0600, before it takes the place of the old one.
+    """
     import tempfile  # 8 ms, which commands that only read need not pay
 
-    private_dir(path.parent)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
+            prepare(file.fileno())
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from moat.config.network import NetworkConfig
 from moat.config.rewrite import rewritten
 from moat.config.workspace import FILES, load, load_file
 from moat.errors import ConfigError
+from moat.paths import replace_file
 from moat.rules import parse_entry_host
 
 
@@ -68,17 +67,10 @@ def _replace(path: Path, text: str) -> None:
     """Write the file anew, with the mode and owner that it had; a crash leaves the old one or the new one."""
     like = os.stat(path) if path.exists() else None
     owner = like or os.stat(path.parent)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fchmod(file.fileno(), like.st_mode & 0o777 if like else 0o644)
-            if os.geteuid() == 0:
-                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+
+    def prepare(fd: int) -> None:
+        os.fchmod(fd, like.st_mode & 0o777 if like else 0o644)
+        if os.geteuid() == 0:
+            os.fchown(fd, owner.st_uid, owner.st_gid)
+
+    replace_file(path, text.encode(), prepare)

@@ -31,13 +31,12 @@ from moat.runtime.sandbox import (
     Egress,
     EgressSockets,
     Mount,
-    Output,
     Probe,
     Progress,
     SandboxSpec,
 )
 from moat.runtime.size import Size
-from moat.runtime.stdio import Stdio, open_pipes, open_terminal
+from moat.runtime.stdio import OverStdio, Stdio, open_pipes, open_terminal
 
 _SCRATCH = "/tmp"  # noqa: S108 - covered by a private tmpfs in the launcher's own mount namespace
 _START_DEADLINE = 20.0  # seconds; takes a tenth of one
@@ -55,7 +54,7 @@ _HINTS = {
 }
 
 
-class EmbeddedSandbox:
+class EmbeddedSandbox(OverStdio):
     """Implements `sandbox.Sandbox`. The sandbox ends with the thread that made it (PR_SET_PDEATHSIG)."""
 
     def __init__(
@@ -129,18 +128,6 @@ class EmbeddedSandbox:
             os.close(self._release)
             self._release = None
             self._started = True
-
-    async def read(self) -> Output | None:
-        return await self._stdio.read()
-
-    async def write(self, data: bytes) -> None:
-        await self._stdio.write(data)
-
-    async def close_stdin(self) -> None:
-        await self._stdio.close_stdin()
-
-    async def resize(self, size: Size) -> None:
-        self._stdio.resize(size)
 
     async def signal(self, number: int) -> None:
         """Before the start and after the end there is nobody to signal, and nothing happens."""

@@ -16,9 +16,9 @@ from pathlib import Path
 import moat
 from moat.errors import StartError
 from moat.runtime.launcher import bootstrap
-from moat.runtime.sandbox import WORKSPACE, Output
+from moat.runtime.sandbox import WORKSPACE
 from moat.runtime.size import Size
-from moat.runtime.stdio import Stdio, open_pipes, open_terminal
+from moat.runtime.stdio import OverStdio, Stdio, open_pipes, open_terminal
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ def execute(
     return EmbeddedExecution(process, stdio, told)
 
 
-class EmbeddedExecution:
+class EmbeddedExecution(OverStdio):
     """Implements `sandbox.Execution`."""
 
     def __init__(self, process: subprocess.Popen[bytes], stdio: Stdio, told: int) -> None:
@@ -93,18 +93,6 @@ class EmbeddedExecution:
         asyncio.get_running_loop().remove_reader(self._handle)
         os.close(self._handle)
         self._exit.set_result(status if status >= 0 else 128 - status)
-
-    async def read(self) -> Output | None:
-        return await self._stdio.read()
-
-    async def write(self, data: bytes) -> None:
-        await self._stdio.write(data)
-
-    async def close_stdin(self) -> None:
-        await self._stdio.close_stdin()
-
-    async def resize(self, size: Size) -> None:
-        self._stdio.resize(size)
 
     async def signal(self, number: int) -> None:
         group = self._stdio.foreground()

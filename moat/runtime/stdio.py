@@ -25,6 +25,24 @@ _EOF_CHARACTER = 4  # ^D, until the program chooses another
 Stream = Literal["stdout", "stderr"]
 
 
+class OverStdio:
+    """What a `sandbox.Sandbox` and a `sandbox.Execution` do with the streams of their command."""
+
+    _stdio: Stdio
+
+    async def read(self) -> Output | None:
+        return await self._stdio.read()
+
+    async def write(self, data: bytes) -> None:
+        await self._stdio.write(data)
+
+    async def close_stdin(self) -> None:
+        await self._stdio.close_stdin()
+
+    async def resize(self, size: Size) -> None:
+        self._stdio.resize(size)
+
+
 class Stdio:
     """Made by `open_terminal` or `open_pipes`. `child` are the command's 0, 1 and 2 until `started`."""
 
