@@ -20,8 +20,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moat.proxy.placeholders import finder
 from moat.proxy.relay import PartingError
 from moat.proxy.scrub import Scrubber, mask
+from moat.proxy.substitute import Substituted
 
 _LONGEST_HEAD = 14
 _WHOLE = 64 * 1024  # a frame of this size is waited for; messages of honest servers are seldom longer
@@ -160,18 +162,16 @@ class ClientFrames(_Frames):
     def __init__(self, swaps: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """`swaps`: placeholder, and what goes out in its place."""
         super().__init__()
-        self._swaps = tuple(swaps)
-        self._held = b""
+        self._substituted: Substituted | None = None
+        if swaps:
+            placeholders, secrets = zip(*swaps, strict=True)
+            self._substituted = Substituted(finder(placeholders, percent=False), secrets, lambda _found: None)
 
     def _text(self, opcode: int, payload: bytes, *, last: bool) -> bytes:
-        if opcode != _TEXT or not self._swaps:
+        if opcode != _TEXT or self._substituted is None:
             return payload
-        text = self._held + payload
-        for placeholder, secret in self._swaps:
-            text = text.replace(placeholder, secret)
-        size = 0 if last else max(_beginning(text, placeholder) for placeholder, _ in self._swaps)
-        self._held = text[len(text) - size :]
-        return text[: len(text) - size]
+        leaving = self._substituted.feed(payload)
+        return leaving + self._substituted.finish() if last else leaving
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +230,3 @@ def _unmasked(payload: bytes, key: bytes, at: int) -> bytes:
     turned = key[at % 4 :] + key[: at % 4]
     stream = (turned * (len(payload) // 4 + 1))[: len(payload)]
     return (int.from_bytes(payload) ^ int.from_bytes(stream)).to_bytes(len(payload))
-
-
-def _beginning(text: bytes, needle: bytes) -> int:
-    """How many bytes at the end of `text` could begin `needle`."""
-    for size in range(min(len(needle) - 1, len(text)), 0, -1):
-        if text.endswith(needle[:size]):
-            return size
-    return 0

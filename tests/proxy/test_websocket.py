@@ -1,7 +1,7 @@
 """WebSockets with a credential: frames at every split, what is masked and put in, and what is no frame.
 
 Seen to fail: with `finish` left out at the end of a message (it waits for ever), with a new `Scrubber` for each frame
-(fragments bring the secret), with `_beginning` giving 0 (a placeholder over two frames stays), with each
+(fragments bring the secret), with `Finder.held` giving 0 (a placeholder over two frames stays), with each
 check of `_head` and `_begin` left out, without the look at Sec-WebSocket-Extensions.
 """
 
@@ -147,6 +147,13 @@ def test_client_frames_at_every_split() -> None:
         assert found.messages == expected, at
         assert found.controls == [(10, b"pong"), (8, (1000).to_bytes(2) + held)]
         assert frames.messages == 3
+
+
+def test_what_was_put_in_is_not_read_again() -> None:
+    """Its end and what follows may look like a placeholder. Seen failing with `bytes.replace` and the rest held."""
+    frames = ClientFrames([(b"PH-AAAA", b"xPH-AAA")])
+    wire = frames.feed(frame(1, b"PH-AAAA", last=False, key=KEY) + frame(0, b"A", key=KEY))
+    assert read(wire).messages == [(1, b"xPH-AAAA")]
 
 
 def test_random_messages_in_random_frames_and_pieces() -> None:
