@@ -118,7 +118,7 @@ def test_a_login_is_renewed_on_the_host_and_used_from_the_sandbox(
     assert json.loads(settings)["security"]["auth"]["selectedType"] == "oauth-personal"
     assert "REAL" not in run.stdout + run.stderr
     assert google.foreign == ["/token 1//of-another-login"]  # nothing else of the sandbox's came here
-    assert google.given >= 3
+    assert google.given >= 2  # the first when it was granted
     (journal,) = home.glob(".moat/runs/*/journal.jsonl")
     events = [(e.event, e.data.get("outcome")) for e in entries(journal)]
     assert ("login.renewed", "renewed") in events
