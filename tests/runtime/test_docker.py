@@ -104,9 +104,8 @@ async def test_interrupt_key_ends_the_foreground_program() -> None:
 async def test_job_control_works_as_in_any_terminal() -> None:
     async with sandbox("bash", "--norc", tty=Size(80, 24), env={"PS1": "> "}) as made:
         await read_until(made, b"> ")
-        await made.write(b"sleep 30\n")
-        await read_until(made, b"sleep 30\r\n")
-        await asyncio.sleep(0.5)
+        await made.write(b"sh -c 'echo in-the-$((40+2)); exec sleep 30'\n")
+        await read_until(made, b"in-the-42")  # it has the terminal
         await made.write(b"\x1a")
         await read_until(made, b"Stopped")
         await made.write(b"jobs; kill -KILL %1; wait; echo code $((40+2))\n")
