@@ -130,13 +130,19 @@ def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
 
     Raises MalformedError (blame `client`) as soon as it can be told, also on an incomplete head.
     """
-    match = grammar.REQUEST.match(buffer, 0, limits.head)
-    if match is None:
+    start = grammar.REQUEST_START.match(buffer, 0, limits.head)
+    end = buffer.find(b"\r\n\r\n", start.end(), limits.head) if start is not None else -1
+    if start is None or end < 0:
         _unfinished(buffer, limits, "client")
         return None
-    method, target, minor_digit, block = match.groups()
+    method, target, minor_digit = start.groups()
     minor = 1 if minor_digit == b"1" else 0
-    read, kept = _read(block, minor, limits, "client")
+    block = bytes(buffer[start.end() : end])
+    found = (_known_fields if len(block) <= _MEMORABLE else _request_fields)(block, minor, limits.fields)
+    if found is None:
+        _unfinished(buffer, limits, "client")
+        return None
+    read, kept = found
     framing = read.framing
     form = _form(method, target, framing, limits)
     upgrade = b""
@@ -145,7 +151,7 @@ def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
     expects = read.expect is not None and _expects_continue(read.expect, minor, framing)
     return RequestHead(
         method, target, form, minor, block, kept, read.host, framing, read.length, read.persists, expects,
-        upgrade, match.end(),
+        upgrade, end + 4,
     )  # fmt: skip
 
 
@@ -166,7 +172,7 @@ def parse_response(
     minor_digit, code, reason, block = match.groups()
     minor = 1 if minor_digit == b"1" else 0
     status = int(code)
-    read, kept = _read(block, minor, limits, "upstream")
+    read, kept = _read(block, minor, limits.fields, "upstream")
     framing, length = read.framing, read.length
     switched = b""
     if status < 200 or status == 204:
@@ -330,10 +336,18 @@ class _Read(NamedTuple):
     nominated: frozenset[bytes]  # further names that Connection makes hop-by-hop
 
 
-def _read(block: bytes, minor: int, limits: Limits, blame: Blame) -> tuple[_Read, bytes]:
+def _request_fields(block: bytes, minor: int, limit: int) -> tuple[_Read, bytes] | None:
+    """`_read` of a request's fields; None when they are not such."""
+    return _read(block, minor, limit, "client") if grammar.FIELDS.fullmatch(block) else None
+
+
+_known_fields = lru_cache(maxsize=64)(_request_fields)  # clients send the same ones again
+
+
+def _read(block: bytes, minor: int, limit: int, blame: Blame) -> tuple[_Read, bytes]:
     """What is to be read in a block of fields, and those of them that go on to the next hop."""
-    if block.count(b"\r\n") > limits.fields:
-        _refuse(blame, "too-many-fields", f"more than {limits.fields} header fields", 431)
+    if block.count(b"\r\n") > limit:
+        _refuse(blame, "too-many-fields", f"more than {limit} header fields", 431)
     pieces = grammar.SPECIAL.split(block)  # others, name, value, others, name, value, … others
     names, values = pieces[1::3], pieces[2::3]
     meaning = _meaning if len(block) <= _MEMORABLE else _meaning.__wrapped__
