@@ -201,6 +201,25 @@ class Stream(ABC):
                 await self._write(self._tls.close())
             await self._write_eof()
 
+    # --- others who move its bytes ---------------------------------------------------------------
+
+    @property
+    def bare(self) -> bool:
+        """Whether `pause`, `flushed` and `lost` work, so that somebody else can use the socket."""
+        return False
+
+    def pause(self) -> bytes:
+        """Read no more; what has come in."""
+        raise NotImplementedError
+
+    async def flushed(self) -> None:
+        """Wait until the kernel has all that was sent. Raises StreamError."""
+        raise NotImplementedError
+
+    async def lost(self) -> StreamError:
+        """Wait until the stream breaks by its deadline or `abort`: a paused one notices nothing else."""
+        raise NotImplementedError
+
     # --- TLS -------------------------------------------------------------------------------------
 
     async def start_tls(

@@ -137,6 +137,23 @@ class AsyncioStream(Stream, asyncio.Protocol):
             if self._broken is not None:
                 raise self._broken
 
+    @property
+    def bare(self) -> bool:
+        return self._tls is None and not self._transport.is_closing()
+
+    def pause(self) -> bytes:
+        came = self._available()
+        self._transport.pause_reading()
+        return came
+
+    async def flushed(self) -> None:
+        self._transport.set_write_buffer_limits(0)
+        await self._drain()
+
+    async def lost(self) -> StreamError:
+        await asyncio.shield(self._closed)
+        return self._broken or StreamError("the connection is closed")
+
     async def _write_eof(self) -> None:
         # A peer that has already reset the connection makes shutdown() fail; the reader will be told.
         with contextlib.suppress(OSError):
