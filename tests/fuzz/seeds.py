@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.fuzz import h2_seeds
 from tests.proxy import cases
 from tests.proxy.cases import parse_bytes
 
@@ -57,6 +58,8 @@ def seeds(target: str) -> list[bytes]:
         return _places()
     if target == "hello":
         return _hellos()
+    if target in {"h2_client", "h2_server"}:
+        return h2_seeds.of_clients() if target == "h2_client" else h2_seeds.of_servers()
     inputs = []
     for number, case in enumerate(cases.everything()):
         if case.reads in _READS[target] and len(case.wire) < 1000:
