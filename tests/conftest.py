@@ -34,6 +34,11 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """No compressed bytes: they hold the second of their making, and all workers must collect the same names."""
+    return argname if isinstance(val, bytes) and not val.isascii() else None
+
+
 def private_environment(home: Path, runtime: Path) -> dict[str, str]:
     """The environment of a test: the caller's without its secrets, everything personal below `home`."""
     kept = {
