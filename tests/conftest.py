@@ -19,6 +19,9 @@ from typing import Any
 
 import pytest
 
+from moat.paths import Home
+from moat.runtime.sweep import sweep
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLAUDE_VARIABLE = "MOAT_TEST_CLAUDE"  # the pinned Claude Code binary; `.ci/test` sets it
 BIN_VARIABLE = "MOAT_TEST_BIN"  # the `moat` of the installed wheel; `.ci/test` sets it
@@ -93,9 +96,7 @@ def reap(moat_home: Path) -> None:
         if not leftovers:
             break
     # What the next command would begin in the background, and would then still be at work in here.
-    python = str(Path(moat_program()).parent / "python")
-    sweep = [python, "-m", "moat.runtime.sweep", str(moat_home)]
-    subprocess.run(sweep, capture_output=True, timeout=60, check=False, cwd="/")
+    sweep(Home(moat_home))
 
 
 def _started_with(moat_home: Path) -> list[int]:
