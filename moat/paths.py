@@ -132,6 +132,21 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def owned(lock: Path) -> bool:
+    """Whether a living process holds the exclusive lock. Looks only; a shared one is held for an instant."""
+    try:
+        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path` (created 0600) across processes. Blocks."""

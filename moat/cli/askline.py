@@ -18,14 +18,15 @@ from typing import Any
 
 from moat.cli.askbar import ascii_only, name, where
 from moat.cli.output import say
+from moat.cli.verdict import BY_WORD, Verdict
 
 _LOOK = 0.2  # seconds
 _SETTLED = 0.3  # seconds that a question has been shown before a line can answer it
 
 
 class AskLine:
-    def __init__(self, answer: Callable[[str, bool], None]) -> None:
-        """answer: takes `host:port` and whether it is allowed. Called in a thread."""
+    def __init__(self, answer: Callable[[str, Verdict], None]) -> None:
+        """answer: takes `host:port` and what is said about it. Called in a thread."""
         self._answer = answer
         self._asked = ""  # `host:port` of the question that is shown
         self._since = 0.0
@@ -61,13 +62,13 @@ class AskLine:
                 return
             if asked != self._asked or time.monotonic() - self._since < _SETTLED:
                 continue  # it was meant for another question, or for none
-            match line.strip().lower():
-                case b"y" | b"yes":
-                    self._answer(asked, True)
-                case b"n" | b"no":
-                    self._answer(asked, False)
-                case _:
-                    say("y or n; `moat approve --help` has more answers")
+            verdict = BY_WORD.get(line.strip().lower())
+            if verdict is None:
+                say("y or n are for this run; once, 10m, always and never are answers, too")
+            elif wrong := verdict.note(asked):
+                say(wrong)
+            else:
+                self._answer(asked, verdict)
 
 
 def _in_foreground() -> bool:

@@ -27,7 +27,7 @@ from moat.paths import Home
 from moat.runtime import granted, records
 from moat.runtime.agents import Setup
 from moat.runtime.agents.claude import Claude, without_needless_questions
-from moat.runtime.agents.claude_sessions import session_of_run, sessions
+from moat.runtime.agents.claude_sessions import conversation_of, sessions
 from moat.runtime.agents.claude_settings import Carried, carried
 from moat.runtime.choice import choose
 from moat.runtime.plugins.declared import SKIP_HOST
@@ -213,14 +213,7 @@ def _of_run(home: Home, text: str, directory: str | None) -> tuple[Path, str]:
         raise UsageError(
             f"run {run.id} belongs to {workspace}", hint=f"moat claude {workspace} --resume {text}"
         )
-    session = None
-    if run.agent == "claude":
-        session = session_of_run(
-            run.argv,
-            sessions(Path.home(), workspace),
-            started_at=run.started_at or run.created_at,
-            ended_at=run.ended_at,
-        )
+    session = conversation_of(Path.home(), run)
     if session is None:
         raise StartError(
             f"run {run.id} left no conversation", hint="`moat resume` goes on with the newest one"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from pathlib import Path
 
 from moat.cli.output import safe, say
 from moat.errors import MoatError
@@ -37,8 +38,18 @@ def tell_results(home: Home, run: str, *, compare: bool = True, failed: bool) ->
 
             if numbers := summary(home, record):
                 told.append(f"{numbers} — moat review {record.name}")
+        told.append(_resume(record))
         if line := "; ".join(filter(None, told)):
             say(safe(line))
+
+
+def _resume(record: RunRecord) -> str:
+    """How a session at a terminal goes on, if it was one."""
+    if record.agent is None or not record.tty:
+        return ""
+    from moat.runtime.agents.claude_sessions import conversation_of
+
+    return f"`moat resume {record.name}` goes on" if conversation_of(Path.home(), record) else ""
 
 
 def _requests(home: Home, record: RunRecord) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from moat.cli.display import Display, size
 from moat.cli.keys import Action, decode
+from moat.cli.verdict import BY_KEY, Verdict
 from moat.journal import parse_line
 from moat.paths import Home
 from moat.runtime.handle import RunHandle
@@ -45,14 +46,14 @@ class SessionMenu:
         self._offered = ""  # the host that the menu, as it is on the screen, would answer for
         self._directory = Home.from_environment().run(handle.id)
 
-    def run(self) -> Action | None:
+    def run(self) -> Action | Verdict | None:
         """Until something is chosen. None: the menu was left. Raises EOFError when the terminal is gone."""
         try:
             return self._choose()
         finally:
             self._display.uncover()
 
-    def _choose(self) -> Action | None:
+    def _choose(self) -> Action | Verdict | None:
         while True:
             match self._key(self._main):
                 case "d":
@@ -64,10 +65,9 @@ class SessionMenu:
                     self._page(self._snapshot())
                 case "t":
                     self._key(self._network)
-                case "a" if self._is_asked:
-                    return Action.ALLOW
-                case "n" if self._is_asked:
-                    return Action.DENY
+                case key if key in BY_KEY and self._is_asked:
+                    if self._noted(BY_KEY[key]):
+                        return BY_KEY[key]
                 case "c" if not self._read_only:
                     return Action.CHORD
                 case "?" | "h":
@@ -82,7 +82,7 @@ class SessionMenu:
         return [
             f"moat: {self._handle.name}",
             "",
-            *([f"a  allow {self._offered}", f"n  deny {self._offered}", ""] if self._offered else []),
+            *(_answers(self._offered) if self._offered else []),
             "d  detach; the run goes on",
             *own,
             "t  what it asks of the network",
@@ -101,6 +101,12 @@ class SessionMenu:
     def _is_asked(self) -> bool:
         """The question that is shown is still the first: it may have been withdrawn for another one."""
         return self._offered != "" and self._offered == self._asked
+
+    def _noted(self, verdict: Verdict) -> bool:
+        """Whether an answer for always is in the user's file; if not, this was told."""
+        if wrong := verdict.note(self._offered):
+            self._page(["moat: not answered", "", *wrong.splitlines()])
+        return not wrong
 
     # --- pages -----------------------------------------------------------------------------------
 
@@ -164,6 +170,16 @@ def keys_of(data: bytes) -> Iterator[str]:
                 continue
         if code is not None and code < 128:
             yield chr(code)
+
+
+def _answers(host: str) -> list[str]:
+    return [
+        f"a  allow {host} for this run",
+        "   o  once   m  for 10 minutes   A  always",
+        f"n  deny {host} for this run",
+        "   N  always",
+        "",
+    ]
 
 
 def _last_exchanges(path: Path) -> Iterator[str]:

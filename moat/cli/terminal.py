@@ -27,6 +27,7 @@ from moat.cli.display import Display, size, write
 from moat.cli.keyboard import Keyboard, read
 from moat.cli.keys import ANSWERS, Action
 from moat.cli.output import git_warning, safe, say
+from moat.cli.verdict import BY_KEY, Verdict
 from moat.errors import EXIT_INTERRUPTED, EXIT_START
 from moat.runtime import control
 from moat.runtime.control import Connection, Frame
@@ -192,10 +193,16 @@ class _Attachment:
                 self._say(f"{what} waits for you: `moat approve {run} {host}`, or `moat deny {run} {host}`")
         self._asked = {name(question) for question in waiting}
 
-    def _answer(self, pattern: str, allow: bool) -> None:  # noqa: FBT001 - what is answered, and how
+    def _answer(self, host: str, verdict: Verdict) -> None:
         from moat.runtime.questions import Answer, exactly
 
-        answer = Answer(pattern=exactly(pattern), allow=allow, by="key")
+        answer = Answer(
+            pattern=exactly(host),
+            allow=verdict.allow,
+            scope=verdict.scope,
+            seconds=verdict.seconds,
+            by="key",
+        )
         self._send(control.pack_json(Frame.ANSWER, answer.to_json()))
 
     # --- input -----------------------------------------------------------------------------------
@@ -240,15 +247,18 @@ class _Attachment:
         main = threading.main_thread().ident
         signal.pthread_kill(main or 0, signal.SIGTERM)  # it leaves, also out of a blocked write
 
-    def _act(self, action: Action) -> None:
+    def _act(self, action: Action | Verdict) -> None:
         if action is Action.DETACH:
             self._leave_now()
         elif self._read_only:
             return
         elif action is Action.STOP:
             self._stop()
-        elif action in ANSWERS and (pattern := self._display.bar.chosen) is not None:
-            self._answer(pattern, action is Action.ALLOW)
+        elif (host := self._display.bar.chosen) is not None:
+            if isinstance(action, Verdict):
+                self._answer(host, action)
+            elif action in ANSWERS:
+                self._answer(host, BY_KEY[action.value.decode()])
 
     # --- signals ---------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from moat.errors import ConfigError
@@ -17,6 +18,7 @@ MAX_PROBLEMS = 50  # more do not help anybody
 MAX_NODES = 20_000  # aliases can make a small file long
 
 _TAG = "tag:yaml.org,2002:"
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _KINDS = {
     "int": "a number",
@@ -169,6 +171,16 @@ class Checker:
                 if read is not None:
                     found[key] = read
         return found
+
+    def variables(self, node: Node, what: str) -> Mapping[str, str]:
+        """A mapping of environment variables to their values."""
+        found: dict[str, str] = {}
+        for name, place, value in self.pairs(node, what):
+            if not _VARIABLE.fullmatch(name):
+                self.wrong(place, f"{name!r} is not the name of an environment variable")
+            elif (text := self.text(value, f"{what}.{name}", integers=True)) is not None:
+                found[name] = text
+        return MappingProxyType(found)
 
     def _key(self, node: Node) -> str | None:
         if node.id != "scalar":

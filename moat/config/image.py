@@ -19,7 +19,6 @@ _MOST_CPUS = 1024
 _MEMORY = re.compile(r"([1-9][0-9]{0,8})([mg])b?", re.IGNORECASE)
 _CPUS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,2})?")
 _VOLUME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _SERVICES = tuple(name for name, entry in BY_NAME.items() if entry.kind is Kind.SERVICE)
 SERVICE_PORTS = {"postgres": 5432, "mysql": 3306, "redis": 6379}
@@ -121,7 +120,7 @@ def _service(check: Checker, node: Node, name: str) -> ServiceConfig:
         return check.boolean(value, f"services.{name}.wait")
 
     known: dict[str, Callable[[Node], object]] = {
-        "env": lambda value: _env(check, value, f"services.{name}.env"),
+        "env": lambda value: check.variables(value, f"services.{name}.env"),
         "image": lambda value: check.matching(
             value, f"services.{name}.image", _IMAGE, f"an image, e.g. {name}:{BY_NAME[name].version}"
         ),
@@ -130,16 +129,6 @@ def _service(check: Checker, node: Node, name: str) -> ServiceConfig:
     }
     found: dict[str, Any] = check.fields(node, f"services.{name}", known, {})
     return ServiceConfig(**found)
-
-
-def _env(check: Checker, node: Node, what: str) -> Mapping[str, str]:
-    found = {}
-    for name, place, value in check.pairs(node, what):
-        if not _VARIABLE.fullmatch(name):
-            check.wrong(place, f"{name!r} is not the name of an environment variable")
-        elif (text := check.text(value, f"{what}.{name}", integers=True)) is not None:
-            found[name] = text
-    return MappingProxyType(found)
 
 
 def read_volumes(

@@ -11,7 +11,6 @@ from typing import Any
 from moat.config.check import Checker, Node
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NO_GRANT = (
     "a program in the sandbox gets no credential; list the grant under `grants:`, and the proxy adds it to "
     "what the program sends"
@@ -49,7 +48,7 @@ class LocalMcpReader:
         known: dict[str, Callable[[Node], object]] = {
             "command": lambda value: self._check.text(value, f"{what}.command"),
             "args": lambda value: self._args(value, what),
-            "env": lambda value: self._env(value, what),
+            "env": lambda value: self._check.variables(value, f"{what}.env"),
             "cwd": lambda value: self._cwd(value, what),
         }
         found: dict[str, Any] = self._check.fields(node, what, known, {"grant": _NO_GRANT})
@@ -63,17 +62,6 @@ class LocalMcpReader:
             for item in self._check.items(node, f"{what}.args", "[--verbose]")
         ]
         return tuple(text for text in found if text is not None)
-
-    def _env(self, node: Node, what: str) -> MappingProxyType[str, str]:
-        found: dict[str, str] = {}
-        for name, place, value in self._check.pairs(node, f"{what}.env"):
-            if not _VARIABLE.fullmatch(name):
-                self._check.wrong(place, f"{name!r} is not the name of an environment variable")
-                continue
-            text = self._check.text(value, f"{what}.env.{name}", integers=True)
-            if text is not None:
-                found[name] = text
-        return MappingProxyType(found)
 
     def _cwd(self, node: Node, what: str) -> str | None:
         text = self._check.text(node, f"{what}.cwd")

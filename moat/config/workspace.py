@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from moat.config import image, network, ports, snapshots
@@ -23,7 +22,6 @@ FILES = ("agent.yaml", "moat.yaml")
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_RULE = "a name: lower-case letters, digits and `-`, at most 63"
 _GRANT = re.compile(r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,253})?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
 
 _REFUSED = {
@@ -100,7 +98,7 @@ class _Workspace:
             "name": lambda node: self._check.matching(node, "name", _LABEL, _LABEL_RULE),
             "agent": lambda node: self._check.matching(node, "agent", _LABEL, _LABEL_RULE),
             "grants": self._grants,
-            "env": self._env,
+            "env": lambda value: self._check.variables(value, "env"),
             "mounts": self._mounts,
             "network": lambda node: network.read(self._check, node),
             "runtime": lambda node: self._check.choice(
@@ -158,17 +156,6 @@ class _Workspace:
             if value is not None:
                 found[value] = None
         return tuple(found)
-
-    def _env(self, node: Node) -> MappingProxyType[str, str]:
-        found: dict[str, str] = {}
-        for name, name_node, value_node in self._check.pairs(node, "env"):
-            if not _VARIABLE.fullmatch(name):
-                self._check.wrong(name_node, f"{name!r} is not the name of an environment variable")
-                continue
-            value = self._check.text(value_node, f"env.{name}", integers=True)
-            if value is not None:
-                found[name] = value
-        return MappingProxyType(found)
 
     def _command(self, node: Node) -> tuple[str, ...]:
         found = [

@@ -133,7 +133,8 @@ class RunCA(Issuer):
         from cryptography.hazmat.primitives.asymmetric import ec
 
         key = ec.generate_private_key(ec.SECP256R1())
-        return cls(key, _ca_certificate(key, f"Moat {name}"[:_COMMON_NAME], now()), now)
+        valid = now() - _CA_BACKDATE, now() + _CA_LIFE
+        return cls(key, ca_certificate(key, f"Moat {name}"[:_COMMON_NAME], valid), now)
 
 
 def _same_host(name: str, host: str) -> bool:
@@ -161,7 +162,13 @@ def _server_context(pem: bytes, protocols: tuple[str, ...]) -> ssl.SSLContext:
     return context
 
 
-def _ca_certificate(key: ec.EllipticCurvePrivateKey, name: str, now: dt.datetime) -> x509.Certificate:
+def ca_certificate(
+    key: ec.EllipticCurvePrivateKey,
+    name: str,
+    valid: tuple[dt.datetime, dt.datetime],
+    *bounds: tuple[x509.ExtensionType, bool],
+) -> x509.Certificate:
+    """A self-signed CA certificate; `bounds` are further extensions, each with whether it is critical."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
@@ -169,19 +176,21 @@ def _ca_certificate(key: ec.EllipticCurvePrivateKey, name: str, now: dt.datetime
         x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Moat"),
         x509.NameAttribute(x509.NameOID.COMMON_NAME, name),
     ])  # fmt: skip
-    return (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CA_BACKDATE)
-        .not_valid_after(now + _CA_LIFE)
+        .not_valid_before(valid[0])
+        .not_valid_after(valid[1])
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
     )
+    for extension, critical in bounds:
+        builder = builder.add_extension(extension, critical=critical)
+    return builder.sign(key, hashes.SHA256())
 
 
 def _leaf_certificate(

@@ -6,7 +6,6 @@ Every connection is one task in the task group of its listener, and runs one cor
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -16,10 +15,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskStatus
 
 from moat.authority import Authority
 from moat.grants import CredentialSource, Rule
+from moat.proxy.accepting import accept
 from moat.proxy.budget import Accounts, Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider, Desk
@@ -41,10 +41,6 @@ if TYPE_CHECKING:
     from moat.proxy.standalone import OpenProxy
 
 _log = logging.getLogger(__name__)
-_TRY_AGAIN_SECONDS = 0.2  # after running out of file descriptors or memory
-# accept() fails with these although the listener is well: the peer has already left, or resources are short.
-_PEER_LEFT = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH})
-_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 Serve = Callable[[Tunnel, socket.socket], Awaitable[None]]
 
@@ -246,7 +242,11 @@ class Proxy:
                     async with anyio.create_task_group() as connections:
                         with listening:
                             task_status.started()
-                            await self._accept(sock, serve, connections)
+                            await accept(
+                                sock,
+                                self._slots,
+                                lambda accepted: connections.start_soon(self._connection, accepted, serve),
+                            )
                         sock.close()
                     if self._tunnels:
                         await self._done.wait()  # other listeners' connections share what goes upstream
@@ -259,17 +259,6 @@ class Proxy:
                 with anyio.CancelScope(shield=True):  # bounded: idle connections have nothing to flush
                     await self._setup.upstream.aclose()
                 self._stopped.set()
-
-    async def _accept(self, listener: socket.socket, serve: Serve, connections: TaskGroup) -> None:
-        """Accept for ever. With all slots taken nothing is accepted: clients wait in the backlog."""
-        while True:
-            await self._slots.acquire()
-            try:
-                accepted = await _accepted(listener)
-            except BaseException:
-                self._slots.release()
-                raise
-            connections.start_soon(self._connection, accepted, serve)
 
     async def _connection(self, sock: socket.socket, serve: Serve) -> None:
         """One connection from its first byte to its last. What goes wrong in it ends it, and nothing else."""
@@ -292,21 +281,3 @@ class Proxy:
             self._slots.release()
             if not self._tunnels:
                 self._done.set()
-
-
-async def _accepted(listener: socket.socket) -> socket.socket:
-    """The next connection. Outlives everything that is not the listener's own fault."""
-    while True:
-        try:
-            accepted, _ = listener.accept()
-        except BlockingIOError:
-            await anyio.wait_readable(listener)
-        except OSError as error:
-            if error.errno in _SHORT:
-                # Accepting would fail until something is closed, and the listener stays readable.
-                await anyio.sleep(_TRY_AGAIN_SECONDS)
-            elif error.errno not in _PEER_LEFT:
-                raise
-        else:
-            accepted.setblocking(False)
-            return accepted

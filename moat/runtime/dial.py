@@ -20,6 +20,8 @@ from pathlib import Path
 
 import anyio
 
+from moat.proxy.accepting import next_of
+
 _SECONDS = 5.0  # to connect on a loopback interface; a full backlog takes longer
 _LOOPBACKS = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 _CONTROL = "dial.sock"  # in the directory: where the forwarder connects at its start
@@ -101,7 +103,7 @@ class ForwarderDialler:
             try:
                 with anyio.fail_after(_SECONDS):
                     await self._ask(f"{port} {name}\n".encode())
-                    sock = await _accepted(listener)
+                    sock = await next_of(listener)
                     return await _spoken(sock)
             finally:
                 path.unlink(missing_ok=True)
@@ -112,7 +114,7 @@ class ForwarderDialler:
                 if self._listener is None:
                     raise ConnectionResetError(errno.ECONNRESET, "the sandbox is gone")
                 # The first in the queue is the forwarder's: the command did not run yet.
-                self._control = await _accepted(self._listener)
+                self._control = await next_of(self._listener)
                 self._listener.close()
                 self._listener = None
                 (self._directory / _CONTROL).unlink(missing_ok=True)
@@ -140,15 +142,6 @@ def _listen(path: Path, uid: int) -> socket.socket:
         os.chown(path, uid, -1, follow_symlinks=False)
     sock.listen(1)
     return sock
-
-
-async def _accepted(listener: socket.socket) -> socket.socket:
-    while True:
-        await anyio.wait_readable(listener)
-        with contextlib.suppress(BlockingIOError):
-            sock, _ = listener.accept()
-            sock.setblocking(False)
-            return sock
 
 
 async def _spoken(sock: socket.socket) -> socket.socket:

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from moat import paths
 from moat.errors import RunNotFoundError, UsageError
 from moat.paths import Home, private_dir, write_private
 
@@ -131,18 +132,8 @@ class Ownership:
 
 
 def owned(directory: Path) -> bool:
-    """Whether a living process owns the run. Looks only; a shared lock is held for an instant."""
-    try:
-        fd = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    """Whether a living process owns the run. Looks only."""
+    return paths.owned(directory / "lock")
 
 
 def write(home: Home, record: RunRecord) -> None:

@@ -88,7 +88,29 @@ def test_a_line_on_the_screen_and_two_keys(terminal: Open, workspace: Path, moat
 
 @pytest.mark.embedded
 @pytest.mark.usefixtures("embedded")
-def test_a_plain_run_asks_where_its_terminal_is_idle(terminal: Open, moat: Moat) -> None:
+def test_the_menu_has_more_answers(terminal: Open, workspace: Path, home: Path) -> None:
+    hosts(workspace, "https://one.test/a", "https://one.test/b", "https://two.test/c", "https://two.test/d")
+    it: Terminal = terminal("run", "-i", "--ask", "--name", "q", "--", "python3", "full.py")
+    for path, key in (("one.test/a", b"o"), ("one.test/b", b"N"), ("two.test/c", b"A")):
+        it.shows(f"moat: allow GET {path}")
+        time.sleep(0.6)
+        it.type(b"\x1f")
+        it.shows("A  always")
+        it.type(key)
+    once, never, always, again = answers(workspace, 4)[:4]
+    assert "cannot be resolved" in once
+    assert "the user does not want this run to reach one.test" in never
+    assert "cannot be resolved" in always
+    assert "cannot be resolved" in again, "without a further question"
+    kept = (home / ".moat/config.yaml").read_text()
+    assert ["one.test:443" in kept, "two.test:443" in kept] == [True, True]
+    it.type(b"q")
+    assert it.end() == 0
+
+
+@pytest.mark.embedded
+@pytest.mark.usefixtures("embedded")
+def test_a_plain_run_asks_where_its_terminal_is_idle(terminal: Open, moat: Moat, home: Path) -> None:
     fetch = "for h in a b c a; do curl -s -o /dev/null -w '%{http_code}\\n' https://$h.test/x; done"
     it = terminal("run", "--ask", "--name", "plain", "--", "sh", "-c", f"sleep 1; {fetch}")
     it.type(b"y\n")  # typed for the shell, before anything was asked
@@ -96,14 +118,15 @@ def test_a_plain_run_asks_where_its_terminal_is_idle(terminal: Open, moat: Moat)
     time.sleep(0.5)
     assert moat("ask", "plain", "--json").stdout.count('"waiting": true') == 1, "that was no answer"
     it.type(b"what\n")
-    it.shows("y or n; `moat approve --help` has more answers")
-    it.type(b"yes\n")
+    it.shows("y or n are for this run; once, 10m, always and never are answers, too")
+    it.type(b"always\n")
     it.shows("GET b.test/x waits.")
     time.sleep(0.5)
     it.type(b"n\n")
     it.shows("GET c.test/x waits.")
     assert moat("approve", "plain", "c.test").returncode == 0, "somebody else was quicker"
     assert it.end() == 0
+    assert "a.test:443" in (home / ".moat/config.yaml").read_text()
     assert re.findall(rb"(\d{3})\r?$", it.raw, re.MULTILINE) == [b"502", b"403", b"502", b"502"]
 
 

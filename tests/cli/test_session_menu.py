@@ -11,8 +11,8 @@ import pytest
 
 from moat.cli import askbar
 from moat.cli.display import Display
-from moat.cli.keys import Action
 from moat.cli.session_menu import SessionMenu, keys_of
+from moat.cli.verdict import BY_KEY, Verdict
 from moat.runtime.handle import RunHandle
 from tests.cli.test_attach import BOTH, TUI, state
 from tests.cli.tmux import Tmux
@@ -125,8 +125,36 @@ def test_the_menu_answers_for_the_host_that_it_shows(
     shown: list[str] = []
     waits("good.test")
     handle = RunHandle(id="run_000000000000", name="work", socket=Path("none"), tty=True, stdin=True)
-    assert SessionMenu(handle, display, typed, read_only=False).run() is Action.ALLOW
+    assert SessionMenu(handle, display, typed, read_only=False).run() is BY_KEY["a"]
     assert ["a  allow good.test" in shown[0], "a  allow evil.test" in shown[1]] == [True, True]
+
+
+def test_an_answer_for_always_is_in_the_file_or_it_is_none(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(askbar.time, "monotonic", lambda: now)
+    monkeypatch.setenv("TERM", "xterm")
+    display = Display(terminal=True, ask_for_screen=lambda: None, chord="ctrl-/")
+    display.ask([{"host": "good.test", "port": 443, "method": "GET", "path": "/", "requests": 1}])
+    now += 1
+    handle = RunHandle(id="run_000000000000", name="work", socket=Path("none"), tty=True, stdin=True)
+
+    def chosen(*keys: bytes) -> object:
+        typed = iter(keys)
+        return SessionMenu(handle, display, lambda _: next(typed), read_only=False).run()
+
+    file = home / ".moat/config.yaml"
+    assert chosen(b"o") == Verdict(allow=True, scope="once")
+    assert chosen(b"m") == Verdict(allow=True, scope="for", seconds=600)
+    assert not file.exists()
+    assert chosen(b"A") == Verdict(allow=True, scope="always")
+    assert "allow:" in file.read_text()
+    assert chosen(b"N") == Verdict(allow=False, scope="always")
+    assert "deny:" in file.read_text()
+    assert "allow:" not in file.read_text()
+    file.write_text("ask: [")
+    assert chosen(b"A", b"x", b"q") is None, "what could not be kept was not said either"
 
 
 @pytest.mark.parametrize("runtime", BOTH)

@@ -150,6 +150,8 @@ def test_a_session_is_resumed_in_a_new_sandbox(world, terminal, runtime):
     first = terminal("claude", "--runtime", runtime, "--", "remember me")
     first.wait_for("You said: remember me (prompt 1)")
     assert leave(first) == 0
+    (run,) = world.runs()
+    assert f"`moat resume {run['name']}` goes on" in " ".join(first.text.split())
     second = terminal("resume", "--runtime", runtime)
     second.wait_for("remember me")
     second.wait_for(READY)

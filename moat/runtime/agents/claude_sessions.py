@@ -13,6 +13,7 @@ import stat
 from pathlib import Path
 
 from moat.errors import StartError
+from moat.runtime.records import RunRecord
 from moat.runtime.sandbox import HOME, WORKSPACE
 
 _LONGEST = 200  # characters of a directory name before it is shortened
@@ -70,6 +71,18 @@ def sessions(home: Path, workspace: Path) -> list[tuple[str, float]]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(found, key=lambda item: item[1], reverse=True)
+
+
+def conversation_of(home: Path, run: RunRecord) -> str | None:
+    """The conversation of a run, kept below the user's directory `home`; None when it left none."""
+    if run.agent != "claude":
+        return None
+    return session_of_run(
+        run.argv,
+        sessions(home, Path(run.workspace)),
+        started_at=run.started_at or run.created_at,
+        ended_at=run.ended_at,
+    )
 
 
 def session_of_run(

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from moat.errors import MoatError
 from moat.paths import Home, locked, write_private
-from moat.proxy.certs import Connection, Issuer
+from moat.proxy.certs import Connection, Issuer, ca_certificate
 from moat.runtime.endpoints.names import DOMAIN, parse_name
 
 if TYPE_CHECKING:
@@ -65,35 +65,17 @@ def _make(key_path: Path, path: Path) -> None:
 def build_certificate(key: ec.EllipticCurvePrivateKey, name: str) -> x509.Certificate:
     """A self-signed CA certificate that is good for `localhost` and what is below it."""
     from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     now = dt.datetime.now(dt.UTC)
-    subject = x509.Name([
-        x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Moat"),
-        x509.NameAttribute(x509.NameOID.COMMON_NAME, name),
-    ])  # fmt: skip
     # A constraint speaks only of its own kind of name: addresses have to be excluded by themselves.
     everywhere = [x509.IPAddress(ipaddress.ip_network(net)) for net in ("0.0.0.0/0", "::/0")]
-    usage = x509.KeyUsage(
-        digital_signature=False, key_cert_sign=True, crl_sign=True, content_commitment=False,
-        key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
-        decipher_only=False,
-    )  # fmt: skip
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _BACKDATE)
-        .not_valid_after(now + _LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.NameConstraints([x509.DNSName(DOMAIN)], everywhere), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
+    return ca_certificate(
+        key,
+        name,
+        (now - _BACKDATE, now + _LIFE),
+        (x509.NameConstraints([x509.DNSName(DOMAIN)], everywhere), True),
+        (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False),
     )
 
 

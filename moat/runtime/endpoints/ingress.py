@@ -7,7 +7,6 @@ own bytes. Only the ports that the run declares can be dialled: a socket belongs
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import socket
@@ -19,6 +18,7 @@ from typing import Any
 import anyio
 
 from moat.paths import private_dir
+from moat.proxy.accepting import accept
 from moat.proxy.relay import Traffic, relay
 from moat.proxy.stream import Stream, StreamError, Watch, open_stream
 from moat.runtime.endpoints.routes import Endpoint
@@ -29,7 +29,6 @@ WORD = 200  # bytes of the answer at most
 _CONNECTIONS = 512  # of one run at one time; a browser opens six to a host, and WebSockets besides
 _IDLE = 86400.0  # seconds; both ends are on this machine, so a dead one is noticed at once
 _BACKLOG = 128
-_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _log = logging.getLogger(__name__)
 
 Start = Callable[[str, Callable[[], Awaitable[Any]]], None]  # (what it is, the task): owned by the run
@@ -87,14 +86,11 @@ class Ingress:
 
     async def _accept(self, listener: socket.socket, port: int) -> None:
         async with anyio.create_task_group() as connections:
-            while True:
-                await self._slots.acquire()
-                try:
-                    accepted = await _accepted(listener)
-                except BaseException:
-                    self._slots.release()
-                    raise
-                connections.start_soon(self._connection, accepted, port)
+            await accept(
+                listener,
+                self._slots,
+                lambda accepted: connections.start_soon(self._connection, accepted, port),
+            )
 
     async def _connection(self, sock: socket.socket, port: int) -> None:
         """One connection. What goes wrong in it ends it, and nothing else."""
@@ -145,18 +141,3 @@ def _reason(error: OSError) -> str:
 def _peer_uid(connection: socket.socket) -> int:
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
-
-
-async def _accepted(listener: socket.socket) -> socket.socket:
-    while True:
-        try:
-            accepted, _ = listener.accept()
-        except BlockingIOError:
-            await anyio.wait_readable(listener)
-        except OSError as error:
-            if error.errno not in _SHORT:
-                raise
-            await anyio.sleep(0.2)  # out of descriptors: the backlog keeps the others waiting
-        else:
-            accepted.setblocking(False)
-            return accepted

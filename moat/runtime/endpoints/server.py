@@ -18,6 +18,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from moat.paths import Home
+from moat.proxy.accepting import accept
 from moat.proxy.http1 import Form, Framing, MalformedError, RequestHead
 from moat.proxy.message import MessageReader
 from moat.proxy.stream import Stream, StreamError, Watch, open_stream
@@ -43,8 +44,6 @@ from moat.runtime.endpoints.routes import Route, Routes
 _TLS_HANDSHAKE = b"\x16"  # first byte of every TLS connection: content type "handshake"
 _CONNECTIONS = 1024
 _LAST = frozenset({400, 421})  # whoever sends that is not asked for more
-_SHORT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_PEER_LEFT = frozenset({errno.ECONNABORTED, errno.EPROTO})
 _log = logging.getLogger(__name__)
 
 
@@ -72,17 +71,13 @@ class Server:
                 tasks.cancel_scope.cancel()
 
     async def _accept(self, listener: socket.socket, connections: TaskGroup) -> None:
-        while True:
-            await self._slots.acquire()
-            accepted = None
-            try:
-                accepted = await _accepted(listener)
-            finally:
-                if accepted is None:
-                    self._slots.release()
-            if accepted is None:
-                return
-            connections.start_soon(self._connection, accepted)
+        try:
+            await accept(
+                listener, self._slots, lambda accepted: connections.start_soon(self._connection, accepted)
+            )
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # what accept() says once the listener was shut down
+                raise
 
     async def _connection(self, sock: socket.socket) -> None:
         """What goes wrong in one connection ends it, and nothing else."""
@@ -230,22 +225,3 @@ class Connection:
             with suppress(StreamError):
                 await linger(self._stream, LIMITS)
         return keep
-
-
-async def _accepted(listener: socket.socket) -> socket.socket | None:
-    """The next connection; None when the listener was shut down."""
-    while True:
-        try:
-            accepted, _ = listener.accept()
-        except BlockingIOError:
-            await anyio.wait_readable(listener)
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                return None
-            if error.errno in _SHORT:
-                await anyio.sleep(0.2)  # the listener stays readable; accepting would only fail again
-            elif error.errno not in _PEER_LEFT:
-                raise
-        else:
-            accepted.setblocking(False)
-            return accepted

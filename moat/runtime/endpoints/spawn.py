@@ -8,7 +8,6 @@ never two, and none ends while a run is being added.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moat import config, errors
+from moat import config, errors, paths
 from moat.errors import StartError, UsageError
 from moat.paths import Home, locked, write_private
 
@@ -51,17 +50,7 @@ def changing(home: Home) -> Iterator[None]:
 
 def alive(home: Home) -> bool:
     """Whether a gateway runs. Looks only."""
-    try:
-        fd = os.open(lock_path(home), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    return paths.owned(lock_path(home))
 
 
 def port_of(home: Home) -> int | None:

@@ -19,6 +19,7 @@ from anyio.abc import SocketStream, UNIXSocketStream
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from moat.journal import Journal
+from moat.proxy.accepting import accept
 from moat.runtime.ssh import messages, signing
 from moat.runtime.ssh.messages import FAILURE, SIGN_RESPONSE, SUCCESS, answer
 from moat.runtime.ssh.rules import Approval, RefusedError, Rules
@@ -31,7 +32,6 @@ _MESSAGE = 32 * 1024  # bytes; a login with the largest RSA or certificate keys 
 _IDLE_SECONDS = 300.0  # between messages: while the server thinks about a key
 _WRITE_SECONDS = 30.0
 _REFUSAL_SECONDS = 0.05  # what a refusal costs, so that nobody fills the journal at full speed
-_TRY_AGAIN_SECONDS = 0.2
 _log = logging.getLogger(__name__)
 
 
@@ -63,9 +63,9 @@ class Agent:
         """Serve a listening unix socket (owned from here on) until cancelled."""
         with sock:
             async with anyio.create_task_group() as connections:
-                while True:
-                    await self._slots.acquire()
-                    connections.start_soon(self._connection, await _accepted(sock))
+                await accept(
+                    sock, self._slots, lambda accepted: connections.start_soon(self._connection, accepted)
+                )
 
     async def _connection(self, accepted: socket.socket) -> None:
         try:
@@ -180,16 +180,3 @@ def listen(path: Path) -> socket.socket:
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
     sock.listen(_CONNECTIONS)
     return sock
-
-
-async def _accepted(listener: socket.socket) -> socket.socket:
-    while True:
-        try:
-            accepted, _ = listener.accept()
-        except BlockingIOError:
-            await anyio.wait_readable(listener)
-        except OSError:  # short of descriptors, or the client has left already
-            await anyio.sleep(_TRY_AGAIN_SECONDS)
-        else:
-            accepted.setblocking(False)
-            return accepted
