@@ -1,9 +1,9 @@
 """`moat grant`, `moat revoke` without a terminal: scripts grant, nothing is asked, nothing leaks."""
 
-from __future__ import contextlib
-import annotations
+from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import json
 import os
