@@ -134,29 +134,20 @@ class Exchange:
 
     async def _converse(self) -> None:
         """The straight way of a request."""
-        begun = await self._answer_login() if self._site.logins else None
-        self._judge()
-        if self._site.accounts:
-            self._spending = self._spend()
-            if begun is not None:
-                self._meter(*begun)
-        desk = self._setup.desk
-        if desk is not None and (self._undecided or desk.every):
-            await self._ask(desk)
-        judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
-        judged = judged or (self._body(), b"")
-        if self._site.rules.guarded and self._head.framing is not NONE:
-            judged = self._guarded(*judged)
-        equipment = self._equipment = Equipment(
-            self._setup, self._site, self._number, self._head, self._read_body
-        )
-        wire, head, judged = await equipment.put_on(self._target, self._mcp, judged)
-        upload = self._upload = Upload(self._client, head, wire, judged=judged, patience=self._patience)
-        response = self._site.response
-        if self._mcp is not None:
-            response = McpResponse(self._mcp, lists=lists, limit=self._setup.limits.mcp_message)
+        setup, client, site, mcp = self._setup, self._client, self._site, self._mcp
+        response = site.response
+        if site.plain and mcp is None:
+            self._judge()
+            judged: Judged = client.body(self._head, blame="client"), b""
+        else:
+            judged, lists = await self._admit()
+            if mcp is not None:
+                response = McpResponse(mcp, lists=lists, limit=setup.limits.mcp_message)
+        equipment = self._equipment = Equipment(setup, site, self._number, self._head, self._read_body)
+        wire, head, judged = await equipment.put_on(self._target, mcp, judged)
+        upload = self._upload = Upload(client, head, wire, judged=judged, patience=self._patience)
         download = self._download = Download(
-            self._client,
+            client,
             self._head,
             equipment.equipped.secrets,
             response,
@@ -174,6 +165,23 @@ class Exchange:
         self._after = After.KEEP if download.keep else After.CLOSE if upload.done else After.LINGER
 
     # --- before anything leaves ------------------------------------------------------------------
+
+    async def _admit(self) -> tuple[Judged, bool]:
+        """All who may have a say: the request's body, and whether a list of tools will come back."""
+        begun = await self._answer_login() if self._site.logins else None
+        self._judge()
+        if self._site.accounts:
+            self._spending = self._spend()
+            if begun is not None:
+                self._meter(*begun)
+        desk = self._setup.desk
+        if desk is not None and (self._undecided or desk.every):
+            await self._ask(desk)
+        judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
+        judged = judged or (self._body(), b"")
+        if self._site.rules.guarded and self._head.framing is not NONE:
+            judged = self._guarded(*judged)
+        return judged, lists
 
     async def _answer_login(self) -> Judged | None:
         """Answer a tool that renews a login of the run. Nothing leaves for it, so policy is not asked.
@@ -461,7 +469,7 @@ class Exchange:
     def _record(self, started: float, duration: float) -> None:
         upload, download, answer = self._upload, self._download, self._answered
         status, fields = (answer.status, join_fields(answer.headers)) if answer is not None else (0, b"")
-        up, down, messages, error = 0, 0, (0, 0), self._error
+        up, down, messages, error, equipped = 0, 0, (0, 0), self._error, self._equipped
         denial = answer.denial if answer is not None else None
         if denial is None and self._spending is not None:
             denial = self._spending.denial
@@ -481,12 +489,12 @@ class Exchange:
                 method=self._head.method.decode("latin-1"),
                 url=self._site.url(self._target),
                 status=status,
-                request_headers=Shown(self._head.block, self._equipped.names),
+                request_headers=Shown.again(self._head.block, equipped.names),
                 response_headers=Shown(fields),
                 request_bytes=up,
                 response_bytes=down,
                 messages=messages,
-                grants=self._equipped.grants,
+                grants=equipped.grants,
                 denial=denial,
                 warning=self._warning if denial is None else None,
                 error=error,
