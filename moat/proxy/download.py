@@ -40,6 +40,18 @@ _INTERIM_RESPONSES = 16  # 1xx answers before the final one; servers send one or
 class Download:
     """One response. What is known of it when it breaks is what the record tells."""
 
+    begun = False  # bytes of the final response have left: nothing else can be answered
+    heard = False  # the upstream has answered something, be it a 1xx
+    keep = False  # the client's connection can carry another request
+    fields = b""  # as the client gets them, each with a CRLF before it
+    traffic: Traffic | None = None  # after a 101
+    unchecked = ""  # why the body passed without being looked into
+    _body: Body | None = None
+    _whole = 0  # bytes of a body that came with its head
+    _scrubber: BodyScrubber | ToolFilter | None = None
+    _writer = PLAIN
+    _head: ResponseHead | None = None
+
     def __init__(
         self,
         client: MessageReader,
@@ -58,16 +70,6 @@ class Download:
         self._mcp = mcp
         self._spending = spending
         self._swaps = swaps
-        self._body: Body | None = None
-        self._scrubber: BodyScrubber | ToolFilter | None = None
-        self._writer = PLAIN
-        self._head: ResponseHead | None = None
-        self.begun = False  # bytes of the final response have left: nothing else can be answered
-        self.heard = False  # the upstream has answered something, be it a 1xx
-        self.keep = False  # the client's connection can carry another request
-        self.fields = b""  # as the client gets them, each with a CRLF before it
-        self.traffic: Traffic | None = None  # after a 101
-        self.unchecked = ""  # why the body passed without being looked into
 
     @property
     def status(self) -> int:
@@ -76,7 +78,9 @@ class Download:
     @property
     def size(self) -> int:
         """Body bytes that came down."""
-        return self._body.size if self._body is not None else self.traffic.down if self.traffic else 0
+        if self._body is not None:
+            return self._body.size
+        return self.traffic.down if self.traffic else self._whole
 
     @property
     def until_close(self) -> bool:
@@ -92,8 +96,16 @@ class Download:
         if head.status == 101:
             await self._switch(upstream, head)
             return False
-        if head.status == 401 and self._mcp is not None:
-            self._mcp.check(head)
+        mcp = self._mcp
+        if head.status == 401 and mcp is not None:
+            mcp.check(head)
+        if (
+            (head.framing is LENGTH or head.framing is NONE)
+            and len(upstream.buffer) >= head.length
+            and not (head.encoded or self._spending is not None or (mcp is not None and mcp.filters))
+        ):
+            await self._pass_whole(upstream, head, upload)
+            return head.keep_alive and upload.done and not upstream.buffer
         # A stream of events may be silent for hours; whether its peer lives, TCP keeps asking.
         patience = (
             math.inf if head.content_type == b"text/event-stream" else self._client.limits.body_idle_timeout
@@ -118,16 +130,26 @@ class Download:
 
     async def _final_head(self, upstream: MessageReader) -> ResponseHead:
         """The head that counts; 1xx before it are passed on to clients that know them."""
+        request = self._request
         for _ in range(_INTERIM_RESPONSES):
-            head = await upstream.response(self._request.method, self._request.upgrade)
+            head = await upstream.response(request.method, request.upgrade)
             self.heard = True
             if self._spending is not None:
                 self._spending.received(head.size)
             if head.status >= 200 or head.status == 101:
                 return head
-            if self._request.minor:
+            if request.minor:
                 await self._client.stream.send(self._render(head, response_fields(head)))
         raise MalformedError("interim", "too many interim responses", 502, "upstream")
+
+    async def _pass_whole(self, upstream: MessageReader, head: ResponseHead, upload: Upload) -> None:
+        """An answer that is here, plain and whole, as most are: one search, one write."""
+        length = self._whole = head.length
+        payload, upstream.buffer = upstream.buffer[:length], upstream.buffer[length:]
+        if payload and self._secrets:
+            payload = mask(payload, self._secrets)
+        self.keep = self._request.keep_alive and upload.done
+        await self._send(self._render(head, response_fields(head, close=not self.keep)) + payload)
 
     def _start(self, head: ResponseHead, upload: Upload) -> bytes:
         """Decide how the body leaves, and make the head that says so."""
@@ -165,9 +187,13 @@ class Download:
 
     def _render(self, head: ResponseHead, fields: bytes) -> bytes:
         """The head on the wire, without secrets: a mask is as long, and leaves line ends alone."""
-        self.fields = mask_fields(fields, self._secrets) if self._secrets else fields
-        reason = mask(head.reason, self._secrets) if self._secrets else head.reason
-        return response_wire(head.status, reason, self.fields)
+        if not self._secrets:
+            self.fields = fields
+            return response_wire(head.status, head.reason, fields)
+        size = len(head.reason)
+        masked = mask_fields(head.reason + fields, self._secrets)
+        self.fields = masked[size:]
+        return response_wire(head.status, masked[:size], self.fields)
 
     async def _frame(self, wire: bytes, body: Body) -> bytes:
         """`wire` and what has come of the body, as it leaves here; what grows large is sent at once."""
@@ -191,9 +217,10 @@ class Download:
 
     async def _send(self, wire: bytes) -> None:
         self.begun = True
-        stream = self._client.stream
+        client = self._client
+        stream = client.stream
         deadline = stream.deadline  # what an upload under way has set
-        stream.deadline = monotonic() + self._client.limits.body_idle_timeout
+        stream.deadline = monotonic() + client.limits.body_idle_timeout
         await stream.send(wire)
         stream.deadline = deadline
 

@@ -69,9 +69,9 @@ class Equipment:
         Then the head that tells how the body goes up, and the body. `target` is in origin-form. Raises
         DeniedError, RefusedError, MalformedError, StreamError.
         """
-        head, site = self._head, self._site
+        head, site, rules = self._head, self._site, self._site.rules
         self._target = target
-        if (signer := site.rules.signer) is not None:
+        if (signer := rules.signer) is not None:
             body = await self._read_signature(signer, *body)
         fields = request_fields(head)
         if not head.host:
@@ -79,22 +79,22 @@ class Equipment:
         if mcp is not None:
             headers = mcp.readdressed(split_fields(fields))
             fields = join_fields(inspectable(headers) if mcp.policy is not None else headers)
-        if site.rules.rules:
-            fields = await self._inject(site.rules, fields)
-        if site.rules.in_frames and head.upgrade == b"websocket":
-            await self._prepare_frames(site.rules.in_frames)
+        if rules.rules:
+            fields = await self._inject(rules, fields)
+        if rules.in_frames and head.upgrade == b"websocket":
+            await self._prepare_frames(rules.in_frames)
             fields = join_fields(inspectable(split_fields(fields)))
         if self._signature is not None:
             return await self._sign(self._signature, fields), head, body
-        if site.rules.bindings:
-            return await self._substitute(site.rules.bindings, fields, body)
+        if rules.bindings:
+            return await self._substitute(rules.bindings, fields, body)
         return request_wire(head.method, target, fields), head, body
 
     async def _inject(self, rules: SiteRules, fields: bytes) -> bytes:
         try:
-            draft, others = rules.draft(fields)
-            credentials = [await self._credential(name) for name in draft.credentials]
-            equipped = equip(draft, others, credentials)
+            fitting = rules.fitting(fields)
+            credentials = [await self._credential(name) for name in fitting.draft.credentials]
+            equipped = equip(fitting, credentials)
         except MoatError as error:
             raise _no_credential(error) from error
         self._use(equipped.grants)

@@ -35,7 +35,7 @@ from moat.proxy.http1 import (
     split_absolute,
 )
 from moat.proxy.leak_guard import BodyGuard
-from moat.proxy.logins import LONGEST as LONGEST_LOGIN
+from moat.proxy.logins import LONGEST as LONGEST_LOGIN, endpoint
 from moat.proxy.mcp import Judgement, McpEndpoint, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
@@ -134,29 +134,20 @@ class Exchange:
 
     async def _converse(self) -> None:
         """The straight way of a request."""
-        begun = await self._answer_login() if self._site.logins else None
-        self._judge()
-        if self._site.accounts:
-            self._spending = self._spend()
-            if begun is not None:
-                self._meter(*begun)
-        desk = self._setup.desk
-        if desk is not None and (self._undecided or desk.every):
-            await self._ask(desk)
-        judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
-        judged = judged or (self._body(), b"")
-        if self._site.rules.guarded and self._head.framing is not NONE:
-            judged = self._guarded(*judged)
-        equipment = self._equipment = Equipment(
-            self._setup, self._site, self._number, self._head, self._read_body
-        )
-        wire, head, judged = await equipment.put_on(self._target, self._mcp, judged)
-        upload = self._upload = Upload(self._client, head, wire, judged=judged, patience=self._patience)
-        response = self._site.response
-        if self._mcp is not None:
-            response = McpResponse(self._mcp, lists=lists, limit=self._setup.limits.mcp_message)
+        setup, client, site, mcp = self._setup, self._client, self._site, self._mcp
+        response = site.response
+        if site.plain and mcp is None:
+            self._judge()
+            judged: Judged = client.body(self._head, blame="client"), b""
+        else:
+            judged, lists = await self._admit()
+            if mcp is not None:
+                response = McpResponse(mcp, lists=lists, limit=setup.limits.mcp_message)
+        equipment = self._equipment = Equipment(setup, site, self._number, self._head, self._read_body)
+        wire, head, judged = await equipment.put_on(self._target, mcp, judged)
+        upload = self._upload = Upload(client, head, wire, judged=judged, patience=self._patience)
         download = self._download = Download(
-            self._client,
+            client,
             self._head,
             equipment.equipped.secrets,
             response,
@@ -175,19 +166,37 @@ class Exchange:
 
     # --- before anything leaves ------------------------------------------------------------------
 
+    async def _admit(self) -> tuple[Judged, bool]:
+        """All who may have a say: the request's body, and whether a list of tools will come back."""
+        begun = await self._answer_login() if self._site.logins else None
+        self._judge()
+        if self._site.accounts:
+            self._spending = self._spend()
+            if begun is not None:
+                self._meter(*begun)
+        desk = self._setup.desk
+        if desk is not None and (self._undecided or desk.every):
+            await self._ask(desk)
+        judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
+        judged = judged or (self._body(), b"")
+        if self._site.rules.guarded and self._head.framing is not NONE:
+            judged = self._guarded(*judged)
+        return judged, lists
+
     async def _answer_login(self) -> Judged | None:
         """Answer a tool that renews a login of the run. Nothing leaves for it, so policy is not asked.
 
         The body, if it was read for nothing.
         """
         site, head = self._site, self._head
-        path = head.target.partition(b"?")[0].decode("latin-1")
-        rules = site.logins.get(path)
-        if rules is None or head.method != b"POST" or self._authority_mismatch() or self._setup.ready():
+        if head.method != b"POST" or self._authority_mismatch() or self._setup.ready():
+            return None
+        path = endpoint(site.logins, self._target.decode())
+        if path is None:
             return None
         body = self._body()
         read = await self._read_body(body, LONGEST_LOGIN)
-        answer = await self._setup.logins.answer(rules, path, head.block, read)
+        answer = await self._setup.logins.answer(site.logins[path], path, head.block, read)
         if answer is not None:
             raise RefusedError(answer)
         return body, read
@@ -461,7 +470,7 @@ class Exchange:
     def _record(self, started: float, duration: float) -> None:
         upload, download, answer = self._upload, self._download, self._answered
         status, fields = (answer.status, join_fields(answer.headers)) if answer is not None else (0, b"")
-        up, down, messages, error = 0, 0, (0, 0), self._error
+        up, down, messages, error, equipped = 0, 0, (0, 0), self._error, self._equipped
         denial = answer.denial if answer is not None else None
         if denial is None and self._spending is not None:
             denial = self._spending.denial
@@ -481,12 +490,12 @@ class Exchange:
                 method=self._head.method.decode("latin-1"),
                 url=self._site.url(self._target),
                 status=status,
-                request_headers=Shown(self._head.block, self._equipped.names),
+                request_headers=Shown.again(self._head.block, equipped.names),
                 response_headers=Shown(fields),
                 request_bytes=up,
                 response_bytes=down,
                 messages=messages,
-                grants=self._equipped.grants,
+                grants=equipped.grants,
                 denial=denial,
                 warning=self._warning if denial is None else None,
                 error=error,

@@ -13,21 +13,24 @@ from collections.abc import Iterable
 _TCHAR = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _VALUE = rb"[^\x00-\x08\x0a-\x1f\x7f]"  # VCHAR, obs-text, SP, HTAB
 _VCHAR = rb"[\x21\x22\x24-\x7e]"  # without `#`: a fragment never belongs in a request (RFC 9112 §3.2)
-_FIELDS = rb"((?:\r\n" + _TCHAR + rb"++:" + _VALUE + rb"*+)*)\r\n\r\n"  # each with the CRLF in front of it
+_LINES = (
+    rb"(?:\r\n" + _TCHAR + rb"++:" + _VALUE + rb"*+)*"
+)  # header fields, each with the CRLF in front of it
 
 # One empty line before a request is tolerated (RFC 9112 §2.2): old clients end a POST with an extra CRLF.
-REQUEST = re.compile(
-    rb"(?:\r\n)?(" + _TCHAR + rb"++) (" + _VCHAR + rb"++) HTTP/1\.([01])" + _FIELDS,
-)
+REQUEST_START = re.compile(rb"(?:\r\n)?(" + _TCHAR + rb"++) (" + _VCHAR + rb"++) HTTP/1\.([01])(?=\r\n)")
+FIELDS = re.compile(_LINES)  # of a request
 # The space before an empty reason is often missing; nobody reads that in two ways.
-RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: (" + _VALUE + rb"*+))?" + _FIELDS)
-FIELD = re.compile(rb"\r\n([^:]++):[ \t]*+([^\r]*+)")  # inside what _FIELDS has matched
+RESPONSE = re.compile(
+    rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: (" + _VALUE + rb"*+))?(" + _LINES + rb")\r\n\r\n"
+)
+FIELD = re.compile(rb"\r\n([^:]++):[ \t]*+([^\r]*+)")  # inside what _LINES has matched
 FIELD_TEXT = re.compile(r"\r\n([^:]++):[ \t]*+([^\r]*+)")  # the same, decoded
 FIELD_LINE = re.compile(rb"(" + _TCHAR + rb"++):[ \t]*+(" + _VALUE + rb"*+)")
 
 
 def fields_named(names: Iterable[bytes], *, also: bytes = b"") -> re.Pattern[bytes]:
-    """Fields with one of the lower-case names, inside what _FIELDS has matched: groups name and value.
+    """Fields with one of the lower-case names, inside what _LINES has matched: groups name and value.
 
     `also` is a pattern for more names. Sorted by first letter, because that is how `re` is quick to say no.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from enum import Enum
+from functools import lru_cache
 from typing import Literal, NamedTuple, NoReturn
 
 from moat.errors import MoatError
@@ -21,7 +22,6 @@ Blame = Literal["client", "upstream"]
 _MAX_LENGTH = 2**63 - 1  # what every other parser's signed 64-bit integer holds
 # Never hop-by-hop, whatever Connection says.
 _FRAMED = frozenset({b"host", b"content-length", b"transfer-encoding"})
-_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 # CGI-style servers read `_` as `-`: these would be a second opinion on framing behind our back.
 _LOOK_ALIKE = frozenset({b"content_length", b"transfer_encoding"})
 # Of the fields that `grammar.SPECIAL` names, those that are the next hop's business too.
@@ -35,6 +35,7 @@ _COMMON_OPTIONS = {
     value: frozenset({value.lower()}) for value in (b"keep-alive", b"Keep-Alive", b"close", b"Upgrade")
 }
 _NO_OPTIONS: frozenset[bytes] = frozenset()
+_MEMORABLE = 4096  # bytes of a block of fields up to which what it means is remembered
 _HARMLESS_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"upgrade"})
 # Upgrading to HTTP once more would carry requests past policy (h2c smuggling); TLS would hide them.
 _HTTP_AGAIN = (b"h2", b"h3", b"http/", b"tls/")
@@ -129,30 +130,28 @@ def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
 
     Raises MalformedError (blame `client`) as soon as it can be told, also on an incomplete head.
     """
-    match = grammar.REQUEST.match(buffer, 0, limits.head)
-    if match is None:
+    start = grammar.REQUEST_START.match(buffer, 0, limits.head)
+    end = buffer.find(b"\r\n\r\n", start.end(), limits.head) if start is not None else -1
+    if start is None or end < 0:
         _unfinished(buffer, limits, "client")
         return None
-    method, target, minor_digit, block = match.groups()
+    method, target, minor_digit = start.groups()
     minor = 1 if minor_digit == b"1" else 0
-    values, repeated, kept = _special(block, limits, "client")
-    host = _host(values, repeated, minor)
-    options = _options(values, "client") if b"connection" in values else _NO_OPTIONS
-    framing, length = NONE, 0
-    if not _FRAMING.isdisjoint(values):
-        framing, length = _framing(values, repeated, minor, "client")
+    block = bytes(buffer[start.end() : end])
+    found = (_known_fields if len(block) <= _MEMORABLE else _request_fields)(block, minor, limits.fields)
+    if found is None:
+        _unfinished(buffer, limits, "client")
+        return None
+    read, kept = found
+    framing = read.framing
     form = _form(method, target, framing, limits)
     upgrade = b""
-    if options and minor and framing is NONE and b"upgrade" in options:
-        upgrade = _upgrade(values)
-    # A proxy must not keep an HTTP/1.0 client's connection (RFC 9112 §9.3).
-    keep_alive = minor == 1 and b"close" not in options
-    expects = b"expect" in values and _expects_continue(values[b"expect"], minor, framing)
-    if options or values.get(b"content-length", b"")[:1] == b"0":
-        kept = _forwardable(kept, values, options, length)
+    if minor and framing is NONE and b"upgrade" in read.options:
+        upgrade = _upgrade(read.upgrade)
+    expects = read.expect is not None and _expects_continue(read.expect, minor, framing)
     return RequestHead(
-        method, target, form, minor, block, kept, host, framing, length, keep_alive, expects, upgrade,
-        match.end(),
+        method, target, form, minor, block, kept, read.host, framing, read.length, read.persists, expects,
+        upgrade, end + 4,
     )  # fmt: skip
 
 
@@ -173,27 +172,21 @@ def parse_response(
     minor_digit, code, reason, block = match.groups()
     minor = 1 if minor_digit == b"1" else 0
     status = int(code)
-    values, repeated, kept = _special(block, limits, "upstream")
-    options = _options(values, "upstream") if b"connection" in values else _NO_OPTIONS
-    framing, length = NONE, 0
-    if not _FRAMING.isdisjoint(values):
-        framing, length = _framing(values, repeated, minor, "upstream")
+    read, kept = _read(block, minor, limits.fields, "upstream")
+    framing, length = read.framing, read.length
     switched = b""
     if status < 200 or status == 204:
         if framing is not NONE:
             _refuse("upstream", "body-forbidden", f"a {status} response announces a body")
         if status == 101:
-            switched = _switched(values, options, upgrade)
+            switched = _switched(read, upgrade)
     elif request_method == b"HEAD" or status == 304:
         framing, length = NONE, 0
-    elif framing is NONE and b"content-length" not in values:
+    elif framing is NONE and not read.measured:
         framing = UNTIL_CLOSE
-    keep_alive = minor == 1 and framing is not UNTIL_CLOSE and b"close" not in options
-    if options or values.get(b"content-length", b"")[:1] == b"0":
-        kept = _forwardable(kept, values, options, length)
     return ResponseHead(
-        status, reason or b"", minor, block, kept, framing, length, b"content-length" in values,
-        _media_type(values), not _ENCODED_BY.isdisjoint(values), keep_alive, switched, match.end(),
+        status, reason or b"", minor, block, kept, framing, length, read.measured, read.content_type,
+        read.encoded, read.persists and framing is not UNTIL_CLOSE, switched, match.end(),
     )  # fmt: skip
 
 
@@ -325,29 +318,79 @@ _Values = dict[bytes, bytes]
 """The fields that a proxy reads, by lower-case name; those of a name that is there twice joined by `,`."""
 
 
-def _special(block: bytes, limits: Limits, blame: Blame) -> tuple[_Values, Collection[bytes], bytes]:
-    """The fields to read, which names are there twice, and as a block all fields that are not hop-by-hop."""
-    if block.count(b"\r\n") > limits.fields:
-        _refuse(blame, "too-many-fields", f"more than {limits.fields} header fields", 431)
+class _Read(NamedTuple):
+    """What a proxy reads of a head: it depends on the fields that `grammar.SPECIAL` names and no others."""
+
+    kept: list[bytes]  # in place of each of their names: the field, when it goes on to the next hop
+    dropped: list[bytes]  # in place of each of their values: b""
+    host: bytes
+    options: frozenset[bytes]
+    framing: Framing
+    length: int
+    measured: bool
+    persists: bool  # the connection does, as far as the head tells
+    content_type: bytes
+    encoded: bool
+    upgrade: bytes
+    expect: bytes | None
+    nominated: frozenset[bytes]  # further names that Connection makes hop-by-hop
+
+
+def _request_fields(block: bytes, minor: int, limit: int) -> tuple[_Read, bytes] | None:
+    """`_read` of a request's fields; None when they are not such."""
+    return _read(block, minor, limit, "client") if grammar.FIELDS.fullmatch(block) else None
+
+
+_known_fields = lru_cache(maxsize=64)(_request_fields)  # clients send the same ones again
+
+
+def _read(block: bytes, minor: int, limit: int, blame: Blame) -> tuple[_Read, bytes]:
+    """What is to be read in a block of fields, and those of them that go on to the next hop."""
+    if block.count(b"\r\n") > limit:
+        _refuse(blame, "too-many-fields", f"more than {limit} header fields", 431)
+    pieces = grammar.SPECIAL.split(block)  # others, name, value, others, name, value, … others
+    names, values = pieces[1::3], pieces[2::3]
+    meaning = _meaning if len(block) <= _MEMORABLE else _meaning.__wrapped__
+    read = meaning((*names, *values), minor, blame)
+    pieces[1::3], pieces[2::3] = read.kept, read.dropped
+    kept = b"".join(pieces)
+    return read, without(kept, read.nominated) if read.nominated else kept
+
+
+@lru_cache(maxsize=256)  # peers repeat themselves: it is always the same few
+def _meaning(special: tuple[bytes, ...], minor: int, blame: Blame) -> _Read:
+    """Of the names and then the values, as sent, of the fields that a proxy reads."""
+    half = len(special) // 2
     values: _Values = {}
     repeated: set[bytes] = set()
-    pieces = iter(grammar.SPECIAL.split(block))  # others, name, value, others, name, value, … others
-    kept = [next(pieces)]
-    for name, sent, others in zip(pieces, pieces, pieces, strict=True):
+    kept: list[bytes] = []
+    for name, sent in zip(special[:half], special[half:], strict=True):
         key, value = name.lower(), sent.rstrip(b" \t")
+        if key in _LOOK_ALIKE:
+            reason = f"`{key.decode()}` would be read as a framing header by some servers"
+            _refuse(blame, "look-alike", reason)
         if key in values:
             values[key] += b"," + value
             repeated.add(key)
         else:
             values[key] = value
-        if key in _END_TO_END:
-            kept += (b"\r\n", name, b": ", value, others)
-        elif key in _LOOK_ALIKE:
-            reason = f"`{key.decode()}` would be read as a framing header by some servers"
-            _refuse(blame, "look-alike", reason)
-        else:
-            kept.append(others)
-    return values, repeated, b"".join(kept)
+        if key == b"content-length":  # leading zeros: some servers take them for octal
+            value = value.lstrip(b"0") or value[-1:]
+        kept.append(b"\r\n%b: %b" % (name, value) if key in _END_TO_END else b"")
+    host = _host(values, repeated, minor) if blame == "client" else b""
+    options = _options(values, blame) if b"connection" in values else _NO_OPTIONS
+    framing, length = _framing(values, repeated, minor, blame)
+    nominated = _NO_OPTIONS if options <= _HARMLESS_OPTIONS else options
+    return _Read(
+        kept, [b""] * half, host, options, framing, length,
+        measured=b"content-length" in values,
+        persists=minor == 1 and b"close" not in options,  # no proxy keeps 1.0 (RFC 9112 §9.3)
+        content_type=_media_type(values),
+        encoded=not _ENCODED_BY.isdisjoint(values),
+        upgrade=values.get(b"upgrade", b""),
+        expect=values.get(b"expect"),
+        nominated=nominated,
+    )  # fmt: skip
 
 
 def _media_type(values: dict[bytes, bytes]) -> bytes:
@@ -436,26 +479,14 @@ def _expects_continue(expect: bytes, minor: int, framing: Framing) -> bool:
     return framing is not NONE
 
 
-def _upgrade(values: _Values) -> bytes:
+def _upgrade(token: bytes) -> bytes:
     """The one protocol that is asked for. Lists, and HTTP or TLS once more, are not passed on."""
-    token = values.get(b"upgrade", b"")
     if not grammar.UPGRADE.fullmatch(token) or token.lower().startswith(_HTTP_AGAIN):
         return b""
     return token.lower()
 
 
-def _switched(values: _Values, options: frozenset[bytes], asked: bytes) -> bytes:
-    token = values.get(b"upgrade", b"").lower()
-    if not asked or token != asked or b"upgrade" not in options:
+def _switched(read: _Read, asked: bytes) -> bytes:
+    if not asked or read.upgrade.lower() != asked or b"upgrade" not in read.options:
         _refuse("upstream", "unasked-upgrade", "a 101 response to a request that did not ask for it")
     return asked
-
-
-def _forwardable(kept: bytes, values: _Values, options: frozenset[bytes], length: int) -> bytes:
-    """All that goes on to the next hop, without what Connection nominates (RFC 9110 §7.6.1)."""
-    if not options <= _HARMLESS_OPTIONS:
-        kept = without(kept, options)
-    value = values.get(b"content-length", b"")
-    if value[:1] == b"0" and len(value) > 1:  # leading zeros: some servers take them for octal
-        kept = without(kept, _CONTENT_LENGTH) + b"\r\nContent-Length: %d" % length
-    return kept

@@ -145,9 +145,8 @@ def scrub_headers(headers: Headers, secrets: Sequence[bytes]) -> Headers:
     )
 
 
-def mask_fields(fields: bytes, secrets: Sequence[bytes]) -> bytes:
+def mask_fields(fields: bytes, secrets: tuple[bytes, ...]) -> bytes:
     """The same for fields as they are on the wire; values too are masked in whatever letter case."""
-    secrets = tuple(secrets)
     sought, folded = needles(secrets), needles(secrets, folded=True)
     if sought is None or folded is None:
         return fields

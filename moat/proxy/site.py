@@ -114,6 +114,7 @@ class Site:
     prefix: str  # of its URLs
     response: McpResponse  # of a host that is not known to be an MCP server
     logins: Mapping[str, Sequence[LoginRule]]  # by path: where logins of the run are renewed
+    plain: bool  # no login, budget, decider or body guard has a say in its exchanges
     protocol: str = HTTP1  # what the client speaks, as in ALPN
 
     @classmethod
@@ -128,6 +129,7 @@ class Site:
         host, port = authority.host, authority.port
         header = authority.host_header(scheme).encode()
         policy, rules = setup.policy.site(host, port), setup.table.site(host, port, scheme)
+        accounts, logins = setup.accounts.at(host, port), setup.logins.site(scheme, authority)
         return cls(
             scheme,
             authority,
@@ -135,11 +137,12 @@ class Site:
             denial,
             policy,
             rules,
-            setup.accounts.at(host, port),
+            accounts,
             name=str(authority),
             prefix=f"{scheme}://{header.decode()}",
             protocol=protocol,
-            logins=setup.logins.site(scheme, authority),
+            logins=logins,
+            plain=not (logins or accounts or setup.desk or rules.guarded),
             response=McpResponse(None, partial(setup.mcp.challenged, host)),
         )
 

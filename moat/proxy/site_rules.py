@@ -25,6 +25,8 @@ BodyLeaks = Literal["refuse", "pass"]
 
 _SITES = 256  # authorities whose rules are remembered
 _DRAFTS = 32  # sets of fields remembered for an authority; clients have one or two
+_FITTINGS = 16  # whole heads, the same
+_MEMORABLE = 4096  # bytes of a head that is remembered
 _BASIC = b"asic"  # of `Basic`, in lower case: what stands behind it has to be decoded
 _OPAQUE = frozenset({
     b"accept-encoding", b"grpc-accept-encoding", b"connect-accept-encoding",
@@ -49,6 +51,17 @@ class Draft:
         self.credentials = plan.credentials  # names of those that it takes
         self.used: Sequence[Credential] = ()
         self.done: Equipped | None = None
+
+
+class Fitting:
+    """A plan for a request with exactly these fields, and what came of it the last time."""
+
+    def __init__(self, draft: Draft, others: bytes) -> None:
+        """`others` are the fields that the plan leaves alone."""
+        self.draft = draft
+        self.others = others
+        self.used: Sequence[Credential] | None = None
+        self.done = Equipped(b"")
 
 
 class InjectionTable:
@@ -109,6 +122,7 @@ class SiteRules:
         touched |= {name.lower() for rule in self.rules for name, _ in rule.merge}
         self._touched = grammar.fields_named(touched)
         self._drafts: OrderedDict[tuple[bytes, ...], Draft] = OrderedDict()
+        self._fittings: OrderedDict[bytes, Fitting] = OrderedDict()
 
     def leaks(self, target: bytes, fields: bytes) -> Denial | None:
         """A denial when a request carries a placeholder in its head where it is not bound to go.
@@ -156,7 +170,18 @@ class SiteRules:
                 return True
         return _BASIC in fields.lower()
 
-    def draft(self, fields: bytes) -> tuple[Draft, bytes]:
+    def fitting(self, fields: bytes) -> Fitting:
+        """A plan for a request with these fields."""
+        fitting = self._fittings.get(fields)
+        if fitting is None:
+            fitting = Fitting(*self._draft(fields))
+            if len(fields) <= _MEMORABLE:
+                self._fittings[fields] = fitting
+                if len(self._fittings) > _FITTINGS:
+                    self._fittings.popitem(last=False)
+        return fitting
+
+    def _draft(self, fields: bytes) -> tuple[Draft, bytes]:
         """A plan for a request with these fields, and those of them that it leaves alone."""
         pieces = self._touched.split(fields)
         others = b"".join(pieces[::3])
@@ -173,8 +198,15 @@ class SiteRules:
         return draft, others
 
 
-def equip(draft: Draft, others: bytes, credentials: Sequence[Credential]) -> Equipped:
+def equip(fitting: Fitting, credentials: Sequence[Credential]) -> Equipped:
     """Carry a plan out. `credentials` are those that it names, in its order. Raises InjectionError."""
+    if fitting.used != credentials:
+        fitting.done = _equip(fitting.draft, fitting.others, credentials)
+        fitting.used = credentials
+    return fitting.done
+
+
+def _equip(draft: Draft, others: bytes, credentials: Sequence[Credential]) -> Equipped:
     done = draft.done
     if done is None or draft.used != credentials:
         injected = carry_out(draft.plan, dict(zip(draft.credentials, credentials, strict=True)))

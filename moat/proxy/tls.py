@@ -85,8 +85,9 @@ class TLSSession:
         incoming, read = self._incoming, self._read
         incoming.write(data)
         parts: list[bytes] = []
+        size = min(incoming.pending, _RECORD) or _RECORD  # what is allocated, for a record that is no longer
         try:
-            while part := read(_RECORD):
+            while part := read(size):
                 parts.append(part)
                 if not incoming.pending and not self._pending():
                     break

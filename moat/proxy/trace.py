@@ -32,6 +32,7 @@ _MAX_WAITING = 10_000  # records kept while nothing can be written
 REDACTED = "[REDACTED]"
 _NAME = itemgetter(0)
 _KNOWN = 512  # names of fields that are remembered
+_MEMORABLE = 4096  # bytes of a block of fields that is remembered
 # Whoever sent these, their values are nobody's business: the sandbox may log in somewhere by itself.
 _SECRET_NAMES = frozenset(
     b"authorization proxy-authorization authentication-info cookie set-cookie x-api-key api-key x-auth-token "
@@ -51,6 +52,11 @@ class Shown(Sequence[tuple[str, str]]):
         self._block = block
         self._names = names
         self._fields: tuple[tuple[str, str], ...] | None = None
+
+    @classmethod
+    def again(cls, block: bytes, names: frozenset[bytes]) -> Shown:
+        """The same for a block that is likely to have been seen: clients repeat themselves."""
+        return _remembered(block, names) if len(block) <= _MEMORABLE else cls(block, names)
 
     @property
     def fields(self) -> tuple[tuple[str, str], ...]:
@@ -79,6 +85,9 @@ class Shown(Sequence[tuple[str, str]]):
 
     def __repr__(self) -> str:
         return repr(self.fields)
+
+
+_remembered = lru_cache(maxsize=64)(Shown)
 
 
 def _taken_apart(block: bytes, names: frozenset[bytes]) -> list[tuple[str, str]]:

@@ -22,6 +22,11 @@ Judged = tuple[Body | FilteredBody, bytes]  # a body, and its beginning
 class Upload:
     """One request. Trailers end here: what is judged in a head must not follow a body."""
 
+    done = False  # all of it is on its way
+    gone = False  # the client has left
+    upstream: Stream | None = None  # where it goes at this time
+    fault: MalformedError | DeniedError | None = None  # what is wrong with its body
+
     def __init__(
         self,
         client: MessageReader,
@@ -47,10 +52,6 @@ class Upload:
                 wire += self._writer.end()
         self.whole = self.body.done  # `start` is the complete request: it can be sent a second time
         self.start = wire
-        self.done = False  # all of it is on its way
-        self.gone = False  # the client has left
-        self.upstream: Stream | None = None  # where it goes at this time
-        self.fault: MalformedError | DeniedError | None = None  # what is wrong with its body
 
     async def send_start(self, upstream: Stream) -> None:
         await upstream.send(self.start)

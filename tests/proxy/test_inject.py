@@ -288,10 +288,11 @@ def test_what_is_remembered_is_what_inject_would_do(fields, changed) -> None:
     block = b"".join(b"\r\n%b: %b" % (name.encode(), value.encode()) for name, value in fields)
     for attempt in range(3):
         secret = "T0P" if changed and attempt == 2 else "REAL"
-        draft, others = site.draft(block)
-        found = [credential(name, f"{secret}-{name}") for name in draft.credentials]
-        equipped = equip(draft, others, found)
-        by_name = dict(zip(draft.credentials, found, strict=True))
+        fitting = site.fitting(block)
+        names = fitting.draft.credentials
+        found = [credential(name, f"{secret}-{name}") for name in names]
+        equipped = equip(fitting, found)
+        by_name = dict(zip(names, found, strict=True))
         expected = plainly(site.rules, block, by_name)
         got = (sorted(split_fields(equipped.fields)), equipped.grants, set(equipped.secrets), equipped.names)
         assert got == expected
@@ -299,10 +300,10 @@ def test_what_is_remembered_is_what_inject_would_do(fields, changed) -> None:
 
 def test_what_no_rule_touches_is_not_taken_apart() -> None:
     site = InjectionTable(RULES).site(API, 443, "https")
-    first, _ = site.draft(b"\r\nX-A: 1\r\nAuthorization: Bearer x")
-    second, others = site.draft(b"\r\nAuthorization: Bearer x\r\nX-A: 2")
-    assert first is second
-    assert others == b"\r\nX-A: 2"
-    third, others = site.draft(b"\r\nAuthorization: Bearer x\r\nX-A: " + PH_A.encode())
-    assert third is not first
-    assert others == b""
+    first = site.fitting(b"\r\nX-A: 1\r\nAuthorization: Bearer x")
+    second = site.fitting(b"\r\nAuthorization: Bearer x\r\nX-A: 2")
+    assert first.draft is second.draft
+    assert second.others == b"\r\nX-A: 2"
+    third = site.fitting(b"\r\nAuthorization: Bearer x\r\nX-A: " + PH_A.encode())
+    assert third.draft is not first.draft
+    assert third.others == b""
