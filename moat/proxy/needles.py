@@ -12,10 +12,11 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
+from moat.dataclass import dataclass
 from moat.proxy.unescape import OPENERS, View, all_views, has_escape, has_opener, views
 
 if TYPE_CHECKING:
