@@ -23,7 +23,7 @@ step() {
     local name=$1 log started=$SECONDS status=0
     shift
     log=$logs/${name//[^a-z0-9]/-}.log
-    printf '· %s … ' "$name"
+    printf '· %s …\n' "$name"
     set +e # a command in an `if` or before `||` would go on after its first error, whatever it sets
     (
         set -e
@@ -32,12 +32,25 @@ step() {
     status=$?
     set -e
     if [ $status -eq 0 ]; then
-        printf 'ok (%d s)\n' $((SECONDS - started))
+        printf '  %s: ok (%d s)\n' "$name" $((SECONDS - started))
     else
-        printf 'FAILED\n'
+        printf '  %s: FAILED\n' "$name"
         tail -n 40 "$log" | sed 's/^/    /' >&2
         die "$name failed; the whole log is ${log#"$root"/}"
     fi
+}
+
+# at_once FUNCTION…: each with steps of its own, all at the same time. Stops when all have ended and one has failed.
+at_once() {
+    local pids=() status=0 function pid
+    for function in "$@"; do
+        "$function" &
+        pids+=($!)
+    done
+    for pid in "${pids[@]}"; do
+        wait "$pid" || status=1
+    done
+    [ $status -eq 0 ] || exit 1
 }
 
 as_root() {

@@ -19,6 +19,9 @@ from typing import Any
 
 import pytest
 
+from moat.paths import Home
+from moat.runtime.sweep import sweep
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLAUDE_VARIABLE = "MOAT_TEST_CLAUDE"  # the pinned Claude Code binary; `.ci/test` sets it
 BIN_VARIABLE = "MOAT_TEST_BIN"  # the `moat` of the installed wheel; `.ci/test` sets it
@@ -32,6 +35,11 @@ def pytest_configure() -> None:
     # A shell that starts the suite in the background leaves SIGINT ignored, and every program that a test
     # starts would inherit that: Ctrl-C would mean nothing.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """No compressed bytes: they hold the second of their making, and all workers must collect the same names."""
+    return argname if isinstance(val, bytes) and not val.isascii() else None
 
 
 def private_environment(home: Path, runtime: Path) -> dict[str, str]:
@@ -88,9 +96,7 @@ def reap(moat_home: Path) -> None:
         if not leftovers:
             break
     # What the next command would begin in the background, and would then still be at work in here.
-    python = str(Path(moat_program()).parent / "python")
-    sweep = [python, "-m", "moat.runtime.sweep", str(moat_home)]
-    subprocess.run(sweep, capture_output=True, timeout=60, check=False, cwd="/")
+    sweep(Home(moat_home))
 
 
 def _started_with(moat_home: Path) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime as dt
 import json
 import os
@@ -472,10 +473,11 @@ def test_no_process_shows_the_secret(moat_bin: str, tmp_path: Path) -> None:
         process.stdin.close()
         seen = 0
         while process.poll() is None:
-            for name in ("cmdline", "environ"):
-                data = Path(f"/proc/{process.pid}/{name}").read_bytes()
-                assert KEY.encode() not in data
-                seen += len(data)
+            with contextlib.suppress(ProcessLookupError):  # it ends while it is looked at
+                for name in ("cmdline", "environ"):
+                    data = Path(f"/proc/{process.pid}/{name}").read_bytes()
+                    assert KEY.encode() not in data
+                    seen += len(data)
             time.sleep(0.05)
         assert process.returncode == 0
         assert seen > 0

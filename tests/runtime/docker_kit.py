@@ -121,7 +121,7 @@ async def sandbox(*argv: str, egress: Listener | None = None, **options: Any) ->
     with short_directory() as directory:
         listener = egress or Listener()
         spec = SandboxSpec(
-            run_id=f"run_{secrets.token_hex(6)}",
+            run_id=options.pop("run_id", None) or f"run_{secrets.token_hex(6)}",
             argv=argv,
             workspace=options.pop("workspace", None) or workspace(directory),
             ca_bundle=options.pop("ca_bundle", None) or trust.host_bundle(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import secrets
 import signal
 import stat
 import subprocess
@@ -331,9 +332,10 @@ asyncio.run(main())
 
 
 async def test_a_failed_create_leaves_nothing() -> None:
+    run_id = f"run_{secrets.token_hex(6)}"
     with short_directory() as directory, pytest.raises(StartError, match="No such file"):
-        await run("true", mounts=(Mount(directory / "missing", "/mnt/x"),))
-    assert not [c for c in engine_socket.labelled("moat.run") if c["State"] == "created"]
+        await run("true", run_id=run_id, mounts=(Mount(directory / "missing", "/mnt/x"),))
+    assert engine_socket.labelled(f"moat.run={run_id}") == []
 
 
 async def test_probe_says_what_engine_there_is() -> None:
