@@ -15,7 +15,7 @@ from typing import Protocol
 import anyio
 
 from moat.proxy.splice import POSSIBLE, splice
-from moat.proxy.stream import CLOSE_SECONDS, Stream, StreamError
+from moat.proxy.stream import CLOSE_SECONDS, Stream, StreamError, broken
 
 
 @dataclass(slots=True)
@@ -141,8 +141,11 @@ async def _past_us(client: Stream, upstream: Stream, traffic: Traffic, idle: flo
         end(await stream.lost())
 
     client.deadline = upstream.deadline = monotonic() + idle
-    with client.sock.dup() as near, upstream.sock.dup() as far:
-        sockets = {client: near, upstream: far}
+    with contextlib.ExitStack() as second:
+        try:
+            sockets = {stream: second.enter_context(stream.sock.dup()) for stream in (client, upstream)}
+        except OSError as error:  # no descriptor is left
+            raise broken(error) from error
         async with anyio.create_task_group() as guards:
             guards.start_soon(guard, client)
             guards.start_soon(guard, upstream)

@@ -20,7 +20,10 @@ _TURN = 1 << 20  # bytes after which others get their turn, however quick both p
 
 async def splice(source: socket.socket, sink: socket.socket, on_moved: Callable[[int], object]) -> None:
     """Move everything until `source` has finished, telling each number of bytes. Raises StreamError."""
-    leaving, entering = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        leaving, entering = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:  # no descriptor is left
+        raise broken(error) from error
     try:
         with contextlib.suppress(OSError):  # who has many pipes gets small ones
             fcntl.fcntl(entering, fcntl.F_SETPIPE_SZ, _PIPE)

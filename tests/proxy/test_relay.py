@@ -6,6 +6,7 @@ never ends).
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -131,3 +132,15 @@ async def test_a_side_that_does_not_read_stops_the_other(pair: Pair) -> None:
             pass
         tasks.cancel_scope.cancel()
     assert sent < 30 << 20  # what the kernel's own buffers hold
+
+
+async def test_no_descriptor_left_is_an_end_like_others(pair: Pair, monkeypatch) -> None:
+    def none_left(_flags: int) -> tuple[int, int]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe2", none_left)
+    if not pair.client.bare:
+        return
+    with anyio.fail_after(5):
+        await pair.relay()
+    assert pair.traffic.error == "too many open files"
