@@ -15,7 +15,7 @@ from typing import Protocol
 import anyio
 
 from moat.proxy.splice import POSSIBLE, splice
-from moat.proxy.stream import CLOSE_SECONDS, Stream, StreamError, broken
+from moat.proxy.stream import CLOSE_SECONDS, PausableStream, Stream, StreamError, broken
 
 
 @dataclass(slots=True)
@@ -67,8 +67,14 @@ async def relay(
     change what goes there. Closes neither stream unless one broke; then both are dropped, after a last word
     if there is one.
     """
-    unseen = POSSIBLE and up is None and down is None and not watches
-    if unseen and client.bare and upstream.bare:
+    if (
+        POSSIBLE
+        and not (up or down or watches)
+        and isinstance(client, PausableStream)
+        and isinstance(upstream, PausableStream)
+        and client.bare
+        and upstream.bare
+    ):
         await _past_us(client, upstream, traffic, idle)
         return
     parting: PartingError | None = None
@@ -108,7 +114,7 @@ async def relay(
         await _part(upstream, parting.to_upstream)
 
 
-async def _past_us(client: Stream, upstream: Stream, traffic: Traffic, idle: float) -> None:
+async def _past_us(client: PausableStream, upstream: PausableStream, traffic: Traffic, idle: float) -> None:
     """The same from socket to socket. The streams keep the time, and tell when it is over."""
 
     def went_up(size: int) -> None:
@@ -119,7 +125,7 @@ async def _past_us(client: Stream, upstream: Stream, traffic: Traffic, idle: flo
         traffic.down += size
         client.deadline = upstream.deadline = monotonic() + idle
 
-    async def pump(source: Stream, sink: Stream, on_moved: Callable[[int], None]) -> None:
+    async def pump(source: PausableStream, sink: PausableStream, on_moved: Callable[[int], None]) -> None:
         try:
             if data := source.pause():
                 on_moved(len(data))
@@ -137,7 +143,7 @@ async def _past_us(client: Stream, upstream: Stream, traffic: Traffic, idle: flo
         upstream.abort()
         guards.cancel_scope.cancel()
 
-    async def guard(stream: Stream) -> None:
+    async def guard(stream: PausableStream) -> None:
         end(await stream.lost())
 
     client.deadline = upstream.deadline = monotonic() + idle

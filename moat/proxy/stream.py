@@ -201,25 +201,6 @@ class Stream(ABC):
                 await self._write(self._tls.close())
             await self._write_eof()
 
-    # --- others who move its bytes ---------------------------------------------------------------
-
-    @property
-    def bare(self) -> bool:
-        """Whether `pause`, `flushed` and `lost` work, so that somebody else can use the socket."""
-        return False
-
-    def pause(self) -> bytes:
-        """Read no more; what has come in."""
-        raise NotImplementedError
-
-    async def flushed(self) -> None:
-        """Wait until the kernel has all that was sent. Raises StreamError."""
-        raise NotImplementedError
-
-    async def lost(self) -> StreamError:
-        """Wait until the stream breaks by its deadline or `abort`: a paused one notices nothing else."""
-        raise NotImplementedError
-
     # --- TLS -------------------------------------------------------------------------------------
 
     async def start_tls(
@@ -311,6 +292,29 @@ class Stream(ABC):
         if self._gone is not None and (self._broken is not None or (self._ended and self._gone_at_eof)):
             call, self._gone = self._gone, None
             call()
+
+
+class PausableStream(Stream):
+    """A stream whose bytes somebody else can move, from socket to socket."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def bare(self) -> bool:
+        """Whether its bytes are those of the socket: it is open, and without TLS."""
+
+    @abstractmethod
+    def pause(self) -> bytes:
+        """Read no more; what has come in."""
+
+    @abstractmethod
+    async def flushed(self) -> None:
+        """Wait until the kernel has all that was sent. Raises StreamError."""
+
+    @abstractmethod
+    async def lost(self) -> StreamError:
+        """Wait until the stream breaks by its deadline or `abort`: a paused one notices nothing else."""
 
 
 class Watch:

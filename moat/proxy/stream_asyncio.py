@@ -15,7 +15,7 @@ from typing import cast
 
 import anyio
 
-from moat.proxy.stream import BUFFER, CLOSE_SECONDS, Stream, StreamError, Watch, broken
+from moat.proxy.stream import BUFFER, CLOSE_SECONDS, PausableStream, StreamError, Watch, broken
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -26,7 +26,7 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-class AsyncioStream(Stream, asyncio.Protocol):
+class AsyncioStream(PausableStream, asyncio.Protocol):
     """Reading stops when more than BUFFER bytes wait for the reader, sending when they wait for the peer."""
 
     __slots__ = ("_closed", "_drained", "_loop", "_paused", "_reader", "_size", "_transport")
