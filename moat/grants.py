@@ -104,8 +104,21 @@ class CredentialSource(Protocol):
     """Where the proxy gets a credential from, after policy has allowed the exchange."""
 
     async def credential(self, name: str) -> Credential:
-        """The current credential of grant `name`. Raises GrantError or VaultError; may be slow."""
+        """The current credential of grant `name`, or of a part of it (`part_of`).
+
+        Raises GrantError or VaultError; may be slow.
+        """
         ...
+
+
+def part_of(grant: str, scope: str) -> str:
+    """The name of a credential that is good for no more than `scope` of what the grant allows."""
+    return f"{grant} {scope}"
+
+
+def grant_of(name: str) -> str:
+    """The grant that a name of `part_of` belongs to; any other name as it is."""
+    return name.partition(" ")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +143,8 @@ class InjectionRule:
     surfaces: tuple[Surface, ...] = ("header",)
     # Placeholders that are replaced in target and body of one request; with one more it is refused.
     occurrences: int = 1
+    # Not the credential itself goes out, but a token that was got for it and this one request (`part_of`).
+    tokens: Literal["", "registry"] = ""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a rule that could not do what it says."""

@@ -27,6 +27,12 @@ MESSAGES = {
     ),
     "Your own AWS credentials have expired": "vault/test_aws.py::test_what_sts_refuses",
     "Your own AWS credentials may not assume the role …": "vault/test_aws.py::test_what_sts_refuses",
+    "… wants its password to be sent to …": (
+        "e2e/test_registry.py::test_a_registry_cannot_send_its_password_elsewhere"
+    ),
+    "… does not accept the login for …": (
+        "vault/test_registry.py::test_what_is_no_token_is_an_error_and_not_asked_for_at_once"
+    ),
     "The credential store cannot be changed": "vault/test_disk.py::test_a_disk_that_refuses_loses_nothing",
     "The journal cannot be written": "attacks/test_journal.py::test_a_credential_stays_when_its_use_cannot_be_recorded",
     "moat refused this request: the budget of … does not allow it": (

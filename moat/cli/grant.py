@@ -24,6 +24,7 @@ from moat.vault.providers.declared import Declared
 _WIZARDS = {
     "anthropic": "moat.cli.grant_anthropic",
     "aws": "moat.cli.grant_aws",
+    "docker": "moat.cli.grant_docker",
     "github": "moat.cli.grant_github",
     "mcp": "moat.cli.grant_mcp",
     "oauth": "moat.cli.grant_oauth",

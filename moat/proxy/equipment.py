@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from time import time
 
 from moat.errors import MoatError
-from moat.grants import Credential
+from moat.grants import Credential, part_of
 from moat.proxy.answers import RefusedError, failed
 from moat.proxy.download import Unreadable
 from moat.proxy.events import DeniedError
@@ -26,10 +26,11 @@ from moat.proxy.http1 import (
 from moat.proxy.inject import CompiledRule, in_frames, secret_of
 from moat.proxy.mcp import McpEndpoint
 from moat.proxy.message import Body
+from moat.proxy.registry import scope_of
 from moat.proxy.request_body import FilteredBody, resized, resized_fields, substituted
 from moat.proxy.signing import LONGEST_BODY, SIGNED_FIELDS, TOO_LONG, Signature, Signer, sign
 from moat.proxy.site import Setup, Site
-from moat.proxy.site_rules import Equipped, SiteRules, equip, inspectable
+from moat.proxy.site_rules import Equipped, Fitting, SiteRules, equip, inspectable
 from moat.proxy.substitute import Binding, Substitution, wanted_of
 from moat.proxy.upload import Judged
 
@@ -93,13 +94,21 @@ class Equipment:
     async def _inject(self, rules: SiteRules, fields: bytes) -> bytes:
         try:
             fitting = rules.fitting(fields)
-            credentials = [await self._credential(name) for name in fitting.draft.credentials]
+            credentials = [await self._credential(name) for name in self._asked(rules, fitting)]
             equipped = equip(fitting, credentials)
         except MoatError as error:
             raise _no_credential(error) from error
         self._use(equipped.grants)
         self.equipped = equipped
         return equipped.fields
+
+    def _asked(self, rules: SiteRules, fitting: Fitting) -> Sequence[str]:
+        """What a plan's credentials are asked for as: tokens are for no more than the request needs."""
+        names = fitting.draft.credentials
+        if not rules.tokens:
+            return names
+        scope = scope_of(self._head.method, self._target)
+        return [part_of(name, scope) if name in rules.tokens else name for name in names]
 
     async def _read_signature(self, signer: Signer, body: Body | FilteredBody, start: bytes) -> Judged:
         """Find out what the client has signed; the body is read if it has to be. Raises DeniedError."""

@@ -110,6 +110,7 @@ class SiteRules:
         self.rules = tuple(rule for rule in bound if "header" in rule.rule.surfaces)
         self.in_frames = tuple(rule for rule in bound if "websocket" in rule.rule.surfaces)
         self.bindings: tuple[Binding, ...] = bindings_of(bound)  # in target and body
+        self.tokens = frozenset(rule.rule.credential for rule in self.rules if rule.rule.tokens)
         self.signer = signer  # of requests that are signed with the run's key
         self.guarded = guarded
         self.where = where

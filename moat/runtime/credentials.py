@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from moat.config import UpstreamConfig
 from moat.errors import GrantError
-from moat.grants import Credential, LoginRule, Secret
+from moat.grants import Credential, LoginRule, Secret, grant_of
 from moat.journal import Journal
 from moat.proxy.logins import LoginTable
 from moat.runtime.rejected import fix
@@ -16,6 +16,7 @@ from moat.vault.aws.source import RoleKeys
 from moat.vault.dynamic import DynamicCredentials
 from moat.vault.imported import ImportedLogins
 from moat.vault.oauth.source import RunCredentials
+from moat.vault.registry.source import RegistryTokens
 
 _LOST = {"lost", "interrupted"}
 
@@ -39,7 +40,8 @@ class Credentials:
         self._kept = DynamicCredentials(
             vault, ImportedLogins(vault, self._logins, self._noted), self._resolved
         )
-        self._source = RoleKeys(vault, upstream, f"moat-{run}", self._kept, self._resolved)
+        self._roles = RoleKeys(vault, upstream, f"moat-{run}", self._kept, self._resolved)
+        self._source = RegistryTokens(upstream, self._roles)
         self._given: dict[str, Secret] = {}
         self._refused: dict[str, Secret] = {}
 
@@ -47,12 +49,12 @@ class Credentials:
         """Get what is kept elsewhere, before anything is made. Raises GrantError."""
         names = tuple(names)
         await self._kept.prepare(names)
-        await self._source.prepare(names)
+        await self._roles.prepare(names)
 
     async def credential(self, name: str) -> Credential:
         """Raises GrantError, VaultError."""
         found = await self._source.credential(name)
-        self._given[name] = found.secret
+        self._given[grant_of(name)] = found.secret
         return found
 
     def rejected(self, name: str) -> bool:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import anyio
 
 from moat.errors import MoatError
-from moat.grants import Credential, CredentialSource
+from moat.grants import Credential, CredentialSource, grant_of
 from moat.journal import Journal
 from moat.proxy.events import Denial, ExchangeFinished
 
@@ -147,12 +147,13 @@ class WitnessedSource:
 
     async def credential(self, name: str) -> Credential:
         """Raises what the source raises; GrantError also when the reading cannot be noted."""
+        grant = grant_of(name)
         try:
             found = await self._source.credential(name)
         except MoatError as error:
-            self._note("secret.refused", name, str(error), error=str(error))
+            self._note("secret.refused", grant, str(error), error=str(error))
             raise
-        self._note("secret.resolved", name, found.info, kind=found.info.kind)
+        self._note("secret.resolved", grant, found.info, kind=found.info.kind)
         return found
 
     def _note(self, event: str, name: str, what: object, **data: str) -> None:

@@ -24,6 +24,7 @@ _LOGINS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
     {
         "anthropic": (("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"), "~/.claude/.credentials.json"),
         "aws": (("AWS_ACCESS_KEY_ID", "AWS_PROFILE"), "~/.aws/config"),
+        "docker": ((), "~/.docker/config.json"),
         "github": (("GITHUB_TOKEN", "GH_TOKEN"), "~/.config/gh/hosts.yml"),
         "gemini": (("GEMINI_API_KEY", "GOOGLE_API_KEY"), "~/.gemini/oauth_creds.json"),
     }

@@ -45,6 +45,7 @@ _VENDORS = (
     "aws",
     "brave-search",
     "datadog",
+    "docker",
     "elevenlabs",
     "graphite",
     "linear",
@@ -52,7 +53,14 @@ _VENDORS = (
     "telegram",
     "vercel",
 )
-_ALIASES = {"claude": "anthropic", "gh": "github", "codex": "openai", "google": "gemini", "gt": "graphite"}
+_ALIASES = {
+    "claude": "anthropic",
+    "docker-registry": "docker",
+    "gh": "github",
+    "codex": "openai",
+    "google": "gemini",
+    "gt": "graphite",
+}
 # Grants that are no vendor's: what they name stands behind the colon.
 _SCOPED = (
     Entry(

@@ -1,0 +1,131 @@
+"""Logins to registries that docker and podman keep on this machine, in files or by credential helpers."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from moat.dataclass import dataclass
+from moat.errors import GrantError
+from moat.grants import Secret
+from moat.vault.providers.docker import HUB
+
+_MAX_BYTES = 1_000_000
+_PATIENCE = 120.0  # seconds: a helper may ask the user to unlock something
+_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", HUB)
+_IDENTITY = "<token>"  # instead of a user name: a refresh token of the registry's
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    where: str
+    username: str
+    password: Secret
+
+
+def find(host: str) -> Login | None:
+    """The first login to a registry. Runs a credential helper where one is configured. Raises GrantError."""
+    keys = (
+        _HUB_KEYS if host == HUB else (host, *(f"https://{host}{end}" for end in ("", "/", "/v1/", "/v2/")))
+    )
+    for path in _files():
+        config = _json(path)
+        login = _helped(config, keys) or _written(path, config, keys)
+        if login is not None:
+            return _checked(login)
+    return None
+
+
+def _files() -> Iterator[Path]:
+    base = os.environ.get("DOCKER_CONFIG")
+    yield (Path(base) if base else Path.home() / ".docker") / "config.json"
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        yield Path(runtime) / "containers" / "auth.json"
+    yield Path.home() / ".config" / "containers" / "auth.json"
+
+
+def _helped(config: Mapping[str, Any], keys: tuple[str, ...]) -> Login | None:
+    """The helper of one registry goes before the one of all."""
+    helpers = _table(config.get("credHelpers"))
+    wanted = [(str(helpers[key]), key) for key in keys if helpers.get(key)]
+    if store := config.get("credsStore"):
+        wanted += [(str(store), key) for key in keys]
+    for helper, key in wanted:
+        if login := _ask(helper, key):
+            return login
+    return None
+
+
+def _ask(helper: str, key: str) -> Login | None:
+    """What `docker-credential-<helper> get` answers; None: it has nothing. Raises GrantError."""
+    program = f"docker-credential-{helper}"
+    if not _HELPER.fullmatch(helper):
+        raise GrantError("config.json names a credential helper that is no program", hint="mend it")
+    try:
+        done = subprocess.run(
+            [program, "get"], input=key.encode(), capture_output=True, timeout=_PATIENCE, check=False
+        )
+    except FileNotFoundError:
+        raise GrantError(f"{program} is not installed", hint="or give --username and the password") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise GrantError(f"{program} does not answer ({type(error).__name__})", hint="try again") from None
+    if done.returncode != 0:
+        return None  # that is also how helpers say that they have none
+    try:
+        answer = _table(json.loads(done.stdout))
+    except ValueError:
+        raise GrantError(f"{program} gave an answer that is no JSON", hint="try again") from None
+    username, secret = answer.get("Username"), answer.get("Secret")
+    if not isinstance(username, str) or not isinstance(secret, str) or not secret:
+        return None
+    return Login(program, username, Secret(secret))
+
+
+def _written(path: Path, config: Mapping[str, Any], keys: tuple[str, ...]) -> Login | None:
+    auths = _table(config.get("auths"))
+    for key in keys:
+        entry = _table(auths.get(key))
+        if entry.get("identitytoken"):
+            return Login(str(path), _IDENTITY, Secret(str(entry["identitytoken"])))
+        try:
+            pair = base64.b64decode(str(entry.get("auth", "")), validate=True).decode().rstrip("\0")
+        except (binascii.Error, UnicodeDecodeError):
+            raise GrantError(f"{path}: the login for {key} is damaged", hint="log in again") from None
+        username, _, password = pair.partition(":")
+        if password:
+            return Login(str(path), username, Secret(password))
+    return None
+
+
+def _checked(login: Login) -> Login:
+    if login.username == _IDENTITY:
+        raise GrantError(
+            f"the login in {login.where} is an identity token, which is not supported",
+            hint="make an access token at the registry, and give it with --username",
+        )
+    return login
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return _table(json.loads(file.read(_MAX_BYTES)))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise GrantError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError:
+        # Not chained: the text of a JSON error may quote the file.
+        raise GrantError(f"{path} is not JSON", hint="mend it, or give --username") from None
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
