@@ -131,7 +131,7 @@ def test_a_flood_of_frames_ends_the_connection(
 def test_a_burst_of_streams_holds_nobody_up(make: HouseMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library looks through all streams for each that begins, before we hear of any: it cost 10 s of CPU.
 
-    Seen failing with all that has come given to it at once, and with its `open_inbound_streams`.
+    Seen failing with a `_SLICE` of 1 MiB, and with the `open_inbound_streams` of the library.
     """
     begun: list[int] = []
     looked_at: list[int] = []
