@@ -10,7 +10,7 @@ import nox
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT, max_version="3.14")  # from requires-python on
-FUZZED = ("connect", "heads", "chunks", "conversation", "hello")
+FUZZED = ("connect", "heads", "chunks", "conversation", "hello", "h2_client", "h2_server")
 TEST_GROUP = nox.project.dependency_groups(PROJECT, "test")
 
 nox.needs_version = ">=2025.10"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 
 _SPELLING = re.compile(r"ctrl-([a-z/_\\\]^@])")

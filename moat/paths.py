@@ -11,9 +11,9 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from moat.dataclass import dataclass
 from moat.errors import MoatError
 
 

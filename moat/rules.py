@@ -28,10 +28,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from moat.authority import AuthorityError, literal, split_host_port
+from moat.dataclass import dataclass
 
 Action = Literal["allow", "deny", "warn"]
 

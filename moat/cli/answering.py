@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from moat.cli.askbar import name
 from moat.cli.output import say
+from moat.dataclass import dataclass
 from moat.errors import MoatError, RunNotFoundError
 from moat.paths import Home
 from moat.runtime import control, known

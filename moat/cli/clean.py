@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -10,13 +9,14 @@ from moat.cli import several
 from moat.cli.output import emit, emit_json, say, table
 from moat.cli.parser import Parser
 from moat.cli.volumes import in_megabytes
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.paths import Home
 from moat.runtime import known
 from moat.runtime.records import RunRecord, describe_age
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Ended:
     run: RunRecord
     size: int  # bytes on the disk, without snapshots: runs of one workspace share them

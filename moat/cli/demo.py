@@ -14,13 +14,14 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moat.cli.demo_view import as_json, shorten, show
 from moat.cli.parser import Parser
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.paths import Home
 

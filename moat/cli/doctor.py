@@ -8,13 +8,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import moat
 from moat.cli.output import Progress, emit, emit_json
 from moat.cli.parser import Parser
+from moat.dataclass import dataclass
 from moat.errors import MoatError
 from moat.paths import Home, private_dir, runtime_dir, write_private
 

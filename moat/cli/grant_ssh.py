@@ -7,13 +7,13 @@ import asyncio
 import contextlib
 import datetime as dt
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from moat.cli.common import add_credential_options
 from moat.cli.menu import Console
 from moat.cli.output import emit_json
 from moat.cli.parser import Parser
+from moat.dataclass import dataclass
 from moat.errors import GrantError, UsageError
 from moat.paths import Home
 from moat.runtime.ssh import hostkeys, keyfile, signing

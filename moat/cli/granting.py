@@ -8,7 +8,7 @@ import datetime as dt
 import re
 import sys
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from moat.cli.common import add_credential_options
 from moat.cli.menu import AskPassphrase, Console, choose_key
 from moat.cli.output import emit_json, say
 from moat.config import UpstreamConfig, load_user
+from moat.dataclass import dataclass
 from moat.errors import GrantError, UsageError
 from moat.grants import Credential, CredentialInfo, CredentialKind, Secret
 from moat.paths import Home

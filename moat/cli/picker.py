@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moat.cli.menu import Console
+from moat.dataclass import dataclass
 
 if TYPE_CHECKING:
     from prompt_toolkit.application import Application

@@ -10,10 +10,10 @@ import datetime as dt
 import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Any, Self
 
+from moat.dataclass import dataclass
 from moat.runtime.phases import Phase
 from moat.runtime.records import RunRecord, describe_age
 from moat.runtime.tally import Tally, host_of, in_words

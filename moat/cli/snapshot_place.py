@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from moat.dataclass import dataclass
 from moat.errors import RunNotFoundError, UsageError
 from moat.paths import Home
 from moat.runtime import known, records

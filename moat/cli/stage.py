@@ -19,11 +19,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.paths import Home, private_dir, write_private
 

@@ -43,7 +43,7 @@ def start(request: RunRequest, *, detach: bool = False, json: bool = False, home
     request = dataclasses.replace(request, hold=not detach)
     progress = Progress()
     try:
-        handle = launch.start(request, home=place, handoff=handoff, progress=progress.show)
+        handle = launch.start(request, home=place, handoff=handoff, progress=progress.show, fork=True)
     finally:
         progress.clear()
     if not detach:

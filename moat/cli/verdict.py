@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from moat.dataclass import dataclass
 from moat.errors import MoatError
 
 if TYPE_CHECKING:

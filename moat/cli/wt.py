@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from moat.cli import claude, run
 from moat.cli.output import emit, emit_json, say, table
 from moat.cli.parser import Parser
 from moat.cli.worktree import active, configuration, enter
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.paths import Home
 from moat.runtime import known

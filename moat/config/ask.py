@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from moat.config.check import Checker, Node
+from moat.dataclass import dataclass
 from moat.rules import HostPattern, parse_host_pattern
 
 _SECONDS = re.compile(r"([1-9][0-9]{0,3})([smh])")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from moat.config.check import Checker, Node, kind_of
+from moat.dataclass import dataclass
 from moat.rules import parse_entry_host
 
 _SIZE = re.compile(r"([1-9][0-9]{0,11})(?: ?([kKMGT])(i?)B)?")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
 from moat.config.check import Checker, Node
 from moat.config.local_mcp import LocalMcpReader, LocalMcpServer
 from moat.config.plugins import Marketplace, PluginsReader
+from moat.dataclass import dataclass
 
 _REFUSED = {
     "base_url": "a credential goes to its own host only; for another API set ANTHROPIC_BASE_URL in `env`",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 
 from moat.config.elsewhere import elsewhere
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 
 

@@ -5,7 +5,7 @@ Rows are data, like those of `dependencies`; `moat deps` and docs/dependencies.m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from moat.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

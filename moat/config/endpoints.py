@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from moat.config.check import Checker, Node
+from moat.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import MappingProxyType
 from typing import Any
 
 from moat.config.check import Checker, Node, kind_of
 from moat.config.dependencies import BY_NAME, Kind
+from moat.dataclass import dataclass
 
 LEAST_MEMORY = 128 << 20  # bytes; less does not even start an interpreter
 SERVICE_MEMORY = 2 << 30

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moat.config.check import Checker, Node
+from moat.dataclass import dataclass
 
 _SYSLOG = re.compile(r"local|(udp|tcp)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253}):[1-9][0-9]{0,4}")
 _SIZE = re.compile(r"([1-9][0-9]{0,5})([kmg])")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
 from moat.config.check import Checker, Node
+from moat.dataclass import dataclass
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _NO_GRANT = (

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from moat.config.check import Checker, Node, meant
+from moat.dataclass import dataclass
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _NAME_RULE = "a name of an MCP server: lower-case letters, digits, `_` and `-`, at most 63"

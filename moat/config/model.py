@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -17,6 +17,7 @@ from moat.config.journal import JournalConfig
 from moat.config.mcp import McpServer
 from moat.config.network import NetworkConfig
 from moat.config.snapshots import SnapshotConfig
+from moat.dataclass import dataclass
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
 _NO_PORTS: Mapping[str, int] = MappingProxyType({})

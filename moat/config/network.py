@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from moat.config import budget
 from moat.config.budget import BudgetConfig
 from moat.config.check import Checker, Node
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.rules import parse_entry_host, parse_host_pattern, parse_host_rule, parse_rule
 

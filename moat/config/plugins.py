@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
 from moat.config.check import Checker, Node
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 
 KINDS = {"github": "repo", "git": "url", "directory": "path"}  # source -> the key of its location

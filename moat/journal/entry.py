@@ -13,9 +13,10 @@ import datetime as dt
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from moat.dataclass import dataclass
 
 FIRST = ""  # `prev` of the first entry
 SIGNED_AS = b"moat journal entry 1\n"  # what is signed begins with it: a signature fits one purpose

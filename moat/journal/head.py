@@ -16,8 +16,9 @@ import errno
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from moat.dataclass import dataclass
 
 SIGNED_AS = b"moat journal head 1\n"
 SIZE = 512

@@ -16,10 +16,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moat.dataclass import dataclass
 from moat.journal import entry, head as heads
 from moat.journal.entry import Entry, NotAnEntryError
 from moat.journal.head import Head

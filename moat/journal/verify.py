@@ -8,9 +8,10 @@ run proves. An honest journal never has a problem, however its writer ended.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from moat.dataclass import dataclass
 from moat.journal import entry, head as heads, ledger
 from moat.journal.entry import Entry, NotAnEntryError
 from moat.journal.head import Head

@@ -7,9 +7,9 @@ shows the text of a refused CONNECT (DESIGN §4).
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from http import HTTPStatus
 
+from moat.dataclass import dataclass
 from moat.proxy.events import Denial
 from moat.proxy.http1 import Headers, MalformedError, render_response
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import monotonic
 
+from moat.dataclass import dataclass
 from moat.proxy.events import Denial, DeniedError
 from moat.proxy.stream import StreamError
 from moat.rules import HostPattern

@@ -11,11 +11,11 @@ import os
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary
 
 from moat.authority import AuthorityError, literal, split_host_port
+from moat.dataclass import dataclass
 from moat.proxy.tls import H2, HTTP1
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import anyio
 
+from moat.dataclass import dataclass
 from moat.proxy.events import Denial, DeniedError
 from moat.proxy.stream import Stream, StreamError
 

@@ -5,8 +5,7 @@ The slow path of `http1`; only faults may enter this file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from moat.dataclass import dataclass
 from moat.proxy import grammar
 from moat.proxy.limits import Limits
 

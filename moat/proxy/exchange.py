@@ -35,7 +35,7 @@ from moat.proxy.http1 import (
     split_absolute,
 )
 from moat.proxy.leak_guard import BodyGuard
-from moat.proxy.logins import LONGEST as LONGEST_LOGIN
+from moat.proxy.logins import LONGEST as LONGEST_LOGIN, endpoint
 from moat.proxy.mcp import Judgement, McpEndpoint, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
@@ -189,13 +189,14 @@ class Exchange:
         The body, if it was read for nothing.
         """
         site, head = self._site, self._head
-        path = head.target.partition(b"?")[0].decode("latin-1")
-        rules = site.logins.get(path)
-        if rules is None or head.method != b"POST" or self._authority_mismatch() or self._setup.ready():
+        if head.method != b"POST" or self._authority_mismatch() or self._setup.ready():
+            return None
+        path = endpoint(site.logins, self._target.decode())
+        if path is None:
             return None
         body = self._body()
         read = await self._read_body(body, LONGEST_LOGIN)
-        answer = await self._setup.logins.answer(rules, path, head.block, read)
+        answer = await self._setup.logins.answer(site.logins[path], path, head.block, read)
         if answer is not None:
             raise RefusedError(answer)
         return body, read

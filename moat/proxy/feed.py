@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Self
 
 import anyio
 
+from moat.dataclass import dataclass
 from moat.proxy.events import ExchangeFinished
 
 

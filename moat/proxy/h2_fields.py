@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NoReturn
 
+from moat.dataclass import dataclass
 from moat.proxy import grammar
 from moat.proxy.answers import reason_phrase
 from moat.proxy.http1 import Blame, Framing, Headers, MalformedError, RequestHead, ResponseHead

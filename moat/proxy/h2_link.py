@@ -40,6 +40,7 @@ from moat.proxy.limits import Limits
 from moat.proxy.stream import BUFFER, Stream, StreamError, StreamTimeoutError
 
 __all__ = [
+    "RESET",
     "ConnectionTerminated",
     "DataReceived",
     "ErrorCodes",
@@ -56,13 +57,14 @@ __all__ = [
 
 _TABLE = 4096  # HPACK table that we keep for a peer, however large a one it allows
 _FRAME = 64 * 1024  # largest DATA frame that we send to a peer that takes such
-# What a frame costs that carries no request and no data, in units of the allowance.
+RESET = 4  # units of the allowance: it has made us begin, and stop, an exchange (CVE-2023-44487)
+# What a frame costs that carries no request and no data.
 _COSTS: dict[type[Event], int] = {
     PingReceived: 1,
     RemoteSettingsChanged: 2,
     PriorityUpdated: 1,
     UnknownFrameReceived: 1,
-    StreamReset: 4,  # CVE-2023-44487: each has made us begin, and stop, an exchange
+    StreamReset: RESET,
 }
 
 

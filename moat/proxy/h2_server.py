@@ -22,6 +22,7 @@ from moat.proxy.answers import malformed
 from moat.proxy.chunked import encode_chunk
 from moat.proxy.exchange import Exchange
 from moat.proxy.h2_link import (
+    RESET,
     DataReceived,
     ErrorCodes,
     Event,
@@ -194,7 +195,10 @@ class Server:
             request.near.give(b"0\r\n\r\n")
 
     def _malformed(self, request: _Request, reason: str) -> None:
-        """A body that is not what its head said (RFC 9113 §8.1.1): it must not look whole to anybody."""
+        """A body that is not what its head said (RFC 9113 §8.1.1): it must not look whole to anybody.
+
+        Making us reset costs a client what resetting costs it (CVE-2025-8671). Raises LinkError.
+        """
         if request.fault is not None:
             return
         request.fault = MalformedError("bad-body", reason, 400, "client")
@@ -203,6 +207,7 @@ class Server:
             self._refused(request.fault, 0)
             request.near.lose(reason)
             request.far.abort(reason)
+        self._link.spend(RESET)
 
     def _refused(self, fault: MalformedError, status: int) -> None:
         url, denial = self._site.url(b"/"), malformed(fault).denial

@@ -9,8 +9,8 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.errors import MoatError
 from moat.grants import Credential, InjectionRule
 from moat.proxy.http1 import Headers

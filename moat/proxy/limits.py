@@ -5,7 +5,7 @@ Sizes are bytes, times are seconds. A test may tighten one with `dataclasses.rep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from moat.dataclass import dataclass
 
 KIB = 1024
 

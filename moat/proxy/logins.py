@@ -19,6 +19,7 @@ from moat.grants import LoginRule
 from moat.proxy.answers import Answer, denied
 from moat.proxy.events import Denial
 from moat.proxy.http1 import Headers
+from moat.proxy.paths import AmbiguousPathError, readings
 
 LONGEST = 64 * 1024  # bytes of a request; no refresh token is longer
 LIFE = 365 * 24 * 3600  # seconds: no run lasts as long
@@ -58,7 +59,7 @@ class LoginTable:
         self._told = told
 
     def site(self, scheme: str, authority: Authority) -> Mapping[str, Sequence[LoginRule]]:
-        """The endpoints at an authority, by path. In another spelling a placeholder buys nothing."""
+        """The endpoints at an authority, by path."""
         if scheme != "https" or authority.port != 443:
             return _NONE
         return self._rules.get(authority.host, _NONE)
@@ -87,6 +88,21 @@ class LoginTable:
             return _json(400, {"error": "invalid_grant", "error_description": f"moat: {error}{hint}"})
         self._told(rule, "renewed")
         return _json(200, value)
+
+
+def endpoint(logins: Mapping[str, object], target: str) -> str | None:
+    """The path of `logins` that some server would take `target` (origin-form) for.
+
+    A fresh login is refused in whatever spelling its vendor would understand.
+    """
+    path = target.partition("?")[0]
+    if path in logins:
+        return path
+    try:
+        found = readings(path)
+    except AmbiguousPathError:
+        return None
+    return next((each for reading in found if (each := reading.rstrip("/")) in logins), None)
 
 
 def _tokens(rule: LoginRule) -> Mapping[str, Any]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from moat.dataclass import dataclass
 from moat.proxy.answers import Answer, denied
 from moat.proxy.events import Denial
 from moat.proxy.http1 import Headers

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from moat.dataclass import dataclass
 from moat.proxy.http1 import Headers, ResponseHead
 from moat.proxy.mcp import McpEndpoint, ToolPolicy
 from moat.proxy.scrub import BodyScrubber, UnreadableBodyError

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
+from moat.dataclass import dataclass
 from moat.proxy.unescape import OPENERS, View, all_views, has_escape, has_opener, views
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ _ROUGHLY = (
     b"%2", b"%3", b"%4", b"%5", b"%6", b"%7",
     b"\\u00", b"\\u{", b"\\U0", b"\\x", b"\\0", b"\\1", b"&#", b"&amp;#", *_DECOYS,
 )  # fmt: skip
+_DENSE = 32  # bytes for each escape: to look at every one would cost more than to read everything
 _SAMPLE = 64  # bytes that tell text from other data; either way nothing is missed, it only takes longer
 _NO_TEXT = bytes((*range(9), *range(14, 32), *range(128, 256)))
 _RUN = re.compile(rb"[A-Za-z0-9]{4,}")
@@ -120,6 +122,8 @@ class Needles:
         if len(text) < self._shortest:
             return found
         suspicions = _suspects(text) if has_opener(text) else []
+        thorough = self._thorough or suspicions is None
+        suspicions = suspicions or []
         for search in self._searches:
             for _, start, end in search.find_matches_as_indexes(text):
                 window = text[start:end]
@@ -130,8 +134,10 @@ class Needles:
                     found.append((start, end))
                 else:
                     suspicions.append(start)
-        if suspicions or self._thorough:
-            found += self._read(text, sorted(suspicions))
+        if suspicions or thorough:
+            found += self._read(
+                text, [(0, len(text))] if thorough else self._regions(text, sorted(suspicions))
+            )
         return found
 
     def held(self, text: bytes, enough: int = 0) -> tuple[int, bool]:
@@ -188,9 +194,9 @@ class Needles:
             match = self._heads.search(tail, at + 1)
         return next((size for size in (3, 2, 1) if tail[-size:] in self._short and len(tail) >= size), 0)
 
-    def _read(self, text: bytes, suspicions: list[int]) -> Iterator[tuple[int, int]]:
-        """The spans that a close reading of all suspicious places finds."""
-        for start, end in self._regions(text, suspicions):
+    def _read(self, text: bytes, regions: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """The spans that a close reading finds."""
+        for start, end in regions:
             for view in (all_views if self._alike else views)(text[start:end]):
                 for needle in self._texts:
                     if needle in view.text:
@@ -199,20 +205,20 @@ class Needles:
 
     def _regions(self, text: bytes, suspicions: list[int]) -> Iterator[tuple[int, int]]:
         """Parts of `text` that have to be read closely: the runs of material around suspicious places."""
-        if self._thorough:
-            yield 0, len(text)
-            return
         start = end = 0
         open_end = False  # the run goes on, it was only not followed further
+        reach = self._span
         for at in suspicions:
             if at < end:
-                if open_end:
-                    end, open_end = self._run_after(text, end, at + self._span)
+                if open_end and at + self._span > end:
+                    reach *= 2  # it may be full of them: asking for each would cost more than reading on
+                    end, open_end = self._run_after(text, end, at + reach)
                 continue
             if end - start >= self._shortest:
                 yield start, end
+            reach = self._span
             start = self._run_before(text, at)
-            end, open_end = self._run_after(text, at, at + self._span)
+            end, open_end = self._run_after(text, at, at + reach)
         if end - start >= self._shortest:
             yield start, end
 
@@ -225,7 +231,7 @@ class Needles:
     def _run_after(self, text: bytes, at: int, limit: int) -> tuple[int, bool]:
         """Where the run of material around `at` ends; `limit` and true if not before that."""
         edge = self._edge.search(text, at, limit)
-        return (edge.start(), False) if edge is not None else (min(limit, len(text)), True)
+        return (edge.start(), False) if edge is not None else (min(limit, len(text)), limit < len(text))
 
 
 @lru_cache(maxsize=16)  # as many credentials as runs have; making one costs a millisecond
@@ -324,17 +330,15 @@ def _is_text(data: bytes) -> bool:
     return len(sample.translate(None, _NO_TEXT)) * 4 > len(sample) * 3
 
 
-def _suspects(text: bytes) -> list[int]:
-    """Where an escape stands for a letter or digit."""
+def _suspects(text: bytes) -> list[int] | None:
+    """Where an escape stands for a letter or digit; None: in so many places that all has to be read."""
     searches = _escapes(text=_is_text(text))
     if len(searches) == len(OPENERS):
         searches = tuple(search for opener, search in zip(OPENERS, searches, strict=True) if opener in text)
-    return [
-        start
-        for search in searches
-        for _, start, _ in search.find_matches_as_indexes(text)
-        if _SUSPECT.match(text, start) is not None
-    ]
+    found = [search.find_matches_as_indexes(text) for search in searches]
+    if sum(map(len, found)) * _DENSE > len(text):
+        return None
+    return [start for each in found for _, start, _ in each if _SUSPECT.match(text, start) is not None]
 
 
 def _overlies(other: bytes, text: bytes, start: int, size: int) -> bool:

@@ -8,10 +8,10 @@ What can be worked out for an authority is worked out once for its connection (`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import parse_qsl
 
+from moat.dataclass import dataclass
 from moat.proxy.events import Denial, Undecided, Warned
 from moat.proxy.paths import AmbiguousPathError, readings
 from moat.rules import HostPattern, HostRule, PathRule

@@ -11,10 +11,11 @@ import datetime as dt
 import hmac
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import parse_qsl, quote_from_bytes, unquote_to_bytes
 
+from moat.dataclass import dataclass
 from moat.grants import Credential, SigningRule
 from moat.proxy.events import Denial, DeniedError
 from moat.proxy.http1 import Headers, join_fields, split_fields

@@ -6,13 +6,14 @@ What can be worked out before a request is there is worked out here, once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from itertools import count
 from time import time
 from types import MappingProxyType
 
 from moat.authority import Authority
+from moat.dataclass import dataclass
 from moat.grants import CredentialSource, LoginRule
 from moat.proxy.budget import Account, Accounts
 from moat.proxy.certs import RunCA
@@ -62,7 +63,7 @@ class Setup:
     numbers: Iterator[int] = field(default_factory=lambda: count(1))  # of exchanges
     tunnels: Mapping[Authority, SshTunnel] = field(default_factory=lambda: MappingProxyType({}))
     mcp: McpTable = field(default_factory=McpTable)
-    accounts: Accounts = Accounts()  # noqa: RUF009 - the same
+    accounts: Accounts = Accounts()
     streams: Places = field(default_factory=Places)  # of HTTP/2
     logins: LoginTable = field(default_factory=LoginTable)
     desk: Desk | None = None  # None: nobody is asked

@@ -8,9 +8,9 @@ the run's SSH agent signs for no other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from moat.authority import Authority
+from moat.dataclass import dataclass
 from moat.proxy.stream import StreamError
 from moat.sshwire import Fields, WireError, string, uint32
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from moat.dataclass import dataclass
 from moat.grants import Surface
 from moat.proxy.events import Denial, DeniedError
 from moat.proxy.inject import CompiledRule

@@ -24,17 +24,57 @@ _ENTITY = rb"&(?:#([0-9]{1,12})|#[xX]([0-9A-Fa-f]{1,12})|([A-Za-z][A-Za-z0-9]{1,
 _NOTHING = rb"\r[\r\n]*+[ \t]*+|\n[\r\n]*+[ \t]*+|\x00\x00*+"
 
 
-def _pattern(*kinds: bytes) -> re.Pattern[bytes]:
-    """Finds escapes of some kinds; the groups are numbered as if it found all."""
-    parts = [
-        kind if kind in kinds else rb"(?!)" + rb"()" * re.compile(kind).groups
-        for kind in (_PERCENT, _BACKSLASH, _ENTITY)
-    ]
-    return re.compile(rb"|".join((*parts, _NOTHING)))
+class _Escapes:
+    """Finds escapes of some kinds, and knows what they stand for."""
+
+    def __init__(self, *kinds: bytes) -> None:
+        parts = [
+            kind if kind in kinds else rb"(?!)" + rb"()" * re.compile(kind).groups
+            for kind in (_PERCENT, _BACKSLASH, _ENTITY)
+        ]
+        pattern = rb"|".join((*parts, _NOTHING))  # groups are numbered as if it found all kinds
+        self._one = re.compile(pattern)
+        self._between = re.compile(b"(" + re.sub(rb"(?<!\\)\((?!\?)", b"(?:", pattern) + b")")
+        self._known: dict[bytes, bytes] = {}
+
+    def found_in(self, text: bytes) -> bool:
+        return self._one.search(text) is not None
+
+    def opened(self, text: bytes) -> bytes:
+        """The text with what its escapes stand for. All of it may be escapes: each costs one look-up."""
+        pieces = self._between.split(text)
+        if len(pieces) == 1:
+            return text
+        if len(self._known) > _KNOWN:
+            self._known.clear()
+        known, escapes = self._known, pieces[1::2]
+        for escape in set(escapes) - known.keys():
+            known[escape] = self._stands_for(escape)
+        pieces[1::2] = [known[escape] for escape in escapes]
+        return b"".join(pieces)
+
+    def marks(self, text: bytes) -> list[tuple[int, int, int, int]]:
+        """Each escape: from and to in what `opened` gives, from and to in `text`."""
+        marks: list[tuple[int, int, int, int]] = []
+        at = size = 0
+        for match in self._one.finditer(text):
+            plain = _plain(match)
+            if plain is not None:
+                start = size + match.start() - at
+                size, at = start + len(plain), match.end()
+                marks.append((start, size, match.start(), at))
+        return marks
+
+    def _stands_for(self, escape: bytes) -> bytes:
+        match = self._one.match(escape)
+        assert match is not None
+        plain = _plain(match)
+        return escape if plain is None else plain
 
 
-_ESCAPES = _pattern(_PERCENT, _BACKSLASH, _ENTITY)
-_ONE_KIND = (_pattern(_PERCENT), _pattern(_BACKSLASH), _pattern(_ENTITY))
+_KNOWN = 4096  # escapes that are remembered, and as many more as one text has
+_ESCAPES = _Escapes(_PERCENT, _BACKSLASH, _ENTITY)
+_ONE_KIND = (_Escapes(_PERCENT), _Escapes(_BACKSLASH), _Escapes(_ENTITY))
 _BYTE = frozenset({1, 5})  # groups that name a byte
 _CODE_POINT = frozenset({2, 3, 4, 10})  # groups that name a character, in hexadecimal
 _UNFINISHED = re.compile(
@@ -48,33 +88,23 @@ _CONTROL = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 class View:
     """One reading of a text. The first one is the text itself."""
 
-    __slots__ = ("_from", "_marks", "_starts", "text")
+    __slots__ = ("_escapes", "_from", "_marks", "_source", "_starts", "text")
 
     def __init__(self, text: bytes) -> None:
         self.text = text
         self._from: View | None = None
-        self._marks: list[tuple[int, int, int, int]] = []  # an escape: from and to here, from and to there
+        self._source = b""  # what it was opened from
+        self._escapes = _ESCAPES
+        self._marks: list[tuple[int, int, int, int]] | None = None  # made when somebody asks where
         self._starts: list[int] = []
 
-    def opened(self, escapes: re.Pattern[bytes] = _ESCAPES) -> View | None:
+    def opened(self, escapes: _Escapes = _ESCAPES) -> View | None:
         """The next reading, or None when there is nothing to open."""
-        parts: list[bytes] = []
-        marks: list[tuple[int, int, int, int]] = []
-        at = size = 0
-        for match in escapes.finditer(self.text):
-            plain = _plain(match)
-            if plain is None:
-                continue
-            run = self.text[at : match.start()]
-            at = match.end()
-            parts += (run, plain)
-            start = size + len(run)
-            size = start + len(plain)
-            marks.append((start, size, match.start(), at))
-        if not marks:
+        text = escapes.opened(self.text)
+        if text == self.text:
             return None
-        view = View(b"".join([*parts, self.text[at:]]))
-        view._from, view._marks, view._starts = self, marks, [mark[0] for mark in marks]
+        view = View(text)
+        view._from, view._source, view._escapes = self, self.text, escapes
         return view
 
     def start(self, at: int) -> int:
@@ -105,6 +135,9 @@ class View:
         return True
 
     def _mark(self, at: int) -> tuple[int, int, int, int]:
+        if self._marks is None:
+            self._marks = self._escapes.marks(self._source)
+            self._starts = [mark[0] for mark in self._marks]
         index = bisect_right(self._starts, at) - 1
         return self._marks[index] if index >= 0 else (0, 0, 0, 0)
 
@@ -116,7 +149,7 @@ def has_opener(text: bytes) -> bool:
 
 def has_escape(text: bytes) -> bool:
     """Whether `text` has a second reading, or ends in what may become an escape."""
-    return _ESCAPES.search(text) is not None or _unfinished(text) >= 0
+    return _ESCAPES.found_in(text) or _unfinished(text) >= 0
 
 
 def views(text: bytes) -> Iterator[View]:

@@ -10,7 +10,7 @@ import socket
 import ssl
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -21,6 +21,7 @@ import anyio
 import anyio.to_thread
 
 from moat.authority import Authority, parse_authority
+from moat.dataclass import dataclass
 from moat.errors import ConfigError, MoatError
 from moat.proxy.address import refuse
 from moat.proxy.events import Denial, DeniedError
@@ -97,7 +98,7 @@ class Upstream:
 
     def __init__(
         self,
-        options: UpstreamOptions = UpstreamOptions(),
+        options: UpstreamOptions = UpstreamOptions(),  # noqa: B008 - frozen
         *,
         limits: Limits = Limits(),  # noqa: B008 - frozen
         resolver: Resolver | None = None,

@@ -18,8 +18,8 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.proxy.placeholders import finder
 from moat.proxy.relay import PartingError
 from moat.proxy.scrub import Scrubber, mask

@@ -13,9 +13,10 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.runtime import seccomp, syscalls
 from moat.runtime.sandbox import CA_BUNDLE, HOME, HOST_ADDRESS, HOST_NAME, WORKSPACE, HomeFile

@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
+
+from moat.dataclass import dataclass
 
 _FILES = {  # (version, controller): limit files, the first one mandatory
     (1, "memory"): ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),

@@ -13,10 +13,10 @@ import tarfile
 import time
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.runtime import syscalls, trust
 from moat.runtime.sandbox import (

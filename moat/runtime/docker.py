@@ -14,10 +14,10 @@ import platform
 import shutil
 import signal
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.paths import Home, private_dir, write_private
 from moat.runtime import container, engine_socket

@@ -10,10 +10,11 @@ import dataclasses
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from moat.config import HooksConfig
 from moat.config.dependencies import BY_NAME, Entry
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.runtime import trust
 from moat.runtime.container import Identity

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import marshal
 import os
 import signal
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import moat
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.runtime.launcher import bootstrap
 from moat.runtime.sandbox import WORKSPACE
@@ -21,7 +21,7 @@ from moat.runtime.size import Size
 from moat.runtime.stdio import OverStdio, Stdio, open_pipes, open_terminal
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Belonging:
     """What a command in the sandbox has, whenever it starts."""
 

@@ -10,10 +10,11 @@ import datetime as dt
 import secrets
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from shlex import quote
 
 from moat.config import McpServer
+from moat.dataclass import dataclass
 from moat.errors import GrantError, MissingGrantsError
 from moat.grants import CredentialInfo, Grant, LoginRule, Rule
 from moat.runtime.sandbox import HomeFile

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from moat.dataclass import dataclass
 from moat.runtime.records import RunRecord
 
 

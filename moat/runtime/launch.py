@@ -2,8 +2,9 @@
 
     handle = start(request, home=home, progress=print)
 
-The supervisor gets its request and the way to the vault as JSON on stdin, never in argv or env, and
-answers with JSON lines: who it is, what it is doing, then that it is ready, or why it is not.
+The supervisor is a fork of this process, or a new interpreter that gets its request and the way to the vault
+as JSON on stdin, never in argv or env. It answers with JSON lines: who it is, what it is doing, then that it
+is ready, or why it is not.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
 from moat import errors
 from moat.errors import MoatError, StartError
 from moat.paths import Home
+from moat.runtime import forking
 from moat.runtime.handle import RunHandle
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Progress
@@ -31,22 +34,53 @@ from moat.runtime.sandbox import Progress
 _PROGRAM = "import sys; sys.path.append(sys.argv[1]); import moat.runtime.supervisor as s; s.main()"
 
 
+Streams = AbstractContextManager[tuple[IO[bytes], IO[bytes]]]
+"""What a supervisor says, and what went wrong in it."""
+
+
 def _silent(_: str) -> None:
     """Nobody wants to know what is being done."""
 
 
 def start(
-    request: RunRequest, *, home: Home | None = None, handoff: bytes = b"", progress: Progress = _silent
+    request: RunRequest,
+    *,
+    home: Home | None = None,
+    handoff: bytes = b"",
+    progress: Progress = _silent,
+    fork: bool = False,
 ) -> RunHandle:
     """Start a supervisor for `request`; returns when the sandbox is ready.
 
     With `request.hold` the command itself starts at the first attach, so that no output is missed.
     `handoff` is `Vault.handoff()` of the vault that holds the grants. Raises StartError, GrantError,
     VaultError… exactly as the supervisor met them, with their hints. When this call is interrupted
-    (KeyboardInterrupt), the run is stopped.
+    (KeyboardInterrupt), the run is stopped. `fork`: this process may be forked, if that is safe, which is
+    quicker; for programs that end when the run does, such as the command line.
     """
+    home = home or Home.from_environment()
+    quick = fork and forking.possible(request.workspace)
+    supervisor = _forked if quick else _spawned
+    with supervisor(home, request, handoff) as (answers, complaints):
+        handle = _follow(answers, request, progress)
+        if handle is None:
+            raise _died(complaints.read())
+    return handle
+
+
+def _forked(home: Home, request: RunRequest, handoff: bytes) -> Streams:
+    def supervise() -> None:
+        from moat.runtime import supervisor  # a heavy import: here, beside the command's own
+
+        supervisor.supervise(home, request, handoff)
+
+    return forking.forked(supervise)
+
+
+@contextlib.contextmanager
+def _spawned(home: Home, request: RunRequest, handoff: bytes) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     message = {
-        "home": str((home or Home.from_environment()).root),
+        "home": str(home.root),
         "request": request.to_json(),
         "handoff": base64.b64encode(handoff).decode("ascii"),
     }
@@ -64,10 +98,7 @@ def start(
         assert process.stderr
         with contextlib.suppress(BrokenPipeError), process.stdin:  # it died; what it had to say follows
             process.stdin.write(json.dumps(message).encode())
-        handle = _follow(process.stdout, request, progress)
-        if handle is None:
-            raise _died(process.stderr.read())
-    return handle
+        yield process.stdout, process.stderr
 
 
 def _follow(answers: IO[bytes], request: RunRequest, progress: Progress) -> RunHandle | None:

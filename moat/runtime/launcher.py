@@ -14,6 +14,7 @@ import subprocess
 import sys
 
 import moat
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.runtime import bwrap
 from moat.runtime.procfs import MARK
@@ -36,7 +37,7 @@ _PYTHON_NEEDS = ("LD_LIBRARY_PATH",)  # an interpreter outside the system's dire
 Listener = tuple[str, str, int, bool]  # kind, address, port, whether another listener shares the port
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What the launcher does; sent in a memfd."""
 
@@ -53,7 +54,7 @@ class Plan:
     ingress: bool  # keep a process that makes sockets in the sandbox's network namespace
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Launch:
     """A launcher that runs. Writing a byte to `release` lets the command start."""
 

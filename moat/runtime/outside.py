@@ -9,11 +9,11 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from moat import config
 from moat.config import NetworkConfig
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.grants import Grant
 from moat.paths import Home, runtime_dir

@@ -14,13 +14,14 @@ the error's own words; later moments must not raise for what does not concern th
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from moat.config import HooksConfig
 from moat.config.dependencies import service_named
+from moat.dataclass import dataclass
 from moat.grants import InjectionRule
 from moat.journal import Journal
 from moat.paths import Home

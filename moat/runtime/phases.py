@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.journal import keeping
 from moat.journal.entry import entries
 from moat.paths import Home

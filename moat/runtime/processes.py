@@ -11,8 +11,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.errors import MoatError
 
 _PATIENCE = 5.0  # seconds in which all processes must have stopped

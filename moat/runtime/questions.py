@@ -8,10 +8,11 @@ is a word in capitals, else it is `?`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from moat.authority import Authority
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.rules import HostPattern, parse_host_pattern
 

@@ -16,13 +16,14 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from moat import paths
+from moat.dataclass import dataclass
 from moat.errors import RunNotFoundError, UsageError
 from moat.paths import Home, private_dir, write_private
 

@@ -6,7 +6,7 @@ Nothing secret is in a request; the way to the vault travels next to it (`launch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +21,7 @@ from moat.config import (
     SnapshotConfig,
     VolumeConfig,
 )
+from moat.dataclass import dataclass
 from moat.runtime import codec
 from moat.runtime.plugins.fetch import Fetch
 from moat.runtime.sandbox import HomeFile, Mount

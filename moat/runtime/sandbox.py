@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Protocol
 
 from moat.config import HooksConfig
 from moat.config.image import SERVICE_MEMORY
+from moat.dataclass import dataclass
 from moat.runtime.size import Size
 
 HOME = "/home/agent"

@@ -10,12 +10,13 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from urllib.parse import quote
 
 from moat.config import ServiceConfig
 from moat.config.image import SERVICE_PORTS
+from moat.dataclass import dataclass
 from moat.runtime.deps.resolve import machine
 from moat.runtime.deps.selection import select
 from moat.runtime.parts import Addition, Part, RunContext

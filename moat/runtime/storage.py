@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.paths import Home, locked
 from moat.runtime import engine_socket

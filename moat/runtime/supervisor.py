@@ -1,8 +1,8 @@
 """The process that owns one run and outlives the terminal that started it.
 
-`python -m moat.runtime.supervisor` reads one JSON message on stdin (see `launch`), leaves the caller's
-process tree and session, says on stdout what it does until the run is ready, and then has no connection
-to anybody but the run's control socket. SIGTERM stops the run properly.
+It comes from `launch`: a fork (`supervise`), or a program that reads one JSON message on stdin (`main`).
+It says on stdout what it does until the run is ready, and then has no connection to anybody but the run's
+control socket. SIGTERM stops the run properly.
 """
 
 from __future__ import annotations
@@ -61,15 +61,24 @@ def main() -> None:
     if os.fork():
         os._exit(0)  # the caller waits for this one only
     os.setsid()
+    supervise(
+        Home(Path(message["home"])),
+        RunRequest.from_json(message["request"]),
+        base64.b64decode(message["handoff"]),
+    )
+
+
+def supervise(home: Home, request: RunRequest, handoff: bytes) -> None:
+    """Own a run until it has ended. The process is a session of its own, and nobody waits for it."""
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    warden.appoint(Home(Path(message["home"])), _let_go_of_the_terminal)
+    warden.appoint(home, _let_go_of_the_terminal)
     starter = Starter(os.dup(1))
     starter.say(pid=os.getpid())
     _let_go_of_the_terminal()
     raise_limits()
     try:
-        run_loop(_supervise(message, starter))
+        run_loop(_supervise(home, request, handoff, starter))
     except MoatError as error:
         _log.info("ended: %s", error)
     except BaseException:
@@ -84,11 +93,8 @@ def _let_go_of_the_terminal() -> None:
     os.close(null)
 
 
-async def _supervise(message: dict[str, Any], starter: Starter) -> None:
-    home = Home(Path(message["home"]))
-    handoff = base64.b64decode(message["handoff"])
+async def _supervise(home: Home, request: RunRequest, handoff: bytes, starter: Starter) -> None:
     ready = False
-    request = RunRequest.from_json(message["request"])
     try:
         run = LocalRun(request, home, None)
         _log_to(home.run(run.id) / "supervisor.log")

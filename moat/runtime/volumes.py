@@ -12,10 +12,10 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.paths import Home, locked, private_dir, write_private
 from moat.runtime.parts import Addition, Part, RunContext

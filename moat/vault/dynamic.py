@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import anyio
 
+from moat.dataclass import dataclass
 from moat.errors import GrantError
 from moat.grants import Credential, CredentialInfo, Secret
 from moat.vault.imported import Renewing

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from moat.dataclass import dataclass
 from moat.errors import UsageError, VaultError
 from moat.grants import Credential, CredentialInfo, Secret
 from moat.vault.index import describe, restore

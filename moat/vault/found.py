@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
 
+from moat.dataclass import dataclass
 from moat.errors import ConfigError, GrantError
 from moat.grants import Grant, Secret
 from moat.vault.npmrc import registries

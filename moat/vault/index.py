@@ -10,11 +10,12 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from moat.dataclass import dataclass
 from moat.errors import VaultError
 from moat.grants import CredentialInfo, CredentialKind
 from moat.paths import sync_directory, write_private

@@ -14,9 +14,9 @@ import secrets
 import stat
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from moat.dataclass import dataclass
 from moat.errors import VaultError
 from moat.grants import Secret
 from moat.paths import private_dir

@@ -8,10 +8,10 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moat.dataclass import dataclass
 from moat.errors import GrantError
 from moat.grants import Secret
 from moat.vault.index import timestamp

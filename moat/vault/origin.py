@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.grants import CredentialInfo
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+
+from moat.dataclass import dataclass
 
 _MAGIC = b"moat-sealed/1\n"
 _NONCE = 12

@@ -19,9 +19,9 @@ import subprocess
 import termios
 import tty
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from moat.config import UpstreamConfig
+from moat.dataclass import dataclass
 from moat.grants import Secret
 
 COLUMNS = 200

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.errors import VaultError
 from moat.grants import CredentialInfo, CredentialKind
 from moat.sshwire import WireError, fingerprint, key_type

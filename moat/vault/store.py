@@ -10,10 +10,11 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from moat.dataclass import dataclass
 from moat.errors import GrantError, VaultError
 from moat.grants import Credential, CredentialInfo, Secret
 from moat.paths import Home, locked, private_dir

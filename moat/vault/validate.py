@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 from urllib.parse import quote
 
 from moat.config import UpstreamConfig
+from moat.dataclass import dataclass
 from moat.grants import CredentialKind, Grant, Secret
 from moat.vault.providers.declared import Declared
 

@@ -78,7 +78,7 @@ def _again(target: str) -> Path:
 def child(target: str, arguments: list[str]) -> None:
     import atheris
 
-    with atheris.instrument_imports(include=["moat.proxy", "moat.authority"]):
+    with atheris.instrument_imports(include=["moat.proxy", "moat.authority", "h2", "hpack"]):
         from tests.fuzz.targets import TARGETS
     atheris.Setup([str(_again(target)), *arguments], TARGETS[target])
     atheris.Fuzz()

@@ -57,6 +57,10 @@ def seeds(target: str) -> list[bytes]:
         return _places()
     if target == "hello":
         return _hellos()
+    if target in {"h2_client", "h2_server"}:
+        from tests.fuzz import h2_seeds  # what it imports, a fuzzer has to import instrumented
+
+        return h2_seeds.of_clients() if target == "h2_client" else h2_seeds.of_servers()
     inputs = []
     for number, case in enumerate(cases.everything()):
         if case.reads in _READS[target] and len(case.wire) < 1000:

@@ -29,6 +29,7 @@ from moat.proxy.http1 import (
     split_absolute,
 )
 from moat.proxy.tls import TLSError, TLSSession
+from tests.fuzz.h2 import h2_client, h2_server
 from tests.proxy.cases import Accepted, Case, Refused, Unfinished, Verdict
 from tests.proxy.oracles import Heard, h11_reads, llhttp_reads
 from tests.proxy.reading import LIMITS, read
@@ -188,6 +189,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "chunks": chunks,
     "conversation": conversation,
     "hello": hello,
+    "h2_client": h2_client,
+    "h2_server": h2_server,
 }
 
 

@@ -93,6 +93,30 @@ def test_a_target_finds_a_fault(target, data, fault, monkeypatch):
         TARGETS[target](data)
 
 
+@pytest.mark.parametrize(
+    ("target", "name", "fault"),
+    [
+        ("h2_client", "moat.proxy.h2_fields._target", lambda *_: 1 // 0),
+        ("h2_client", "moat.proxy.h2_server.Server._taken", lambda _self, _request: 1 // 0),
+        ("h2_client", "moat.proxy.inject.CompiledRule.bound_to", lambda *_: True),
+        ("h2_client", "moat.proxy.needles.Needles.spans", lambda _self, _text: []),
+        ("h2_server", "moat.proxy.download.mask_fields", lambda fields, _secrets: fields),
+        ("h2_server", "moat.proxy.needles.Needles.spans", lambda _self, _text: []),
+        ("h2_server", "moat.proxy.pipe.PipeEnd.lose", lambda self, _reason: self.give(b"0\r\n\r\n")),
+    ],
+)
+def test_a_target_finds_what_http2_must_not_do(target, name, fault, monkeypatch):
+    """Errors of ours, a credential towards the wrong side, and a cut response that looks whole."""
+    monkeypatch.setattr(name, fault)
+
+    def all_of_them():
+        for data in SEEDS[target]:
+            TARGETS[target](data)
+
+    with pytest.raises((AssertionError, ZeroDivisionError, ExceptionGroup)):
+        all_of_them()
+
+
 def test_seeds_come_from_the_corpus():
     assert len(SEEDS["heads"]) > 400
     assert any(case.wire in seed for case in cases.everything()[:5] for seed in SEEDS["chunks"])

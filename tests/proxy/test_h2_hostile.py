@@ -60,23 +60,28 @@ def empty_data(client: Client) -> list[Frame]:
 
 def rapid_reset(client: Client) -> list[Frame]:
     """CVE-2023-44487."""
-    headers = HeadersFrame(client.h2.get_next_available_stream_id())
-    headers.data = client.h2.encoder.encode(
-        [(":method", "GET"), (":scheme", "https"), (":authority", "api.test"), (":path", "/")]
-    )
-    headers.flags |= {"END_HEADERS", "END_STREAM"}
+    headers = get_on(client, client.h2.get_next_available_stream_id())
     client.h2.highest_outbound_stream_id = headers.stream_id
     return [headers, RstStreamFrame(headers.stream_id, error_code=8)]
 
 
-FLOODS = [ping, settings, priority, unknown, window, empty_data, rapid_reset]
+def made_you_reset(client: Client) -> list[Frame]:
+    """CVE-2025-8671: the server resets, because the body is longer than its head said."""
+    stream = client.h2.get_next_available_stream_id()
+    head = get_on(client, stream, extra=(("content-length", "1"),))
+    head.flags.discard("END_STREAM")
+    client.h2.highest_outbound_stream_id = stream
+    return [head, DataFrame(stream, data=b"xx")]
+
+
+FLOODS = [ping, settings, priority, unknown, window, empty_data, rapid_reset, made_you_reset]
 
 
 @pytest.mark.parametrize("flood", FLOODS)
 def test_a_flood_of_frames_ends_the_connection(
     make: HouseMaker, origin: Origin, flood: Callable[[Client], list[Frame]]
 ) -> None:
-    """Seen failing (the flood goes through) with `Link.spend` doing nothing."""
+    """Seen failing (the flood goes through) with `Link.spend` doing nothing, and without it in `_malformed`."""
     limits = replace(LIMITS, h2_allowance=100, h2_allowance_per_second=1)
     with make(origins={API: origin}, limits=limits) as house:
         with Client.through(house) as client:
@@ -85,7 +90,7 @@ def test_a_flood_of_frames_ends_the_connection(
                     client.frame(*flood(client))
             goaway = client.drained()
             assert goaway is None or goaway.error_code == 11  # ENHANCE_YOUR_CALM; a reset may overtake it
-        while (event := house.event()).denial is None:
+        while (event := house.event()).denial is None or event.denial.rule == "http: bad-body":
             assert event.error in {"", "client went away"}
         assert (event.denial.code, event.denial.rule) == ("malformed", "http: http2")
         with Client.through(house) as client:
@@ -115,8 +120,10 @@ def naked_data(_: Client) -> list[Frame]:
     return [DataFrame(7, data=b"x")]
 
 
-def get_on(client: Client, stream: int, prefix: bytes = b"") -> HeadersFrame:
-    fields = [(":method", "GET"), (":scheme", "https"), (":authority", "api.test"), (":path", "/")]
+def get_on(
+    client: Client, stream: int, prefix: bytes = b"", *, extra: tuple[tuple[str, str], ...] = ()
+) -> HeadersFrame:
+    fields = [(":method", "GET"), (":scheme", "https"), (":authority", "api.test"), (":path", "/"), *extra]
     head = HeadersFrame(stream, data=prefix + client.h2.encoder.encode(fields))
     head.flags |= {"END_HEADERS", "END_STREAM"}
     return head

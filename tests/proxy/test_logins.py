@@ -122,6 +122,27 @@ def test_a_real_token_is_not_fetched(body: bytes | dict[str, str]) -> None:
     assert host.heard == [("demo", "refused")]
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "https://api.test/oauth/token",
+        "/oauth/token/",
+        "/oauth/%74oken",
+        "//oauth/token?x=1",
+        "/x/../oauth/token",
+        "/oauth/./token;y=1",
+        "/oauth%2ftoken",
+    ],
+)
+def test_no_spelling_of_its_path_hides_a_login(spelled: str) -> None:
+    """Seen failing (the request reaches the origin) with the path looked up as it was sent."""
+    host = Host()
+    with tls_origin(echo) as origin, house(origins={("api.test", 443): origin}, logins=host.table) as made:
+        answer = ask(made, post(FRESH, path=spelled))
+        assert (answer.get("x-moat-denied"), origin.accepted) == ("login", 0)
+        assert json.loads(ask(made, post(MINE, path=spelled)).body)["access_token"] == ACCESS
+
+
 def test_where_others_log_in_too_theirs_pass_whole() -> None:
     host = Host(replace(RULE, shared=True))
     body = urlencode({**FRESH, "padding": "x" * LONGEST}).encode()

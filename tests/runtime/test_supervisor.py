@@ -11,6 +11,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 
 from moat.errors import GrantError, StartError
 from moat.paths import Home, runtime_dir
-from moat.runtime import control, known, launch, records
+from moat.runtime import control, forking, known, launch, records
 from moat.runtime.control import Connection, Frame
 from moat.runtime.records import RunRecord, State
 from moat.runtime.request import RunRequest
@@ -66,9 +67,17 @@ def record(place: Home, handle: launch.RunHandle) -> RunRecord:
     return found
 
 
-def test_it_leaves_the_caller_and_keeps_no_terminal(place: Home, workspace: Path) -> None:
-    handle = launch.start(request(workspace, "sleep", "100"), home=place)
+@pytest.mark.parametrize("fork", [False, True])
+def test_it_leaves_the_caller_and_keeps_no_terminal(place: Home, workspace: Path, *, fork: bool) -> None:
+    assert forking.possible(workspace)
+    open_here = (workspace / "open").open("w")
+    os.set_inheritable(open_here.fileno(), True)
+    handle = launch.start(request(workspace, "sleep", "100"), home=place, fork=fork)
     run = record(place, handle)
+    name = Path(f"/proc/{run.pid}/cmdline").read_bytes()
+    assert name.startswith(b"moat supervisor\0") == fork
+    assert str(workspace / "open") not in open_files(run.pid)
+    open_here.close()
     process = Path(f"/proc/{run.pid}")
     fields = (process / "stat").read_text().rpartition(")")[2].split()
     parent, session, terminal = int(fields[1]), int(fields[3]), int(fields[4])
@@ -90,9 +99,47 @@ def test_it_leaves_the_caller_and_keeps_no_terminal(place: Home, workspace: Path
     assert record(place, handle).state is State.STOPPED
 
 
-def test_neither_request_nor_vault_key_is_in_argv_or_environment(place: Home, workspace: Path) -> None:
+def open_files(pid: int) -> set[str]:
+    return {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+
+
+def test_what_may_not_be_forked(
+    place: Home, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules in a directory that the agent writes to, whatever the link to it is called; another thread."""
+    assert forking.possible(workspace)
+    (tmp_path / "link").symlink_to(workspace / "lib")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(tmp_path / "link")])
+        assert not forking.possible(workspace)
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        assert not forking.possible(workspace)
+        handle = launch.start(request(workspace, "sleep", "100"), home=place, fork=True)
+        assert b"moat supervisor" not in Path(f"/proc/{record(place, handle).pid}/cmdline").read_bytes()
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_what_is_on_the_command_line_of_a_fork_is_not_shown_by_ps(
+    moat: Callable[..., subprocess.CompletedProcess[str]], home: Path
+) -> None:
+    done = moat("run", "-d", "--runtime", "embedded", "-e", "MARK=private", "--", "sleep", "100")
+    run = records.read(Home(home / ".moat"), done.stdout.strip())
+    assert run
+    assert Path(f"/proc/{run.pid}/cmdline").read_bytes().rstrip(b"\0") == b"moat supervisor"
+    moat("stop", run.id)
+
+
+@pytest.mark.parametrize("fork", [False, True])
+def test_neither_request_nor_vault_key_is_in_argv_or_environment(
+    place: Home, workspace: Path, *, fork: bool
+) -> None:
     handle = launch.start(
-        request(workspace, "sleep", "100", env={"MARK": "in-the-request"}), home=place, handoff=b""
+        request(workspace, "sleep", "100", env={"MARK": "in-the-request"}), home=place, fork=fork
     )
     process = Path(f"/proc/{record(place, handle).pid}")
     shown = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
@@ -108,9 +155,10 @@ def test_both_event_loops(place: Home, workspace: Path, loop: str, monkeypatch: 
     assert ("uvloop/loop" in maps) == (loop == "uvloop")
 
 
-def test_errors_before_the_start_come_back_as_they_are(place: Home, workspace: Path) -> None:
+@pytest.mark.parametrize("fork", [False, True])
+def test_errors_before_the_start_come_back_as_they_are(place: Home, workspace: Path, *, fork: bool) -> None:
     with pytest.raises(GrantError) as caught:
-        launch.start(request(workspace, "true", grants=("github",)), home=place)
+        launch.start(request(workspace, "true", grants=("github",)), home=place, fork=fork)
     assert str(caught.value) == "missing grant: github"
     assert caught.value.hint == "run `moat grant github`"
     run = known.all_runs(place)[0]

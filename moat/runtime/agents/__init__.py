@@ -7,11 +7,12 @@ the `RunRequest`; what the user asked for in `agent.yaml` or by flag stands next
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
+from moat.dataclass import dataclass
 from moat.grants import CredentialInfo
 from moat.runtime.sandbox import HomeFile, Mount
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from moat.config import HostRules, LocalMcpServer, NetworkConfig
+from moat.dataclass import dataclass
 from moat.grants import CredentialInfo
 from moat.runtime.agents import Setup
 from moat.runtime.agents.claude_binary import find_claude

@@ -8,11 +8,12 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.paths import private_dir
 from moat.runtime import trust

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from moat.dataclass import dataclass
 from moat.paths import write_private
 
 _EXACT = {

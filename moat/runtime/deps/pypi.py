@@ -8,12 +8,12 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.runtime.deps.fetching import Fetcher, NotThereError, Place
 from moat.runtime.deps.package import Package, newest

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from moat.config.dependencies import BY_NAME, Dependency, Entry, Kind, parse
+from moat.dataclass import dataclass
 from moat.errors import StartError, UsageError
 from moat.runtime.deps.package import Package
 

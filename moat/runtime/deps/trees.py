@@ -13,10 +13,10 @@ import os
 import secrets
 import shutil
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from moat.config.dependencies import BY_NAME
+from moat.dataclass import dataclass
 from moat.paths import private_dir, write_private
 from moat.runtime.deps import staging
 from moat.runtime.deps.package import Package

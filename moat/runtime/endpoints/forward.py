@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
 
 import anyio
 
+from moat.dataclass import dataclass
 from moat.proxy.download import Download
 from moat.proxy.events import DeniedError
 from moat.proxy.http1 import Headers, MalformedError, RequestHead, forward_request_headers, render_request

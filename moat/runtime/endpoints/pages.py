@@ -11,9 +11,10 @@ import hashlib
 import html
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from moat.dataclass import dataclass
 from moat.proxy.http1 import Headers, RequestHead, render_response
 from moat.runtime.endpoints.names import Place
 from moat.runtime.endpoints.routes import Route

@@ -11,9 +11,10 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.paths import Home, write_private
 from moat.runtime import records

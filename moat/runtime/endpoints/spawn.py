@@ -13,11 +13,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moat import config, errors, paths
+from moat.dataclass import dataclass
 from moat.errors import StartError, UsageError
 from moat.paths import Home, locked, write_private
 

@@ -11,10 +11,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from moat.dataclass import dataclass
 from moat.errors import MoatError
 
 

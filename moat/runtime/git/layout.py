@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+
+from moat.dataclass import dataclass
 
 DOT_GIT = ".git"
 _POINTER_SIZE = 8192  # bytes; a path and a word

@@ -10,9 +10,9 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.paths import Home, private_dir
 from moat.runtime.git import layout, obeyed

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from moat.config import RunConfig
 from moat.config.plugins import check_marketplace_name, check_plugin
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.paths import Home
 from moat.runtime.plugins.json_file import UnreadableError, read_object

@@ -10,9 +10,10 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from moat.dataclass import dataclass
 from moat.runtime.plugins.fetch import Fetch
 from moat.runtime.plugins.resolve import Market, Plugin, Resolved, State
 from moat.runtime.sandbox import HOME, HomeFile, Mount

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.journal import Journal, ledger
 from moat.paths import Home

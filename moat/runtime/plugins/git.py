@@ -19,12 +19,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from moat.config import UpstreamConfig
 from moat.config.plugins import redacted
+from moat.dataclass import dataclass
 from moat.proxy.address import refuse
 from moat.runtime import trust
 from moat.runtime.plugins.source import Source

@@ -5,11 +5,11 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from moat.dataclass import dataclass
 from moat.runtime.plugins.json_file import UnreadableError, parse_object, read_object
 from moat.runtime.plugins.source import MANIFEST, Source, SourceError, plugin_source
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 from pathlib import Path
 
 from moat.config.mounts import refused_source
 from moat.config.plugins import redacted
+from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.runtime.plugins.declared import Choice, Declarations, Named, Origin, Problem
 from moat.runtime.plugins.fetch import Fetch

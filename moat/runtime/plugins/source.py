@@ -5,13 +5,13 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from moat.config import Marketplace
 from moat.config.plugins import check_git_url, check_ref, check_repository, redacted
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 
 MANIFEST = ".claude-plugin/marketplace.json"

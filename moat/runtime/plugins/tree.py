@@ -11,9 +11,10 @@ import os
 import posixpath
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
+from moat.dataclass import dataclass
 from moat.runtime.plugins.git import Bounds, FetchError, Repository
 
 _LINK_BYTES = 4096

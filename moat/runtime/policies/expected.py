@@ -10,11 +10,11 @@ ask: []                                 # and `warn`
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from moat.config.check import Checker, Node, TooMuchError
 from moat.config.source import read_document
+from moat.dataclass import dataclass
 from moat.proxy.policy import Policy
 from moat.runtime.policies.recorded import Outcome, Request, Verdict, judge, parse_url
 

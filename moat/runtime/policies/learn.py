@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from moat.config import HostRules, NetworkConfig
+from moat.dataclass import dataclass
 from moat.proxy.policy import HOST_NAME
 from moat.rules import HostPattern, parse_host_pattern, parse_path
 from moat.runtime.gateway import policy_of

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
 from moat.authority import Authority, AuthorityError, parse_authority
 from moat.config import McpServer, RunConfig
+from moat.dataclass import dataclass
 from moat.proxy.events import Denial, ExchangeFinished, Undecided, Warned
 from moat.proxy.policy import HOST_NAME, Policy
 from moat.vault.providers import grant_hosts

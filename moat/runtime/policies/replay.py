@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.proxy.policy import Policy
 from moat.runtime.policies.recorded import Outcome, Recorded, judge
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from moat.dataclass import dataclass
 from moat.runtime.snapshots.entry import DIRECTORY, FILE, Entry, order
 
 # What of .git is worth a look: it decides what git on the host starts, or is the user's own.

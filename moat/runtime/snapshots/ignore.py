@@ -11,7 +11,8 @@ import fnmatch
 import os
 import re
 import stat
-from dataclasses import dataclass
+
+from moat.dataclass import dataclass
 
 _MOST = 256 << 10  # bytes of a .gitignore that are read
 _PATTERNS = 2000  # of one file

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.paths import write_private
 from moat.runtime import codec
 from moat.runtime.snapshots.store import Store

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from moat.config import SnapshotConfig
+from moat.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

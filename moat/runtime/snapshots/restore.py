@@ -12,9 +12,9 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from moat.dataclass import dataclass
 from moat.runtime.git.fence import HERE, READ_ONLY
 from moat.runtime.snapshots import attributes
 from moat.runtime.snapshots.diff import Change, below, exactly, merge

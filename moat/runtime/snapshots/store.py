@@ -24,11 +24,11 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.paths import Home, private_dir, write_private
 from moat.runtime import codec

@@ -12,7 +12,6 @@ then notice the next write give the file another ctime. On others, what changed 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import stat
@@ -20,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from moat.config import SnapshotConfig
+from moat.dataclass import dataclass
 from moat.runtime.snapshots import attributes
 from moat.runtime.snapshots.attributes import Attributes
 from moat.runtime.snapshots.entry import (
@@ -63,7 +63,7 @@ def _silent(_entries: int, _size: int) -> None:
     """Nobody wants to know."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """What kind of snapshot is wanted, and of what."""
 

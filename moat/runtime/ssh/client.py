@@ -8,10 +8,10 @@ import pwd
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from moat.dataclass import dataclass
 from moat.errors import GrantError, UsageError
 from moat.runtime.ssh import hostkeys
 

@@ -13,9 +13,9 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+from moat.dataclass import dataclass
 from moat.runtime.ssh.certificates import certified
 from moat.sshwire import Fields, WireError, key_type
 

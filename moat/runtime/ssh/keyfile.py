@@ -6,10 +6,10 @@ import base64
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moat.dataclass import dataclass
 from moat.runtime.ssh.messages import RSA_SHA2_256, RSA_SHA2_512
 from moat.sshwire import Fields, WireError, key_type, mpint, string
 

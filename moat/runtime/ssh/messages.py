@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.sshwire import Fields, WireError, string, uint32
 
 FAILURE, SUCCESS = 5, 6

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.runtime.ssh.hostkeys import HostKeys, verify
 from moat.runtime.ssh.messages import Identity, SessionBind, SignRequest, UserAuth, read_userauth
 from moat.sshwire import WireError

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +14,7 @@ import anyio
 import anyio.to_thread
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from moat.dataclass import dataclass
 from moat.errors import GrantError
 from moat.runtime.ssh import keyfile
 from moat.runtime.ssh.messages import (

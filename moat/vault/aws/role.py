@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.grants import CredentialInfo, CredentialKind
 from moat.vault.providers.aws import ENTRY, REGION

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import anyio
 from anyio import to_thread
 
 from moat.config import UpstreamConfig
+from moat.dataclass import dataclass
 from moat.errors import GrantError, UsageError
 from moat.grants import Credential, CredentialInfo, Secret
 from moat.vault.aws.hostkeys import host_keys

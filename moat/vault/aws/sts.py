@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from dataclasses import dataclass
 from urllib.parse import urlencode
 
 from moat.config import UpstreamConfig
+from moat.dataclass import dataclass
 from moat.errors import GrantError
 from moat.sigv4 import TIME, Keys, Request, Scope, authorization, payload_hash
 from moat.vault.aws.role import Role

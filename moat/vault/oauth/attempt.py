@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
+from moat.dataclass import dataclass
 from moat.paths import sync_directory, write_private
 
 

@@ -7,10 +7,10 @@ names itself, and an authorization server that does not know PKCE is not used.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from moat.dataclass import dataclass
 from moat.vault.oauth.web import Reply, Web, WebError, host_of
 
 _PARAMETER = r'(?:^|[\s,]){}="([^"]{{1,2000}})"'

@@ -10,9 +10,9 @@ import hmac
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
 from urllib.parse import parse_qs, urlencode, urlsplit
 
+from moat.dataclass import dataclass
 from moat.errors import GrantError
 from moat.vault.oauth.discovery import Authority
 from moat.vault.oauth.tokens import Client, Tokens, redeem

@@ -7,10 +7,11 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from typing import Any
 from urllib.parse import quote_plus
 
+from moat.dataclass import dataclass
 from moat.errors import GrantError, VaultError
 from moat.grants import Secret
 from moat.vault.oauth.web import Web, WebError, host_of

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from moat.config import UpstreamConfig
+from moat.dataclass import dataclass
 from moat.errors import GrantError
 
 LIMIT = 1024 * 1024  # bytes of an answer; metadata is a few kilobytes

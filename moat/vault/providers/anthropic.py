@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.grants import CredentialInfo, CredentialKind, InjectionRule, LoginRule
 from moat.vault.providers.model import Entry, Held
 

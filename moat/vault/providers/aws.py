@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from shlex import quote
 
+from moat.dataclass import dataclass
 from moat.grants import CredentialInfo, LoginRule, SigningRule
 from moat.vault.providers.model import Entry, Held
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Literal
 
+from moat.dataclass import dataclass
 from moat.grants import CredentialInfo, Grant, InjectionRule, LoginRule, Secret, Surface
 from moat.vault.providers.model import Check, Entry, Held
 

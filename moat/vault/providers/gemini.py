@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.grants import CredentialInfo, CredentialKind, InjectionRule, LoginRule
 from moat.vault.providers.declared import Declared, Injection, Shape, plain
 from moat.vault.providers.model import Check, Held

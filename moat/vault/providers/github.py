@@ -7,8 +7,8 @@ URLs (objects, release assets) are left alone: a second authorisation makes them
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.grants import CredentialInfo, InjectionRule, LoginRule
 from moat.vault.providers.model import Entry, Held
 

@@ -5,8 +5,9 @@ It serves the API and git over HTTPS, which takes it as a password with any user
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from moat.dataclass import dataclass
 from moat.grants import CredentialInfo, InjectionRule
 from moat.vault.providers.declared import Declared, Injection, Shape
 from moat.vault.providers.model import Check

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Literal, Protocol
 
+from moat.dataclass import dataclass
 from moat.grants import CredentialInfo, LoginRule, Rule
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})

@@ -7,8 +7,8 @@ are taken over from the user's own when the token is (`moat.vault.npmrc`), and k
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.vault.providers.declared import Declared, Shape
 from moat.vault.providers.model import Check, Held
 

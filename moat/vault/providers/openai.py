@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from moat.dataclass import dataclass
 from moat.grants import CredentialInfo, LoginRule
 from moat.vault.providers.declared import Declared, Shape, plain
 from moat.vault.providers.model import Check, Held
