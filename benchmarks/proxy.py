@@ -64,13 +64,14 @@ async def main(options: argparse.Namespace) -> None:
         witness.add(event)
 
     proxy = Proxy(
-        policy=Policy(),
+        policy=Policy(host_ports=frozenset(options.host_ports)),
         ca=ca,
         rules=(rule,) if not options.plain else (),
         credentials=OneCredential("real-secret-token"),
         upstream=Upstream(
             UpstreamOptions(
                 ca_bundle=Path(options.upstream_ca),
+                host_ports=frozenset(options.host_ports),
                 connect_to={(host, port): ("127.0.0.1", port) for host in HOSTS for port in options.ports},
             )
         ),
@@ -92,6 +93,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="a proxy for the bench harness")
     parser.add_argument("--port", type=int, default=9080)
     parser.add_argument("--ports", type=int, nargs="+", default=(18443, 18446), help="of the origins")
+    parser.add_argument("--host-ports", type=int, nargs="*", default=(), help="open as `moat-host`, opaque")
     parser.add_argument("--upstream-ca", required=True)
     parser.add_argument("--ca-out", required=True)
     parser.add_argument("--token", default="token")

@@ -1,16 +1,21 @@
-"""Opaque relays, for upgrades and for ports of this machine: bytes both ways, each ending on its own."""
+"""Opaque relays, for upgrades and for ports of this machine: bytes both ways, each ending on its own.
+
+Bytes that nobody has to see are moved by the kernel (`splice`).
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
 import anyio
 
-from moat.proxy.stream import CLOSE_SECONDS, Stream, StreamError
+from moat.proxy.splice import POSSIBLE, splice
+from moat.proxy.stream import CLOSE_SECONDS, PausableStream, Stream, StreamError, broken
 
 
 @dataclass(slots=True)
@@ -62,6 +67,16 @@ async def relay(
     change what goes there. Closes neither stream unless one broke; then both are dropped, after a last word
     if there is one.
     """
+    if (
+        POSSIBLE
+        and not (up or down or watches)
+        and isinstance(client, PausableStream)
+        and isinstance(upstream, PausableStream)
+        and client.bare
+        and upstream.bare
+    ):
+        await _past_us(client, upstream, traffic, idle)
+        return
     parting: PartingError | None = None
 
     async def pump(source: Stream, sink: Stream, change: Filter | None, *, downwards: bool) -> None:
@@ -97,6 +112,53 @@ async def relay(
     if parting is not None:
         await _part(client, parting.to_client)
         await _part(upstream, parting.to_upstream)
+
+
+async def _past_us(client: PausableStream, upstream: PausableStream, traffic: Traffic, idle: float) -> None:
+    """The same from socket to socket. The streams keep the time, and tell when it is over."""
+
+    def went_up(size: int) -> None:
+        traffic.up += size
+        client.deadline = upstream.deadline = monotonic() + idle
+
+    def came_down(size: int) -> None:
+        traffic.down += size
+        client.deadline = upstream.deadline = monotonic() + idle
+
+    async def pump(source: PausableStream, sink: PausableStream, on_moved: Callable[[int], None]) -> None:
+        try:
+            if data := source.pause():
+                on_moved(len(data))
+                await sink.send(data)
+            await sink.flushed()
+            await splice(sockets[source], sockets[sink], on_moved)
+            with contextlib.suppress(OSError):  # the peer has reset the connection: the other pump is told
+                sockets[sink].shutdown(socket.SHUT_WR)
+        except StreamError as error:
+            end(error)
+
+    def end(error: StreamError) -> None:
+        traffic.error = traffic.error or str(error)
+        client.abort()
+        upstream.abort()
+        guards.cancel_scope.cancel()
+
+    async def guard(stream: PausableStream) -> None:
+        end(await stream.lost())
+
+    client.deadline = upstream.deadline = monotonic() + idle
+    with contextlib.ExitStack() as second:
+        try:
+            sockets = {stream: second.enter_context(stream.sock.dup()) for stream in (client, upstream)}
+        except OSError as error:  # no descriptor is left
+            raise broken(error) from error
+        async with anyio.create_task_group() as guards:
+            guards.start_soon(guard, client)
+            guards.start_soon(guard, upstream)
+            async with anyio.create_task_group() as pumps:
+                pumps.start_soon(pump, client, upstream, went_up)
+                await pump(upstream, client, came_down)
+            guards.cancel_scope.cancel()
 
 
 async def _part(stream: Stream, last: bytes) -> None:

@@ -294,6 +294,29 @@ class Stream(ABC):
             call()
 
 
+class PausableStream(Stream):
+    """A stream whose bytes somebody else can move, from socket to socket."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def bare(self) -> bool:
+        """Whether its bytes are those of the socket: it is open, and without TLS."""
+
+    @abstractmethod
+    def pause(self) -> bytes:
+        """Read no more; what has come in."""
+
+    @abstractmethod
+    async def flushed(self) -> None:
+        """Wait until the kernel has all that was sent. Raises StreamError."""
+
+    @abstractmethod
+    async def lost(self) -> StreamError:
+        """Wait until the stream breaks by its deadline or `abort`: a paused one notices nothing else."""
+
+
 class Watch:
     """Expires streams whose deadline has passed. One timer for all: a deadline costs an assignment."""
 

@@ -15,7 +15,7 @@ from typing import cast
 
 import anyio
 
-from moat.proxy.stream import BUFFER, CLOSE_SECONDS, Stream, StreamError, Watch, broken
+from moat.proxy.stream import BUFFER, CLOSE_SECONDS, PausableStream, StreamError, Watch, broken
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -26,7 +26,7 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-class AsyncioStream(Stream, asyncio.Protocol):
+class AsyncioStream(PausableStream, asyncio.Protocol):
     """Reading stops when more than BUFFER bytes wait for the reader, sending when they wait for the peer."""
 
     __slots__ = ("_closed", "_drained", "_loop", "_paused", "_reader", "_size", "_transport")
@@ -136,6 +136,23 @@ class AsyncioStream(Stream, asyncio.Protocol):
             await self._drained
             if self._broken is not None:
                 raise self._broken
+
+    @property
+    def bare(self) -> bool:
+        return self._tls is None and not self._transport.is_closing()
+
+    def pause(self) -> bytes:
+        came = self._available()
+        self._transport.pause_reading()
+        return came
+
+    async def flushed(self) -> None:
+        self._transport.set_write_buffer_limits(0)
+        await self._drain()
+
+    async def lost(self) -> StreamError:
+        await asyncio.shield(self._closed)
+        return self._broken or StreamError("the connection is closed")
 
     async def _write_eof(self) -> None:
         # A peer that has already reset the connection makes shutdown() fail; the reader will be told.
