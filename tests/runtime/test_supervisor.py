@@ -25,6 +25,7 @@ from moat.runtime.control import Connection, Frame
 from moat.runtime.records import RunRecord, State
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Mount
+from tests.runtime.single import single_threaded
 
 pytestmark = pytest.mark.embedded
 
@@ -68,6 +69,7 @@ def record(place: Home, handle: launch.RunHandle) -> RunRecord:
 
 
 @pytest.mark.parametrize("fork", [False, True])
+@single_threaded
 def test_it_leaves_the_caller_and_keeps_no_terminal(place: Home, workspace: Path, *, fork: bool) -> None:
     assert forking.possible(workspace)
     open_here = (workspace / "open").open("w")
@@ -103,6 +105,7 @@ def open_files(pid: int) -> set[str]:
     return {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
 
 
+@single_threaded
 def test_what_may_not_be_forked(
     place: Home, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
