@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 from moat.errors import UsageError
@@ -19,6 +20,15 @@ _MISSING = "the following arguments are required: "
 
 class Parser(argparse.ArgumentParser):
     """Raises UsageError where argparse would print its usage and exit."""
+
+    def __init__(self, *, formatter_class: Any = argparse.HelpFormatter, **options: Any) -> None:
+        # argparse makes a formatter for each argument, which asks for the width: 5 ms of imports.
+        super().__init__(formatter_class=partial(formatter_class, width=80), **options)
+        self._helps = formatter_class
+
+    def format_help(self) -> str:
+        self.formatter_class = self._helps
+        return super().format_help()
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = self.parse_known_args(args, namespace)
