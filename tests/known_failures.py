@@ -90,7 +90,7 @@ CONTAINERS = (
 CLAUDE = (
     met("an expiry that is not known means logged out", "vault/test_providers.py::test_anthropic_setup_token_claims_no_more_than_it_can"),
     met("a placeholder that is not shaped like a token", "vault/test_providers.py::test_anthropic_by_subscription"),
-    met("permissions are asked for after all", "e2e/test_claude_tui.py::test_a_tool_is_used_without_asking"),
+    met("permissions are asked for after all", "e2e/test_claude_tui.py::test_an_initial_prompt_is_answered_and_a_tool_used_without_asking"),
     met("questions of trust and onboarding", "e2e/test_claude_tui.py::test_it_starts_without_a_question_and_answers"),
     met("conversations are looked for under another name", "runtime/test_claude_agent.py::test_slug"),
     met("the token is not found in what setup-token prints", "vault/test_setup_token.py::test_the_token_in_real_output"),

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 from h2.config import H2Configuration
 from h2.connection import AllowedStreamIDs, ConnectionState, H2Connection
 from h2.errors import ErrorCodes
@@ -20,11 +21,13 @@ from h2.events import (
     DataReceived,
     Event,
     InformationalResponseReceived,
+    PingAckReceived,
     PingReceived,
     PriorityUpdated,
     RemoteSettingsChanged,
     RequestReceived,
     ResponseReceived,
+    SettingsAcknowledged,
     StreamEnded,
     StreamReset,
     TrailersReceived,
@@ -40,6 +43,7 @@ from moat.proxy.limits import Limits
 from moat.proxy.stream import BUFFER, Stream, StreamError, StreamTimeoutError
 
 __all__ = [
+    "REFUSAL",
     "RESET",
     "ConnectionTerminated",
     "DataReceived",
@@ -56,12 +60,17 @@ __all__ = [
 ]
 
 _TABLE = 4096  # HPACK table that we keep for a peer, however large a one it allows
+_CROWD = 256
+_SLICE = 16 * 1024  # bytes that the library gets at a time: it takes all frames in them before we can object
 _FRAME = 64 * 1024  # largest DATA frame that we send to a peer that takes such
 RESET = 4  # units of the allowance: it has made us begin, and stop, an exchange (CVE-2023-44487)
+REFUSAL = 1  # of a stream too many
 # What a frame costs that carries no request and no data.
 _COSTS: dict[type[Event], int] = {
     PingReceived: 1,
+    PingAckReceived: 1,
     RemoteSettingsChanged: 2,
+    SettingsAcknowledged: 1,
     PriorityUpdated: 1,
     UnknownFrameReceived: 1,
     StreamReset: RESET,
@@ -89,8 +98,16 @@ class Signal:
 class _Machine(H2Connection):
     """The library's state machine where it is stricter or narrower than RFC 9113 asks for.
 
-    Two of its hooks are private: the dependency is pinned to the major version that has them.
+    Three of its hooks are private: the dependency is pinned to the major version that has them.
     """
+
+    unheard = 0  # frames that it has dropped without a word: those of streams that are over
+
+    def _receive_frame(self, frame: Frame) -> list[Event]:
+        events: list[Event] = super()._receive_frame(frame)
+        if not events and not _is_reading(getattr(frame, "window_increment", frame.body_len)):
+            self.unheard += 1
+        return events
 
     def _begin_new_stream(self, stream_id: int, allowed_ids: AllowedStreamIDs) -> H2Stream:
         """A content-length that is wrong is the fault of a stream (§8.1.1), and a 304 may have one."""
@@ -99,10 +116,17 @@ class _Machine(H2Connection):
         hooks._initialize_content_length = hooks._track_content_length = _unchecked
         return stream
 
+    _crowded = _CROWD  # streams, ended ones included, that are looked through once more
+
     @property
     def open_inbound_streams(self) -> int:
-        """One stream too many is refused by itself (§5.1.2); `Link`'s owner counts."""
-        super().open_inbound_streams  # noqa: B018 - forgets closed streams
+        """One stream too many is refused by itself (§5.1.2); `Link`'s owner counts.
+
+        The library would look through all its streams for each that begins, to forget those that have ended.
+        """
+        if len(self.streams) > self._crowded:
+            super().open_inbound_streams  # noqa: B018 - forgets
+            self._crowded = _CROWD + 2 * len(self.streams)
         return 0
 
     def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
@@ -270,24 +294,32 @@ class Link:
         Raises StreamError; LinkError when the peer is to blame.
         """
         while data := await self.stream.receive():
-            try:
-                events = self.h2.receive_data(data)
-            except ProtocolError as error:
-                self.flush()
-                raise LinkError(_words(error)) from error
-            pending = self.h2.incoming_buffer._data
-            if int.from_bytes(pending[:3], "big") > self.h2.max_inbound_frame_size and len(pending) >= 3:
-                # The library waits for all of a frame before it finds it too large: up to 16 MiB.
-                self._terminate(ErrorCodes.FRAME_SIZE_ERROR)
-                raise LinkError("a frame is too large")
-            for event in events:
-                self._account(event)
-                if isinstance(event, WindowUpdated):
-                    continue
-                handle(event)
-            self.changed.set()
-            self.flush()
+            for at in range(0, len(data), _SLICE):
+                if at:
+                    await anyio.lowlevel.checkpoint()  # many small frames must not keep others waiting
+                self._take(data[at : at + _SLICE], handle)
             await self.room()  # who does not read our answers asks no more
+
+    def _take(self, data: bytes, handle: Callable[[Event], None]) -> None:
+        try:
+            events = self.h2.receive_data(data)
+        except ProtocolError as error:
+            self.flush()
+            raise LinkError(_words(error)) from error
+        pending = self.h2.incoming_buffer._data
+        if int.from_bytes(pending[:3], "big") > self.h2.max_inbound_frame_size and len(pending) >= 3:
+            # The library waits for all of a frame before it finds it too large: up to 16 MiB.
+            self._terminate(ErrorCodes.FRAME_SIZE_ERROR)
+            raise LinkError("a frame is too large")
+        if (unheard := self.h2.unheard) > 0:
+            self.h2.unheard = 0
+            self.spend(unheard)
+        for event in events:
+            self._account(event)
+            if not isinstance(event, WindowUpdated):
+                handle(event)
+        self.changed.set()
+        self.flush()
 
     def _account(self, event: Event) -> None:
         """Bound what costs and brings nothing: pings, settings, resets, empty data, windows of nothing."""
@@ -297,8 +329,7 @@ class Link:
         elif isinstance(event, DataReceived):
             cost = 0 if event.data or event.stream_ended else 1
         elif isinstance(event, WindowUpdated):
-            # A reader sends one for what it has read. More than one for 256 bytes is no reading.
-            cost = 0 if (event.delta or 0) >= 256 else 1
+            cost = 0 if _is_reading(event.delta or 0) else 1
         if cost:
             self.spend(cost)
 
@@ -333,6 +364,11 @@ class Link:
                 await self.drained()
         self.abandon()
         await self.stream.aclose()
+
+
+def _is_reading(size: int) -> bool:
+    """Whether a window, or late data, is for so much that a peer at work would send it."""
+    return size >= 256
 
 
 def _words(error: ProtocolError) -> str:

@@ -22,6 +22,7 @@ from moat.proxy.answers import malformed
 from moat.proxy.chunked import encode_chunk
 from moat.proxy.exchange import Exchange
 from moat.proxy.h2_link import (
+    REFUSAL,
     RESET,
     DataReceived,
     ErrorCodes,
@@ -140,6 +141,7 @@ class Server:
         # Streams that were reset still count until their exchange has unwound: resetting buys nothing.
         if self._closing or len(self._requests) >= setup.limits.h2_streams or not setup.streams.take():
             self._link.reset(number, ErrorCodes.REFUSED_STREAM)
+            self._link.spend(REFUSAL)
             return
         near, far = PipeEnd.pair(setup.upstream.watch)
         fields = event.headers

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -76,41 +77,34 @@ class World:
         return json.loads(done.stdout)
 
     def _probe_as_root(self, name: str, plan: object) -> dict[str, Any]:
-        """The same as uid 0 of the container, beside a run that is alive."""
+        """The same as uid 0 of the container of a run that is alive: one run for all of these."""
         (self.workspace("ws") / "plan.json").write_text(json.dumps(plan))
-        with self.running("docker") as run_id:
-            found = subprocess.run(
-                ["docker", "ps", "-q", "--no-trunc", "--filter", f"label=moat.run={run_id}"],
-                check=True, capture_output=True, text=True,
-            ).stdout.split()  # fmt: skip
-            assert len(found) == 1, f"one container expected for {run_id}: {found}"
-            environment = [
-                f"--env={k}={v}" for k, v in (("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"),)
-            ]
-            done = subprocess.run(
-                ["docker", "exec", "-u", "0:0", *environment, found[0],
-                 "python3", f"/workspace/{name}.py"],
-                check=False, capture_output=True, text=True, timeout=90,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            return json.loads(done.stdout)
-
-    @contextlib.contextmanager
-    def running(self, runtime: str, *, grant: bool = True) -> Iterator[str]:
-        """A run that is alive in the background; yields its id."""
-        flags = ["--grant", "anthropic"] if grant else []
-        name = f"bg-{secrets.token_hex(3)}"
-        done = self.command(
-            "run", str(self.workspace("ws")), "--runtime", runtime, "-d", "--name", name, *flags, "--",
-            "sleep", "120",
+        done = subprocess.run(
+            ["docker", "exec", "-u", "0:0", "--env=SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt",
+             self._container, "python3", f"/workspace/{name}.py"],
+            check=False, capture_output=True, text=True, timeout=90,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        rows = json.loads(self.command("list", "--json").stdout)
-        run_id = next(row["id"] for row in rows if row["name"] == name)
-        try:
-            yield run_id
-        finally:
-            self.command("stop", run_id)
+        return json.loads(done.stdout)
+
+    @functools.cached_property
+    def _container(self) -> str:
+        run_id = self.start("docker", "for-root", "--grant", "anthropic")
+        found = subprocess.run(
+            ["docker", "ps", "-q", "--no-trunc", "--filter", f"label=moat.run={run_id}"],
+            check=True, capture_output=True, text=True,
+        ).stdout.split()  # fmt: skip
+        assert len(found) == 1, f"one container expected for {run_id}: {found}"
+        return found[0]
+
+    def start(self, runtime: str, name: str, *flags: str) -> str:
+        """A run that is alive in the background; its id. It ends with the world."""
+        done = self.command(
+            "run", str(self.workspace("ws")), "--runtime", runtime, "-d", "--name", name, *flags, "--",
+            "sleep", "3600",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
 
 
 @pytest.fixture(scope="session")

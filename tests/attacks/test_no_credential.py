@@ -135,24 +135,24 @@ def test_plain_http_gets_no_credential(attacker: Attacker, world: World) -> None
 
 def test_another_run_has_its_own_credentials(world: World, runtime: str) -> None:
     """Invariant 7: beside a run that holds the grant, a run without it is not served with the credential."""
-    with world.running(runtime) as other:
-        before = len(world.origin.received)
-        answers = world.probe(runtime, "through_proxy", [step("x", request("/"))], grant=False)
-        assert " 200 " in answers["x"].split("\r\n")[0], answers
-        assert world.secret.encode() not in b"".join(bytes(x) for x in world.origin.received[before:])
-        script = (
-            "import os,socket,json\n"
-            "own={'/run/moat/proxy.sock'}\n"
-            "seen=[os.path.join(t,n) for t,d,f in os.walk('/') if not t.startswith(('/proc','/sys')) for n in f\n"
-            "      if __import__('stat').S_ISSOCK(os.lstat(os.path.join(t,n)).st_mode)]\n"
-            f"hit=[t for t,d,f in os.walk('/') if not t.startswith(('/proc','/sys')) and {other!r} in t]\n"
-            "abstract=[l for l in open('/proc/net/unix') if '@' in l]\n"
-            "print(json.dumps([seen, hit, abstract]))"
-        )
-        done = world.command(
-            "run", str(world.workspace("ws")), "--runtime", runtime, "--", "python3", "-c", script
-        )
-        seen, hit, abstract = json.loads(done.stdout)
+    other = world.start(runtime, f"beside-{runtime}", "--grant", "anthropic")
+    before = len(world.origin.received)
+    answers = world.probe(runtime, "through_proxy", [step("x", request("/"))], grant=False)
+    assert " 200 " in answers["x"].split("\r\n")[0], answers
+    assert world.secret.encode() not in b"".join(bytes(x) for x in world.origin.received[before:])
+    script = (
+        "import os,socket,json\n"
+        "own={'/run/moat/proxy.sock'}\n"
+        "seen=[os.path.join(t,n) for t,d,f in os.walk('/') if not t.startswith(('/proc','/sys')) for n in f\n"
+        "      if __import__('stat').S_ISSOCK(os.lstat(os.path.join(t,n)).st_mode)]\n"
+        f"hit=[t for t,d,f in os.walk('/') if not t.startswith(('/proc','/sys')) and {other!r} in t]\n"
+        "abstract=[l for l in open('/proc/net/unix') if '@' in l]\n"
+        "print(json.dumps([seen, hit, abstract]))"
+    )
+    done = world.command(
+        "run", str(world.workspace("ws")), "--runtime", runtime, "--", "python3", "-c", script
+    )
+    seen, hit, abstract = json.loads(done.stdout)
     assert [path for path in seen if "moat" in path and "/run/moat/" not in path] == []
     # The run's proxy, and where its forwarder hears which of its own ports are wanted.
     assert set(seen) <= {"/run/moat/egress/proxy.sock", "/run/moat/egress/dial.sock"}

@@ -39,9 +39,16 @@ def bash(command: str) -> str:
 
 @runtimes
 @kinds
-def test_the_answer_is_on_stdout_and_the_api_gets_the_credential_only(world, runtime):
-    done = world.claude("-p", "hello there", runtime=runtime)
-    assert (done.stdout, done.stderr, done.returncode) == ("You said: hello there (prompt 1)\n", "", 0)
+def test_the_api_gets_the_credential_and_nothing_inside_holds_it(world, runtime):
+    """Seen failing with the secret in the sandbox's environment (`-e`): the search finds it."""
+    half = len(world.secret) // 2
+    search = SEARCH.format(first=world.secret[:half], second=world.secret[half:])
+    control = SEARCH.format(first="placeholder-not-", second="a-real-")
+    done = world.claude("-p", bash(f"{search}echo searched\n{control}"), runtime=runtime)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.startswith("The tool said: searched\n"), "found it"
+    found = "environ" if world.kind == "api-key" else "/home/agent/.claude/.credentials.json"
+    assert found in done.stdout, "the search itself finds nothing"
     received = world.fake.received
     assert [r.path for r in received if r.status == 401] == []
     assert [r.path for r in received if re.search(r"sk-ant-(api03|oat01)-moat-", r.text)] == []
@@ -51,22 +58,10 @@ def test_the_answer_is_on_stdout_and_the_api_gets_the_credential_only(world, run
 
 
 @runtimes
-@kinds
-def test_no_credential_is_inside(world, runtime):
-    half = len(world.secret) // 2
-    search = SEARCH.format(first=world.secret[:half], second=world.secret[half:])
-    assert world.answer("-p", bash(search + "echo searched"), runtime=runtime) == "The tool said: searched"
-    control = world.answer(
-        "-p", bash(SEARCH.format(first="placeholder-not-", second="a-real-")), runtime=runtime
-    )
-    found = "environ" if world.kind == "api-key" else "/home/agent/.claude/.credentials.json"
-    assert found in control, "the search itself finds nothing"
-
-
-@runtimes
-def test_prompts_of_every_kind_arrive(world, runtime):
+def test_prompts_of_every_kind_are_answered_on_stdout(world, runtime):
     prompt = "--help me; $(id) \"quoted\" 'single' ünï 日本\nsecond line"
-    assert world.answer(f"--prompt={prompt}", runtime=runtime) == f"You said: {prompt} (prompt 1)"
+    done = world.claude(f"--prompt={prompt}", runtime=runtime)
+    assert (done.stdout, done.stderr, done.returncode) == (f"You said: {prompt} (prompt 1)\n", "", 0)
 
 
 @runtimes
@@ -86,10 +81,9 @@ def test_the_exit_status_is_claudes_own(world, runtime):
 
 
 @runtimes
-@pytest.mark.parametrize("owner", [0, 1234])
-def test_a_tool_writes_a_file_of_the_workspaces_owner(world, runtime, owner):
-    if os.getuid() != 0 and owner != os.getuid():
-        owner = os.getuid()
+def test_a_tool_writes_a_file_of_the_workspaces_owner(world, runtime):
+    """For a workspace of root's: test_claude_tui.py."""
+    owner = 1234 if os.getuid() == 0 else os.getuid()
     os.chown(world.workspace, owner, owner)
     write = "FAKE_TOOL Write " + json.dumps({"file_path": "/workspace/made.txt", "content": "by claude\n"})
     world.answer("-p", write, runtime=runtime)
@@ -151,8 +145,9 @@ def test_a_conversation_goes_on_in_a_new_sandbox(world, runtime):
     assert len({run["id"] for run in world.runs()}) == 4
 
 
-@runtimes
-def test_a_run_is_resumed_by_its_name_and_its_id_from_anywhere(world, runtime, tmp_path):
+@pytest.mark.embedded
+def test_a_run_is_resumed_by_its_name_and_its_id_from_anywhere(world, tmp_path):
+    runtime = "embedded"  # finding a run has nothing to do with where it ran
     world.answer("-n", "feature-auth", "-p", "first", runtime=runtime)
     (run,) = world.runs()
     world.answer("-p", "another conversation", runtime=runtime)

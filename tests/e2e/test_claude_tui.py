@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -54,11 +55,17 @@ def test_it_starts_without_a_question_and_answers(world, terminal, runtime):
 
 
 @runtimes
-def test_an_initial_prompt_is_answered_in_the_session(world, terminal, runtime):
+def test_an_initial_prompt_is_answered_and_a_tool_used_without_asking(world, terminal, runtime):
     session = terminal("claude", "--runtime", runtime, "--", "is", "testing", "important?")
     session.wait_for("You said: is testing important? (prompt 1)")
     session.type("yes")
     session.wait_for("You said: yes (prompt 2)")
+    session.type(
+        "FAKE_TOOL Write " + json.dumps({"file_path": "/workspace/made.txt", "content": "in a session"})
+    )
+    session.wait_for("The tool said:")
+    made = world.workspace / "made.txt"
+    assert (made.read_text(), made.stat().st_uid) == ("in a session", os.getuid())
     assert leave(session) == 0
 
 
@@ -81,18 +88,6 @@ def test_a_host_is_asked_about_below_the_agents_own_screen(world, terminal):
     session.settle()
     assert "moat: allow" not in session.text
     assert "the user does not want this run to reach new.test" in "".join(session.text.split("\n"))
-    assert leave(session) == 0
-
-
-@runtimes
-def test_a_tool_is_used_without_asking(world, terminal, runtime):
-    session = terminal("claude", "--runtime", runtime)
-    session.wait_for(READY)
-    session.type(
-        "FAKE_TOOL Write " + json.dumps({"file_path": "/workspace/made.txt", "content": "in a session"})
-    )
-    session.wait_for("The tool said:")
-    assert (world.workspace / "made.txt").read_text() == "in a session"
     assert leave(session) == 0
 
 

@@ -6,8 +6,10 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from h2.events import SettingsAcknowledged
 from hyperframe.frame import (
     ContinuationFrame,
     DataFrame,
@@ -23,6 +25,7 @@ from hyperframe.frame import (
 )
 
 from moat.proxy import Limits
+from moat.proxy.h2_link import _Machine
 from tests.proxy.conftest import HouseMaker, tls_origin
 from tests.proxy.h2peers import Client
 from tests.proxy.peers import Origin, Wire, reply
@@ -74,7 +77,35 @@ def made_you_reset(client: Client) -> list[Frame]:
     return [head, DataFrame(stream, data=b"xx")]
 
 
-FLOODS = [ping, settings, priority, unknown, window, empty_data, rapid_reset, made_you_reset]
+def ping_ack(_: Client) -> list[Frame]:
+    return [PingFrame(0, opaque_data=b"12345678", flags=["ACK"])]
+
+
+def settings_ack(_: Client) -> list[Frame]:
+    return [SettingsFrame(0, flags=["ACK"])]
+
+
+def after_its_end(client: Client) -> list[Frame]:
+    """Frames of a stream that is over, which the library answers or drops by itself."""
+    if not client.answers:
+        client.get()
+    return [
+        DataFrame(1, data=b"x"),
+        WindowUpdateFrame(1, window_increment=1),
+        RstStreamFrame(1, error_code=1),
+    ]
+
+
+def too_many(client: Client) -> list[Frame]:
+    stream = client.h2.get_next_available_stream_id()
+    client.h2.highest_outbound_stream_id = stream
+    return [get_on(client, stream)]
+
+
+FLOODS = [
+    ping, ping_ack, settings, settings_ack, priority, unknown, window, empty_data, after_its_end, rapid_reset,
+    made_you_reset,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("flood", FLOODS)
@@ -95,6 +126,43 @@ def test_a_flood_of_frames_ends_the_connection(
         assert (event.denial.code, event.denial.rule) == ("malformed", "http: http2")
         with Client.through(house) as client:
             assert client.get().status == 200
+
+
+def test_a_burst_of_streams_holds_nobody_up(make: HouseMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library looks through all streams for each that begins, before we hear of any: it cost 10 s of CPU.
+
+    Seen failing with a `_SLICE` of 1 MiB, and with the `open_inbound_streams` of the library.
+    """
+    begun: list[int] = []
+    looked_at: list[int] = []
+    begin, look = _Machine._begin_new_stream, _Machine._open_streams
+
+    def counting(self: _Machine, *arguments: Any) -> Any:
+        if not self.config.client_side:
+            begun.append(1)
+        return begin(self, *arguments)
+
+    def looking(self: _Machine, remainder: int) -> int:
+        looked_at.append(len(self.streams))
+        return look(self, remainder)
+
+    held = Held()
+    limits = replace(LIMITS, h2_allowance=100, h2_allowance_per_second=1)
+    with tls_origin(held) as origin, make(origins={API: origin}, limits=limits) as house:
+        with Client.through(house) as client, house.tunnel() as other:
+            burst = b"".join(frame.serialize() for _ in range(15_000) for frame in too_many(client))
+            monkeypatch.setattr(_Machine, "_begin_new_stream", counting)
+            monkeypatch.setattr(_Machine, "_open_streams", looking)
+            with contextlib.suppress(OSError):
+                client.wire.send(burst)
+            held.go.set()
+            other.send(b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n")
+            assert other.message().body == b"done"
+            while not (denial := house.event().denial):
+                pass
+            assert "too many frames" in denial.reason
+    assert len(begun) < 2_500
+    assert sum(looked_at) < 20_000
 
 
 def endless_head(client: Client) -> list[Frame]:
@@ -303,7 +371,8 @@ def test_aclose_lets_streams_finish_and_says_goaway(make: HouseMaker) -> None:
     held = Held()
     with tls_origin(held) as origin, make(origins={API: origin}) as house, Client.through(house) as client:
         stream = client.ask()
-        client.receive()
+        while not any(isinstance(event, SettingsAcknowledged) for event in client.receive()):
+            pass  # what came after the GOAWAY, the library would take for a fault
         closing = house.portal.start_task_soon(house.proxy.aclose, 10.0)
         while client.goaway is None:
             client.receive()
