@@ -352,9 +352,9 @@ def test_not_yaml(workspace, text, expected):
     ids=["flow", "map", "block", "keys", "cycle", "laughs", "wide", "errors", "anchors"],
 )
 def test_hostile_files_end_soon_in_a_short_message(workspace, text):
-    began = time.monotonic()
+    began = time.process_time()
     found = problems(workspace, text)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     assert 1 <= len(found) <= 50
     assert all(problem.startswith("agent.yaml:") and len(problem) < 400 for problem in found)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import socket
@@ -19,9 +20,11 @@ from dataclasses import replace
 import anyio
 import pytest
 
-from moat.proxy import Limits, Policy, Proxy, RunCA, Upstream, UpstreamOptions
+from moat.proxy import Limits, Policy, Proxy, RunCA, Upstream, UpstreamOptions, exchange, site, tunnel
+from moat.proxy.budget import Budget
 from moat.proxy.download import _INTERIM_RESPONSES
 from tests.proxy.conftest import HouseMaker, tls_origin
+from tests.proxy.h2peers import Client
 from tests.proxy.peers import Origin, Wire, echo, reply, world
 from tests.proxy.test_exchange import API, PLAIN, get, post
 from tests.proxy.test_server import open_files
@@ -341,3 +344,30 @@ async def _two_thousand_streams() -> None:
 def _resident() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
+
+
+@pytest.mark.parametrize("protocol", ["http1", "h2"])
+def test_a_clock_that_jumps_ends_nothing(
+    make: HouseMaker, origin: Origin, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """The host wakes up, or its clock is put right: durations, the pool and rates do not go by it.
+
+    Here it jumps whenever somebody looks. Seen failing with a duration that is measured by it.
+    """
+    jumps = itertools.cycle([0.0, 86_400.0, -86_400.0, 400 * 86_400.0])
+    for module in (exchange, site, tunnel):
+        monkeypatch.setattr(module, "time", lambda: time.time() + next(jumps))
+    budgets = [Budget(requests_per_minute=100)]
+    with make(origins={API: origin}, budgets=budgets) as house, contextlib.ExitStack() as stack:
+        client = stack.enter_context(Client.through(house) if protocol == "h2" else house.tunnel())
+
+        def ask() -> int:
+            if isinstance(client, Client):
+                return client.get().status
+            client.send(get())
+            return client.message().status
+
+        for _ in range(8):
+            assert ask() == 200
+            assert 0 <= house.event().duration < 10
+        assert origin.accepted <= 2  # HTTP/2 was asked for first; the pooled connection was good all the time
