@@ -40,6 +40,7 @@ _ACTIONS = {
     "npm",
     "gitlab",
     "aws",
+    "docker",
 }  # of `moat grant`
 
 
