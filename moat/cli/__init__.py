@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         return _unknown(args[0])
     from moat.cli.output import call
 
-    return call(entry[0], args[1:])
+    return call(entry[0], args[1:], alone=argv is None)
 
 
 def _package_is_ours() -> bool:

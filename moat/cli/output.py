@@ -6,6 +6,7 @@ so pipes stay clean. Progress is shown on a terminal and dropped elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -13,12 +14,18 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from moat.errors import EXIT_INTERRUPTED, EXIT_START, MoatError
+from moat.importing import uncollected
 
 
-def call(module: str, argv: Sequence[str]) -> int:
-    """Import `module`, run its `main(argv)` and turn what it raises into messages and a status."""
+def call(module: str, argv: Sequence[str], *, alone: bool = False) -> int:
+    """Import `module`, run its `main(argv)` and turn what it raises into messages and a status.
+
+    alone: this process is for nothing else.
+    """
     try:
-        status = importlib.import_module(module).main(argv)
+        with uncollected() if alone else contextlib.nullcontext():
+            command = importlib.import_module(module)
+        status = command.main(argv)
         sys.stdout.flush()
     except MoatError as error:
         return fail(error)

@@ -5,20 +5,29 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 from moat.errors import UsageError
 
-_CHOICE = re.compile(
-    r"argument (?P<where>.+?): invalid choice: (?P<got>.+?) \(choose from (?P<choices>.*)\)$"
-)
-_VALUE = re.compile(r"argument (?P<where>.+?): invalid \S+ value: (?P<got>.*)$")
-_ARGUMENT = re.compile(r"argument (?P<where>.+?): (?P<what>.*)$")
+# Compiled when there is something to complain about: every command imports this.
+_CHOICE = r"argument (?P<where>.+?): invalid choice: (?P<got>.+?) \(choose from (?P<choices>.*)\)$"
+_VALUE = r"argument (?P<where>.+?): invalid \S+ value: (?P<got>.*)$"
+_ARGUMENT = r"argument (?P<where>.+?): (?P<what>.*)$"
 _MISSING = "the following arguments are required: "
 
 
 class Parser(argparse.ArgumentParser):
     """Raises UsageError where argparse would print its usage and exit."""
+
+    def __init__(self, *, formatter_class: Any = argparse.HelpFormatter, **options: Any) -> None:
+        # argparse makes a formatter for each argument, which asks for the width: 5 ms of imports.
+        super().__init__(formatter_class=partial(formatter_class, width=80), **options)
+        self._helps = formatter_class
+
+    def format_help(self) -> str:
+        self.formatter_class = self._helps
+        return super().format_help()
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = self.parse_known_args(args, namespace)
@@ -27,13 +36,13 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        if choice := _CHOICE.match(message):
+        if choice := re.match(_CHOICE, message):
             raise self._not_a_choice(choice)
         if message.startswith(_MISSING):
             raise UsageError(f"{message.removeprefix(_MISSING)} is missing", hint=self._more())
-        if value := _VALUE.match(message):
+        if value := re.match(_VALUE, message):
             raise UsageError(f"{value['where']}: {value['got']} is not a valid value", hint=self._more())
-        if argument := _ARGUMENT.match(message):
+        if argument := re.match(_ARGUMENT, message):
             message = f"{argument['where']}: {argument['what']}"
         raise UsageError(message, hint=self._more())
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from xml.sax.saxutils import escape
 
 from moat.proxy.answers import Answer
 
@@ -26,6 +25,8 @@ def shaped(answer: Answer, host: str) -> Answer:
     if _XML.isdisjoint(host.split(".")):
         kind, body = b"application/json", json.dumps(told | {"__type": _CODE, "message": text}).encode()
     else:
+        from xml.sax.saxutils import escape  # brings urllib and email, which no run needs at its start
+
         error = f"<Error><Code>{_CODE}</Code><Message>{escape(text)}</Message></Error>"
         kind, body = b"text/xml", f"<ErrorResponse>{error}</ErrorResponse>\n".encode()
     new = {b"Content-Type": kind, b"Content-Length": b"%d" % len(body)}

@@ -70,6 +70,10 @@ class Credentials:
                 hint=f"the user runs `{fix(self._vault, name)}` on the host",
             )
 
+    def login_table(self, rules: tuple[LoginRule, ...]) -> LoginTable:
+        """What answers tools of the sandbox at the endpoints of `rules`."""
+        return LoginTable(rules, self.renew, self.answered)
+
     def answered(self, rule: LoginRule, outcome: str) -> None:
         """A tool in the sandbox wanted a login renewed, or a fresh one."""
         self._journal.often("login.answered", grant=rule.credential, host=rule.hosts[0], outcome=outcome)
@@ -86,10 +90,3 @@ class Credentials:
             command = fix(self._vault, grant)
             text = f"warning: the login {grant} is not accepted any more: `{command}`"
             self._loop.call_soon_threadsafe(self._tell, text)
-
-
-def login_table(rules: tuple[LoginRule, ...], credentials: Credentials | None) -> LoginTable | None:
-    """What answers tools of the sandbox at the endpoints of `rules`."""
-    if credentials is None:
-        return None
-    return LoginTable(rules, credentials.renew, credentials.answered)

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from moat import errors
 from moat.errors import MoatError, StartError
+from moat.importing import uncollected
 from moat.paths import Home
 from moat.runtime import forking
 from moat.runtime.handle import RunHandle
@@ -70,7 +71,8 @@ def start(
 
 def _forked(home: Home, request: RunRequest, handoff: bytes) -> Streams:
     def supervise() -> None:
-        from moat.runtime import supervisor  # a heavy import: here, beside the command's own
+        with uncollected():
+            from moat.runtime import supervisor  # a heavy import: here, beside the command's own
 
         supervisor.supervise(home, request, handoff)
 

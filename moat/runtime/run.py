@@ -20,7 +20,7 @@ import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -37,7 +37,6 @@ from moat.runtime import granted, records
 from moat.runtime.asking import Asking
 from moat.runtime.choice import choose, runtime
 from moat.runtime.copying import copies_of
-from moat.runtime.credentials import Credentials, login_table
 from moat.runtime.gateway import Gateway, read_exchanges
 from moat.runtime.hooks import with_pre_run
 from moat.runtime.local import LocalViewer
@@ -58,6 +57,9 @@ from moat.runtime.variables import sandbox_environment
 from moat.runtime.viewers import ControlServer
 from moat.runtime.workspace import check_mounts, check_workspace
 from moat.vault import Vault, open_vault
+
+if TYPE_CHECKING:
+    from moat.runtime.credentials import Credentials
 
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 _HANG_UP = 1.0  # seconds after which what ignores SIGTERM on a terminal (a shell) loses the terminal
@@ -434,7 +436,7 @@ class LocalRun:
             upstream=user.upstream,
             granted=given,
             credentials=credentials,
-            logins=login_table(given.logins, credentials),
+            logins=credentials.login_table(given.logins) if credentials else None,
             trace=self._home.run(self.id) / "network.jsonl",
             trace_limit=user.journal.max_trace,
             journal=self.journal,
@@ -460,6 +462,8 @@ class LocalRun:
         self, vault: Vault, user: config.UserConfig, mcp: McpTable | None, rejections: Rejections
     ) -> Credentials:
         """Where the proxy gets credentials from."""
+        from moat.runtime.credentials import Credentials  # AWS, OAuth…: not for a run without grants
+
         source = Credentials(vault, user.upstream, self.journal, self._tell, self.id)
         self._resources.append(("logins", source.aclose))
         rejections.get_another = source.rejected

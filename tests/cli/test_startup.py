@@ -85,6 +85,26 @@ def test_what_starts_runs_leaves_the_heavy_part_to_the_supervisor(command: str, 
     assert not {name.partition(".")[0] for name in modules} & (HEAVY - {"ssl"})
 
 
+def test_what_a_list_needs_is_little(tmp_path: Path) -> None:
+    _, modules, _ = loaded("list", home=tmp_path)
+    assert not modules & {"shutil", "difflib", "tempfile", "subprocess"}
+
+
+def test_a_run_without_grants_does_not_import_what_gets_credentials() -> None:
+    program = "import sys, moat.runtime.supervisor; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert "moat.runtime.gateway" in modules
+    assert not modules & {
+        "moat.vault.aws",
+        "moat.vault.oauth",
+        "configparser",
+        "urllib.request",
+        "xml",
+        "email",
+    }
+
+
 def test_the_help_of_all_commands_needs_no_parser(tmp_path: Path) -> None:
     status, modules, out = loaded("--help", home=tmp_path)
     assert status == 0
