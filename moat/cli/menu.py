@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from moat.cli.output import dumb
 from moat.errors import UsageError
 from moat.grants import Secret
 from moat.vault.key import NewKey
@@ -85,7 +86,7 @@ class Console:
 
     def _ask(self, question: str, *, hidden: bool = False, pasted: bool = False) -> str:
         try:
-            if os.environ.get("TERM", "dumb") in {"dumb", "unknown"}:
+            if dumb():
                 return self._plain(question, hidden=hidden)
             return self._prompt(question, hidden=hidden, pasted=pasted)
         except (EOFError, KeyboardInterrupt):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from moat.cli.menu import Console
+from moat.cli.output import dumb
 from moat.dataclass import dataclass
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def pick(console: Console, question: str, choices: Sequence[Choice]) -> str | No
 
     Ctrl-C and Ctrl-D raise KeyboardInterrupt. There must be a terminal, and at least one choice.
     """
-    if os.environ.get("TERM", "dumb") in {"dumb", "unknown"}:
+    if dumb():
         return _ask(console, question, choices)
     from prompt_toolkit.output.vt100 import Vt100_Output
 

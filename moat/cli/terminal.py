@@ -105,8 +105,7 @@ class _Attachment:
                     finally:
                         self._display.close()
             except _Left as left:
-                if self._handle.tty:
-                    write(1, b"\r\n\x1b[J")  # what the program drew below is not the shell's
+                self._display.left()
                 if left.reason:
                     say(left.reason)
                 say(f"detached from {self._handle.name}; `moat attach {self._handle.name}` comes back")
@@ -218,6 +217,14 @@ class _Attachment:
         keys = self._handle.tty and is_terminal(0)
         return keys if self._read_only else self._handle.tty or self._handle.stdin
 
+    @property
+    def _ends_input(self) -> bool:
+        """The end of this stdin is the end of the command's.
+
+        It is not when somebody leaves a terminal that others share, or watches with `</dev/null`.
+        """
+        return not self._handle.tty and (self._lead or is_terminal(0))
+
     def _copy_input(self) -> None:
         """Runs in a thread until stdin ends; the process does not wait for it."""
         with contextlib.suppress(OSError):
@@ -230,7 +237,8 @@ class _Attachment:
                 else:
                     while data := read(0):
                         run.send(control.pack(Frame.INPUT, data))
-                run.send(control.pack(Frame.CLOSE_STDIN))
+                if self._ends_input:
+                    run.send(control.pack(Frame.CLOSE_STDIN))
 
     def _keyboard(self) -> Keyboard:
         return Keyboard(

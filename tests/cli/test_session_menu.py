@@ -35,7 +35,7 @@ def workspace(tmp_path: Path) -> Path:
 def tmux(workspace: Path, runtime_directory: Path) -> Iterator[Open]:
     opened: list[Tmux] = []
 
-    def start(columns: int = 100, rows: int = 30) -> Tmux:
+    def start(columns: int = 80, rows: int = 24) -> Tmux:
         opened.append(Tmux(runtime_directory / f"tmux{len(opened)}"))
         opened[-1].open(workspace, columns, rows)
         return opened[-1]
