@@ -29,7 +29,8 @@ from moat.cli.keys import ANSWERS, Action
 from moat.cli.output import git_warning, safe, say
 from moat.cli.verdict import BY_KEY, Verdict
 from moat.errors import EXIT_INTERRUPTED, EXIT_START
-from moat.runtime import control
+from moat.paths import Home
+from moat.runtime import control, records
 from moat.runtime.control import Connection, Frame
 from moat.runtime.handle import RunHandle
 from moat.runtime.records import RunRecord, State
@@ -140,7 +141,13 @@ class _Attachment:
                 case (Frame.EXIT, data):
                     return RunRecord.from_json(control.unpack_json(data))
 
+    def _outcome(self) -> RunRecord | None:
+        """How the run ended, whose supervisor does not wait long for a terminal that stands still."""
+        record = records.read(Home.from_environment(), self._handle.id)
+        return record if record and record.exit_code is not None else None
+
     def _ended(self, record: RunRecord | None) -> int:
+        record = record or self._outcome()
         if record is None:
             self._say(f"error: lost the connection to {self._handle.name}")
             self._say("hint: `moat list` shows whether it still runs, `moat attach` comes back")
