@@ -145,19 +145,21 @@ def _handoff(request: RunRequest, home: Home) -> bytes:
 def _grant_now(missing: MissingGrantsError) -> bool:
     """Offer to grant all that is missing, here and now. False without a terminal, or when declined."""
     from moat.cli import grant
-    from moat.cli.menu import Console
+    from moat.cli.menu import Console, SteppedBackError
 
     console = Console()
     if not console.terminal:
         return False
     console.print(str(missing))
-    if not console.confirm("Grant now?", default=True):
-        return False
-    for command in missing.fixes:
-        console.print(f"$ {command}")
-        status = grant.main(shlex.split(command)[2:])
-        if status:
+    try:
+        if not console.confirm("Grant now?", default=True):
             return False
+        for command in missing.fixes:
+            console.print(f"$ {command}")
+            if grant.main(shlex.split(command)[2:]):
+                return False
+    except SteppedBackError:  # out of the question, or of the first one of a grant
+        return False
     return True
 
 

@@ -335,3 +335,31 @@ def test_the_whole_home_can_be_moved(
     moved = tmp_path / "moved"
     shutil.move(sealed.root, moved)
     assert open_vault(Home(moved)).get("anthropic") == make()
+
+
+@pytest.mark.parametrize("bits", [0o640, 0o604, 0o620])
+def test_a_sealed_file_that_others_can_read_is_told(by_passphrase: Home, bits: int) -> None:
+    """Seen to fail without the look at its mode: it is opened, and nobody learns of copies."""
+    path = by_passphrase.credentials / "anthropic.enc"
+    path.chmod(bits)
+    vault = open_vault(by_passphrase, passphrase=lambda: "right")
+    with pytest.raises(VaultError, match=r"anthropic\.enc is open to other users") as caught:
+        vault.get("anthropic")
+    assert caught.value.hint == f"chmod 600 {path}"
+    path.chmod(0o600)
+    assert vault.get("anthropic").secret.reveal() == SECRET
+
+
+@pytest.mark.parametrize("choice", ["passphrase", "key file"])
+def test_who_gives_up_after_the_choice_of_a_key_leaves_nothing(
+    state: Home, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, choice: str
+) -> None:
+    """Seen to fail with the key made in `prepare`: the file of a key that protects nothing is left."""
+    monkeypatch.setenv("MOAT_KEYRING_BACKEND", "file")
+    key = NewKey(passphrase=Secret("open")) if choice == "passphrase" else NewKey(key_file=tmp_path / "key")
+    vault = open_vault(state, new_key=lambda: key)
+    vault.prepare()
+    assert not state.root.exists()
+    assert not (tmp_path / "key").exists()
+    vault.put(make())
+    assert vault.get("anthropic") == make()
