@@ -99,12 +99,12 @@ class SealedFiles:
     def _open(self, path: Path, name: str, ref: Ref) -> str:
         try:
             with path.open("rb") as file:
-                mode = os.fstat(file.fileno()).st_mode
+                # Sealed or not: whoever has a copy can try passphrases for as long as they like.
+                if os.fstat(file.fileno()).st_mode & 0o077:
+                    raise VaultError(f"{path} is open to other users", hint=f"chmod 600 {path}")
                 data = file.read(_FILE_LIMIT)
         except FileNotFoundError:
             raise VaultError(f"{path} is gone", hint=_again(name)) from None
-        if mode & 0o077:  # whoever has a copy may guess the passphrase at leisure
-            raise VaultError(f"{path} is open to other users", hint=f"chmod 600 {path}")
         try:
             header, _ = read_header(data)
             self._check(header, name, ref)
