@@ -81,7 +81,7 @@ def _tell_of_git(request: RunRequest, home: Home) -> None:
 def _stay(handle: RunHandle, home: Home, chord: Chord, *, compare: bool) -> int:
     try:
         status = terminal.attach(handle, lead=True, chord=chord)
-        tell_results(home, handle.id, compare=compare, failed=status != 0)
+        tell_results(home, handle.id, compare=compare)
         return status
     except StartError:
         record = read(home, handle.id)
