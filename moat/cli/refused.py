@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from moat.cli.common import use_profile
 from moat.cli.output import safe, say
 from moat.dataclass import dataclass
 from moat.journal import keeping, read_lines
@@ -34,7 +35,10 @@ def troubles(home: Home, record: RunRecord) -> tuple[Trouble, ...]:
         told.append((grant, f"{host} answered {status} to {times} with the credential {grant}: {why}"))
     for grant, error in withheld(entries(directory / keeping.FILE)).items():
         told.append((grant, f"the credential {grant} could not be had: {error}"))
-    vault = open_vault(home) if told else None
+    if not told:
+        return ()
+    use_profile(record.profile)  # the run's, whatever this shell has
+    vault = open_vault(home)
     return tuple(Trouble(grant, text, fix(vault, grant)) for grant, text in sorted(told))
 
 

@@ -13,6 +13,7 @@ from moat.grants import Secret
 from moat.paths import write_private
 from moat.vault.index import Ref, Sealing
 from moat.vault.key import Asking, KeyFinder, NewKey
+from moat.vault.providers import command
 from moat.vault.seal import BrokenSealError, Header, fits, make_check, read_header, seal, unseal
 
 _FILE_LIMIT = 1 << 20  # bytes; no credential is larger, nothing bigger is read into memory
@@ -149,4 +150,4 @@ _LOST = "\nif it is lost: `moat revoke` what `moat grant list` shows, then grant
 
 
 def _again(name: str) -> str:
-    return f"grant it again: moat grant {name}"
+    return f"grant it again: {command(name)}"
