@@ -16,7 +16,7 @@ def add_credential_options(parser: argparse.ArgumentParser) -> None:
 
 def use_profile(name: str) -> None:
     """From now on the credentials of that profile are meant; "" changes nothing."""
-    if name:
+    if name and name != (os.environ.get("MOAT_PROFILE") or "default"):
         os.environ["MOAT_PROFILE"] = name
 
 

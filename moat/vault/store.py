@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import json
 import os
+import resource
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -63,6 +64,7 @@ def open_vault(
 
     Raises VaultError when MOAT_PROFILE is not a usable name.
     """
+    _leave_no_core()
     profile = current()
     root = home.credentials
     directory = root if profile == DEFAULT else root / "profiles" / profile
@@ -73,6 +75,12 @@ def open_vault(
         files.adopt(handoff)
     parents = (home.root, root) if directory == root else (home.root, root, directory.parent)
     return Vault(directory, parents=parents, keyring=KeyringStore(profile), files=files)
+
+
+def _leave_no_core() -> None:
+    """A process that crashes with secrets must not write them to a file, in the workspace as it may be."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,8 +42,8 @@ def vendors(tmp_path: Path) -> Iterator[Vendor]:
 
 
 def test_back_through_a_whole_wizard_and_on(start: Start, vendors: Vendor, tmp_path: Path) -> None:
-    terminal = start("grant")
-    terminal.shows("Esc back")
+    terminal = start("grant", size=(24, 80), NO_COLOR="1")
+    terminal.shows("  1. anthropic", " 20. oauth", "Esc back")
     terminal.types("anthropic\r")
     terminal.sees("Enter choice [1 or 2]: ")
     terminal.types("1\r")
@@ -112,7 +112,7 @@ QUESTIONS = (
 def test_out_of_every_kind_of_question_and_back_to_the_list(start: Start, tmp_path: Path) -> None:
     """Of the URL Esc leads to the name, of all others to the list; then Ctrl-C, and everything is as it was."""
     key = tmp_path / "key"
-    terminal = start("grant", MOAT_KEY_FILE=str(key), PATH="/usr/bin:/bin")
+    terminal = start("grant", size=(50, 200), MOAT_KEY_FILE=str(key), PATH="/usr/bin:/bin")
     for typed, question in QUESTIONS:
         terminal.shows("Esc back")
         _type(terminal, typed)

@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pexpect
 import pyte
@@ -24,13 +25,15 @@ Start = Callable[..., "Terminal"]
 
 
 class Terminal(pexpect.spawn):  # type: ignore[misc] - pexpect has no types
-    """`moat …` on a terminal of 40 lines and 120 columns, and what a person sees on it."""
+    """`moat …` on a terminal of that many lines and columns, and what a person sees on it."""
 
-    def __init__(self, moat_bin: str, *argv: str, **environment: str) -> None:
+    def __init__(
+        self, moat_bin: str, *argv: str, size: tuple[int, int] = (40, 120), **environment: str
+    ) -> None:
         env = os.environ | {"TERM": "xterm-256color"} | environment
-        super().__init__(moat_bin, list(argv), env=env, dimensions=(40, 120), timeout=20)
+        super().__init__(moat_bin, list(argv), env=env, dimensions=size, timeout=20)
         self.raw = b""
-        self.screen = pyte.Screen(120, 40)
+        self.screen = pyte.Screen(size[1], size[0])
         self._stream = pyte.ByteStream(self.screen)
 
     def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> bytes:
@@ -69,8 +72,8 @@ def terminals(moat_bin: str) -> Iterator[Start]:
     """Starts them, and ends those that are left. No secret was on any of them, nor is one in a file."""
     started = []
 
-    def spawn(*argv: str, **environment: str) -> Terminal:
-        started.append(Terminal(moat_bin, *argv, **environment))
+    def spawn(*argv: str, **options: Any) -> Terminal:
+        started.append(Terminal(moat_bin, *argv, **options))
         return started[-1]
 
     yield spawn
