@@ -10,6 +10,7 @@ from moat.cli.granting import Wizard, credential, insist, misshapen, options, re
 from moat.cli.parser import Parser
 from moat.errors import GrantError, UsageError
 from moat.grants import CredentialKind, Secret
+from moat.vault.providers import entry
 
 _VARIABLES = ("GITHUB_TOKEN", "GH_TOKEN")
 
@@ -27,6 +28,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _grant(wizard: Wizard, chosen: argparse.Namespace) -> None:
+    hosts = ", ".join(entry("github").hosts)
+    wizard.console.print(f"The token goes to {hosts} and nowhere else.")
+    wizard.console.print("The proxy puts it in the header authorization (Bearer; for git: Basic).")
     if chosen.token_stdin:
         secret, source = read_stdin(), "stdin"
     elif (kept := wizard.given()) is not None:

@@ -81,9 +81,10 @@ def _check_host(grant: Grant) -> None:
 
 
 def _announce(wizard: Wizard, provider: Declared, grant: Grant) -> None:
-    """Where the credential will go, before it is asked for."""
+    """Where the credential will go, and how, before it is asked for."""
     hosts = ", ".join(provider.entry.bound(grant.scope))
     wizard.console.print(f"For {provider.summary}. The credential goes to {hosts} and nowhere else.")
+    wizard.console.print(f"The proxy puts it {provider.injection.shown}.")
 
 
 def _find(wizard: Wizard, provider: Declared, grant: Grant, method: str | None) -> Found:

@@ -411,7 +411,8 @@ def fake_gh(directory: Path) -> str:
 @pytest.mark.usefixtures("vendors")
 def test_github_asks_before_it_takes_the_login_of_gh(start: Start, tmp_path: Path) -> None:
     terminal = start("grant", "github", PATH=fake_gh(tmp_path / "bin"))
-    terminal.sees("Use the token of gh? [Y/n]: ")
+    terminal.sees("The token goes to api.github.com, ", "github.com, gist.github.com and nowhere else.")
+    terminal.sees("in the header authorization (Bearer; for git: Basic)", "Use the token of gh? [Y/n]: ")
     terminal.types("\r")
     terminal.sees("Authenticated as octocat.", "GitHub token saved to ~/.moat/credentials/github.enc")
     terminal.ends()
