@@ -27,7 +27,7 @@ from moat.cli.display import Display, size, write
 from moat.cli.keyboard import Keyboard, read
 from moat.cli.keys import ANSWERS, Action
 from moat.cli.output import git_warning, safe, say
-from moat.cli.verdict import BY_KEY, Verdict
+from moat.cli.verdict import BY_KEY, Decision, Verdict
 from moat.errors import EXIT_INTERRUPTED, EXIT_START
 from moat.paths import Home
 from moat.runtime import control, records
@@ -262,18 +262,17 @@ class _Attachment:
         main = threading.main_thread().ident
         signal.pthread_kill(main or 0, signal.SIGTERM)  # it leaves, also out of a blocked write
 
-    def _act(self, action: Action | Verdict) -> None:
+    def _act(self, action: Action | Decision) -> None:
         if action is Action.DETACH:
             self._leave_now()
         elif self._read_only:
             return
         elif action is Action.STOP:
             self._stop()
-        elif (host := self._display.bar.chosen) is not None:
-            if isinstance(action, Verdict):
-                self._answer(host, action)
-            elif action in ANSWERS:
-                self._answer(host, BY_KEY[action.value.decode()])
+        elif isinstance(action, Decision):
+            self._answer(action.host, action.verdict)
+        elif action in ANSWERS and (host := self._display.bar.chosen) is not None:
+            self._answer(host, BY_KEY[action.value.decode()])
 
     # --- signals ---------------------------------------------------------------------------------
 
