@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     record = known.find(home, options.run)
     tally = Tally(home.run(record.id) / "network.jsonl")
     tally.update()
-    size = known.size(home, record)
+    size = known.size(home, record.id)
     if options.json:
         network = tally.sums.to_json() | {"credentials": tally.credentials}
         emit_json(record.to_json() | {"network": network, "bytes": size})

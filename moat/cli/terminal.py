@@ -28,11 +28,12 @@ from moat.cli.keyboard import Keyboard, read
 from moat.cli.keys import ANSWERS, Action
 from moat.cli.output import git_warning, safe, say
 from moat.cli.verdict import BY_KEY, Verdict
-from moat.errors import EXIT_INTERRUPTED, EXIT_START
+from moat.errors import EXIT_INTERRUPTED, EXIT_START, StartError
+from moat.paths import Home
 from moat.runtime import control
 from moat.runtime.control import Connection, Frame
 from moat.runtime.handle import RunHandle
-from moat.runtime.records import RunRecord, State
+from moat.runtime.records import RunRecord, State, owned
 
 _TWICE = 0.5  # seconds in which a second Ctrl-C means "stop" and not "detach"
 _STUBBORN = 2.0  # seconds after which a command that Ctrl-C did not end is worth a word
@@ -143,8 +144,7 @@ class _Attachment:
 
     def _ended(self, record: RunRecord | None) -> int:
         if record is None:
-            self._say(f"error: lost the connection to {self._handle.name}")
-            self._say("hint: `moat list` shows whether it still runs, `moat attach` comes back")
+            self._tell_lost()
             return EXIT_START
         if record.log_error:
             self._say(f"the log of this run has a hole: {record.log_error}")
@@ -159,6 +159,15 @@ class _Attachment:
         if record.state is State.FAILED:
             self._say(f"error: {record.error}")
         return EXIT_START
+
+    def _tell_lost(self) -> None:
+        run = self._handle
+        if owned(Home.from_environment().run(run.id)):
+            self._say(f"error: lost the connection to {run.name}")
+            self._say("hint: `moat list` shows whether it still runs, `moat attach` comes back")
+        else:
+            self._say(f"error: lost the connection to {run.name}: its supervisor was killed")
+            self._say(f"hint: `moat logs {run.id}` shows what it printed")
 
     def _reader_left(self) -> int:
         """Stdout was closed (`… | head`): the command has nobody left to write to, as after SIGPIPE."""
@@ -219,8 +228,11 @@ class _Attachment:
         return keys if self._read_only else self._handle.tty or self._handle.stdin
 
     def _copy_input(self) -> None:
-        """Runs in a thread until stdin ends; the process does not wait for it."""
-        with contextlib.suppress(OSError):
+        """Runs in a thread until stdin ends; the process does not wait for it.
+
+        That the run cannot be reached any more is told by who copies its output.
+        """
+        with contextlib.suppress(OSError, StartError):
             if self._read_only:
                 self._keyboard().copy(lambda keys: self._leave_now() if _CTRL_C.search(keys) else None)
                 return

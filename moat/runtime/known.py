@@ -58,22 +58,27 @@ def remove(home: Home, record: RunRecord) -> None:
     The ledger of journals keeps that it was removed on purpose. Raises StartError when its runtime cannot
     clear up now.
     """
-    from moat.journal import keeping  # listing does without
-
     if record.directory:
         clear(home, record)
+    forget(home, record.id)
+
+
+def forget(home: Home, run_id: str) -> None:
+    """Delete what is kept of a run, also of one without a record (`records.remnants`)."""
+    from moat.journal import keeping  # listing does without
+
     if (home.root / "snapshots").exists():
         from moat.runtime.snapshots.retention import forget_run
 
-        forget_run(home, record.id)
-    keeping.forget(home, record.id)
-    records.remove(home, record.id)
+        forget_run(home, run_id)
+    keeping.forget(home, run_id)
+    records.remove(home, run_id)
 
 
-def size(home: Home, record: RunRecord) -> int:
+def size(home: Home, run_id: str) -> int:
     """Bytes on the disk that only this run takes; snapshots belong to a workspace and are not among them."""
     total = 0
-    for place, _, names in os.walk(home.run(record.id)):
+    for place, _, names in os.walk(home.run(run_id)):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 total += os.lstat(f"{place}/{name}").st_blocks * 512
@@ -91,13 +96,12 @@ def clear(home: Home, record: RunRecord) -> RunRecord:
     Raises MoatError, OSError or TimeoutError when the runtime cannot clear up now; the run is then still
     dead, and the next one to try.
     """
-    record, by_us = records.settle(home, record)
-    if by_us:
+    record = records.settle(home, record)
+    if is_dead(home, record):
         from moat.journal import keeping  # listing does without
 
         with contextlib.suppress(OSError, MoatError):  # a full disk: `moat audit` tells what there is
             keeping.close_abandoned(home, record.id)
-    if is_dead(home, record):
         _reap(record)
         record = records.released(home, record)
     return record
