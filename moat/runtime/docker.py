@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -38,6 +39,7 @@ _SOCKET = "proxy.sock"
 _KILLED = 137
 _GONE = 404
 _BACK = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts: an engine that restarts is back soon
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,9 +300,9 @@ class DockerSandbox:
                 self._status = await self.engine.wait(self.container)
             except EngineError as error:
                 if error.status != _GONE:
-                    raise StartError(
-                        f"the Docker engine went away under the run: {error}", hint="`docker info`"
-                    ) from None
+                    _log.warning("the end of the container is not known: %s", error)
+                    text = "the Docker engine went away under the run"
+                    raise StartError(text, hint="`docker info`") from None
                 self._status = _KILLED  # removed meanwhile, with force
         return _KILLED if self._status is None else self._status
 

@@ -97,7 +97,7 @@ def _user_namespace(uid_map: str, gid_map: str) -> int:
             os.close(held)
             unshare(CLONE_NEWUSER)
             os.write(done, b"1")
-            os.read(wanted, 1)  # or until we are killed: it has our locks, and a dead run would count as alive
+            os.read(wanted, 1)  # also ends when we are killed: it has our locks, signs of life
         finally:
             os._exit(1)
     try:

@@ -622,6 +622,8 @@ class LocalRun:
     async def _finish(self) -> None:
         if self._viewer:
             self._viewer.end()
+        if self.record.state is not State.STOPPING:
+            self.outcome.update(state=State.STOPPING)  # to release can take long: an engine may be away
         released = True
         for what, release in reversed(self._resources):
             with anyio.move_on_after(_RELEASE) as scope:
