@@ -203,13 +203,13 @@ def _files(spec: SandboxSpec, identity: Identity, accounts: Accounts) -> bytes:
 
 
 def _reap(run_id: str) -> None:
-    """Without an engine's socket there is no engine, and so nothing of it."""
+    """An engine that was stopped has no socket, and may have left the container running (`live-restore`)."""
     try:
         for item in engine_socket.labelled(f"{LABEL}={run_id}"):
             engine_socket.remove(str(item["Id"]))
     except EngineUnreachableError:
-        if engine_socket.engine_socket().exists():
-            raise
+        if engine_socket.engine_socket().exists() or shutil.which("docker"):
+            raise  # else it is not installed any more: nothing is left of it
     Binds.reap(run_id)
 
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import json
 import os
 import re
@@ -303,6 +304,7 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@functools.cache
 def boot_id() -> str:
     """Which start of this machine it is; empty where the kernel does not tell."""
     try:

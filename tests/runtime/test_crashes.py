@@ -39,7 +39,6 @@ AFTER: Sequence[Stage] = (
     ("os.rename", "/run.json", 3, State.LOST),  # `stopping`
     ("os.rename", "/run.json", 4, State.LOST),  # how it ended
     ("open", "/ledger.jsonl", 1, State.STOPPED),  # the journal was never closed, and the sockets stayed
-    ("shutil.rmtree", "/moat/run_", -1, State.STOPPED),  # the sockets stayed
     ("os.rename", "/run.json", 5, State.STOPPED),
 )
 STAGES = {
@@ -49,14 +48,16 @@ STAGES = {
         ("subprocess.Popen", "sys.argv", 0, State.LOST),
         ("os.rename", "/git.json", 0, State.LOST),
         *AFTER,
+        ("shutil.rmtree", "/moat/run_", 0, State.STOPPED),
     ),
     "docker": (
         BEFORE[-1],
         ("os.kill", "", 0, State.LOST),  # a fork held the lock: the run counted as alive for ever
         ("os.rename", "/accounts/", 0, State.LOST),
         *AFTER[:2],
-        ("shutil.rmtree", ".binds", 0, State.LOST),
-        *AFTER[-2:],
+        ("shutil.rmtree", "/moat/run_", 0, State.LOST),  # of the mounts; the next is of the way to the proxy
+        *AFTER[-1:],
+        ("shutil.rmtree", "/moat/run_", 2, State.STOPPED),
     ),
 }
 HOOK = """\
@@ -93,7 +94,7 @@ def test_killed_at_any_moment(
 
     def crash(number: int, stage: Stage) -> None:
         event, part, which, _ = stage
-        spec = f"{event}|{part}|{max(which, 0)}|{'warden' if number % 2 else ''}"
+        spec = f"{event}|{part}|{which}|{'warden' if number % 2 else ''}"
         argv = ("run", "--runtime", runtime, "--no-snapshots", "--name", f"x{number}", "--", "echo", "hi")
         done = moat(*argv, env=os.environ | {"TEST_CRASH": spec, "PYTHONPATH": str(tmp_path)})
         assert done.returncode == 3, (stage, done.stdout, done.stderr)

@@ -18,7 +18,6 @@ from tests.runtime.survival_kit import AGENT, goes_on, is_still, leftovers, only
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 LIVE = ("--live-restore",)
 WENT_AWAY = "the Docker engine went away under the run"
-pytestmark = pytest.mark.docker
 
 
 @pytest.fixture
@@ -38,6 +37,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateEngine]:
         yield found
 
 
+@pytest.mark.docker
 def test_the_engine_ends_and_comes_back(moat: Moat, workspace: Path, engine: PrivateEngine) -> None:
     """Told to end, it ends its containers, save with `live-restore`; killed, it ends none.
 
