@@ -53,7 +53,7 @@ STAGES = {
     "docker": (
         BEFORE[-1],
         ("os.kill", "", 0, State.LOST),  # a fork held the lock: the run counted as alive for ever
-        ("os.rename", "/accounts/", 0, State.LOST),
+        ("os.mkdir", ".binds/0", 0, State.LOST),
         *AFTER[:2],
         ("shutil.rmtree", "/moat/run_", 0, State.LOST),  # of the mounts; the next is of the way to the proxy
         *AFTER[-1:],
