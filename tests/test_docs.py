@@ -92,7 +92,7 @@ def test_the_configuration_examples_are_accepted(tmp_path: Path) -> None:
             text = block.text
             place = tmp_path / f"{path.stem}-{number}"
             place.mkdir()
-            if text.startswith(("upstream:", "journal:", "ask:")):
+            if text.startswith(("upstream:", "journal:", "ask:", "output:")):
                 place.chmod(0o700)
                 bundle = str(_bundle(tmp_path))
                 (place / "config.yaml").write_text(text.replace("~/company-ca.pem", bundle))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +86,7 @@ def _ask(home: Home, runs: list[RunRecord]) -> RunRecord | None:
         Choice(
             run.id,
             f"{run.name:<{width}}  {run.state:<8}  {describe_age(run.created_at):>4}",
-            _last_words(home.run(run.id) / "output.log"),
+            _last_words(home.run(run.id)),
         )
         for run in runs
     ]
@@ -97,9 +96,10 @@ def _ask(home: Home, runs: list[RunRecord]) -> RunRecord | None:
     return next(run for run in runs if run.id == taken)
 
 
-def _last_words(log: Path) -> str:
+def _last_words(directory: Path) -> str:
     """The last line of what the run has printed; empty when there is none."""
-    with contextlib.suppress(OSError), log.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _END))
-        return safe(last_line(file.read()))[:_SHOWN]
+    from moat.runtime.output_log import tail
+
+    with contextlib.suppress(OSError):
+        return safe(last_line(tail(directory, _END)))[:_SHOWN]
     return ""

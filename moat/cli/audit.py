@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moat.cli.logs import follow
+from moat.cli.following import follow
 from moat.cli.output import clock, emit, emit_json, safe
 from moat.cli.parser import Parser
 from moat.errors import MoatError, RunNotFoundError, UsageError

@@ -2,48 +2,119 @@
 
 from __future__ import annotations
 
-import os
+import argparse
+import datetime as dt
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
+from moat.cli.following import alive_while
+from moat.cli.log_lines import Line, Lines
+from moat.cli.output import say
 from moat.cli.parser import Parser
-from moat.errors import RunNotFoundError
+from moat.config.ask import seconds_of
+from moat.errors import RunNotFoundError, UsageError
 from moat.paths import Home
-from moat.runtime import known, records
+from moat.runtime import known, output_log
+from moat.runtime.output_log import Piece
 from moat.runtime.records import RunRecord
 from moat.runtime.screen import text_only
 
-_POLL = 0.1  # seconds between two looks at a growing file
 _PIECE = 65536
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = Parser(
-        prog="moat logs",
-        description="Print what a run printed. Of a run with a terminal the text is shown, without the "
-        "control sequences that would draw on this one.",
-    )
-    parser.add_argument("run", nargs="?", help="name or id (default: the newest)")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
-    parser.add_argument("-n", "--lines", type=_count, metavar="N", help="only the last N lines")
-    parser.add_argument("--raw", action="store_true", help="every byte as it came")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     home = Home.from_environment()
     record = known.find(home, options.run)
-    path = home.run(record.id) / "output.log"
-    if not path.exists():
+    if not output_log.exists(home.run(record.id)):
         raise RunNotFoundError(f"{record.name} has printed nothing", hint="`moat list` shows its state")
-    alive = alive_while(home, record, follow=options.follow)
+    log = _Log(options, home, record)
+    if options.timestamps or options.json or (options.lines is not None and log.picks):
+        shown = Line.as_json if options.json else Line.as_text if options.timestamps else Line.as_output
+        for line in log.lines():
+            _write(shown(line, tty=record.tty))
+        return 0
     text = None if options.raw or not record.tty else Text()
-    write = sys.stdout.buffer.write
-    for data in follow(path, _last_lines(path, options.lines), alive):
-        write(text.feed(data) if text else data)
-        sys.stdout.buffer.flush()
+    for piece in log.pieces():
+        _write(text.feed(piece.output.data) if text else piece.output.data)
     if text:
-        write(text.end())
+        _write(text.end())
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="moat logs",
+        description="Print what a run printed, in the order in which it came. Of a run with a terminal the "
+        "text is shown, without the control sequences that would draw on this one.",
+    )
+    add = parser.add_argument
+    add("run", nargs="?", help="name or id (default: the newest)")
+    add("-f", "--follow", action="store_true", help="go on until the run has ended")
+    add("-n", "--lines", type=_count, metavar="N", help="only the last N lines")
+    add("-t", "--timestamps", action="store_true", help="before each line its time and its stream")
+    add("--since", metavar="TIME", help="only what came after: 90s, 10m, 2h ago, or 2026-01-31T12:00:00Z")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--stdout", action="store_const", dest="stream", const="stdout", help="only stdout")
+    which.add_argument("--stderr", action="store_const", dest="stream", const="stderr", help="only stderr")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--raw", action="store_true", help="every byte as it came")
+    how.add_argument("--json", action="store_true", help="one object a line: time, stream, text, partial")
+    return parser
+
+
+class _Log:
+    """What was asked for of one log."""
+
+    def __init__(self, options: argparse.Namespace, home: Home, record: RunRecord) -> None:
+        self._options = options
+        self._directory = home.run(record.id)
+        self._alive = alive_while(home, record, follow=options.follow)
+        self._since = None if options.since is None else _moment(options.since)
+        if options.stream and record.tty:
+            raise UsageError(f"{record.name} has a terminal, which knows no stderr", hint="moat logs")
+
+    @property
+    def picks(self) -> bool:
+        """Not all of the output is meant, so the last lines are not those at the end of the file."""
+        return self._options.stream is not None or self._since is not None
+
+    def pieces(self) -> Iterator[Piece]:
+        return self._from(self._start(), self._alive)
+
+    def _start(self) -> int:
+        if self._since is not None:
+            return output_log.since(self._directory, self._since)
+        if self._options.lines is not None and not self.picks:
+            return output_log.last_lines(self._directory, self._options.lines)
+        return 0
+
+    def _from(self, start: int, alive: Callable[[], bool]) -> Iterator[Piece]:
+        self._at = start
+        for piece in output_log.pieces(self._directory, start, alive):
+            if piece.at > self._at:
+                say(f"{piece.at - self._at} bytes of the output are no longer there (output.max_size)")
+            self._at = piece.at + len(piece.output.data)
+            if self._options.stream in {None, piece.output.stream}:
+                yield piece
+
+    def lines(self) -> Iterator[Line]:
+        """The last ones of those that are there, and with `--follow` what comes after."""
+        lines, last = Lines(), deque[Line](maxlen=self._options.lines)
+        for piece in self._from(self._start(), lambda: False):
+            last.extend(lines.feed(piece))
+            if self._options.lines is None:
+                yield from last
+                last.clear()
+        if not self._options.follow:
+            last.extend(lines.end())
+        yield from last
+        if self._options.follow:
+            for piece in self._from(self._at, self._alive):
+                yield from lines.feed(piece)
+            yield from lines.end()
 
 
 class Text:
@@ -64,49 +135,22 @@ class Text:
         return text_only(self._rest)
 
 
-def follow(path: Path, start: int, alive: Callable[[], bool]) -> Iterator[bytes]:
-    """The bytes of `path` from `start`, and what is added to it for as long as `alive` says so."""
-    with path.open("rb") as file:
-        file.seek(start)
-        going = True
-        while going:
-            going = alive()  # asked first: what was written until then is read below
-            while data := file.read(_PIECE):
-                yield data
-            if going:
-                time.sleep(_POLL)
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
 
 
-def alive_while(home: Home, record: RunRecord, *, follow: bool) -> Callable[[], bool]:
-    directory = home.run(record.id)
-
-    def alive() -> bool:
-        return follow and _going(records.read(home, record.id)) and records.owned(directory)
-
-    return alive
-
-
-def _going(record: RunRecord | None) -> bool:
-    return record is not None and not record.state.ended
-
-
-def _last_lines(path: Path, count: int | None) -> int:
-    """The offset of the last `count` lines; None: of everything."""
-    if count is None:
-        return 0
-    with path.open("rb") as file:
-        at = end = file.seek(0, os.SEEK_END)
-        seen = 0
-        while at > 0:
-            size = min(_PIECE, at)
-            at = file.seek(at - size)
-            data = file.read(size)
-            for position in range(size - 1, -1, -1):
-                if data[position] == 10 and at + position != end - 1:
-                    seen += 1
-                    if seen == count:
-                        return at + position + 1
-    return 0 if count else end
+def _moment(text: str) -> float:
+    """Seconds since the epoch. Raises UsageError."""
+    ago = seconds_of(text)
+    if ago is not None:
+        return time.time() - ago
+    try:
+        return dt.datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise UsageError(
+            f"--since {text}: not a time", hint="e.g. 90s, 10m, 2h or 2026-01-31T12:00:00Z"
+        ) from None
 
 
 def _count(text: str) -> int:

@@ -13,7 +13,7 @@ from moat.cli.report_page import Exchange, Facts, page
 from moat.errors import MoatError
 from moat.journal import parse_line
 from moat.paths import Home
-from moat.runtime import known
+from moat.runtime import known, output_log
 from moat.runtime.phases import phases
 from moat.runtime.records import RunRecord
 from moat.runtime.screen import text_only
@@ -76,13 +76,10 @@ def _exchanges(path: Path) -> tuple[list[Exchange], int]:
 
 
 def _output(home: Home, record: RunRecord) -> str:
-    path = home.run(record.id) / "output.log"
-    if not path.exists():
+    directory = home.run(record.id)
+    if not output_log.exists(directory):
         return ""
-    with path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _OUTPUT))
-        data = file.read()
-    return text_only(data).decode(errors="replace")
+    return text_only(output_log.tail(directory, _OUTPUT)).decode(errors="replace")
 
 
 def _replace(path: Path, text: str) -> None:

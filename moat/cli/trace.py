@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from moat.cli.logs import alive_while, follow
+from moat.cli.following import alive_while, follow
 from moat.cli.output import clock, emit, emit_json, safe, say, table
 from moat.cli.parser import Parser
 from moat.errors import UsageError

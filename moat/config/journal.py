@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from moat.config import size
 from moat.config.check import Checker, Node
 from moat.dataclass import dataclass
 
 _SYSLOG = re.compile(r"local|(udp|tcp)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253}):[1-9][0-9]{0,4}")
-_SIZE = re.compile(r"([1-9][0-9]{0,5})([kmg])")
-_LEAST, _MOST = 16 << 10, 64 << 30  # bytes
 _PLACES = ("file", "syslog", "command")
 
 
@@ -43,22 +42,11 @@ class JournalReader:
     def read(self, node: Node) -> JournalConfig:
         known: dict[str, Callable[[Node], object]] = {
             "copy_to": self._copy_to,
-            "max_size": lambda item: self._size(item, "journal.max_size"),
-            "max_trace": lambda item: self._size(item, "journal.max_trace"),
+            "max_size": lambda item: size.read(self._check, item, "journal.max_size"),
+            "max_trace": lambda item: size.read(self._check, item, "journal.max_trace"),
         }
         found: dict[str, Any] = self._check.fields(node, "journal", known, {})
         return JournalConfig(**found)
-
-    def _size(self, node: Node, what: str) -> int | None:
-        text = self._check.matching(node, what, _SIZE, "a size, e.g. 512k, 64m or 2g")
-        match = _SIZE.fullmatch(text or "")
-        if match is None:
-            return None
-        size = int(match[1]) << {"k": 10, "m": 20, "g": 30}[match[2]]
-        if not _LEAST <= size <= _MOST:
-            self._check.wrong(node, f"{what} must be between 16k and 64g")
-            return None
-        return size
 
     def _copy_to(self, node: Node) -> tuple[CopyTo, ...]:
         places = [

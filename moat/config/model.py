@@ -16,6 +16,7 @@ from moat.config.image import ContainerConfig, HooksConfig, ServiceConfig, Volum
 from moat.config.journal import JournalConfig
 from moat.config.mcp import McpServer
 from moat.config.network import NetworkConfig
+from moat.config.output import OutputConfig
 from moat.config.snapshots import SnapshotConfig
 from moat.dataclass import dataclass
 
@@ -87,5 +88,6 @@ class UserConfig:
     upstream: UpstreamConfig = field(default_factory=UpstreamConfig)
     endpoints: EndpointsConfig = field(default_factory=EndpointsConfig)
     journal: JournalConfig = field(default_factory=JournalConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
     claude: UserClaudeConfig = field(default_factory=UserClaudeConfig)
     chord: Chord = DEFAULT

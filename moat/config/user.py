@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from moat.chord import DEFAULT, Chord, parse
-from moat.config import ask, endpoints
+from moat.config import ask, endpoints, output
 from moat.config.check import Checker, Node, TooMuchError
 from moat.config.journal import JournalReader
 from moat.config.model import UpstreamConfig, UserClaudeConfig, UserConfig
@@ -42,6 +42,7 @@ def load_user(home: Home) -> UserConfig:
                     "endpoints": lambda node: endpoints.read(checker, node),
                     "chord": lambda node: _chord(checker, node),
                     "journal": JournalReader(checker, path.parent).read,
+                    "output": lambda node: output.read(checker, node),
                     "claude": lambda node: _claude(checker, node),
                 }
                 found = checker.fields(root, "the file", known, _REFUSED)

@@ -42,6 +42,7 @@ from moat.runtime.hooks import with_pre_run
 from moat.runtime.local import LocalViewer
 from moat.runtime.names import random_name
 from moat.runtime.outcome import NEVER_BEGAN, Outcome
+from moat.runtime.output_log import OutputLog
 from moat.runtime.parts import Addition, Part, RunContext, parts_of, together
 from moat.runtime.plugins.fetch import tell
 from moat.runtime.questions import Answer, Asked, Scope, exactly
@@ -49,7 +50,7 @@ from moat.runtime.records import Ownership, RunRecord, State
 from moat.runtime.rejected import Rejections
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Execution, Output, Progress, Sandbox, SandboxSpec
-from moat.runtime.session import OutputLog, Session
+from moat.runtime.session import Session
 from moat.runtime.size import Size
 from moat.runtime.standing import Standing
 from moat.runtime.tasks import first_of
@@ -207,7 +208,8 @@ class LocalRun:
         shown = [self._request.workspace, *(m.source for m in self._request.mounts if not m.read_only)]
         try:
             outcome = Outcome(self._home, record)
-            settings = config.load_user(self._home).journal
+            self._user = config.load_user(self._home)
+            settings = self._user.journal
             self._copies = copies_of(settings, shown)
             return outcome, keeping.begin(self._home, record.id, self._copies, limit=settings.max_size)
         except (OSError, MoatError) as error:
@@ -374,7 +376,7 @@ class LocalRun:
         private_dir(self._directory)
         self._server = ControlServer(self, self._directory / "control.sock")
         start("control socket", self._server.serve)
-        log = OutputLog(self._home.run(self.id) / "output.log")
+        log = OutputLog(self._home.run(self.id), limit=self._user.output.max_size)
         self._resources.append(("log", log.aclose))
         self.journal.record(
             "run.created",
@@ -425,7 +427,7 @@ class LocalRun:
         network = dataclasses.replace(
             request.network, host=tuple(dict.fromkeys((*request.network.host, *extra.host_ports)))
         )
-        user = config.load_user(self._home)
+        user = self._user
         rejections = Rejections(vault, self.journal, self._tell)
         credentials = self._credentials(vault, user, extra.mcp, rejections) if vault else None
         if credentials:

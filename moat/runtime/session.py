@@ -9,15 +9,13 @@ any other misses what it is too slow for, so that nobody who merely watches can 
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import anyio
 
+from moat.runtime.output_log import OutputLog
 from moat.runtime.questions import Asked
 from moat.runtime.sandbox import Output, Sandbox
 from moat.runtime.screen import Modes, drawing_only, full_screen
@@ -58,47 +56,6 @@ class Viewer(Protocol):
         ...
 
 
-LOG_LIMIT = 1 << 30  # bytes: days of a busy agent, and 15 seconds of `yes`
-
-
-class OutputLog:
-    """`output.log`: the raw output as it came. A full disk costs log, never the agent's progress.
-
-    Nor may a run that prints for ever cost the user's disk: the log ends at `limit` bytes.
-    """
-
-    def __init__(self, path: Path, *, limit: int = LOG_LIMIT) -> None:
-        self._room = limit
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._lost = 0  # bytes that could not be written since the last success
-        self.error = ""  # the first failure of the run, for its record
-
-    def write(self, data: bytes) -> bool:
-        """Append `data`. Returns True when this is the first write that failed."""
-        first = not self.error
-        try:
-            if self._lost:
-                self._append(f"\n[moat: {self._lost} bytes of output could not be logged here]\n".encode())
-                self._lost = 0
-            self._append(data)
-        except OSError as error:
-            self._lost += len(data)
-            self.error = self.error or f"output.log: {error.strerror}"
-            return first
-        return False
-
-    def _append(self, data: bytes) -> None:
-        if len(data) > self._room:
-            raise OSError(errno.EFBIG, "its limit is reached")
-        self._room -= len(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-
-    async def aclose(self) -> None:
-        os.close(self._fd)
-
-
 class Session:
     def __init__(
         self, sandbox: Sandbox, *, tty: Size | None, log: OutputLog, on_log_error: Callable[[str], None]
@@ -121,7 +78,7 @@ class Session:
         """Hand out everything the command prints, until it ends."""
         try:
             while (output := await self._sandbox.read()) is not None:
-                if self._log.write(output.data):
+                if self._log.write(output):
                     self._on_log_error(self._log.error)
                     self.tell(f"the log of this run has a hole: {self._log.error}")
                 self._remember(output)

@@ -92,6 +92,9 @@ class SealedFiles:
     def _open(self, path: Path, name: str, ref: Ref) -> str:
         try:
             with path.open("rb") as file:
+                # Sealed or not: whoever has a copy can try passphrases for as long as they like.
+                if os.fstat(file.fileno()).st_mode & 0o077:
+                    raise VaultError(f"{path} is open to other users", hint=f"chmod 600 {path}")
                 data = file.read(_FILE_LIMIT)
         except FileNotFoundError:
             raise VaultError(f"{path} is gone", hint=_again(name)) from None

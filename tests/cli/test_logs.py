@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from moat.cli.logs import Text, _last_lines
+from moat.cli.logs import Text
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.embedded
@@ -81,19 +84,74 @@ def test_text_in_pieces(step: int) -> None:
     assert out == b"abc\nd\nlast"
 
 
-@pytest.mark.parametrize(
-    ("data", "count", "rest"),
-    [
-        (b"", 3, b""),
-        (b"a\nb\nc\n", 2, b"b\nc\n"),
-        (b"a\nb\nc", 2, b"b\nc"),
-        (b"a\nb\n", 9, b"a\nb\n"),
-        (b"\n\n\n", 1, b"\n"),
-        (b"a\n", 0, b""),
-        (b"x" * 70000 + b"\n" + b"y" * 70000 + b"\nz\n", 2, b"y" * 70000 + b"\nz\n"),
-    ],
-)
-def test_where_the_last_lines_begin(tmp_path: Path, data: bytes, count: int, rest: bytes) -> None:
-    path = tmp_path / "log"
-    path.write_bytes(data)
-    assert data[_last_lines(path, count) :] == rest
+SCRIPT = """
+printf 'one '; sleep 0.3; echo problem >&2; sleep 0.1; printf 'line\\n'; sleep 0.3
+echo 'second problem' >&2; sleep 0.2; printf 'no end'
+"""
+STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+
+
+@pytest.mark.parametrize("runtime", ["embedded", pytest.param("docker", marks=pytest.mark.docker)])
+def test_both_streams_are_told_apart_and_lines_have_the_time_at_which_they_began(
+    moat: Moat, runtime: str
+) -> None:
+    before = dt.datetime.now(dt.UTC)
+    done = moat("run", "--runtime", runtime, "--name", "x", "--", "sh", "-c", SCRIPT)
+    assert (done.stdout, done.stderr) == ("one line\nno end", "problem\nsecond problem\n")
+    assert moat("logs", "x").stdout == "one problem\nline\nsecond problem\nno end", "as it came"
+    assert moat("logs", "--stdout", "x").stdout == "one line\nno end"
+    assert moat("logs", "--stderr", "x").stdout == "problem\nsecond problem\n"
+    assert moat("logs", "--stderr", "-n", "1", "x").stdout == "second problem\n"
+    stamped = moat("logs", "-t", "x").stdout.splitlines()
+    assert [re.sub(STAMP, "T", line) for line in stamped] == [
+        "T stderr problem",
+        "T stdout one line",
+        "T stderr second problem",
+        "T stdout no end",
+    ]
+    told = [json.loads(line) for line in moat("logs", "--json", "x").stdout.splitlines()]
+    times = [dt.datetime.fromisoformat(line["time"]) for line in told]
+    assert before <= times[1] <= times[0] - dt.timedelta(seconds=0.2), "one line began before the problem"
+    assert times[0] <= times[2] - dt.timedelta(seconds=0.2)
+    assert times[2] <= dt.datetime.now(dt.UTC)
+    assert [line["partial"] for line in told] == [False] * 4
+    later = (times[0] + dt.timedelta(seconds=0.15)).isoformat()
+    assert moat("logs", "--since", later, "x").stdout == "second problem\nno end"
+    assert moat("logs", "--since", "1h", "-n", "1", "x").stdout == "no end\n"
+    assert moat("logs", "--since", "yesterday", "x").returncode == 2
+
+
+def test_following_with_times(moat: Moat, moat_bin: str) -> None:
+    moat("run", "--name", "x", "-d", "--", "sh", "-c", "echo a; sleep 0.5; echo b >&2; sleep 1; printf c")
+    with subprocess.Popen(
+        [moat_bin, "logs", "-ft", "-n", "1", "x"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert re.fullmatch(STAMP + " std(out a|err b)\n", process.stdout.readline()), "at once"
+        assert re.sub(STAMP, "T", process.stdout.read()).endswith("T stdout c\n")
+
+
+def test_a_terminal_has_one_stream(moat: Moat) -> None:
+    moat("run", "-d", "-i", "--name", "x", "--", "sh", "-c", "printf '\\033[31mred\\033[0m\\n'; echo bad >&2")
+    assert re.sub(STAMP, "T", moat("logs", "-ft", "x").stdout) == "T red\nT bad\n"
+    assert moat("logs", "--stderr", "x").returncode == 2
+
+
+def test_the_newest_output_is_kept(moat: Moat, home: Path) -> None:
+    """Seen to fail with a log that ends at its limit."""
+    (home / ".moat").mkdir(mode=0o700)
+    (home / ".moat/config.yaml").write_text("output: {max_size: 64k}\n")
+    moat(
+        "run", "--name", "x", "--", "sh", "-c", "seq 20000; sleep 0.1; seq 20001 40000; sleep 0.1; echo last"
+    )
+    files = list((home / ".moat/runs").glob("*/output.log*"))
+    assert len(files) == 4
+    done = moat("logs", "x")
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "last"
+    assert lines[1:-1] == [str(n) for n in range(int(lines[1]), 40001)], "without a hole"
+    assert re.fullmatch(
+        r"moat: \d+ bytes of the output are no longer there \(output.max_size\)\n", done.stderr
+    )
+    assert moat("logs", "-n", "2", "x").stdout == "40000\nlast\n"
+    assert moat("logs", "-n", "2", "x").stderr == ""

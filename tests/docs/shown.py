@@ -1,7 +1,7 @@
 """Whether a program printed what a document shows.
 
 `…` on a line of its own stands for any lines, or none; within a line for any text. What differs from run to run
-needs no mark: ids, hashes, times, durations, dates, ports, and the width of gaps between columns.
+needs no mark: ids, hashes, times, moments, durations, dates, ports, and the width of gaps between columns.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ _CHANGING = {
     rf"\b(run|snap)_{_HEX}{{12}}\b": rf"\w+_{_HEX}{{12}}",
     rf"\b{_HEX}{{8}}(-{_HEX}{{4}}){{3}}-{_HEX}{{12}}\b": rf"{_HEX}{{8}}(-{_HEX}{{4}}){{3}}-{_HEX}{{12}}",
     rf"\b(?=[a-f]*\d)(?=\d*[a-f]){_HEX}{{7,64}}\b": rf"{_HEX}{{7,64}}",
+    r"\b\d{4}-\d\d-\d\dT[\d:.]+Z": r"\d{4}-\d\d-\d\dT[\d:.]+Z",
     r"\b\d{4}-\d\d-\d\d\b": r"\d{4}-\d\d-\d\d",
     r"\b\d\d?:\d\d(:\d\d)?\b": r"\d\d?:\d\d(:\d\d)?",
     r"(?<=localhost:)\d+|(?<=127\.0\.0\.1:)\d+": r"\d+",

@@ -441,7 +441,7 @@ def test_a_client_that_leaves_takes_the_upstream_request_with_it(make: HouseMake
             else:
                 time.sleep(0.3)
             wire.close()
-            assert noticed.wait(3)
+            assert noticed.wait(20)
             noticed.clear()
             assert house.event().error == "client went away"
 

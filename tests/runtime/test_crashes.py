@@ -19,7 +19,7 @@ import pytest
 from moat.cli import main
 from moat.journal import ledger, verify
 from moat.paths import Home, runtime_dir
-from moat.runtime import known, records
+from moat.runtime import known, output_log, records
 from moat.runtime.records import RunRecord, State
 from tests.runtime.survival_kit import BOTH, leftovers, processes_of, until
 
@@ -125,7 +125,7 @@ def _tells_the_truth(place: Home, record: RunRecord, capsys: pytest.CaptureFixtu
     for command in (["status"], ["trace"], ["trace", "--network"]):
         assert main([*command, record.id]) == 0
     assert f"state:      {record.state} " in capsys.readouterr().out
-    assert main(["logs", record.id]) == (0 if (place.run(record.id) / "output.log").exists() else 2)
+    assert main(["logs", record.id]) == (0 if output_log.exists(place.run(record.id)) else 2)
     assert capsys.readouterr().out in ({"hi\n"} if record.exit_code == 0 else {"hi\n", ""})
     entered = ledger.about(ledger.lines(place), record.id)
     report = verify.run(place, record.id, alive=False)

@@ -267,6 +267,21 @@ def test_an_open_key_file_is_refused(sealed: Home, make: Make, bits: int) -> Non
     assert open_vault(sealed).get("anthropic") == make()
 
 
+@pytest.mark.parametrize("bits", [0o640, 0o604, 0o666])
+def test_a_sealed_file_that_others_can_read_is_refused(
+    by_passphrase: Home, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A passphrase can be guessed by whoever has the file. Nothing is lost: the command that fixes it is told."""
+    monkeypatch.setenv("MOAT_PASSPHRASE", "right")
+    file = by_passphrase.credentials / "anthropic.enc"
+    file.chmod(bits)
+    with pytest.raises(VaultError, match=r"anthropic\.enc is open to other users") as caught:
+        open_vault(by_passphrase).get("anthropic")
+    assert caught.value.hint == f"chmod 600 {file}"
+    file.chmod(0o600)
+    assert open_vault(by_passphrase).get("anthropic").secret.reveal()
+
+
 def test_a_key_file_of_another_user_is_refused(sealed: Home, make: Make) -> None:
     open_vault(sealed).put(make())
     if os.getuid() != 0:
