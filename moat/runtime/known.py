@@ -90,18 +90,25 @@ def is_dead(home: Home, record: RunRecord) -> bool:
     return (not record.state.ended or bool(record.directory)) and not records.owned(home.run(record.id))
 
 
+def settle(home: Home, record: RunRecord) -> RunRecord:
+    """Record a dead run as lost, and how far its journal got. Raises OSError on a full disk."""
+    from moat.journal import keeping  # listing does without
+
+    record = records.settle(home, record)
+    if is_dead(home, record):
+        with contextlib.suppress(OSError, MoatError):  # a full disk: `moat audit` tells what there is
+            keeping.close_abandoned(home, record.id)
+    return record
+
+
 def clear(home: Home, record: RunRecord) -> RunRecord:
     """Record a dead run as lost and remove what is left of it. Blocks.
 
     Raises MoatError, OSError or TimeoutError when the runtime cannot clear up now; the run is then still
     dead, and the next one to try.
     """
-    record = records.settle(home, record)
+    record = settle(home, record)
     if is_dead(home, record):
-        from moat.journal import keeping  # listing does without
-
-        with contextlib.suppress(OSError, MoatError):  # a full disk: `moat audit` tells what there is
-            keeping.close_abandoned(home, record.id)
         _reap(record)
         record = records.released(home, record)
     return record

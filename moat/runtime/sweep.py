@@ -44,7 +44,10 @@ def sweep(home: Home) -> None:
     with contextlib.ExitStack() as held:
         if not _alone(home, held):
             return
-        dead = [records.settle(home, run) for run in records.read_all(home) if known.is_dead(home, run)]
+        dead = [run for run in records.read_all(home) if known.is_dead(home, run)]
+        for record in dead:
+            with contextlib.suppress(OSError):
+                known.settle(home, record)
         silent: set[str] = set()  # runtimes whose engine does not answer: the next sweep tries again
         for record in dead:
             if record.runtime not in silent:
