@@ -51,6 +51,7 @@ def private_environment(home: Path, runtime: Path) -> dict[str, str]:
     }
     return kept | {
         "HOME": str(home),
+        "TERM": "xterm-256color",
         "MOAT_HOME": str(home / ".moat"),
         "XDG_CONFIG_HOME": str(home / ".config"),
         "XDG_DATA_HOME": str(home / ".local/share"),

@@ -44,6 +44,9 @@ MESSAGES = {
     "No rule of … allows this request, with which the credential … would go out": (
         "attacks/test_ask.py::test_only_the_user_answers"
     ),
+    "Requests with the credential … fail: …": (
+        "cli/test_refused.py::test_one_that_is_revoked_is_told_once_and_asked_for_no_more"
+    ),
     "No OS keyring answers here": "vault/test_oskeyring.py::test_no_bus_at_all",
     "The OS keyring is locked": "vault/test_oskeyring.py::test_locked_keyring",
     "The sealed credentials need their passphrase": "vault/test_sealed.py::test_nobody_to_ask",

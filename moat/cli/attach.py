@@ -44,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
     home = Home.from_environment()
     record = _find(home, options.run)
     if record.state.ended or not record.socket:
+        tell_results(home, record.id, compare=False)
         raise MoatError(f"{record.name} has ended ({record.state})", hint=f"moat logs {record.id}")
     if options.steal and not record.tty:
         raise UsageError(f"{record.name} has no terminal to take over", hint=f"moat attach {record.name}")
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     if sys.stderr.isatty():
         say(f"attached to {record.name} ({_keys(record, chord, read_only=options.read_only)})")
     status = attach(RunHandle.of(record), read_only=options.read_only, steal=options.steal, chord=chord)
-    tell_results(home, record.id, failed=status != 0)
+    tell_results(home, record.id)
     return status
 
 

@@ -14,6 +14,12 @@ def add_credential_options(parser: argparse.ArgumentParser) -> None:
     add("--no-prompt", action=_Environment, variable="MOAT_NO_PROMPT", nargs=0, help="ask nothing")
 
 
+def use_profile(name: str) -> None:
+    """From now on the credentials of that profile are meant; "" changes nothing."""
+    if name and name != (os.environ.get("MOAT_PROFILE") or "default"):
+        os.environ["MOAT_PROFILE"] = name
+
+
 def add_chord_option(parser: argparse.ArgumentParser) -> None:
     """`--chord KEY`, of commands that attach to a terminal; the same as MOAT_CHORD."""
     add = parser.add_argument

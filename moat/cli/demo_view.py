@@ -8,7 +8,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING
 
-from moat.cli.output import emit, emit_json
+from moat.cli.output import dumb, emit, emit_json
 
 if TYPE_CHECKING:
     from moat.cli.demo import Check, Report
@@ -99,5 +99,5 @@ def _bold(text: str) -> str:
 
 
 def _paint(code: str, text: str) -> str:
-    plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    plain = not sys.stdout.isatty() or "NO_COLOR" in os.environ or dumb()
     return text if plain else f"\x1b[{code}m{text}\x1b[0m"

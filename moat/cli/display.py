@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moat.cli.askbar import AskBar
+from moat.cli.output import dumb
 from moat.runtime.screen import Modes
 from moat.runtime.size import Size
 
@@ -34,7 +35,7 @@ class Display:
         """
         self.bar = AskBar(chord=chord)
         self.terminal = terminal
-        self.plain = not terminal or os.environ.get("TERM", "dumb") in {"dumb", "unknown"}
+        self.plain = not terminal or dumb()
         self._ask_for_screen = ask_for_screen
         self._lock = threading.RLock()  # the menu is drawn by the thread that reads keys
         self._modes = Modes()
@@ -112,6 +113,11 @@ class Display:
                 write(1, self._modes.leave())
             if not self.plain:
                 write(1, _RESTORE_TITLE)
+
+    def left(self) -> None:
+        """After `close`: the program goes on, and what it has drawn below here is not the shell's."""
+        if self.terminal:
+            write(1, b"\r\n" if self.plain else b"\r\n\x1b[J")
 
     # --- the menu --------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import moat
-from moat.cli.output import Progress, emit, emit_json
+from moat.cli.output import Progress, dumb, emit, emit_json
 from moat.cli.parser import Parser
 from moat.dataclass import dataclass
 from moat.errors import MoatError
@@ -250,7 +250,7 @@ def _claude(*, needed: bool) -> Row:
 
 
 def _show(row: Row) -> None:
-    live = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    live = sys.stdout.isatty() and "NO_COLOR" not in os.environ and not dumb()
     mark = f"\x1b[{_COLOURS[row.status]}m{row.status:<4}\x1b[0m" if live else f"{row.status:<4}"
     emit(f"{mark}  {row.name:<19} {row.detail}")
     for line in row.fix.splitlines():

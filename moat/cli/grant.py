@@ -58,12 +58,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _menu() -> int:
-    console = Console()
-    if not console.terminal:
+    if not Console().terminal:
         raise UsageError("grant what?", hint="`moat grant anthropic`, or see `moat grant providers`")
     from moat.cli import grant_menu
 
-    return grant_menu.run(console, _wizard)
+    return grant_menu.run(_wizard)
 
 
 def _wizard(name: str) -> Callable[[Sequence[str]], int]:

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 
-from moat.cli.granting import Wizard, begin, credential, insist, misshapen, options, read_stdin
+from moat.cli.granting import Wizard, credential, insist, misshapen, options, read_stdin, walk
 from moat.cli.parser import Parser
 from moat.errors import UsageError
 from moat.grants import CredentialKind, Secret
@@ -39,16 +39,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = _parser().parse_args(argv)
     if chosen.token_stdin and chosen.method == "import":
         raise UsageError("--token-stdin and --method import exclude each other", hint="choose one")
-    wizard = begin(chosen)
-    if chosen.token_stdin:
-        _take(wizard, chosen.method, read_stdin(), source="stdin")
-        return 0
-    if (kept := wizard.given()) is not None:
-        _take(wizard, None, kept, source="")
-        return 0
-    method = chosen.method or _method(wizard)
-    {"subscription": _subscription, "api-key": _api_key, "import": _import}[method](wizard)
-    return 0
+    return walk(chosen, lambda wizard: _grant(wizard, chosen))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +55,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     options(parser)
     return parser
+
+
+def _grant(wizard: Wizard, chosen: argparse.Namespace) -> None:
+    if chosen.token_stdin:
+        _take(wizard, chosen.method, read_stdin(), source="stdin")
+    elif (kept := wizard.given()) is not None:
+        _take(wizard, None, kept, source="")
+    else:
+        method = chosen.method or _method(wizard)
+        {"subscription": _subscription, "api-key": _api_key, "import": _import}[method](wizard)
 
 
 def _method(wizard: Wizard) -> str:

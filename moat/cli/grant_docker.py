@@ -7,7 +7,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 
-from moat.cli.granting import Wizard, begin, credential, insist, misshapen, options, read_stdin
+from moat.cli.granting import Wizard, credential, insist, misshapen, options, read_stdin, walk
 from moat.cli.parser import Parser
 from moat.config import UpstreamConfig, parse_host
 from moat.errors import GrantError, UsageError
@@ -24,8 +24,11 @@ _USERNAME = re.compile(r"[^\x00-\x20\x7f:]{1,255}")
 def main(argv: Sequence[str]) -> int:
     chosen = _parser().parse_args(argv)
     host = _host(chosen.host)
+    return walk(chosen, lambda wizard: _grant(wizard, host, chosen))
+
+
+def _grant(wizard: Wizard, host: str, chosen: argparse.Namespace) -> None:
     grant = Grant(NAME, None if host == HUB else host)
-    wizard = begin(chosen)
     wizard.console.print(f"Asking {host} how it wants to be logged in to...")
     service = asyncio.run(discover(host, wizard.upstream))
     _announce(wizard, host, service, chosen.token_host)
@@ -48,7 +51,6 @@ def main(argv: Sequence[str]) -> int:
         },
     )
     wizard.save(found, f"Credential {grant} saved to {{}}")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 
-from moat.cli.granting import Wizard, begin, credential, insist, misshapen, options, read_stdin
+from moat.cli.granting import Wizard, credential, insist, misshapen, options, read_stdin, walk
 from moat.cli.parser import Parser
 from moat.errors import GrantError, UsageError
 from moat.grants import CredentialKind, Secret
+from moat.vault.providers import entry
 
 _VARIABLES = ("GITHUB_TOKEN", "GH_TOKEN")
 
@@ -22,7 +24,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--method", choices=("env", "gh", "prompt"), help="take it from there only")
     options(parser)
     chosen = parser.parse_args(argv)
-    wizard = begin(chosen)
+    return walk(chosen, lambda wizard: _grant(wizard, chosen))
+
+
+def _grant(wizard: Wizard, chosen: argparse.Namespace) -> None:
+    hosts = ", ".join(entry("github").hosts)
+    wizard.console.print(f"The token goes to {hosts} and nowhere else.")
+    wizard.console.print("The proxy puts it in the header authorization (Bearer; for git: Basic).")
     if chosen.token_stdin:
         secret, source = read_stdin(), "stdin"
     elif (kept := wizard.given()) is not None:
@@ -33,7 +41,6 @@ def main(argv: Sequence[str]) -> int:
     login = _validate(wizard, secret) if wizard.validate else ""
     found = credential("github", CredentialKind.TOKEN, secret, metadata={"source": source, "login": login})
     wizard.save(found, "GitHub token saved to {}")
-    return 0
 
 
 def _find(wizard: Wizard, method: str | None) -> tuple[Secret, str]:

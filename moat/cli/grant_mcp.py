@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime as dt
 import re
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from moat import config
 from moat.cli.common import add_credential_options
-from moat.cli.granting import Wizard, begin, insist, misshapen, read_stdin, source_options
+from moat.cli.granting import Wizard, insist, misshapen, read_stdin, source_options, walk
 from moat.cli.parser import Parser
 from moat.config import WELL_KNOWN, McpServer, check_url
 from moat.errors import ConfigError, UsageError
@@ -33,9 +34,12 @@ def main(argv: Sequence[str]) -> int:
     chosen = parser.parse_args(argv)
     grant = str(Grant.parse(f"mcp:{chosen.name}"))
     server = server_of(grant, chosen.url)
-    host = bound_host(authority_of(server))
     chosen.no_validate = True
-    wizard = begin(chosen)
+    return walk(chosen, lambda wizard: _grant(wizard, grant, server, chosen))
+
+
+def _grant(wizard: Wizard, grant: str, server: McpServer, chosen: argparse.Namespace) -> None:
+    host = bound_host(authority_of(server))
     secret = read_stdin() if chosen.token_stdin else wizard.given() or _ask(wizard, host)
     secret = _plain(secret)
     insist(misshapen(secret.reveal()), "check the token")
@@ -47,7 +51,6 @@ def main(argv: Sequence[str]) -> int:
         metadata={"url": server.url},
     )
     wizard.save(Credential(info, secret), f"Credential for {host} saved to {{}}")
-    return 0
 
 
 def server_of(grant: str, url: str | None) -> McpServer:

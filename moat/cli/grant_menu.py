@@ -1,6 +1,7 @@
 """`moat grant` without arguments: what there is, what is granted, what was found here, in one list.
 
-Ctrl-C at any point leaves everything as it was: nothing is stored before a wizard has come to its end.
+Esc leads back through every question to the list, and out of it. Ctrl-C at any point leaves everything as it
+was: nothing is stored before a wizard has come to its end.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Sequence
 
-from moat.cli.menu import Console
+from moat.cli.menu import SteppedBackError
 from moat.cli.picker import Choice, pick
+from moat.cli.walk import Walk
 from moat.errors import MoatError
 from moat.grants import CredentialInfo, Grant
 from moat.paths import Home
@@ -21,18 +23,27 @@ from moat.vault.providers import Entry, entries
 Wizard = Callable[[Sequence[str]], int]
 
 
-def run(console: Console, wizard: Callable[[str], Wizard]) -> int:
+def run(wizard: Callable[[str], Wizard]) -> int:
     """Let the user choose until something was granted, or they step back."""
-    while True:
+    console = Walk()
+    status = None
+    while status is None:
         rows = {row.name: row for row in entries()}
         granted = _granted()
         name = pick(console, "Grant", [_choice(row, granted.get(row.name, ())) for row in rows.values()])
         if name is None:
             return 0
-        arguments = _arguments(console, rows[name], granted.get(name, ()))
-        if arguments is None:
-            continue
-        return wizard(name)(arguments)
+        status = _grant(console, wizard(name), rows[name], granted.get(name, ()))
+    return status
+
+
+def _grant(console: Walk, wizard: Wizard, row: Entry, granted: Sequence[CredentialInfo]) -> int | None:
+    """The wizard's status; None to go back to the list."""
+    try:
+        arguments = console.through(lambda: _arguments(console, row, granted))
+        return None if arguments is None else wizard(arguments)
+    except SteppedBackError:
+        return None
 
 
 def _granted() -> dict[str, tuple[CredentialInfo, ...]]:
@@ -62,7 +73,7 @@ def _state(info: CredentialInfo) -> str:
     return f"{scope} {word}" if scope else word
 
 
-def _arguments(console: Console, row: Entry, granted: Sequence[CredentialInfo]) -> list[str] | None:
+def _arguments(console: Walk, row: Entry, granted: Sequence[CredentialInfo]) -> list[str] | None:
     """What the provider's wizard is to be called with; None to go back to the list."""
     scopes = [Grant.parse(info.name).scope for info in granted]
     if not row.scope:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from moat.cli.common import add_credential_options
 from moat.cli.grant_mcp import server_of
-from moat.cli.granting import Wizard, begin, read_stdin
+from moat.cli.granting import Wizard, read_stdin, walk
 from moat.cli.parser import Parser
 from moat.config import McpServer
 from moat.errors import UsageError
@@ -48,12 +48,14 @@ def main(argv: Sequence[str]) -> int:
     server = server_of(grant, chosen.url)
     identity = _identity(chosen)
     chosen.no_validate, chosen.token_stdin = True, chosen.client_secret_stdin
-    wizard = begin(chosen)
-    tokens = asyncio.run(
-        _log_in(wizard, server, identity, tuple(chosen.scope), browser=not chosen.no_browser)
-    )
-    wizard.save(_credential(grant, server, tokens), "Logged in; saved to {}")
-    return 0
+
+    def log_in_and_save(wizard: Wizard) -> None:
+        tokens = asyncio.run(
+            _log_in(wizard, server, identity, tuple(chosen.scope), browser=not chosen.no_browser)
+        )
+        wizard.save(_credential(grant, server, tokens), "Logged in; saved to {}")
+
+    return walk(chosen, log_in_and_save)
 
 
 def _identity(chosen: argparse.Namespace) -> Identity | None:

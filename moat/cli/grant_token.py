@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from moat.cli.granting import Wizard, begin, credential, insist, misshapen, options, read_stdin
+from moat.cli.granting import Wizard, credential, insist, misshapen, options, read_stdin, walk
 from moat.cli.parser import Parser
 from moat.config import parse_host
 from moat.errors import GrantError, UsageError
@@ -21,9 +21,12 @@ def main(provider: Declared, argv: Sequence[str]) -> int:
     host: str = getattr(chosen, "host", None) or ""
     grant = Grant.parse(f"{provider.name}:{host.lower()}" if host else provider.name)
     _check_host(grant)
-    wizard = begin(chosen)
+    return walk(chosen, lambda wizard: _grant(wizard, provider, grant, chosen))
+
+
+def _grant(wizard: Wizard, provider: Declared, grant: Grant, chosen: argparse.Namespace) -> None:
     if provider.name in _LOGINS and _LOGINS[provider.name](wizard, chosen):
-        return 0
+        return
     _announce(wizard, provider, grant)
     given = _given(wizard, provider, grant, chosen)
     insist(misshapen(given.secret.reveal()), "check the token")
@@ -36,7 +39,6 @@ def main(provider: Declared, argv: Sequence[str]) -> int:
         metadata={**about(grant), "source": given.where, "login": login},
     )
     wizard.save(found, f"Credential {grant} saved to {{}}")
-    return 0
 
 
 def _gemini(wizard: Wizard, chosen: argparse.Namespace) -> bool:
@@ -79,9 +81,10 @@ def _check_host(grant: Grant) -> None:
 
 
 def _announce(wizard: Wizard, provider: Declared, grant: Grant) -> None:
-    """Where the credential will go, before it is asked for."""
+    """Where the credential will go, and how, before it is asked for."""
     hosts = ", ".join(provider.entry.bound(grant.scope))
     wizard.console.print(f"For {provider.summary}. The credential goes to {hosts} and nowhere else.")
+    wizard.console.print(f"The proxy puts it {provider.injection.shown}.")
 
 
 def _find(wizard: Wizard, provider: Declared, grant: Grant, method: str | None) -> Found:

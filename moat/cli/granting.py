@@ -7,7 +7,7 @@ import asyncio
 import datetime as dt
 import re
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from moat.cli.common import add_credential_options
 from moat.cli.menu import AskPassphrase, Console, choose_key
 from moat.cli.output import emit_json, say
+from moat.cli.walk import Walk
 from moat.config import UpstreamConfig, load_user
 from moat.dataclass import dataclass
 from moat.errors import GrantError, UsageError
@@ -130,9 +131,15 @@ def _origin(chosen: argparse.Namespace) -> Origin | None:
     return Origin.command(words, life) if words is not None else Origin.reference(str(place), life)
 
 
-def begin(chosen: argparse.Namespace) -> Wizard:
+def walk(chosen: argparse.Namespace, grant: Callable[[Wizard], None]) -> int:
+    """Open the vault, and let `grant` ask for a credential and save it; Esc goes back through all of it."""
+    console = Walk(json=chosen.json)
+    console.through(lambda: grant(_begin(chosen, console)))
+    return 0
+
+
+def _begin(chosen: argparse.Namespace, console: Console) -> Wizard:
     """Everything that can fail before the user is asked for a credential fails here."""
-    console = Console(json=chosen.json)
     upstream = load_user(Home.from_environment()).upstream
     origin = _origin(chosen)
     vault = open_asking(console, ask_for_key=not chosen.token_stdin)
@@ -151,7 +158,7 @@ def open_asking(console: Console, *, ask_for_key: bool = True) -> Vault:
             return choose_key(console, default_file)
         return _key_file(default_file)
 
-    return open_vault(home, passphrase=AskPassphrase.where_possible(), new_key=new_key)
+    return open_vault(home, passphrase=AskPassphrase.where_possible(console), new_key=new_key)
 
 
 def credential(

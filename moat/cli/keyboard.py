@@ -10,7 +10,7 @@ from collections.abc import Callable
 from moat.chord import Chord
 from moat.cli.display import Display
 from moat.cli.keys import ANSWERS, Action, DetachKeys
-from moat.cli.verdict import Verdict
+from moat.cli.verdict import Decision
 from moat.runtime.handle import RunHandle
 
 _PIECE = 65536
@@ -26,7 +26,7 @@ class Keyboard:
         chord: Chord,
         display: Display,
         *,
-        act: Callable[[Action | Verdict], None],
+        act: Callable[[Action | Decision], None],
         leaving: Callable[[], bool],
         read_only: bool,
     ) -> None:

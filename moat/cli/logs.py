@@ -13,6 +13,7 @@ from moat.cli.following import alive_while
 from moat.cli.log_lines import Line, Lines
 from moat.cli.output import say
 from moat.cli.parser import Parser
+from moat.cli.results import tell_failure
 from moat.config.ask import seconds_of
 from moat.errors import RunNotFoundError, UsageError
 from moat.paths import Home
@@ -29,19 +30,24 @@ def main(argv: Sequence[str]) -> int:
     home = Home.from_environment()
     record = known.find(home, options.run)
     if not output_log.exists(home.run(record.id)):
+        tell_failure(home, record.id)
         raise RunNotFoundError(f"{record.name} has printed nothing", hint="`moat list` shows its state")
-    log = _Log(options, home, record)
+    _show(options, _Log(options, home, record), record)
+    tell_failure(home, record.id)
+    return 0
+
+
+def _show(options: argparse.Namespace, log: _Log, record: RunRecord) -> None:
     if options.timestamps or options.json or (options.lines is not None and log.picks):
         shown = Line.as_json if options.json else Line.as_text if options.timestamps else Line.as_output
         for line in log.lines():
             _write(shown(line, tty=record.tty))
-        return 0
+        return
     text = None if options.raw or not record.tty else Text()
     for piece in log.pieces():
         _write(text.feed(piece.output.data) if text else piece.output.data)
     if text:
         _write(text.end())
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

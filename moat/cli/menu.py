@@ -1,7 +1,8 @@
 """Questions to the user at a terminal: a choice, yes or no, something hidden.
 
 prompt-toolkit reads the answers; on a dumb terminal the plain ones of the system do. Ctrl-C and Ctrl-D
-raise KeyboardInterrupt. Without a terminal nothing is ever asked: `Console.terminal` says so.
+raise KeyboardInterrupt, Esc (on a dumb terminal: Esc and Enter) a kind of it, SteppedBackError. Without a
+terminal nothing is ever asked: `Console.terminal` says so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from moat.cli.output import dumb
 from moat.errors import UsageError
 from moat.grants import Secret
 from moat.vault.key import NewKey
@@ -24,6 +26,11 @@ NO_PROMPT = "MOAT_NO_PROMPT"  # set to anything: nothing is ever asked, as witho
 _TRIES = 3
 # A terminal without bracketed paste sends pasted line ends as Enter: it counts when nothing follows.
 _SETTLE = 0.2  # seconds
+_ESCAPE = 0.15  # seconds after which an Esc is a key, and not the beginning of an arrow
+
+
+class SteppedBackError(KeyboardInterrupt):
+    """The user wants to go back from a question. Where nothing is before it, that leaves like Ctrl-C."""
 
 
 class Console:
@@ -85,21 +92,27 @@ class Console:
 
     def _ask(self, question: str, *, hidden: bool = False, pasted: bool = False) -> str:
         try:
-            if os.environ.get("TERM", "dumb") in {"dumb", "unknown"}:
+            if dumb():
                 return self._plain(question, hidden=hidden)
             return self._prompt(question, hidden=hidden, pasted=pasted)
+        except SteppedBackError:
+            self.print()
+            raise
         except (EOFError, KeyboardInterrupt):
             self.print()
             raise KeyboardInterrupt from None
 
     def _plain(self, question: str, *, hidden: bool) -> str:
         if hidden:
-            return getpass.getpass(question, self.stream)
-        self.stream.write(question)
-        self.stream.flush()
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
+            line = getpass.getpass(question, self.stream)
+        else:
+            self.stream.write(question)
+            self.stream.flush()
+            line = sys.stdin.readline()
+            if not line:
+                raise EOFError
+        if line.strip() == "\x1b":
+            raise SteppedBackError
         return line
 
     def _prompt(self, question: str, *, hidden: bool, pasted: bool) -> str:
@@ -115,23 +128,25 @@ class Console:
             is_password=hidden,
             output=output,
             history=DummyHistory(),
-            key_bindings=_patient_enter() if pasted else None,
+            key_bindings=_keys(pasted=pasted),
             enable_suspend=False,
         )
+        session.app.ttimeoutlen = _ESCAPE
         return session.prompt()
 
 
 class AskPassphrase:
-    """Asks for the passphrase of the sealed credentials, on stderr. For `open_vault(passphrase=…)`."""
+    """Asks for the passphrase of the sealed credentials. For `open_vault(passphrase=…)`."""
 
-    def __init__(self) -> None:
-        self._console = Console(json=True)
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._asked = False
 
     @classmethod
-    def where_possible(cls) -> AskPassphrase | None:
-        """None without a terminal."""
-        return cls() if Console(json=True).terminal else None
+    def where_possible(cls, console: Console | None = None) -> AskPassphrase | None:
+        """At `console`, or else on stderr; None without a terminal."""
+        able = console if console is not None and console.terminal else Console(json=True)
+        return cls(able) if able.terminal else None
 
     def __call__(self) -> str:
         if self._asked:
@@ -145,10 +160,11 @@ def choose_key(console: Console, default_file: Path) -> NewKey:
     console.print("Credentials will be stored in sealed files. Protect them with:")
     console.print()
     console.print("  1. A passphrase (recommended)")
-    console.print("     Asked by every command that needs a credential, or taken from MOAT_PASSPHRASE.")
+    console.print("     Asked for by commands that need a credential, or in MOAT_PASSPHRASE.")
     console.print()
     console.print("  2. A key file")
-    console.print(f"     {default_file}: who can read it can read the credentials.")
+    console.print("     Who can read it can read the credentials. It will be:")
+    console.print(f"     {default_file}")
     console.print()
     if console.choose("Enter choice [1 or 2]: ", ("1", "2")) == "2":
         return NewKey(key_file=default_file)
@@ -160,24 +176,31 @@ def choose_key(console: Console, default_file: Path) -> NewKey:
     raise UsageError("the passphrases differ", hint="run the command again")
 
 
-def _patient_enter() -> KeyBindings:
-    """Enter accepts once nothing has followed it for a moment; what follows belongs to the same paste."""
-    import asyncio
-
+def _keys(*, pasted: bool) -> KeyBindings:
+    """Esc steps back; for what is `pasted`, Enter is patient."""
     from prompt_toolkit.key_binding import KeyBindings
 
     bindings = KeyBindings()
 
-    @bindings.add("enter")
-    def enter(event: KeyPressEvent) -> None:
-        buffer = event.current_buffer
-        seen = buffer.text
+    @bindings.add("escape", eager=True)
+    def back(event: KeyPressEvent) -> None:
+        event.app.exit(exception=SteppedBackError())
 
-        async def settle() -> None:
-            await asyncio.sleep(_SETTLE)
-            if buffer.text == seen and not event.app.is_done:
-                event.app.exit(result=seen)
-
-        event.app.create_background_task(settle())
-
+    if pasted:
+        bindings.add("enter")(_patient_enter)
     return bindings
+
+
+def _patient_enter(event: KeyPressEvent) -> None:
+    """Accepts once nothing has followed for a moment; what follows belongs to the same paste."""
+    import asyncio
+
+    buffer = event.current_buffer
+    seen = buffer.text
+
+    async def settle() -> None:
+        await asyncio.sleep(_SETTLE)
+        if buffer.text == seen and not event.app.is_done:
+            event.app.exit(result=seen)
+
+    event.app.create_background_task(settle())

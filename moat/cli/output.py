@@ -11,10 +11,13 @@ import importlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 
 from moat.errors import EXIT_INTERRUPTED, EXIT_START, MoatError
 from moat.importing import uncollected
+
+_LINE_EVERY = 1.0  # seconds between two lines of progress
 
 
 def call(module: str, argv: Sequence[str], *, alone: bool = False) -> int:
@@ -100,18 +103,32 @@ def safe(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
+def dumb() -> bool:
+    """The terminal takes text and nothing else, or does not say what it is."""
+    return os.environ.get("TERM", "") in {"", "dumb", "unknown"}
+
+
 class Progress:
-    """What Moat is doing right now: one line on a terminal that the next one replaces."""
+    """What Moat is doing right now: one line on a terminal that the next one replaces.
+
+    A dumb terminal gets a line of its own for what takes longer.
+    """
 
     def __init__(self) -> None:
-        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._terminal, self._dumb = sys.stderr.isatty(), dumb()
+        self._told = time.monotonic()
         self._shown = False
 
     def show(self, text: str) -> None:
-        if self._live:
+        if not self._terminal:
+            return
+        if not self._dumb:
             sys.stderr.write(f"\r\x1b[2K{text}")
             sys.stderr.flush()
             self._shown = True
+        elif time.monotonic() - self._told > _LINE_EVERY:
+            self._told = time.monotonic()
+            say(text)
 
     def clear(self) -> None:
         if self._shown:

@@ -10,7 +10,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from moat.cli.menu import Console
+from moat.cli.menu import Console, SteppedBackError
+from moat.cli.output import dumb
 from moat.dataclass import dataclass
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def pick(console: Console, question: str, choices: Sequence[Choice]) -> str | No
 
     Ctrl-C and Ctrl-D raise KeyboardInterrupt. There must be a terminal, and at least one choice.
     """
-    if os.environ.get("TERM", "dumb") in {"dumb", "unknown"}:
+    if dumb():
         return _ask(console, question, choices)
     from prompt_toolkit.output.vt100 import Vt100_Output
 
@@ -53,7 +54,10 @@ def _ask(console: Console, question: str, choices: Sequence[Choice]) -> str | No
     for number, choice in enumerate(choices, 1):
         console.print(f"{number:3}. {choice.title:<{width}}  {choice.detail}".rstrip())
     numbers = [str(number) for number in range(len(choices) + 1)]
-    answer = int(console.choose(f"{question} [1-{len(choices)}, 0 to go back]: ", numbers))
+    try:
+        answer = int(console.choose(f"{question} [1-{len(choices)}, 0 to go back]: ", numbers))
+    except SteppedBackError:
+        return None
     return choices[answer - 1].key if answer else None
 
 

@@ -1,4 +1,4 @@
-"""What is told to whoever was there when a run ended."""
+"""What is told to whoever was there when a run ended, or looks at it later."""
 
 from __future__ import annotations
 
@@ -12,22 +12,17 @@ from moat.paths import Home
 from moat.runtime.records import RunRecord, read
 
 
-def tell_results(home: Home, run: str, *, compare: bool = True, failed: bool) -> None:
+def tell_results(home: Home, run: str, *, compare: bool = True) -> None:
     """Why the run may have failed; on a terminal also what it changed and was warned of.
 
     `run` is an id. Without `compare` the workspace is not looked at. Whatever goes wrong here is not the
     command's failure.
     """
+    tell_failure(home, run)
     record = read(home, run)
-    if record is None or not record.state.ended:
+    if record is None or not record.state.ended or not sys.stderr.isatty():
         return
     with contextlib.suppress(MoatError, OSError, KeyboardInterrupt):
-        if failed and record.grants:
-            from moat.cli.refused import tell_refused
-
-            tell_refused(home, record)
-        if not sys.stderr.isatty():
-            return
         if record.warned:
             from moat.cli.warnings import tell_warned
 
@@ -41,6 +36,17 @@ def tell_results(home: Home, run: str, *, compare: bool = True, failed: bool) ->
         told.append(_resume(record))
         if line := "; ".join(filter(None, told)):
             say(safe(line))
+
+
+def tell_failure(home: Home, run: str) -> None:
+    """Which credentials may be why the run failed, and the commands that help; nothing when it did not."""
+    record = read(home, run)
+    if record is None or not record.state.ended or not record.grants or record.exit_code == 0:
+        return
+    with contextlib.suppress(MoatError, OSError, KeyboardInterrupt):
+        from moat.cli.refused import tell_refused
+
+        tell_refused(home, record)
 
 
 def _resume(record: RunRecord) -> str:

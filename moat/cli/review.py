@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from moat.cli.changes import Sides, change_json, print_changes, visible
-from moat.cli.output import Progress, emit_json, say
+from moat.cli.output import Progress, dumb, emit_json, say
 from moat.cli.parser import Parser
 from moat.cli.snapshot_diff import differences
 from moat.cli.snapshot_place import Place, find_place, inside
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         emit_json({"run": base.run, "since": base.id, "changes": list(map(change_json, changes))})
         return 0
-    plain = options.plain or options.patch or options.stat
+    plain = dumb() or options.plain or options.patch or options.stat
     if changes and not plain and sys.stdin.isatty() and sys.stdout.isatty():
         from moat.cli.review_screen import ReviewScreen
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moat.cli.common import add_chord_option, add_credential_options
+from moat.cli.output import dumb
 from moat.cli.parser import Parser
 from moat.cli.start import start, wanted_size, wanted_stdin
 from moat.cli.worktree import branch_of, configuration, enter, name_of
@@ -19,6 +20,7 @@ from moat.runtime import tampering
 from moat.runtime.choice import NAMES
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Mount
+from moat.runtime.size import Size
 
 
 def main(argv: Sequence[str]) -> int:
@@ -103,7 +105,7 @@ def build(
         workspace=workspace,
         name=options.name or name_of(workspace, file),
         grants=tuple(dict.fromkeys((*file.needed_grants, *options.grant))),
-        env={**file.env, **dict(map(_variable, options.env))},
+        env={**_terminal(options, tty), **file.env, **dict(map(_variable, options.env))},
         mounts=tuple(Mount(m.source, m.target, m.read_only) for m in (*file.mounts, *flag_mounts)),
         network=_network(options, file, rules),
         runtime=options.runtime or file.runtime,
@@ -124,6 +126,11 @@ def build(
         worktree=branch_of(workspace),
         writable_git=options.writable_git,
     )
+
+
+def _terminal(options: argparse.Namespace, tty: Size | None) -> dict[str, str]:
+    """A program on a dumb terminal must know it; whoever attaches to one in the background may have any."""
+    return {"TERM": "dumb"} if tty and dumb() and not options.detach else {}
 
 
 def _network(options: argparse.Namespace, file: RunConfig, rules: tuple[HostRules, ...]) -> NetworkConfig:

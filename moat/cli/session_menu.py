@@ -15,7 +15,7 @@ from pathlib import Path
 
 from moat.cli.display import Display, size
 from moat.cli.keys import Action, decode
-from moat.cli.verdict import BY_KEY, Verdict
+from moat.cli.verdict import BY_KEY, Decision
 from moat.journal import parse_line
 from moat.paths import Home
 from moat.runtime.handle import RunHandle
@@ -46,14 +46,14 @@ class SessionMenu:
         self._offered = ""  # the host that the menu, as it is on the screen, would answer for
         self._directory = Home.from_environment().run(handle.id)
 
-    def run(self) -> Action | Verdict | None:
+    def run(self) -> Action | Decision | None:
         """Until something is chosen. None: the menu was left. Raises EOFError when the terminal is gone."""
         try:
             return self._choose()
         finally:
             self._display.uncover()
 
-    def _choose(self) -> Action | Verdict | None:
+    def _choose(self) -> Action | Decision | None:
         while True:
             match self._key(self._main):
                 case "d":
@@ -66,8 +66,9 @@ class SessionMenu:
                 case "t":
                     self._key(self._network)
                 case key if key in BY_KEY and self._is_asked:
-                    if self._noted(BY_KEY[key]):
-                        return BY_KEY[key]
+                    decision = Decision(self._offered, BY_KEY[key])
+                    if self._noted(decision):
+                        return decision
                 case "c" if not self._read_only:
                     return Action.CHORD
                 case "?" | "h":
@@ -102,9 +103,9 @@ class SessionMenu:
         """The question that is shown is still the first: it may have been withdrawn for another one."""
         return self._offered != "" and self._offered == self._asked
 
-    def _noted(self, verdict: Verdict) -> bool:
+    def _noted(self, decision: Decision) -> bool:
         """Whether an answer for always is in the user's file; if not, this was told."""
-        if wrong := verdict.note(self._offered):
+        if wrong := decision.verdict.note(decision.host):
             self._page(["moat: not answered", "", *wrong.splitlines()])
         return not wrong
 

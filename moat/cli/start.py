@@ -81,7 +81,7 @@ def _tell_of_git(request: RunRequest, home: Home) -> None:
 def _stay(handle: RunHandle, home: Home, chord: Chord, *, compare: bool) -> int:
     try:
         status = terminal.attach(handle, lead=True, chord=chord)
-        tell_results(home, handle.id, compare=compare, failed=status != 0)
+        tell_results(home, handle.id, compare=compare)
         return status
     except StartError:
         record = read(home, handle.id)
@@ -145,19 +145,21 @@ def _handoff(request: RunRequest, home: Home) -> bytes:
 def _grant_now(missing: MissingGrantsError) -> bool:
     """Offer to grant all that is missing, here and now. False without a terminal, or when declined."""
     from moat.cli import grant
-    from moat.cli.menu import Console
+    from moat.cli.menu import Console, SteppedBackError
 
     console = Console()
     if not console.terminal:
         return False
     console.print(str(missing))
-    if not console.confirm("Grant now?", default=True):
-        return False
-    for command in missing.fixes:
-        console.print(f"$ {command}")
-        status = grant.main(shlex.split(command)[2:])
-        if status:
+    try:
+        if not console.confirm("Grant now?", default=True):
             return False
+        for command in missing.fixes:
+            console.print(f"$ {command}")
+            if grant.main(shlex.split(command)[2:]):
+                return False
+    except SteppedBackError:  # out of the question, or of the first one of a grant
+        return False
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from moat.cli.output import emit, emit_json, safe
 from moat.cli.parser import Parser
@@ -11,6 +12,9 @@ from moat.paths import Home
 from moat.runtime import known
 from moat.runtime.records import RunRecord, State, describe_age
 from moat.runtime.tally import Tally, in_words, summary
+
+if TYPE_CHECKING:
+    from moat.cli.refused import Trouble
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,11 +27,13 @@ def main(argv: Sequence[str]) -> int:
     tally = Tally(home.run(record.id) / "network.jsonl")
     tally.update()
     size = known.size(home, record.id)
+    found = _troubles(home, record)
     if options.json:
         network = tally.sums.to_json() | {"credentials": tally.credentials}
-        emit_json(record.to_json() | {"network": network, "bytes": size})
+        refused = [trouble.to_json() for trouble in found]
+        emit_json(record.to_json() | {"network": network, "bytes": size, "refused": refused})
         return 0
-    for name, value in _lines(record, tally, size):
+    for name, value in (*_lines(record, tally, size), *_refused(found)):
         if value:
             emit(f"{name + ':':<11} {safe(value)}")
     return 0
@@ -53,6 +59,22 @@ def _lines(record: RunRecord, tally: Tally, size: int) -> Iterator[tuple[str, st
     yield "bytes", f"{in_words(traffic.up)} up, {in_words(traffic.down)} down" if traffic.requests else ""
     yield "on disk", in_words(size)
     yield "log", record.log_error
+
+
+def _troubles(home: Home, record: RunRecord) -> tuple[Trouble, ...]:
+    """With its credentials: of a run that goes on as well, at which perhaps nobody looks."""
+    if not record.grants:
+        return ()
+    from moat.cli.refused import troubles  # the vault, for those who need it
+
+    return troubles(home, record)
+
+
+def _refused(found: Sequence[Trouble]) -> Iterator[tuple[str, str]]:
+    for trouble in found:
+        yield "refused", trouble.text
+    for command in dict.fromkeys(trouble.fix for trouble in found):
+        yield "fix", command
 
 
 def _state(record: RunRecord) -> str:

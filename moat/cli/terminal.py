@@ -27,13 +27,13 @@ from moat.cli.display import Display, size, write
 from moat.cli.keyboard import Keyboard, read
 from moat.cli.keys import ANSWERS, Action
 from moat.cli.output import git_warning, safe, say
-from moat.cli.verdict import BY_KEY, Verdict
+from moat.cli.verdict import BY_KEY, Decision, Verdict
 from moat.errors import EXIT_INTERRUPTED, EXIT_START, StartError
 from moat.paths import Home
-from moat.runtime import control
+from moat.runtime import control, records
 from moat.runtime.control import Connection, Frame
 from moat.runtime.handle import RunHandle
-from moat.runtime.records import RunRecord, State, owned
+from moat.runtime.records import RunRecord, State
 
 _TWICE = 0.5  # seconds in which a second Ctrl-C means "stop" and not "detach"
 _STUBBORN = 2.0  # seconds after which a command that Ctrl-C did not end is worth a word
@@ -106,8 +106,7 @@ class _Attachment:
                     finally:
                         self._display.close()
             except _Left as left:
-                if self._handle.tty:
-                    write(1, b"\r\n\x1b[J")  # what the program drew below is not the shell's
+                self._display.left()
                 if left.reason:
                     say(left.reason)
                 say(f"detached from {self._handle.name}; `moat attach {self._handle.name}` comes back")
@@ -142,7 +141,13 @@ class _Attachment:
                 case (Frame.EXIT, data):
                     return RunRecord.from_json(control.unpack_json(data))
 
+    def _outcome(self) -> RunRecord | None:
+        """How the run ended, whose supervisor does not wait long for a terminal that stands still."""
+        record = records.read(Home.from_environment(), self._handle.id)
+        return record if record and record.exit_code is not None else None
+
     def _ended(self, record: RunRecord | None) -> int:
+        record = record or self._outcome()
         if record is None:
             self._tell_lost()
             return EXIT_START
@@ -162,7 +167,7 @@ class _Attachment:
 
     def _tell_lost(self) -> None:
         run = self._handle
-        if owned(Home.from_environment().run(run.id)):
+        if records.owned(Home.from_environment().run(run.id)):
             self._say(f"error: lost the connection to {run.name}")
             self._say("hint: `moat list` shows whether it still runs, `moat attach` comes back")
         else:
@@ -227,6 +232,14 @@ class _Attachment:
         keys = self._handle.tty and is_terminal(0)
         return keys if self._read_only else self._handle.tty or self._handle.stdin
 
+    @property
+    def _ends_input(self) -> bool:
+        """The end of this stdin is the end of the command's.
+
+        It is not when somebody leaves a terminal that others share, or watches with `</dev/null`.
+        """
+        return not self._handle.tty and (self._lead or is_terminal(0))
+
     def _copy_input(self) -> None:
         """Runs in a thread until stdin ends; the process does not wait for it.
 
@@ -242,7 +255,8 @@ class _Attachment:
                 else:
                     while data := read(0):
                         run.send(control.pack(Frame.INPUT, data))
-                run.send(control.pack(Frame.CLOSE_STDIN))
+                if self._ends_input:
+                    run.send(control.pack(Frame.CLOSE_STDIN))
 
     def _keyboard(self) -> Keyboard:
         return Keyboard(
@@ -259,18 +273,17 @@ class _Attachment:
         main = threading.main_thread().ident
         signal.pthread_kill(main or 0, signal.SIGTERM)  # it leaves, also out of a blocked write
 
-    def _act(self, action: Action | Verdict) -> None:
+    def _act(self, action: Action | Decision) -> None:
         if action is Action.DETACH:
             self._leave_now()
         elif self._read_only:
             return
         elif action is Action.STOP:
             self._stop()
-        elif (host := self._display.bar.chosen) is not None:
-            if isinstance(action, Verdict):
-                self._answer(host, action)
-            elif action in ANSWERS:
-                self._answer(host, BY_KEY[action.value.decode()])
+        elif isinstance(action, Decision):
+            self._answer(action.host, action.verdict)
+        elif action in ANSWERS and (host := self._display.bar.chosen) is not None:
+            self._answer(host, BY_KEY[action.value.decode()])
 
     # --- signals ---------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from moat.cli.output import clock, emit, emit_json, safe, table
+from moat.cli.output import clock, dumb, emit, emit_json, safe, table
 from moat.cli.parser import Parser
 from moat.errors import UsageError
 from moat.paths import Home
@@ -35,8 +35,8 @@ def main(argv: Sequence[str]) -> int:
         emit_json(screen.to_json())
     elif options.once:
         emit("\n".join(screen.lines(rows=1000)))
-    elif not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise UsageError("moat top needs a terminal", hint="moat top --once, or --json")
+    elif dumb() or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("moat top needs a terminal that can draw", hint="moat top --once, or --json")
     else:
         _application(screen).run()
     return 0

@@ -36,6 +36,14 @@ class Verdict:
         return ""
 
 
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A verdict with its host: what is asked may be another question by the time it is carried out."""
+
+    host: str  # `host:port`
+    verdict: Verdict
+
+
 # By the key of the menu. `a` and `n` are those of the row on the screen.
 BY_KEY: Mapping[str, Verdict] = MappingProxyType({
     "a": Verdict(allow=True),

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from moat.config import UpstreamConfig
-from moat.errors import GrantError
+from moat.errors import GrantError, MoatError
 from moat.grants import Credential, LoginRule, Secret, grant_of
 from moat.journal import Journal
 from moat.proxy.logins import LoginTable
@@ -44,6 +44,7 @@ class Credentials:
         self._source = RegistryTokens(upstream, self._roles)
         self._given: dict[str, Secret] = {}
         self._refused: dict[str, Secret] = {}
+        self._told: set[str] = set()  # grants that the user knows to be of no use now
 
     async def prepare(self, names: Iterable[str]) -> None:
         """Get what is kept elsewhere, before anything is made. Raises GrantError."""
@@ -53,9 +54,21 @@ class Credentials:
 
     async def credential(self, name: str) -> Credential:
         """Raises GrantError, VaultError."""
-        found = await self._source.credential(name)
-        self._given[grant_of(name)] = found.secret
+        grant = grant_of(name)
+        try:
+            found = await self._source.credential(name)
+        except MoatError as error:
+            self._failed(grant, f"requests with the credential {grant} fail: {error}")
+            raise
+        self._told.discard(grant)
+        self._given[grant] = found.secret
         return found
+
+    def _failed(self, grant: str, text: str) -> None:
+        """Tell the user, once; every request that fails tells the agent."""
+        if grant not in self._told:
+            self._told.add(grant)
+            self._tell(f"warning: {text}: `{fix(self._vault, grant)}`")
 
     def rejected(self, name: str) -> bool:
         """Its host did not take the credential that was given out last. Whether the next may be another."""
@@ -89,6 +102,5 @@ class Credentials:
     def _noted(self, outcome: str, grant: str) -> None:  # in a thread, or not
         self._journal.record("login.renewed", grant=grant, outcome=outcome)
         if outcome in _LOST:
-            command = fix(self._vault, grant)
-            text = f"warning: the login {grant} is not accepted any more: `{command}`"
-            self._loop.call_soon_threadsafe(self._tell, text)
+            text = f"the login {grant} is not accepted any more"
+            self._loop.call_soon_threadsafe(self._failed, grant, text)

@@ -59,6 +59,7 @@ class RunRecord:
     state: State = State.CREATED
     runtime: str = ""  # `docker`, `embedded`; empty until it was chosen
     grants: tuple[str, ...] = ()
+    profile: str = ""  # of these credentials
     agent: str | None = None
     config: str | None = None  # digest of agent.yaml (`tampering`); "": there was none; None: not asked
     ports: Mapping[str, int] = field(default_factory=dict)  # endpoint -> port in the sandbox

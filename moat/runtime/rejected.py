@@ -1,4 +1,4 @@
-"""Credentials that their hosts do not take any more: told once each, while the run lives and after it."""
+"""Credentials that hosts do not take any more, or that cannot be had: told in a run and after it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from moat.errors import GrantError, VaultError
 from moat.journal import Journal
+from moat.journal.entry import Entry
 from moat.proxy.events import ExchangeFinished
 from moat.vault import Vault
 from moat.vault.providers import again, command
@@ -59,6 +60,17 @@ def refused(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, int], 
         for grant in record.get("grants", ()):
             key = (str(grant), host_of(str(record.get("url", ""))), int(status))
             found[key] = found.get(key, 0) + 1
+    return found
+
+
+def withheld(entries: Iterable[Entry]) -> dict[str, str]:
+    """Grant -> why the vault did not give its credential at last, of a journal."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        if entry.event == "secret.refused":
+            found[str(entry.data.get("grant"))] = str(entry.data.get("error"))
+        elif entry.event == "secret.resolved":
+            found.pop(str(entry.data.get("grant")), None)
     return found
 
 

@@ -58,6 +58,7 @@ from moat.runtime.variables import sandbox_environment
 from moat.runtime.viewers import ControlServer
 from moat.runtime.workspace import check_mounts, check_workspace
 from moat.vault import Vault, open_vault
+from moat.vault.profile import current
 
 if TYPE_CHECKING:
     from moat.runtime.credentials import Credentials
@@ -173,6 +174,7 @@ class LocalRun:
             created_at=time.time(),
             runtime=chosen,
             grants=self._request.grants,
+            profile=current() if request.grants else "",
             agent=request.agent,
             config=request.config,
             ports=dict(request.ports),

@@ -70,6 +70,7 @@ class Session:
         self._modes = Modes()
         self._waiting: Sequence[Asked] = ()
         self._writing = asyncio.Lock()
+        self._sizing = asyncio.Lock()  # the size that was asked for last must arrive last
         self.joined = asyncio.Event()  # the first viewer is there
         self.begun = asyncio.Event()  # the command was started: only now is there anybody to write to
         self.drained = asyncio.Event()  # the last output has been handed over
@@ -122,14 +123,19 @@ class Session:
         self.joined.set()
 
     async def remove(self, viewer: Viewer) -> None:
+        self._drop(viewer)
+        async with self._sizing:
+            await self._apply_size()
+
+    def _drop(self, viewer: Viewer) -> None:
         if viewer in self._viewers:
             self._viewers.remove(viewer)
-            await self._apply_size()
 
     async def resize(self, viewer: Viewer, size: Size) -> None:
         """`viewer` has this size now; the smallest of all terminals wins."""
         viewer.size = size
-        await self._apply_size()
+        async with self._sizing:
+            await self._apply_size()
 
     async def resync(self, viewer: Viewer) -> None:
         """Bring a terminal that is not up to date to what the program shows.
@@ -145,12 +151,16 @@ class Session:
 
     async def redraw(self) -> None:
         """Make the program paint everything: a new size does, and the width wobbles when it is the same."""
-        if self._size is None or await self._apply_size():
-            return
-        size = self._size
-        await self._sandbox.resize(Size(max(1, size.columns - 1), size.rows))
-        await anyio.sleep(_REDRAW_PAUSE)
-        await self._sandbox.resize(self._size)
+        async with self._sizing:
+            if self._size is None or await self._apply_size():
+                return
+            size = self._size
+            try:
+                await self._sandbox.resize(Size(max(1, size.columns - 1), size.rows))
+                await anyio.sleep(_REDRAW_PAUSE)
+            finally:
+                with anyio.CancelScope(shield=True):  # whoever asked for it may leave meanwhile
+                    await self._sandbox.resize(size)
 
     async def write(self, data: bytes) -> None:
         await self.begun.wait()
@@ -170,7 +180,7 @@ class Session:
         return Size(min(s.columns for s in sizes), min(s.rows for s in sizes))
 
     async def _apply_size(self) -> bool:
-        """Whether the program's terminal got another size."""
+        """Whether the program's terminal got another size. One at a time (`_sizing`)."""
         if self._size is None or (size := self._smallest()) == self._size:
             return False
         self._size = size
@@ -211,4 +221,4 @@ class Session:
             except TimeoutError:
                 viewer.skip()
             except ConnectionError:
-                await self.remove(viewer)
+                self._drop(viewer)  # whoever serves it calls `remove`: output does not wait for a new size

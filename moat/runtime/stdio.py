@@ -65,21 +65,25 @@ class Stdio:
         self.child = (-1, -1, -1)
 
     async def read(self) -> Output | None:
-        """The next piece of output, both streams in turn; None when all have ended. One reader only."""
+        """The next piece of output; None when all have ended. One reader only.
+
+        Of what came at the same time stdout is first, and then the streams take turns.
+        """
         while self._outputs:
             fds = list(self._outputs)
-            self._turn += 1
             for index in range(len(fds)):
                 fd = fds[(self._turn + index) % len(fds)]
                 data = self._read_now(fd)
                 if data is None:
                     continue
                 if data:
+                    self._turn += 1
                     return Output(self._outputs[fd], data)
                 self._end(fd)
                 break
             else:
                 await self._ready(*fds)
+                self._turn = 0
         return None
 
     def read_available(self) -> bytes:

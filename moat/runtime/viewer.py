@@ -42,6 +42,7 @@ class SocketViewer:
         self._missed = 0  # bytes of output since it fell behind
         self._changed = asyncio.Event()  # something to deliver
         self._taken = asyncio.Event()  # something was delivered
+        self._resized = asyncio.Event()
         self._gone = False
         writer.transport.set_write_buffer_limits(high=_IN_FLIGHT)
 
@@ -62,6 +63,16 @@ class SocketViewer:
 
     def ask(self, waiting: Sequence[Asked]) -> None:
         self._send(control.pack_json(Frame.ASKED, told(waiting)))
+
+    def resize(self, size: Size) -> None:
+        """The terminal has this size now."""
+        self.size = size
+        self._resized.set()
+
+    async def resized(self) -> None:
+        """Returns when there was a `resize` since the last time."""
+        await self._resized.wait()
+        self._resized.clear()
 
     async def caught_up(self) -> None:
         if self._queued > BEHIND:

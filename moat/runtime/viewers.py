@@ -28,6 +28,7 @@ from moat.runtime.viewer import PATIENCE, SocketViewer
 
 _HELLO_TIMEOUT = 10.0
 _LINGER = 5.0  # seconds to take the rest after the run has ended
+_SIZE_PAUSE = 0.03  # seconds between two sizes; each costs an engine some milliseconds
 _log = logging.getLogger(__name__)
 
 
@@ -169,8 +170,7 @@ class ControlServer:
                     tasks.start_soon(self._deliver, viewer, session)
                     if begun:
                         await session.redraw()
-                    elif viewer.size:
-                        await session.resize(viewer, viewer.size)
+                    tasks.start_soon(fit, viewer, session)
                     await self._orders(reader, viewer, session)
         finally:
             with anyio.CancelScope(shield=True):
@@ -276,7 +276,7 @@ class ControlServer:
         while True:
             kind, payload = await control.read_frame(reader)
             if kind is Frame.RESIZE:
-                await session.resize(viewer, Size(*control.unpack_size(payload)))
+                viewer.resize(Size(*control.unpack_size(payload)))
             elif kind is Frame.REDRAW:
                 await session.resync(viewer)
             elif viewer.read_only:
@@ -297,6 +297,15 @@ class ControlServer:
                 await session.close_stdin()
             else:
                 raise BrokenFrameError(kind.name)
+
+
+async def fit(viewer: SocketViewer, session: Session) -> None:
+    """The program's terminal follows this one's. A storm of sizes holds up no order and reaches no engine."""
+    while True:
+        if viewer.size:
+            await session.resize(viewer, viewer.size)
+            await anyio.sleep(_SIZE_PAUSE)
+        await viewer.resized()
 
 
 async def _say(writer: asyncio.StreamWriter, frame: bytes) -> None:

@@ -10,12 +10,13 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 
 import aiohttp  # noqa: TID253 - this file is the client; it is imported when a credential is checked
 from aiohttp.abc import AbstractResolver, ResolveResult  # noqa: TID253 - as above
 
 from moat.config import UpstreamConfig
+from moat.errors import GrantError
 
 TIMEOUT = 30.0  # seconds for a whole check
 
@@ -38,6 +39,21 @@ async def https_client(
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
         yield session
+
+
+@contextlib.contextmanager
+def reaching(host: str) -> Iterator[None]:
+    """What can go wrong on the way to `host`, as a GrantError."""
+    try:
+        yield
+    except aiohttp.ClientConnectorCertificateError:
+        raise GrantError(
+            f"the certificate of {host} is not trusted", hint="see upstream.ca_bundle in config.yaml"
+        ) from None
+    except TimeoutError:
+        raise GrantError(f"{host} did not answer in time", hint="try again") from None
+    except (aiohttp.ClientError, OSError) as error:
+        raise GrantError(f"{host} cannot be reached ({type(error).__name__})", hint="try again") from None
 
 
 def client_context(upstream: UpstreamConfig) -> ssl.SSLContext:

@@ -19,14 +19,38 @@ from moat.vault.providers.npm import PATHS, ROUTES
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 _MAX_BYTES = 1_000_000
-# Logins that their own wizards take over: variables, and the file that tells of one.
-_LOGINS: Mapping[str, tuple[tuple[str, ...], str]] = MappingProxyType(
+
+
+@dataclass(frozen=True, slots=True)
+class _Login:
+    """What tells of a login that its own wizard takes over."""
+
+    variables: tuple[str, ...]
+    directory: str
+    file: str
+    words: tuple[bytes, ...]  # the file of a tool that is logged in has one of them
+    moved: str = ""  # the variable that names another directory
+
+
+_LOGINS: Mapping[str, _Login] = MappingProxyType(
     {
-        "anthropic": (("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"), "~/.claude/.credentials.json"),
-        "aws": (("AWS_ACCESS_KEY_ID", "AWS_PROFILE"), "~/.aws/config"),
-        "docker": ((), "~/.docker/config.json"),
-        "github": (("GITHUB_TOKEN", "GH_TOKEN"), "~/.config/gh/hosts.yml"),
-        "gemini": (("GEMINI_API_KEY", "GOOGLE_API_KEY"), "~/.gemini/oauth_creds.json"),
+        "anthropic": _Login(
+            ("ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"),
+            "~/.claude",
+            ".credentials.json",
+            (b"claudeAiOauth",),
+            "CLAUDE_CONFIG_DIR",
+        ),
+        "aws": _Login(("AWS_ACCESS_KEY_ID", "AWS_PROFILE"), "~/.aws", "config", (b"[default]", b"[profile ")),
+        "docker": _Login(
+            (), "~/.docker", "config.json", (b'"auth"', b'"credsStore"', b'"credHelpers"'), "DOCKER_CONFIG"
+        ),
+        "github": _Login(
+            ("GITHUB_TOKEN", "GH_TOKEN"), "~/.config/gh", "hosts.yml", (b"github.com:",), "GH_CONFIG_DIR"
+        ),
+        "gemini": _Login(
+            ("GEMINI_API_KEY", "GOOGLE_API_KEY"), "~/.gemini", "oauth_creds.json", (b'"refresh_token"',)
+        ),
     }
 )
 
@@ -57,9 +81,7 @@ def in_files(grant: Grant) -> Found | None:
 def hint(row: Entry) -> str:
     """Where this machine has a credential for a provider, or "". Looks quickly and asks no program."""
     if row.name in _LOGINS:
-        variables, file = _LOGINS[row.name]
-        where = next((name for name in variables if os.environ.get(name)), "")
-        return where or (file if Path(file).expanduser().exists() else "")
+        return _login(_LOGINS[row.name])
     try:
         declared = provider(row.name) if row.injected else None
         if isinstance(declared, Declared) and (found := in_environment(declared)):
@@ -68,6 +90,19 @@ def hint(row: Entry) -> str:
     except (GrantError, ConfigError):
         return ""
     return found.where if found else ""
+
+
+def _login(login: _Login) -> str:
+    for name in login.variables:
+        if os.environ.get(name):
+            return name
+    path = f"{os.environ.get(login.moved) or login.directory}/{login.file}"
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            data = file.read(_MAX_BYTES)
+    except OSError:
+        return ""
+    return path if any(word in data for word in login.words) else ""
 
 
 def about(grant: Grant) -> Mapping[str, str]:

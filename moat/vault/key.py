@@ -69,9 +69,8 @@ class KeyFinder:
             )
         return derive(known, sealing.salt), asked
 
-    def make(self) -> tuple[Sealing, bytes]:
-        """A key for the first sealed file, by the environment's choice or the user's. Raises VaultError."""
-        choice = self._choice()
+    def make(self, choice: NewKey) -> tuple[Sealing, bytes]:
+        """A key for the first sealed file. Raises VaultError."""
         salt = secrets.token_bytes(16)
         if choice.passphrase is not None:
             self._passphrase = choice.passphrase
@@ -79,6 +78,17 @@ class KeyFinder:
         path = choice.key_file or self._default_file
         recorded = None if path == self._default_file else str(path.absolute())
         return Sealing("key-file", salt, path=recorded), create_key_file(path)
+
+    def choose(self) -> NewKey:
+        """How the first sealed file shall be protected: the environment says it, or the user.
+
+        Raises VaultError, for a key file that could not be used as well.
+        """
+        choice = self._choice()
+        path = choice.key_file or self._default_file
+        if choice.passphrase is None and path.exists():
+            read_key_file(path)
+        return choice
 
     def _choice(self) -> NewKey:
         known = self._known_passphrase()

@@ -12,7 +12,8 @@ from moat.errors import VaultError
 from moat.grants import Secret
 from moat.paths import write_private
 from moat.vault.index import Ref, Sealing
-from moat.vault.key import Asking, KeyFinder
+from moat.vault.key import Asking, KeyFinder, NewKey
+from moat.vault.providers import command
 from moat.vault.seal import BrokenSealError, Header, fits, make_check, read_header, seal, unseal
 
 _FILE_LIMIT = 1 << 20  # bytes; no credential is larger, nothing bigger is read into memory
@@ -27,6 +28,7 @@ class SealedFiles:
         self._profile = profile
         self._finder = KeyFinder(default_key_file, asking)
         self._sealing: Sealing | None = None
+        self._new_key: NewKey | None = None  # how the first file shall be protected
         self._key = b""
 
     def adopt(self, handoff: bytes) -> None:
@@ -42,11 +44,13 @@ class SealedFiles:
         return json.dumps(text).encode()
 
     def prepare(self, sealing: Sealing | None) -> None:
-        """Find the key of existing files, or make one for the first. May ask. Raises VaultError."""
+        """Find the key of existing files, or how to make one for the first. May ask. Raises VaultError.
+
+        It writes nothing: whoever was asked may still give up.
+        """
         if sealing is None:
-            if self._sealing is None:
-                made, self._key = self._finder.make()
-                self._sealing = Sealing(made.source, made.salt, make_check(self._key), made.path)
+            if self._sealing is None and self._new_key is None:
+                self._new_key = self._finder.choose()
         elif self._sealing is None or self._sealing.salt != sealing.salt:
             self._key = self._find(sealing)
             self._sealing = sealing
@@ -54,6 +58,10 @@ class SealedFiles:
     def agree(self, sealing: Sealing | None) -> Sealing:
         """What the index shall say, under its lock: another process may have made the key just now."""
         self.prepare(sealing)
+        if sealing is None and self._sealing is None:
+            assert self._new_key is not None
+            made, self._key = self._finder.make(self._new_key)
+            self._sealing = Sealing(made.source, made.salt, make_check(self._key), made.path)
         assert self._sealing is not None
         return sealing or self._sealing
 
@@ -142,4 +150,4 @@ _LOST = "\nif it is lost: `moat revoke` what `moat grant list` shows, then grant
 
 
 def _again(name: str) -> str:
-    return f"grant it again: moat grant {name}"
+    return f"grant it again: {command(name)}"

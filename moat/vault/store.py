@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import json
 import os
-import re
+import resource
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -32,10 +32,9 @@ from moat.vault.index import (
 )
 from moat.vault.key import Asking, NewKey
 from moat.vault.oskeyring import KeyringStore, split
+from moat.vault.profile import DEFAULT, current
 from moat.vault.providers import canonical, command
 from moat.vault.sealed import SealedFiles
-
-_PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Store(Protocol):
@@ -65,11 +64,10 @@ def open_vault(
 
     Raises VaultError when MOAT_PROFILE is not a usable name.
     """
-    profile = os.environ.get("MOAT_PROFILE") or "default"
-    if not _PROFILE.fullmatch(profile):
-        raise VaultError(f"MOAT_PROFILE={profile} is not a profile name", hint="letters, digits, . _ -")
+    _leave_no_core()
+    profile = current()
     root = home.credentials
-    directory = root if profile == "default" else root / "profiles" / profile
+    directory = root if profile == DEFAULT else root / "profiles" / profile
     files = SealedFiles(
         directory, profile=profile, default_key_file=root / "key", asking=Asking(passphrase, new_key)
     )
@@ -77,6 +75,12 @@ def open_vault(
         files.adopt(handoff)
     parents = (home.root, root) if directory == root else (home.root, root, directory.parent)
     return Vault(directory, parents=parents, keyring=KeyringStore(profile), files=files)
+
+
+def _leave_no_core() -> None:
+    """A process that crashes with secrets must not write them to a file, in the workspace as it may be."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
 
 @dataclass(frozen=True, slots=True)

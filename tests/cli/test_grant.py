@@ -265,6 +265,11 @@ def test_github_from_the_environment(
     done = quiet(moat("grant", "github"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
+        (
+            "The token goes to api.github.com, uploads.github.com, raw.githubusercontent.com, github.com, "
+            "gist.github.com and nowhere else."
+        ),
+        "The proxy puts it in the header authorization (Bearer; for git: Basic).",
         f"Using the token from {variable}.",
         "Validating token...",
         "Authenticated as octocat.",

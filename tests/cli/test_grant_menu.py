@@ -5,7 +5,6 @@ Also the real `claude setup-token`, driven to its end against a TLS stand-in of 
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import json
 import os
@@ -15,17 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pexpect
-import pyte
 import pytest
 
 from moat.grants import CredentialKind
 from moat.paths import Home
 from moat.vault import open_vault
 from moat.vault.providers import entries
-from tests.vault.vendor import Answer, Asked, Vendor, vendor
+from tests.cli.wizard import HOSTS, KEY, TOKEN, Start, api, nothing_stored, stored, terminals
+from tests.vault.vendor import Vendor, vendor
 
-KEY = "sk-ant-api03-" + "REALAPIKEY" * 9
-TOKEN = "sk-ant-oat01-" + "AbCd_-9" * 13 + "WXYZ"
 MENU = """\
 
 Choose authentication method:
@@ -41,49 +38,6 @@ Choose authentication method:
   3. Import existing Claude Code credentials
      Use OAuth tokens from your local Claude Code installation.
 """
-HOSTS = ("api.anthropic.com", "platform.claude.com", "api.github.com")
-Start = Callable[..., "Terminal"]
-
-
-class Terminal(pexpect.spawn):  # type: ignore[misc] - pexpect has no types
-    """`moat …` on a terminal of 40 lines and 120 columns, and what a person sees on it."""
-
-    def __init__(self, moat_bin: str, *argv: str, **environment: str) -> None:
-        env = os.environ | {"TERM": "xterm-256color"} | environment
-        super().__init__(moat_bin, list(argv), env=env, dimensions=(40, 120), timeout=20)
-        self.raw = b""
-        self.screen = pyte.Screen(120, 40)
-        self._stream = pyte.ByteStream(self.screen)
-
-    def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> bytes:
-        data: bytes = super().read_nonblocking(size, timeout)
-        self.raw += data
-        self._stream.feed(data)
-        return data
-
-    def sees(self, *texts: str) -> None:
-        for text in texts:
-            self.expect_exact(text.encode())
-
-    def shows(self, *texts: str) -> None:
-        """What is drawn piece by piece: all of `texts` are on the screen at one time."""
-        deadline = time.monotonic() + 20
-        while not all(text in self.shown() for text in texts):
-            assert time.monotonic() < deadline, self.shown()
-            with contextlib.suppress(pexpect.TIMEOUT):
-                self.expect(r".", timeout=0.2)
-
-    def types(self, text: str) -> None:
-        time.sleep(0.15)  # the prompt is shown a moment before it reads
-        self.send(text)
-
-    def ends(self, status: int = 0) -> None:
-        self.expect(pexpect.EOF)
-        self.wait()
-        assert self.exitstatus == status, self.shown()
-
-    def shown(self) -> str:
-        return "\n".join(line.rstrip() for line in self.screen.display).strip("\n")
 
 
 @pytest.fixture(autouse=True)
@@ -94,37 +48,8 @@ def sealed(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 @pytest.fixture
 def start(moat_bin: str) -> Iterator[Start]:
-    started = []
-
-    def spawn(*argv: str, **environment: str) -> Terminal:
-        started.append(Terminal(moat_bin, *argv, **environment))
-        return started[-1]
-
-    yield spawn
-    for terminal in started:
-        terminal.close(force=True)
-        for secret in (KEY, TOKEN):  # not shown, not even in pieces
-            assert secret.encode() not in terminal.raw
-            assert secret[20:60].encode() not in re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]|\s", b"", terminal.raw)
-    open_files = [path for path in (Home.from_environment().root).rglob("*") if path.is_file()]
-    assert all(secret.encode() not in path.read_bytes() for path in open_files for secret in (KEY, TOKEN))
-
-
-def api(asked: Asked) -> Answer:
-    if asked.path == "/v1/oauth/token":
-        code = json.loads(asked.body)
-        if code.get("code") != "thecode":
-            return 400, {"error": "invalid_grant"}
-        return 200, {
-            "token_type": "Bearer",
-            "access_token": TOKEN,
-            "expires_in": 31536000,
-            "scope": "user:inference",
-        }
-    given = asked.headers.get("x-api-key") or asked.headers.get("authorization", "").removeprefix("Bearer ")
-    if asked.path in {"/v1/messages", "/user"} and given not in {KEY, TOKEN}:
-        return 401, {"error": {"message": given}}
-    return 200, {"login": "octocat"}
+    with terminals(moat_bin) as spawn:
+        yield spawn
 
 
 @pytest.fixture
@@ -132,17 +57,6 @@ def vendors(tmp_path: Path) -> Iterator[Vendor]:
     with vendor(tmp_path / "vendor", api, *HOSTS) as server:
         server.config(Home.from_environment().root, "api.anthropic.com", "api.github.com")
         yield server
-
-
-def stored() -> tuple[str, CredentialKind, str]:
-    found = open_vault(Home.from_environment()).get("anthropic")
-    return found.secret.reveal(), found.info.kind, found.info.metadata["source"]
-
-
-def nothing_stored() -> bool:
-    return open_vault(Home.from_environment()).list() == () and not list(
-        Home.from_environment().credentials.glob("*.enc")
-    )
 
 
 # 2: API key
@@ -497,7 +411,8 @@ def fake_gh(directory: Path) -> str:
 @pytest.mark.usefixtures("vendors")
 def test_github_asks_before_it_takes_the_login_of_gh(start: Start, tmp_path: Path) -> None:
     terminal = start("grant", "github", PATH=fake_gh(tmp_path / "bin"))
-    terminal.sees("Use the token of gh? [Y/n]: ")
+    terminal.sees("The token goes to api.github.com, ", "github.com, gist.github.com and nowhere else.")
+    terminal.sees("in the header authorization (Bearer; for git: Basic)", "Use the token of gh? [Y/n]: ")
     terminal.types("\r")
     terminal.sees("Authenticated as octocat.", "GitHub token saved to ~/.moat/credentials/github.enc")
     terminal.ends()

@@ -82,6 +82,7 @@ def test_every_vendor_is_asked_and_the_token_stored(moat: Moat, vendors: Vendor)
         done = quiet(moat("grant", name, "--token-stdin", input=SECRET[:9] + "\n" + SECRET[9:] + "\n"))
         assert done.returncode == 0, done.stderr
         assert f"The credential goes to {', '.join(found.hosts)} and nowhere else." in done.stdout
+        assert f"The proxy puts it {found.injection.shown}." in done.stdout
         if found.check is None:
             assert "Not validated" in done.stdout
         else:
@@ -92,6 +93,14 @@ def test_every_vendor_is_asked_and_the_token_stored(moat: Moat, vendors: Vendor)
         assert stored.secret.reveal() == SECRET
         assert stored.info.hosts == found.hosts
     assert len(vendors.asked) == len(CHECKED)
+
+
+def test_how_a_credential_is_sent_is_told() -> None:
+    told = {name: found.injection.shown for name, found in DECLARED.items()}
+    assert told["vercel"] == "in the header authorization (Bearer)"
+    assert told["linear"] == "in the header authorization (as it is)"
+    assert told["pypi"] == "in the header authorization (Basic, __token__)"
+    assert told["telegram"] == "in the path"
 
 
 def test_a_token_that_the_vendor_refuses_is_not_stored(moat: Moat, vendors: Vendor) -> None:

@@ -110,6 +110,7 @@ class Watch:
                             self.leaks.append(f"process {line!r}")
 
 
+@pytest.mark.docker
 @pytest.mark.embedded
 def test_no_command_leaves_or_says_it(moat: Moat, vendors: Vendor, home: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept"  # where the user keeps it: the one file that may hold it
@@ -117,7 +118,7 @@ def test_no_command_leaves_or_says_it(moat: Moat, vendors: Vendor, home: Path, t
     say = Watch(moat, home)
     with say.watching():
         _grant(say, kept)
-        _run(say)
+        _run(say, tmp_path / "project")
         _break(say, home, tmp_path)
         time.sleep(0.2)
     assert len(say.seen) > 10
@@ -127,7 +128,9 @@ def test_no_command_leaves_or_says_it(moat: Moat, vendors: Vendor, home: Path, t
     assert any(MARK in str(asked.headers) for asked in vendors.asked)  # it was in use
     assert say.leaks == []
     kept.unlink()
-    left = traces(MARK, home, tmp_path / "workspace", Path(os.environ["XDG_RUNTIME_DIR"]))
+    left = traces(
+        MARK, home, tmp_path / "project", tmp_path / "workspace", Path(os.environ["XDG_RUNTIME_DIR"])
+    )
     assert left == []
 
 
@@ -145,21 +148,37 @@ def _grant(say: Watch, kept: Path) -> None:
     say("grant", "list", "--json")
 
 
-def _run(say: Watch) -> None:
-    script = (
-        "env; cat ~/.codex/auth.json; for h in api.anthropic.com/v1/x api.github.com/user api.linear.app/x api.openai.com/x; "
-        "do curl -sS -i https://$h; done; exit 3"
-    )
+# In a sandbox: its environment and files, and an echo of every vendor.
+LOOK = """
+import os, pathlib, urllib.request
+print(dict(os.environ), pathlib.Path("~/.codex/auth.json").expanduser().read_text())
+for host in ("api.anthropic.com/v1/x", "api.github.com/user", "api.linear.app/x", "api.openai.com/x"):
+    try:
+        with urllib.request.urlopen(f"https://{host}") as answer:
+            print("ECHO", answer.status, answer.headers, answer.read())
+    except urllib.error.HTTPError as answer:
+        print("ECHO", answer.code, answer.headers, answer.read())
+raise SystemExit(3)
+"""
+
+
+def _run(say: Watch, project: Path) -> None:
+    project.mkdir()
+    (project / "agent.yaml").write_text("dependencies: [python]\n")
     grants = ("-g", "anthropic", "-g", "github", "-g", "linear", "-g", "openai")
-    say("run", "--runtime", "embedded", "-n", "marked", *grants, "--", "sh", "-c", script)
-    for command in (
-        ("logs", "marked"),
-        ("trace", "--network", "-v", "marked"),
-        ("trace", "--network", "--json", "marked"),
-        ("audit", "marked"),
-        ("list", "--json"),
-    ):
-        say(*command)
+    for runtime in ("embedded", "docker"):
+        command = ("run", str(project), "--runtime", runtime, "-n", runtime, *grants)
+        said = say(*command, "--", "python3", "-c", LOOK)
+        assert said.count("ECHO ") == len(HOSTS), said
+        for command in (
+            ("logs", runtime),
+            ("trace", "--network", "-v", runtime),
+            ("trace", "--network", "--json", runtime),
+            ("audit", runtime),
+            ("status", "--json", runtime),
+        ):
+            say(*command)
+    say("list", "--json")
 
 
 def _break(say: Watch, home: Path, tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 """Credentials that end, or are not taken any more: said before a run, while it lives, and after it failed.
 
 Seen to fail: without `ExpiryPart` in `parts_of` nothing is said while the run lives; with `Rejections.add` returning at
-once the journal does not tell; without `tell_refused` the failed run ends without the command that helps.
+once the journal does not tell; without `tell_refused` the failed run ends without the command that helps; without
+`Credentials._failed` nobody but the agent learns of a credential that was revoked.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -80,9 +83,64 @@ def test_it_is_said_before_during_and_after(moat: Moat, ending: Vendor, home: Pa
     ]
     assert sorted(told) == [("grant.ending", "linear"), ("grant.rejected", "linear")]
 
+    # Who comes later is told as well, as after `moat run -d`.
+    for later, status in (("logs", 0), ("attach", 3)):
+        asked = moat(later, journal.parent.name)
+        assert (asked.returncode, asked.stderr.splitlines()[:4]) == (status, lines[-4:])
+    shown = moat("status").stdout
+    assert re.search(r"^refused: +api.vercel.com answered 403 to a request", shown, re.MULTILINE)
+    assert re.search(r"^fix: +moat grant linear$", shown, re.MULTILINE)
+
     well = moat(*command, "0")
     assert well.returncode == 0
     assert "answered 401" not in well.stderr  # a run that went well needs no command
+    assert "refused" not in moat("status").stdout
+    assert json.loads(moat("status", "--json").stdout)["refused"] == []
+
+
+@pytest.mark.embedded
+def test_one_that_is_revoked_is_told_once_and_asked_for_no_more(
+    moat: Moat, moat_bin: str, ending: Vendor, tmp_path: Path
+) -> None:
+    """To the user once, to the agent with every request, to whoever looks later; a new one heals it."""
+    script = """
+    touch ready; while [ ! -e go ]; do sleep 0.1; done
+    for n in 1 2 3; do curl -sS https://sentry.io/; done
+    touch asked; while [ ! -e again ]; do sleep 0.1; done
+    curl -sS -o /dev/null -w '%{http_code}' https://sentry.io/; exit 5
+    """
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def appears(name: str) -> None:
+        deadline = time.monotonic() + 40
+        while not (work / name).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    argv = [moat_bin, "run", str(work), "--runtime", "embedded", "-g", "sentry", "--", "sh", "-c", script]
+    cores = ["prlimit", "--core=unlimited", *argv]  # the shell of somebody who looks into crashes
+    with subprocess.Popen(cores, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        appears("ready")
+        limits = Path(f"/proc/{json.loads(moat('status', '--json').stdout)['pid']}/limits").read_text()
+        assert re.search("^Max core file size +0 ", limits, re.MULTILINE)  # of the run's owner
+        assert moat("revoke", "sentry").returncode == 0
+        (work / "go").touch()
+        appears("asked")
+        (now,) = [line for line in moat("status").stdout.splitlines() if line.startswith("refused")]
+        assert now.endswith("the credential sentry could not be had: no credential 'sentry'")
+        moat("grant", "sentry", "--token-stdin", "--no-validate", input="another")
+        (work / "again").touch()
+        out, err = run.communicate(timeout=60)
+    assert run.returncode == 5
+    assert out.count('"hint": "run `moat grant sentry`"') == 3
+    assert out.endswith("200")
+    assert (
+        err.count("requests with the credential sentry fail: no credential 'sentry': `moat grant sentry`")
+        == 1
+    )
+    assert len(ending.asked) == 1  # nothing went out without it
+    assert "refused" not in moat("status").stdout  # it was had at last
 
 
 def test_what_counts_as_refused() -> None:

@@ -12,7 +12,8 @@ import pytest
 from moat.cli import askbar
 from moat.cli.display import Display
 from moat.cli.session_menu import SessionMenu, keys_of
-from moat.cli.verdict import BY_KEY, Verdict
+from moat.cli.verdict import BY_KEY, Decision, Verdict
+from moat.paths import Home
 from moat.runtime.handle import RunHandle
 from tests.cli.test_attach import BOTH, TUI, state
 from tests.cli.tmux import Tmux
@@ -35,7 +36,7 @@ def workspace(tmp_path: Path) -> Path:
 def tmux(workspace: Path, runtime_directory: Path) -> Iterator[Open]:
     opened: list[Tmux] = []
 
-    def start(columns: int = 100, rows: int = 30) -> Tmux:
+    def start(columns: int = 80, rows: int = 24) -> Tmux:
         opened.append(Tmux(runtime_directory / f"tmux{len(opened)}"))
         opened[-1].open(workspace, columns, rows)
         return opened[-1]
@@ -125,8 +126,39 @@ def test_the_menu_answers_for_the_host_that_it_shows(
     shown: list[str] = []
     waits("good.test")
     handle = RunHandle(id="run_000000000000", name="work", socket=Path("none"), tty=True, stdin=True)
-    assert SessionMenu(handle, display, typed, read_only=False).run() is BY_KEY["a"]
+    assert SessionMenu(handle, display, typed, read_only=False).run() == Decision(
+        "evil.test:443", BY_KEY["a"]
+    )
     assert ["a  allow good.test" in shown[0], "a  allow evil.test" in shown[1]] == [True, True]
+
+
+def test_a_question_that_comes_while_the_file_is_written_is_not_answered(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing takes its time, and a sandbox may ask about another host meanwhile."""
+    now = 100.0
+    monkeypatch.setattr(askbar.time, "monotonic", lambda: now)
+    monkeypatch.setenv("TERM", "xterm")
+    display = Display(terminal=True, ask_for_screen=lambda: None, chord="ctrl-/")
+
+    def waits(host: str) -> None:
+        nonlocal now
+        display.ask([{"host": host, "port": 443, "method": "GET", "path": "/", "requests": 1}])
+        now += 1
+
+    written: list[str] = []
+
+    def slowly(_home: Home, host: str, *, allow: bool) -> None:
+        waits("evil.test")
+        written.append(host)
+
+    monkeypatch.setattr("moat.config.remember.remember", slowly)
+    waits("good.test")
+    handle = RunHandle(id="run_000000000000", name="work", socket=Path("none"), tty=True, stdin=True)
+    decision = SessionMenu(handle, display, lambda _: b"A", read_only=False).run()
+    assert display.bar.chosen == "evil.test:443"
+    assert decision == Decision("good.test:443", BY_KEY["A"])
+    assert written == ["good.test:443"]
 
 
 def test_an_answer_for_always_is_in_the_file_or_it_is_none(
@@ -145,12 +177,12 @@ def test_an_answer_for_always_is_in_the_file_or_it_is_none(
         return SessionMenu(handle, display, lambda _: next(typed), read_only=False).run()
 
     file = home / ".moat/config.yaml"
-    assert chosen(b"o") == Verdict(allow=True, scope="once")
-    assert chosen(b"m") == Verdict(allow=True, scope="for", seconds=600)
+    assert chosen(b"o") == Decision("good.test:443", Verdict(allow=True, scope="once"))
+    assert chosen(b"m") == Decision("good.test:443", Verdict(allow=True, scope="for", seconds=600))
     assert not file.exists()
-    assert chosen(b"A") == Verdict(allow=True, scope="always")
+    assert chosen(b"A") == Decision("good.test:443", Verdict(allow=True, scope="always"))
     assert "allow:" in file.read_text()
-    assert chosen(b"N") == Verdict(allow=False, scope="always")
+    assert chosen(b"N") == Decision("good.test:443", Verdict(allow=False, scope="always"))
     assert "deny:" in file.read_text()
     assert "allow:" not in file.read_text()
     file.write_text("ask: [")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from moat.runtime.questions import Asked
 from moat.runtime.sandbox import Output
 from moat.runtime.session import RING, Session
 from moat.runtime.size import Size
+from moat.runtime.viewer import SocketViewer
+from moat.runtime.viewers import fit
 
 pytestmark = pytest.mark.anyio
 
@@ -27,6 +30,7 @@ class Script:
         self.printed: asyncio.Queue[Output | None] = asyncio.Queue()
         self.sizes: list[Size] = []
         self.written: list[bytes] = []
+        self.delays: list[float] = []  # of the next sizes, as an engine has them
 
     def say(self, *pieces: bytes) -> None:
         for piece in pieces:
@@ -49,6 +53,7 @@ class Script:
         self.written.append(b"<eof>")
 
     async def resize(self, size: Size) -> None:
+        await anyio.sleep(self.delays.pop(0) if self.delays else 0)
         self.sizes.append(size)
 
     async def signal(self, number: int) -> None: ...
@@ -259,6 +264,44 @@ async def test_a_new_size_makes_a_program_paint_by_itself(tmp_path: Path) -> Non
     session.add(Eyes(Size(100, 30)))
     await session.redraw()
     assert sandbox.sizes == [Size(100, 30)]
+
+
+async def test_the_size_that_was_asked_for_last_arrives_last(tmp_path: Path) -> None:
+    """An engine may take two orders in any order. Seen failing without `Session._sizing`, and without the shield."""
+    session, sandbox = make(tmp_path, Size(80, 24))
+    one, two = Eyes(Size(80, 24)), Eyes(Size(80, 24))
+    session.add(one)
+    session.add(two)
+    sandbox.delays = [0.05, 0.0]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(session.resize, one, Size(70, 20))
+        await anyio.sleep(0.01)
+        tasks.start_soon(session.resize, two, Size(60, 20))
+    assert sandbox.sizes == [Size(70, 20), Size(60, 20)]
+    with anyio.move_on_after(0.01):
+        await session.redraw()
+    assert sandbox.sizes[-2:] == [Size(59, 20), Size(60, 20)], "whoever asked for it has left"
+
+
+async def test_a_storm_of_sizes_is_no_storm_for_the_program(tmp_path: Path) -> None:
+    """Seen failing without `_SIZE_PAUSE`."""
+    session, sandbox = make(tmp_path, Size(80, 24))
+    ours, theirs = socket.socketpair()
+    _, writer = await asyncio.open_unix_connection(sock=ours)
+    viewer = SocketViewer(writer, size=Size(80, 24))
+    session.add(viewer)
+    with theirs:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fit, viewer, session)
+            for columns in range(100, 200):
+                viewer.resize(Size(columns, 24))
+                await anyio.sleep(0.001)
+            with anyio.fail_after(5):
+                while sandbox.sizes[-1] != Size(199, 24):
+                    await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+    assert len(sandbox.sizes) < 50
+    writer.close()
 
 
 async def test_plain_runs_have_no_size(tmp_path: Path) -> None:

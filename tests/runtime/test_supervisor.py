@@ -132,6 +132,14 @@ def test_what_may_not_be_forked(
         thread.join()
 
 
+def test_a_fork_imports_nothing_from_the_workspace(home: Path, workspace: Path) -> None:
+    """`python -m moat` looks for modules in the current directory first. Seen to fail with `sys.path` as it was."""
+    (workspace / "uvloop.py").write_text(f"open('{home}/planted', 'w').close()")
+    words = [sys.executable, "-m", "moat", "run", "--runtime", "embedded", "--", "true"]
+    subprocess.run(words, cwd=workspace, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    assert not (home / "planted").exists()
+
+
 def test_what_is_on_the_command_line_of_a_fork_is_not_shown_by_ps(
     moat: Callable[..., subprocess.CompletedProcess[str]], home: Path
 ) -> None:

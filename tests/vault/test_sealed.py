@@ -350,3 +350,18 @@ def test_the_whole_home_can_be_moved(
     moved = tmp_path / "moved"
     shutil.move(sealed.root, moved)
     assert open_vault(Home(moved)).get("anthropic") == make()
+
+
+@pytest.mark.parametrize("choice", ["passphrase", "key file"])
+def test_who_gives_up_after_the_choice_of_a_key_leaves_nothing(
+    state: Home, make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, choice: str
+) -> None:
+    """Seen to fail with the key made in `prepare`: the file of a key that protects nothing is left."""
+    monkeypatch.setenv("MOAT_KEYRING_BACKEND", "file")
+    key = NewKey(passphrase=Secret("open")) if choice == "passphrase" else NewKey(key_file=tmp_path / "key")
+    vault = open_vault(state, new_key=lambda: key)
+    vault.prepare()
+    assert not state.root.exists()
+    assert not (tmp_path / "key").exists()
+    vault.put(make())
+    assert vault.get("anthropic") == make()

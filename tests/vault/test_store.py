@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -113,6 +114,28 @@ def test_an_index_of_the_future_is_left_alone(sealed: Home, make: Make) -> None:
     with pytest.raises(VaultError, match="newer moat"):
         open_vault(sealed).put(make())
     assert (sealed.credentials / "index.json").read_text() == '{"version": 2}'
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_crash_writes_no_core(sealed: Home, make: Make, opened: bool) -> None:
+    """Of a shell that wants cores. A process without the vault shows that it would: then the kernel says so."""
+    open_vault(sealed).put(make())
+    script = f"""
+import os, resource
+resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
+if {opened}:
+    from moat.paths import Home
+    from moat.vault import open_vault
+    open_vault(Home.from_environment()).get("anthropic")
+os.chdir({str(sealed.root)!r})
+os.abort()
+"""
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-c", script], os.environ)
+    status = os.waitpid(pid, 0)[1]
+    assert os.WTERMSIG(status) == signal.SIGABRT
+    assert os.WCOREDUMP(status) is not opened
+    for core in sealed.root.glob("core*"):
+        core.unlink()
 
 
 def test_nothing_shows_the_secret(sealed: Home, make: Make) -> None:

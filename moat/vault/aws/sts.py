@@ -87,11 +87,9 @@ def _headers(role: Role, body: bytes, own: Keys) -> dict[str, str]:
 async def _post(
     role: Role, body: bytes, headers: dict[str, str], upstream: UpstreamConfig
 ) -> tuple[int, str]:
-    import aiohttp
+    from moat.vault.client import https_client, reaching
 
-    from moat.vault.client import https_client
-
-    try:
+    with reaching(role.sts):
         async with (
             https_client(upstream, role.sts) as session,
             session.post(
@@ -99,14 +97,6 @@ async def _post(
             ) as response,
         ):
             return response.status, (await response.content.read(_LIMIT)).decode("utf-8", "replace")
-    except aiohttp.ClientConnectorCertificateError:
-        raise GrantError(
-            f"the certificate of {role.sts} is not trusted", hint="see upstream.ca_bundle in config.yaml"
-        ) from None
-    except TimeoutError:
-        raise GrantError(f"{role.sts} did not answer in time", hint="try again") from None
-    except (aiohttp.ClientError, OSError) as error:
-        raise GrantError(f"{role.sts} cannot be reached ({type(error).__name__})", hint="try again") from None
 
 
 def _session(answer: str) -> Session:

@@ -15,6 +15,7 @@ from typing import cast
 from moat.errors import GrantError
 from moat.grants import CredentialInfo, Grant
 from moat.vault.origin import Origin
+from moat.vault.profile import flag
 from moat.vault.providers import aws, yaml_file
 from moat.vault.providers.model import Check, Entry, Held, Provider
 
@@ -135,8 +136,8 @@ def command(name: str) -> str:
     """The command that makes a grant: `moat grant github`, `moat grant ssh --host github.com`."""
     grant = Grant.parse(canonical(name))
     if grant.scope and (row := entry(grant.name)).scope:
-        return " ".join(["moat grant", grant.name, *row.words(grant.scope)])
-    return f"moat grant {grant}"
+        return " ".join(["moat grant", grant.name, *row.words(grant.scope), *flag()])
+    return " ".join(["moat grant", str(grant), *flag()])
 
 
 def again(info: CredentialInfo) -> str:

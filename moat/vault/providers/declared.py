@@ -35,6 +35,13 @@ class Injection:
         """What a request of Moat's own needs of it."""
         return {self.header: self.value(secret)} if "header" in self.surfaces else {}
 
+    @property
+    def shown(self) -> str:
+        """For a person: `in the header authorization (Bearer), in the path`."""
+        how = {"bearer": "Bearer", "token": "token", "basic": f"Basic, {self.username}", "raw": "as it is"}
+        header = f"in the header {self.header} ({how[self.scheme]})"
+        return ", ".join(header if each == "header" else f"in the {each}" for each in self.surfaces)
+
     def value(self, secret: Secret) -> str:
         """The header's value; for Moat's own requests, the proxy makes its own (`moat.proxy.inject`)."""
         if self.scheme == "bearer":

@@ -135,23 +135,13 @@ async def _get(
     url: str, headers: dict[str, str], upstream: UpstreamConfig
 ) -> tuple[int, tuple[str, ...], bytes]:
     """Status, challenges and the start of the body; no redirect is followed with a password."""
-    import aiohttp
-
-    from moat.vault.client import https_client
+    from moat.vault.client import https_client, reaching
 
     host = urlsplit(url).hostname or ""
-    try:
+    with reaching(host):
         async with (
             https_client(upstream, host) as session,
             session.get(url, headers=headers, allow_redirects=False) as response,
         ):
             challenges = tuple(response.headers.getall("WWW-Authenticate", ()))
             return response.status, challenges, await response.content.read(_LIMIT)
-    except aiohttp.ClientConnectorCertificateError:
-        raise GrantError(
-            f"the certificate of {host} is not trusted", hint="see upstream.ca_bundle in config.yaml"
-        ) from None
-    except TimeoutError:
-        raise GrantError(f"{host} did not answer in time", hint="try again") from None
-    except (aiohttp.ClientError, OSError) as error:
-        raise GrantError(f"{host} cannot be reached ({type(error).__name__})", hint="try again") from None

@@ -1,0 +1,160 @@
+"""Esc in every question of every wizard: back to the question before, to the list, and out of it.
+
+Seen to fail: without the binding of Esc in `moat.cli.menu` nothing happens and the first step waits in vain; with a
+`Console` in place of the `Walk`, Esc at the API key ends the command.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from moat.grants import CredentialKind
+from moat.paths import Home
+from moat.vault.providers import entries
+from tests.cli.wizard import HOSTS, KEY, TOKEN, Start, Terminal, api, nothing_stored, stored, terminals
+from tests.vault.vendor import Vendor, vendor
+
+ESC = "\x1b"
+METHOD = "Enter choice [1, 2, or 3]: "
+
+
+@pytest.fixture(autouse=True)
+def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In files whose protection the user chooses: that question, too, can be gone back to."""
+    monkeypatch.setenv("MOAT_KEYRING_BACKEND", "file")
+
+
+@pytest.fixture
+def start(moat_bin: str) -> Iterator[Start]:
+    with terminals(moat_bin) as spawn:
+        yield spawn
+
+
+@pytest.fixture
+def vendors(tmp_path: Path) -> Iterator[Vendor]:
+    with vendor(tmp_path / "vendor", api, *HOSTS) as server:
+        server.config(Home.from_environment().root, "api.anthropic.com")
+        yield server
+
+
+def test_back_through_a_whole_wizard_and_on(start: Start, vendors: Vendor, tmp_path: Path) -> None:
+    terminal = start("grant", size=(24, 80), NO_COLOR="1")
+    terminal.shows("  1. anthropic", " 20. oauth", "Esc back")
+    terminal.types("anthropic\r")
+    terminal.sees("Enter choice [1 or 2]: ")
+    terminal.types("1\r")
+    terminal.sees("New passphrase: ")
+    terminal.types(ESC)
+    terminal.sees("Enter choice [1 or 2]: ")
+    terminal.types("2\r")
+    terminal.sees(METHOD)
+    terminal.types("2\r")
+    terminal.sees("API Key: ")
+    terminal.types("\x1b[D\x1b[A\x1bOC")  # arrows begin with the same byte
+    terminal.types(KEY[:30])
+    terminal.types(ESC)
+    terminal.sees("Choose authentication method:", METHOD)
+    terminal.types("2\r")
+    terminal.sees("API Key: ")
+    terminal.types(f"\x1b[200~{TOKEN}\x1b[201~\r")  # a wrong one, pasted
+    terminal.sees("this is a subscription token", "API Key: ")
+    terminal.types(KEY + "\r")
+    terminal.sees("[Y/n]: ")
+    terminal.types(ESC)
+    terminal.sees("Enter your Anthropic API key.", "API Key: ")
+    terminal.types(KEY + "\r")
+    terminal.sees("[Y/n]: ")
+    assert vendors.asked == []
+    assert nothing_stored()
+    for question in ("API Key: ", METHOD, "Enter choice [1 or 2]: "):
+        terminal.types(ESC)
+        terminal.sees(question)
+    terminal.types(ESC)
+    terminal.shows("Esc back")
+    assert nothing_stored()
+    terminal.types("anthropic\r")
+    for question, answer in (
+        ("Enter choice [1 or 2]: ", "2"),
+        (METHOD, "2"),
+        ("API Key: ", KEY),
+        ("[Y/n]: ", ""),
+    ):
+        terminal.sees(question)
+        terminal.types(answer + "\r")
+    terminal.sees("Validating API key...", "API key is valid.", "Anthropic API key saved to")
+    terminal.ends()
+    assert stored() == (KEY, CredentialKind.API_KEY, "prompt")
+
+
+# What is typed at the list and after it, and the question that is there then.
+QUESTIONS = (
+    ("github", "Token: "),
+    ("gitlab\r", "Host (Enter: gitlab.com): "),
+    ("gitlab\r", "Token: "),
+    ("npm\r", "Token: "),
+    ("pypi", "Token: "),
+    ("gemini", "Token: "),
+    ("datadog\r", "Token: "),
+    ("aws", "ARN of the role: "),
+    ("docker", "Host (Enter: "),
+    ("ssh", "Host: "),
+    ("mcp", "Name: "),
+    ("mcp\rlinear", "URL of the server (Enter: as agent.yaml says): "),
+    ("mcp\rlinear\r", "Token or API key: "),
+    ("oauth\rlinear", "URL of the server (Enter: as agent.yaml says): "),
+)
+
+
+def test_out_of_every_kind_of_question_and_back_to_the_list(start: Start, tmp_path: Path) -> None:
+    """Of the URL Esc leads to the name, of all others to the list; then Ctrl-C, and everything is as it was."""
+    key = tmp_path / "key"
+    terminal = start("grant", size=(50, 200), MOAT_KEY_FILE=str(key), PATH="/usr/bin:/bin")
+    for typed, question in QUESTIONS:
+        terminal.shows("Esc back")
+        _type(terminal, typed)
+        terminal.sees(question)
+        terminal.types(ESC)
+        if question.startswith("URL"):
+            terminal.sees("Name: ")
+            terminal.types(ESC)
+    terminal.shows("Esc back")
+    terminal.types("\x03")
+    terminal.ends(130)
+    assert nothing_stored()
+    assert not key.exists()
+
+
+def _type(terminal: Terminal, typed: str) -> None:
+    name, *more = typed.split("\r")
+    number = re.search(rf"(\d+)\. {name} ", terminal.shown())
+    assert number is not None
+    terminal.types(f"{number[1]}\r")
+    for answer in more:
+        terminal.sees(": ")
+        terminal.types(answer + "\r")
+
+
+def test_a_dumb_terminal_goes_back_by_esc_and_enter(start: Start) -> None:
+    terminal = start("grant", TERM="dumb")
+    terminal.sees(f"Grant [1-{len(entries())}, 0 to go back]: ")
+    terminal.types("1\n")
+    for question, answer in (("Enter choice [1 or 2]: ", "2\n"), (METHOD, "2\n"), ("API Key: ", ESC + "\n")):
+        terminal.sees(question)
+        terminal.types(answer)
+    for question in (METHOD, "Enter choice [1 or 2]: ", "0 to go back]: "):
+        terminal.sees(question)
+        terminal.types(ESC + "\n")
+    terminal.ends()
+    assert nothing_stored()
+
+
+def test_without_a_list_the_first_question_leads_out(start: Start) -> None:
+    terminal = start("grant", "github", PATH="/usr/bin:/bin")
+    terminal.sees("Enter choice [1 or 2]: ")
+    terminal.types(ESC)
+    terminal.ends(130)
+    assert nothing_stored()
