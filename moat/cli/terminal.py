@@ -144,7 +144,12 @@ class _Attachment:
     def _outcome(self) -> RunRecord | None:
         """How the run ended, whose supervisor does not wait long for a terminal that stands still."""
         record = records.read(Home.from_environment(), self._handle.id)
-        return record if record and record.exit_code is not None else None
+        if record is None or record.exit_code is None:
+            return None
+        return record if record.state.ended or self._is_owned() else None
+
+    def _is_owned(self) -> bool:
+        return records.owned(Home.from_environment().run(self._handle.id))
 
     def _ended(self, record: RunRecord | None) -> int:
         record = record or self._outcome()
@@ -167,7 +172,7 @@ class _Attachment:
 
     def _tell_lost(self) -> None:
         run = self._handle
-        if records.owned(Home.from_environment().run(run.id)):
+        if self._is_owned():
             self._say(f"error: lost the connection to {run.name}")
             self._say("hint: `moat list` shows whether it still runs, `moat attach` comes back")
         else:
