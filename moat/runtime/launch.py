@@ -101,6 +101,7 @@ def _message(home: Home, request: RunRequest, handoff: bytes) -> bytes:
             "home": str(home.root),
             "request": request.to_json(),
             "handoff": base64.b64encode(handoff).decode("ascii"),
+            "environ": dict(os.environ),  # as it is by now: options such as `--profile` are kept there
         }
     ).encode()
 

@@ -29,10 +29,7 @@ from moat import config
 from moat.errors import MoatError, StartError, UsageError, one_error
 from moat.journal import Journal, keeping
 from moat.paths import Home, private_dir, runtime_dir
-from moat.proxy.decider import Decider
 from moat.proxy.events import ExchangeFinished
-from moat.proxy.mcp import McpTable
-from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
 from moat.runtime.asking import Asking
 from moat.runtime.choice import choose, runtime
@@ -61,6 +58,9 @@ from moat.vault import Vault, open_vault
 from moat.vault.profile import current
 
 if TYPE_CHECKING:
+    from moat.proxy.decider import Decider
+    from moat.proxy.mcp import McpTable
+    from moat.proxy.ssh import SshTunnel
     from moat.runtime.credentials import Credentials
 
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
@@ -453,6 +453,7 @@ class LocalRun:
         )
         self._gateway = gateway
         self._resources.append(("proxy", gateway.aclose))
+        start("imports", gateway.get_ready)
         sandbox = await runtime(self.record.runtime).create(
             self._spec(given, gateway.ca_bundle, extra), gateway.egress, progress
         )

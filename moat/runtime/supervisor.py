@@ -80,6 +80,8 @@ def _orders() -> Orders | None:
     if not data:
         return None
     message = json.loads(data)
+    os.environ.clear()
+    os.environ.update(message["environ"])
     return (
         Home(Path(message["home"])),
         RunRequest.from_json(message["request"]),
