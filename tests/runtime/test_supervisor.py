@@ -196,6 +196,21 @@ def test_both_event_loops(place: Home, workspace: Path, loop: str, monkeypatch: 
     assert ("uvloop/loop" in maps) == (loop == "uvloop")
 
 
+@single_threaded
+def test_what_an_option_put_into_the_environment_reaches_one_that_stands_by(
+    place: Home, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--profile` is kept there. Seen to fail with the environment that the fork was made with."""
+    with standing_by() as ahead:
+        monkeypatch.setenv("MOAT_LOOP", "asyncio")
+        handle = launch.start(request(workspace, "sleep", "100"), home=place, ahead=ahead)
+    pid = record(place, handle).pid
+    assert b"moat supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert "uvloop/loop" not in Path(f"/proc/{pid}/maps").read_text()
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: not alive(pid))
+
+
 @pytest.mark.parametrize("fork", [False, True])
 def test_errors_before_the_start_come_back_as_they_are(place: Home, workspace: Path, *, fork: bool) -> None:
     with standing_by(fork=fork) as ahead, pytest.raises(GrantError) as caught:
