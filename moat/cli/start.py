@@ -165,10 +165,6 @@ def _grant_now(missing: MissingGrantsError) -> bool:
 
 def passphrase() -> Callable[[], str] | None:
     """What asks for the passphrase of sealed credentials; None: there is nobody to ask."""
-    return _passphrase if _is_terminal(0) else None
+    from moat.cli.menu import AskPassphrase
 
-
-def _passphrase() -> str:
-    from getpass import getpass
-
-    return getpass("Passphrase of the credential store: ")
+    return AskPassphrase.where_possible()
