@@ -63,6 +63,7 @@ def workspace(tmp_path: Path) -> Path:
     path = tmp_path / "workspace"
     path.mkdir()
     (path / "probe.py").write_text(PROBE)
+    os.chown(path, 4321, 4321)  # not the user's own: signals must reach the command all the same
     return path
 
 
