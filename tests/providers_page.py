@@ -17,6 +17,22 @@ from the declarations in the code.
 A credential goes to the hosts named here, over HTTPS on port 443, and nowhere else. A grant also opens hosts under
 `network.policy: strict`. Under `docker` and `embedded` it is the same.
 """
+_TRIED = """\
+## Tried with
+
+The suite runs these clients in sandboxes of both runtimes, against stand-ins of the vendors over TLS that take the real credential and nothing
+else. For the vendors that are not named it sends their requests with `curl`.
+
+| grant | client | does |
+|---|---|---|
+| `anthropic` | Claude Code | conversations, plugins, MCP servers: [claude.md](claude.md) |
+| `aws` | `boto3`, `aws`, `curl --aws-sigv4` | S3, DynamoDB and STS: [aws.md](aws.md) |
+| `docker` | `skopeo` (in `embedded`) | push, pull, copy, list and delete |
+| `github` | `git` | clone with submodules, shallow and partial clones, fetch, push, forced push, of private repositories |
+| `gitlab` | `git` | list a private repository |
+| `npm` | `npm` (in `embedded`) | who it is, what a private scope has |
+
+"""
 _OWN = """\
 ## Providers of your own
 
@@ -61,7 +77,7 @@ def page() -> str:
     parts += [_row(row) for row in vendors]
     parts += ["", "## By name", "", "| grant | for |", "|---|---|"]
     parts += [f"| `{row.name}:<{row.scope}>` | {row.summary} |" for row in rows if not row.injected]
-    return "\n".join([*parts, "", _OWN])
+    return "\n".join([*parts, "", _TRIED + _OWN])
 
 
 def _row(row: Entry) -> str:

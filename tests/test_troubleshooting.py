@@ -161,7 +161,7 @@ MESSAGES = {
         "runtime/test_survival.py::test_too_few_files_and_no_place_to_keep_runs"
     ),
     "The Docker engine went away under the run": (
-        "runtime/test_survival.py::test_the_engine_goes_away_and_comes_back"
+        "runtime/test_engine_restart.py::test_the_engine_ends_and_comes_back"
     ),
     "The package `moat` at … is not Moat's": (
         "cli/test_startup.py::test_another_projects_package_in_the_same_environment_is_noticed"

@@ -218,6 +218,7 @@ def _of_run(home: Home, text: str, directory: str | None) -> tuple[Path, str]:
         raise StartError(
             f"run {run.id} left no conversation", hint="`moat resume` goes on with the newest one"
         )
+    _tell_which(session, dict(sessions(Path.home(), workspace))[session])
     return workspace, session
 
 

@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     record = known.find(home, options.run)
     tally = Tally(home.run(record.id) / "network.jsonl")
     tally.update()
-    size = known.size(home, record)
+    size = known.size(home, record.id)
     found = _troubles(home, record)
     if options.json:
         network = tally.sums.to_json() | {"credentials": tally.credentials}

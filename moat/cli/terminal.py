@@ -28,7 +28,7 @@ from moat.cli.keyboard import Keyboard, read
 from moat.cli.keys import ANSWERS, Action
 from moat.cli.output import git_warning, safe, say
 from moat.cli.verdict import BY_KEY, Decision, Verdict
-from moat.errors import EXIT_INTERRUPTED, EXIT_START
+from moat.errors import EXIT_INTERRUPTED, EXIT_START, StartError
 from moat.paths import Home
 from moat.runtime import control, records
 from moat.runtime.control import Connection, Frame
@@ -144,13 +144,17 @@ class _Attachment:
     def _outcome(self) -> RunRecord | None:
         """How the run ended, whose supervisor does not wait long for a terminal that stands still."""
         record = records.read(Home.from_environment(), self._handle.id)
-        return record if record and record.exit_code is not None else None
+        if record is None or record.exit_code is None:
+            return None
+        return record if record.state.ended or self._is_owned() else None
+
+    def _is_owned(self) -> bool:
+        return records.owned(Home.from_environment().run(self._handle.id))
 
     def _ended(self, record: RunRecord | None) -> int:
         record = record or self._outcome()
         if record is None:
-            self._say(f"error: lost the connection to {self._handle.name}")
-            self._say("hint: `moat list` shows whether it still runs, `moat attach` comes back")
+            self._tell_lost()
             return EXIT_START
         if record.log_error:
             self._say(f"the log of this run has a hole: {record.log_error}")
@@ -165,6 +169,15 @@ class _Attachment:
         if record.state is State.FAILED:
             self._say(f"error: {record.error}")
         return EXIT_START
+
+    def _tell_lost(self) -> None:
+        run = self._handle
+        if self._is_owned():
+            self._say(f"error: lost the connection to {run.name}")
+            self._say("hint: `moat list` shows whether it still runs, `moat attach` comes back")
+        else:
+            self._say(f"error: lost the connection to {run.name}: its supervisor was killed")
+            self._say(f"hint: `moat logs {run.id}` shows what it printed")
 
     def _reader_left(self) -> int:
         """Stdout was closed (`… | head`): the command has nobody left to write to, as after SIGPIPE."""
@@ -233,8 +246,11 @@ class _Attachment:
         return not self._handle.tty and (self._lead or is_terminal(0))
 
     def _copy_input(self) -> None:
-        """Runs in a thread until stdin ends; the process does not wait for it."""
-        with contextlib.suppress(OSError):
+        """Runs in a thread until stdin ends; the process does not wait for it.
+
+        That the run cannot be reached any more is told by who copies its output.
+        """
+        with contextlib.suppress(OSError, StartError):
             if self._read_only:
                 self._keyboard().copy(lambda keys: self._leave_now() if _CTRL_C.search(keys) else None)
                 return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import platform
 import shutil
@@ -38,6 +39,7 @@ _SOCKET = "proxy.sock"
 _KILLED = 137
 _GONE = 404
 _BACK = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts: an engine that restarts is back soon
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,13 +203,13 @@ def _files(spec: SandboxSpec, identity: Identity, accounts: Accounts) -> bytes:
 
 
 def _reap(run_id: str) -> None:
-    """Without an engine's socket there is no engine, and so nothing of it."""
+    """An engine that was stopped has no socket, and may have left the container running (`live-restore`)."""
     try:
         for item in engine_socket.labelled(f"{LABEL}={run_id}"):
             engine_socket.remove(str(item["Id"]))
     except EngineUnreachableError:
-        if engine_socket.engine_socket().exists():
-            raise
+        if engine_socket.engine_socket().exists() or shutil.which("docker"):
+            raise  # else it is not installed any more: nothing is left of it
     Binds.reap(run_id)
 
 
@@ -298,9 +300,9 @@ class DockerSandbox:
                 self._status = await self.engine.wait(self.container)
             except EngineError as error:
                 if error.status != _GONE:
-                    raise StartError(
-                        f"the Docker engine went away under the run: {error}", hint="`docker info`"
-                    ) from None
+                    _log.warning("the end of the container is not known: %s", error)
+                    text = "the Docker engine went away under the run"
+                    raise StartError(text, hint="`docker info`") from None
                 self._status = _KILLED  # removed meanwhile, with force
         return _KILLED if self._status is None else self._status
 

@@ -124,15 +124,30 @@ def containers(*, path: Path | None = None) -> list[dict[str, Any]]:
 
 
 def labelled(label: str, *, path: Path | None = None) -> list[dict[str, Any]]:
-    """The containers, running or not, that carry `label` (`name` or `name=value`); blocks."""
+    """The containers, running or not, that carry `label` (`name` or `name=value`); blocks.
+
+    Raises EngineUnreachableError also for an engine that does not know at the moment.
+    """
     filters = quote(json.dumps({"label": [label]}))
-    found = ask("GET", f"/containers/json?all=1&filters={filters}", path=path).body
-    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+    answer = ask("GET", f"/containers/json?all=1&filters={filters}", path=path)
+    if answer.status != 200 or not isinstance(answer.body, list):
+        raise _refused("to list containers", answer)
+    return [item for item in answer.body if isinstance(item, dict)]
 
 
 def remove(container: str, *, path: Path | None = None) -> None:
-    """Kill and remove a container with its anonymous volumes; one that is gone is fine. Blocks."""
-    ask("DELETE", f"/containers/{quote(container)}?force=1&v=1", path=path, timeout=60)
+    """Kill and remove a container with its anonymous volumes; one that is gone is fine. Blocks.
+
+    Raises EngineUnreachableError also for an engine that cannot do it now.
+    """
+    answer = ask("DELETE", f"/containers/{quote(container)}?force=1&v=1", path=path, timeout=60)
+    if answer.status not in {204, 404, 409}:
+        raise _refused("to remove a container", answer)
+
+
+def _refused(what: str, answer: Answer) -> EngineUnreachableError:
+    told = answer.body.get("message") if isinstance(answer.body, dict) else ""
+    return EngineUnreachableError(f"the Docker engine refused {what}: {told or f'status {answer.status}'}")
 
 
 def shares_mounts(path: Path) -> bool:

@@ -90,16 +90,19 @@ def attach(tree: int, target: str) -> None:
 def _user_namespace(uid_map: str, gid_map: str) -> int:
     """A user namespace with these maps; it exists only through the descriptor."""
     ready, done = os.pipe()
+    wanted, held = os.pipe()
     child = os.fork()
     if child == 0:
         try:
+            os.close(held)
             unshare(CLONE_NEWUSER)
             os.write(done, b"1")
-            signal.pause()
+            os.read(wanted, 1)  # also ends when we are killed: it has our locks, signs of life
         finally:
             os._exit(1)
     try:
         os.close(done)
+        os.close(wanted)
         if not os.read(ready, 1):
             raise OSError("the kernel refuses a user namespace")
         for name, content in (("uid_map", uid_map), ("gid_map", gid_map)):
@@ -111,5 +114,6 @@ def _user_namespace(uid_map: str, gid_map: str) -> int:
         return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(ready)
+        os.close(held)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

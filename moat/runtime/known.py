@@ -58,22 +58,27 @@ def remove(home: Home, record: RunRecord) -> None:
     The ledger of journals keeps that it was removed on purpose. Raises StartError when its runtime cannot
     clear up now.
     """
-    from moat.journal import keeping  # listing does without
-
     if record.directory:
         clear(home, record)
+    forget(home, record.id)
+
+
+def forget(home: Home, run_id: str) -> None:
+    """Delete what is kept of a run, also of one without a record (`records.remnants`)."""
+    from moat.journal import keeping  # listing does without
+
     if (home.root / "snapshots").exists():
         from moat.runtime.snapshots.retention import forget_run
 
-        forget_run(home, record.id)
-    keeping.forget(home, record.id)
-    records.remove(home, record.id)
+        forget_run(home, run_id)
+    keeping.forget(home, run_id)
+    records.remove(home, run_id)
 
 
-def size(home: Home, record: RunRecord) -> int:
+def size(home: Home, run_id: str) -> int:
     """Bytes on the disk that only this run takes; snapshots belong to a workspace and are not among them."""
     total = 0
-    for place, _, names in os.walk(home.run(record.id)):
+    for place, _, names in os.walk(home.run(run_id)):
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 total += os.lstat(f"{place}/{name}").st_blocks * 512
@@ -85,18 +90,24 @@ def is_dead(home: Home, record: RunRecord) -> bool:
     return (not record.state.ended or bool(record.directory)) and not records.owned(home.run(record.id))
 
 
+def settle(home: Home, record: RunRecord) -> RunRecord:
+    """Record a dead run as lost, and how far its journal got. Raises OSError on a full disk."""
+    from moat.journal import keeping  # listing does without
+
+    record = records.settle(home, record)
+    if is_dead(home, record):
+        with contextlib.suppress(OSError, MoatError):  # a full disk: `moat audit` tells what there is
+            keeping.close_abandoned(home, record.id)
+    return record
+
+
 def clear(home: Home, record: RunRecord) -> RunRecord:
     """Record a dead run as lost and remove what is left of it. Blocks.
 
     Raises MoatError, OSError or TimeoutError when the runtime cannot clear up now; the run is then still
     dead, and the next one to try.
     """
-    record, by_us = records.settle(home, record)
-    if by_us:
-        from moat.journal import keeping  # listing does without
-
-        with contextlib.suppress(OSError, MoatError):  # a full disk: `moat audit` tells what there is
-            keeping.close_abandoned(home, record.id)
+    record = settle(home, record)
     if is_dead(home, record):
         _reap(record)
         record = records.released(home, record)

@@ -13,6 +13,7 @@ import base64
 import contextlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from moat.runtime.sandbox import Progress
 # The directory of this very moat comes last on the path: found also where it is not installed, and
 # nothing of it hides a module of the standard library.
 _PROGRAM = "import sys; sys.path.append(sys.argv[1]); import moat.runtime.supervisor as s; s.main()"
-
+_LEAST_FILES = 256  # twenty for itself, and two for each connection
 
 Streams = AbstractContextManager[tuple[IO[bytes], IO[bytes]]]
 """What a supervisor says, and what went wrong in it."""
@@ -59,6 +60,7 @@ def start(
     (KeyboardInterrupt), the run is stopped. `fork`: this process may be forked, if that is safe, which is
     quicker; for programs that end when the run does, such as the command line.
     """
+    _check_limits()
     home = home or Home.from_environment()
     quick = fork and forking.possible(request.workspace)
     supervisor = _forked if quick else _spawned
@@ -67,6 +69,13 @@ def start(
         if handle is None:
             raise _died(complaints.read())
     return handle
+
+
+def _check_limits() -> None:
+    """With less a run would begin, and fail somewhere in its midst. Raises StartError."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if allowed != resource.RLIM_INFINITY and allowed < _LEAST_FILES:
+        raise StartError("a run needs more open files than it may have here", hint="ulimit -n 4096")
 
 
 def _forked(home: Home, request: RunRequest, handoff: bytes) -> Streams:

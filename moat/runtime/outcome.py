@@ -47,10 +47,11 @@ class Outcome:
         else:
             self._failure = "interrupted"
 
-    def conclude(self, *, asked: bool, released: bool = True) -> None:
+    def conclude(self, *, asked: bool, warned: int = 0) -> None:
         """Record the end. `asked`: somebody had the run stopped, so its status is no failure.
 
-        released: nothing is left of the run; else others have to clear up after it (`known.clear`).
+        While the record names a directory, something is left of the run; who finds it without an owner
+        clears up (`known.clear`).
         """
         code, error = self.record.exit_code, ""
         if code is None:
@@ -59,14 +60,13 @@ class Outcome:
         elif not asked:
             error = self._failure or (f"exit status {code}" if code else "")
         state = State.FAILED if error and not asked else State.STOPPED
-        directory = "" if released else self.record.directory
         self.update(
             state=state,
             ended_at=time.time(),
             error=error,
             pid=0,
             socket="",
-            directory=directory,
             endpoints={},
             asks=(),
+            warned=warned,
         )

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import functools
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from moat.errors import RunNotFoundError, UsageError
 from moat.paths import Home, private_dir, write_private
 
 _ID = re.compile(r"run_[0-9a-f]{12}")
+_YOUNG = 60.0  # seconds in which the owner of a new directory certainly writes its record
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -186,6 +188,26 @@ def read_all(home: Home) -> list[RunRecord]:
     return sorted(found, key=lambda record: (record.created_at, record.id), reverse=True)
 
 
+def remnants(home: Home) -> list[str]:
+    """Ids of directories without a record: their owners were killed before they could write one.
+
+    Young ones are left out, for they may be about to be written.
+    """
+    try:
+        names = [name for name in os.listdir(home.runs) if _ID.fullmatch(name)]
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if _is_remnant(home.run(name)))
+
+
+def _is_remnant(directory: Path) -> bool:
+    try:
+        old = time.time() - directory.stat().st_mtime > _YOUNG
+    except FileNotFoundError:
+        return False
+    return old and not (directory / "run.json").exists() and not owned(directory)
+
+
 def matching(runs: list[RunRecord], text: str) -> list[RunRecord]:
     """The runs that `text` may mean: by exact id, else id prefix, else exact name; never none.
 
@@ -238,8 +260,8 @@ def lost(record: RunRecord) -> RunRecord:
     )
 
 
-def settle(home: Home, record: RunRecord) -> tuple[RunRecord, bool]:
-    """Record a run whose owner died as lost. Returns the record as it is now, and whether we wrote it.
+def settle(home: Home, record: RunRecord) -> RunRecord:
+    """Record a run whose owner died as lost. Returns the record as it is now.
 
     Several may come here at once: one of them writes.
     """
@@ -247,12 +269,12 @@ def settle(home: Home, record: RunRecord) -> tuple[RunRecord, bool]:
         with _alone(home.run(record.id)):
             current = read(home, record.id)
             if current is None or current.state.ended or owned(home.run(record.id)):
-                return current or record, False
+                return current or record
             dead = dataclasses.replace(lost(current), ended_at=time.time())
             write(home, dead)
     except FileNotFoundError:
-        return record, False  # removed meanwhile
-    return dead, True
+        return record  # removed meanwhile
+    return dead
 
 
 def released(home: Home, record: RunRecord) -> RunRecord:
@@ -283,6 +305,7 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@functools.cache
 def boot_id() -> str:
     """Which start of this machine it is; empty where the kernel does not tell."""
     try:

@@ -165,7 +165,7 @@ class LocalRun:
         )
         self._home = home
         self.ownership = _own(home, run_id)
-        self._directory = private_dir(runtime_dir() / run_id)
+        self._directory = runtime_dir() / run_id  # made once the record names it
         record = RunRecord(
             id=run_id,
             name=name,
@@ -185,8 +185,7 @@ class LocalRun:
             socket=str(self._directory / "control.sock"),
             directory=str(self._directory),
         )
-        self.outcome = Outcome(home, record)
-        self.journal = self._begin_journal()
+        self.outcome, self.journal = self._begin_to_record(record)
         self.asking: Asking | None = None
         self._parts: list[Part] = []
         self._viewer = viewer
@@ -206,17 +205,17 @@ class LocalRun:
         self._finishing = anyio.Lock()
         self._resources: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
 
-    def _begin_journal(self) -> Journal:
-        """A run without a journal does not begin: nothing of it remains."""
+    def _begin_to_record(self, record: RunRecord) -> tuple[Outcome, Journal]:
+        """A run without a record and a journal does not begin: nothing of it remains."""
         shown = [self._request.workspace, *(m.source for m in self._request.mounts if not m.read_only)]
         try:
+            outcome = Outcome(self._home, record)
             self._user = config.load_user(self._home)
             settings = self._user.journal
             self._copies = copies_of(settings, shown)
-            return keeping.begin(self._home, self.id, self._copies, limit=settings.max_size)
+            return outcome, keeping.begin(self._home, record.id, self._copies, limit=settings.max_size)
         except (OSError, MoatError) as error:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            records.remove(self._home, self.id)
+            records.remove(self._home, record.id)
             self.ownership.release()
             if isinstance(error, MoatError):
                 raise
@@ -376,6 +375,7 @@ class LocalRun:
             tasks.start_soon(self._watch_over, what, task)
 
         self.outcome.update(state=State.STARTING)
+        private_dir(self._directory)
         self._server = ControlServer(self, self._directory / "control.sock")
         start("control socket", self._server.serve)
         log = OutputLog(self._home.run(self.id), limit=self._user.output.max_size)
@@ -626,6 +626,8 @@ class LocalRun:
     async def _finish(self) -> None:
         if self._viewer:
             self._viewer.end()
+        if self.record.state is not State.STOPPING:
+            self.outcome.update(state=State.STOPPING)  # to release can take long: an engine may be away
         released = True
         for what, release in reversed(self._resources):
             with anyio.move_on_after(_RELEASE) as scope:
@@ -641,14 +643,15 @@ class LocalRun:
                 self.journal.record("run.not_released", what=what, error="it took too long")
         if self.asking:
             self.asking.close()
-        if self._gateway:
-            self.outcome.update(warned=self._gateway.warned)
-        self.outcome.conclude(asked=self._stop_asked.is_set(), released=released)
+        warned = self._gateway.warned if self._gateway else 0
+        self.outcome.conclude(asked=self._stop_asked.is_set(), warned=warned)
         record = self.record
         self.journal.record("run.ended", state=record.state, exit_code=record.exit_code, error=record.error)
         await anyio.to_thread.run_sync(keeping.end, self._home, self.id, self.journal, self._copies)
         if released:
+            # Named by the record until it is gone: who is killed here leaves nothing that nobody knows of.
             shutil.rmtree(self._directory, ignore_errors=True)
+            self.outcome.update(directory="")
         self._started.set()
         self._ended.set()
         if self._server:

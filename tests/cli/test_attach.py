@@ -370,5 +370,5 @@ class TestPlainRuns:
             assert process.stderr
             assert process.stdout.readline() == b"ready\n"
             os.kill(run["pid"], signal.SIGKILL)
-            assert b"lost the connection" in process.stderr.read()
+            assert b"lost the connection to plain: its supervisor was killed" in process.stderr.read()
         assert process.returncode == 3

@@ -148,7 +148,7 @@ class TestClean:
     def test_it_asks_on_a_terminal(self, moat: Moat, moat_bin: str, answer: str, left: int) -> None:
         moat("run", "--", "true")
         with pexpect.spawn(moat_bin, ["clean"], timeout=10, encoding="utf-8") as terminal:
-            terminal.expect_exact("Remove 1 ended runs with their logs and snapshots? [y/N] ")
+            terminal.expect_exact("Remove 1 run with logs and snapshots? [y/N] ")
             terminal.sendline(answer)
             terminal.expect(pexpect.EOF)
         assert len(rows(moat)) == left

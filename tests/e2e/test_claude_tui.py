@@ -147,7 +147,9 @@ def test_a_session_is_resumed_in_a_new_sandbox(world, terminal, runtime):
     assert leave(first) == 0
     (run,) = world.runs()
     assert f"`moat resume {run['name']}` goes on" in " ".join(first.text.split())
-    second = terminal("resume", "--runtime", runtime)
+    which = [run["name"]] if runtime == "docker" else []  # else the newest in this directory
+    second = terminal("resume", *which, "--runtime", runtime)
+    second.wait_for("going on with conversation")
     second.wait_for("remember me")
     second.wait_for(READY)
     second.type("do you?")

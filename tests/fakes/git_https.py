@@ -9,7 +9,6 @@ authentication, user `user`.
 from __future__ import annotations
 
 import base64
-import os
 import ssl
 import subprocess
 import threading
@@ -17,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Self
 
+from tests.fakes.git_backend import http_backend
 from tests.fakes.pki import make_pki
 
 HOST = "git.example.test"
@@ -98,36 +98,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        head, _, answer = self._backend(body).partition(b"\r\n\r\n")
-        fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
-        self.send_response(int(fields.pop("Status", "200").split()[0]))
-        for name, value in fields.items():
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        target = self.path.removeprefix("/moved")
+        answer = http_backend(git.directory, self.command, target, headers, body)
+        self.send_response(answer.status)
+        for name, value in answer.headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer)))
+        self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
-        self.wfile.write(answer)
-
-    def _backend(self, body: bytes) -> bytes:
-        path, _, query = self.path.removeprefix("/moved").partition("?")
-        program = (
-            Path(subprocess.check_output(["git", "--exec-path"], text=True).strip()) / "git-http-backend"
-        )
-        environ = {
-            "PATH": os.environ["PATH"],
-            "GIT_PROJECT_ROOT": str(self.server.git.directory),
-            "GIT_HTTP_EXPORT_ALL": "1",
-            "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": "safe.directory",
-            "GIT_CONFIG_VALUE_0": "*",
-            "PATH_INFO": path,
-            "QUERY_STRING": query,
-            "REQUEST_METHOD": self.command,
-            "CONTENT_TYPE": self.headers.get("content-type", ""),
-            "CONTENT_LENGTH": str(len(body)),
-            "GIT_PROTOCOL": self.headers.get("git-protocol", ""),
-            "HTTP_CONTENT_ENCODING": self.headers.get("content-encoding", ""),
-        }
-        return subprocess.run([program], input=body, env=environ, capture_output=True, check=False).stdout
+        self.wfile.write(answer.body)
 
 
 def _basic(password: str) -> str:

@@ -295,6 +295,7 @@ async def test_a_cancelled_create_leaves_nothing(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_reap_removes_what_a_killed_supervisor_left() -> None:
+    run_id = f"run_{secrets.token_hex(6)}"
     script = """
 import asyncio, sys
 from pathlib import Path
@@ -302,7 +303,7 @@ from moat.runtime.docker import DockerRuntime
 from moat.runtime.sandbox import SandboxSpec
 from tests.runtime.docker_kit import CACHE, Listener
 async def main():
-    spec = SandboxSpec(run_id="run_00000000dead", argv=("sleep", "60"), workspace=Path(sys.argv[1]),
+    spec = SandboxSpec(run_id=sys.argv[3], argv=("sleep", "60"), workspace=Path(sys.argv[1]),
                        ca_bundle=b"-", directory=Path(sys.argv[2]))
     sandbox = await DockerRuntime(CACHE).create(spec, Listener(), print)
     await sandbox.start()
@@ -314,7 +315,9 @@ asyncio.run(main())
         place = workspace(directory, uid=0)
         (place / "kept").write_text("x")
         process = subprocess.Popen(
-            [sys.executable, "-c", script, str(place), str(directory)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", script, str(place), str(directory), run_id],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert process.stdout
         try:
@@ -323,10 +326,10 @@ asyncio.run(main())
             process.kill()
             process.wait()
             process.stdout.close()
-        assert len(engine_socket.labelled("moat.run=run_00000000dead")) == 1
+        assert len(engine_socket.labelled(f"moat.run={run_id}")) == 1
         for _ in range(2):
-            await DockerRuntime(CACHE).reap("run_00000000dead")
-        assert engine_socket.labelled("moat.run=run_00000000dead") == []
+            await DockerRuntime(CACHE).reap(run_id)
+        assert engine_socket.labelled(f"moat.run={run_id}") == []
         assert str(directory) not in Path("/proc/self/mountinfo").read_text()
         assert (place / "kept").read_text() == "x"
 

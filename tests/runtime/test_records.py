@@ -120,7 +120,7 @@ def test_a_living_owner_is_seen_and_never_written_to(place: Home) -> None:
         with pytest.raises(OSError, match="unavailable"):
             Ownership(place.run(record.id))
         assert known.all_runs(place) == [record]
-        assert records.settle(place, record) == (record, False)
+        assert records.settle(place, record) == record
     after = path.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
@@ -150,7 +150,7 @@ def test_a_killed_owner_is_recorded_once(place: Home) -> None:
 def test_many_readers_settle_a_run_once(place: Home) -> None:
     record = make(place, "run_000000000001", state=State.RUNNING)
     (place.run(record.id) / "lock").touch()
-    results: list[tuple[RunRecord, bool]] = []
+    results: list[RunRecord] = []
     threads = [
         threading.Thread(target=lambda: results.append(records.settle(place, record))) for _ in range(8)
     ]
@@ -158,8 +158,9 @@ def test_many_readers_settle_a_run_once(place: Home) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [written for _, written in results].count(True) == 1
-    assert records.read(place, record.id) == next(found for found, written in results if written)
+    assert len(results) == 8
+    assert len({found.ended_at for found in results}) == 1
+    assert records.read(place, record.id) == results[0]
 
 
 def test_a_record_is_written_to_a_full_disk(tmp_path: Path) -> None:

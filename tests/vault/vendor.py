@@ -109,9 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         status, value, *more = self.vendor.answer(asked)
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         self.send_response(status)
-        for name, text in (more[0] if more else {}).items():
+        for name, text in ({"Content-Type": "application/json"} | (more[0] if more else {})).items():
             self.send_header(name, text)
-        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":

@@ -1,0 +1,74 @@
+"""The Docker engine ends under a run and comes back: a real one, of the test's own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from moat.paths import Home
+from moat.runtime.records import State
+from tests.runtime.private_engine import PrivateEngine, private_engine
+from tests.runtime.survival_kit import AGENT, goes_on, is_still, leftovers, only, until
+
+Moat = Callable[..., subprocess.CompletedProcess[str]]
+LIVE = ("--live-restore",)
+WENT_AWAY = "the Docker engine went away under the run"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    path = tmp_path / "workspace"
+    path.mkdir(exist_ok=True)
+    (path / "agent.py").write_text(AGENT)
+    return path
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateEngine]:
+    """DOCKER_HOST names it."""
+    with private_engine() as found:
+        found.give_image()
+        monkeypatch.setenv("DOCKER_HOST", found.address)
+        yield found
+
+
+@pytest.mark.docker
+def test_the_engine_ends_and_comes_back(moat: Moat, workspace: Path, engine: PrivateEngine) -> None:
+    """Told to end, it ends its containers, save with `live-restore`; killed, it ends none.
+
+    While it is away the run is on its way out, and `moat list` says so. Seen failing: it said `running` for
+    the fifteen seconds in which the run waits for its engine.
+    """
+    place = Home.from_environment()
+    options: tuple[str, ...] = ()
+    for number, then in (
+        (signal.SIGTERM, LIVE),
+        (signal.SIGTERM, LIVE),
+        (signal.SIGKILL, ()),
+    ):
+        case = (signal.Signals(number).name, options, then)
+        argv = ("run", "-d", "--runtime", "docker", "--no-snapshots", "--", "python3", "agent.py")
+        assert moat(*argv, cwd=workspace).returncode == 0, case
+        assert goes_on(workspace), case
+        engine.end(number)
+        until(lambda: only(place).state is not State.RUNNING)
+        (row,) = json.loads(moat("list", "--json", timeout=5).stdout)
+        obeyed = number == signal.SIGTERM and not options
+        assert row["state"] in ({"stopping", "failed"} if obeyed else {"stopping"}), case
+        engine.start(*then)
+        options = then
+        until(lambda: only(place).state.ended and not only(place).directory, 30)
+        ended = only(place)
+        assert ended.state is State.FAILED, case
+        assert ended.error == ("exit status 143" if obeyed else WENT_AWAY), case
+        assert leftovers(ended) == [], case
+        assert is_still(workspace), case
+        assert "403" in moat("logs", ended.id).stdout
+        assert moat("audit", ended.id, "--verify").returncode == 0
+        assert moat("destroy", ended.id).returncode == 0
+        (workspace / "beat").unlink()
