@@ -16,9 +16,9 @@ from moat.runtime.control import Decoder, Frame
 from moat.runtime.gateway import read_exchanges
 from moat.runtime.questions import Answer, Asked, Scope, exactly
 from moat.runtime.records import RunRecord
-from moat.runtime.run import GRACE
 from moat.runtime.sandbox import Output
 from moat.runtime.size import Size
+from moat.runtime.stopping import GRACE
 
 _PIECE = 65536
 _LOOK = 0.25  # seconds between two looks at what a run asks

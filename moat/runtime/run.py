@@ -13,98 +13,55 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import logging
 import os
 import shutil
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import TaskGroup
 
-from moat import config
-from moat.errors import MoatError, StartError, UsageError, one_error
-from moat.journal import Journal, keeping
+from moat.errors import StartError, UsageError, one_error
 from moat.paths import Home, private_dir, runtime_dir
-from moat.proxy.decider import Decider
 from moat.proxy.events import ExchangeFinished
-from moat.proxy.mcp import McpTable
-from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted, records
 from moat.runtime.asking import Asking
-from moat.runtime.choice import choose, runtime
-from moat.runtime.copying import copies_of
+from moat.runtime.assembly import Assembly
+from moat.runtime.choice import choose
 from moat.runtime.gateway import Gateway, read_exchanges
-from moat.runtime.hooks import with_pre_run
 from moat.runtime.local import LocalViewer
 from moat.runtime.names import random_name
-from moat.runtime.outcome import NEVER_BEGAN, Outcome
+from moat.runtime.outcome import NEVER_BEGAN
 from moat.runtime.output_log import OutputLog
-from moat.runtime.parts import Addition, Part, RunContext, parts_of, together
+from moat.runtime.papers import Papers, own
+from moat.runtime.parts import Part, RunContext, Start
 from moat.runtime.plugins.fetch import tell
 from moat.runtime.questions import Answer, Asked, Scope, exactly
-from moat.runtime.records import Ownership, RunRecord, State
-from moat.runtime.rejected import Rejections
+from moat.runtime.records import RunRecord, State
+from moat.runtime.releasing import Resources
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import Execution, Output, Progress, Sandbox, SandboxSpec
+from moat.runtime.sandbox import Execution, Output, Progress, Sandbox
 from moat.runtime.session import Session
 from moat.runtime.size import Size
 from moat.runtime.standing import Standing
+from moat.runtime.stopping import GRACE, Stopping
 from moat.runtime.tasks import first_of
-from moat.runtime.variables import sandbox_environment
 from moat.runtime.viewers import ControlServer
 from moat.runtime.workspace import check_mounts, check_workspace
-from moat.vault import Vault, open_vault
+from moat.vault import open_vault
 from moat.vault.profile import current
 
 if TYPE_CHECKING:
-    from moat.runtime.credentials import Credentials
+    from moat.proxy.decider import Decider
 
-GRACE = 10.0  # seconds between SIGTERM and SIGKILL
-_HANG_UP = 1.0  # seconds after which what ignores SIGTERM on a terminal (a shell) loses the terminal
 _HOLD = 10.0  # seconds to wait for the first viewer
 _LOOK = 2.0  # seconds between two looks at the run's own directory
-_DRAIN = 3.0  # seconds in which the viewers of a stopped run may take its last output
-_RELEASE = 20.0  # seconds for each resource to let go
-_log = logging.getLogger(__name__)
 
 
 def _grants(request: RunRequest) -> tuple[str, ...]:
     """What was asked for by name, and what the MCP servers of the run need."""
     return (*request.grants, *(server.grant for server in request.mcp if server.grant))
-
-
-def _own(home: Home, run_id: str) -> Ownership:
-    """Make the run's directory and own it. Raises StartError."""
-    try:
-        private_dir(home.root)
-        private_dir(home.runs)
-        return Ownership(home.run(run_id))
-    except OSError as error:
-        if error.errno in {errno.EMFILE, errno.ENFILE}:
-            raise
-        raise StartError(
-            f"runs cannot be kept in {home.root}: {error.strerror}",
-            hint="set MOAT_HOME to a directory that you can write",
-        ) from error
-
-
-def _check_ports(ports: Iterable[int], captured: tuple[int, ...]) -> None:
-    """Behind a captured port is the run's proxy: a browser must not get there."""
-    for port in ports:
-        if port in captured:
-            raise UsageError(
-                f"an endpoint at port {port}, which leads out of the sandbox for an ssh grant",
-                hint="let the server listen on another port",
-            )
-
-
-def _captured(tunnels: tuple[SshTunnel, ...]) -> tuple[int, ...]:
-    """The ports of `tunnels` that are not captured anyway."""
-    return tuple(sorted({tunnel.authority.port for tunnel in tunnels} - {80, 443}))
 
 
 def _silent(_: str) -> None:
@@ -164,7 +121,7 @@ class LocalRun:
             request, workspace=workspace, grants=granted.unique(_grants(request))
         )
         self._home = home
-        self.ownership = _own(home, run_id)
+        self.ownership = own(home, run_id)
         self._directory = runtime_dir() / run_id  # made once the record names it
         record = RunRecord(
             id=run_id,
@@ -185,44 +142,25 @@ class LocalRun:
             socket=str(self._directory / "control.sock"),
             directory=str(self._directory),
         )
-        self.outcome, self.journal = self._begin_to_record(record)
+        shown = [workspace, *(mount.source for mount in request.mounts if not mount.read_only)]
+        self._papers = Papers(home, self.ownership, record, shown)
+        self.outcome, self.journal = self._papers.outcome, self._papers.journal
         self.asking: Asking | None = None
-        self._parts: list[Part] = []
+        self._assembly: Assembly | None = None
         self._viewer = viewer
         self._decider = decider
         self._server: ControlServer | None = None
-        self._gateway: Gateway | None = None
         self._sandbox: Sandbox | None = None
         self._session: Session | None = None
         self._session_made = anyio.Event()
         self._preparing = anyio.CancelScope()
-        self._stop_asked = anyio.Event()
+        self._stopping = Stopping()
         self._pauses = 0
         self._pausing = anyio.Lock()
-        self._grace = GRACE
         self._started = anyio.Event()
         self._ended = anyio.Event()
         self._finishing = anyio.Lock()
-        self._resources: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
-
-    def _begin_to_record(self, record: RunRecord) -> tuple[Outcome, Journal]:
-        """A run without a record and a journal does not begin: nothing of it remains."""
-        shown = [self._request.workspace, *(m.source for m in self._request.mounts if not m.read_only)]
-        try:
-            outcome = Outcome(self._home, record)
-            self._user = config.load_user(self._home)
-            settings = self._user.journal
-            self._copies = copies_of(settings, shown)
-            return outcome, keeping.begin(self._home, record.id, self._copies, limit=settings.max_size)
-        except (OSError, MoatError) as error:
-            records.remove(self._home, record.id)
-            self.ownership.release()
-            if isinstance(error, MoatError):
-                raise
-            raise StartError(
-                f"the journal cannot be written: {error.strerror or error}",
-                hint="free space where Moat keeps its runs (`moat clean` removes ended ones)",
-            ) from error
+        self._resources = Resources(self.journal)
 
     # --- what a caller does with a run -----------------------------------------------------------
 
@@ -342,6 +280,14 @@ class LocalRun:
                     await part.resuming()
                 await self._sandbox.resume()
 
+    @property
+    def _gateway(self) -> Gateway | None:
+        return self._assembly.gateway if self._assembly else None
+
+    @property
+    def _parts(self) -> list[Part]:
+        return self._assembly.parts if self._assembly else []
+
     # --- for the control socket ------------------------------------------------------------------
 
     def note(self, event: str, data: dict[str, Any]) -> None:
@@ -361,8 +307,7 @@ class LocalRun:
         by: who wants it, for the journal.
         """
         self.journal.record("run.stop_asked", by=by)
-        self._grace = grace
-        self._stop_asked.set()
+        self._stopping.ask(grace)
         if self._session is None:
             self._preparing.cancel()
 
@@ -378,8 +323,8 @@ class LocalRun:
         private_dir(self._directory)
         self._server = ControlServer(self, self._directory / "control.sock")
         start("control socket", self._server.serve)
-        log = OutputLog(self._home.run(self.id), limit=self._user.output.max_size)
-        self._resources.append(("log", log.aclose))
+        log = OutputLog(self._home.run(self.id), limit=self._papers.user.output.max_size)
+        self._resources.add("log", log.aclose)
         self.journal.record(
             "run.created",
             name=self.name,
@@ -395,7 +340,7 @@ class LocalRun:
         for fetch in self._request.fetches:
             tell(self.journal, fetch)
         with self._preparing:
-            self._sandbox = await self._prepare(handoff, progress, start)
+            self._sandbox = await self._assemble(handoff, progress, start).make()
         if self._sandbox is None:
             raise StartError(NEVER_BEGAN)
         self._session = Session(
@@ -411,143 +356,42 @@ class LocalRun:
         start("command", self._command)
         start("directory", self._end_when_forgotten)
 
-    async def _prepare(
-        self, handoff: bytes, progress: Progress, start: Callable[[str, Callable[[], Awaitable[Any]]], None]
-    ) -> Sandbox:
+    def _assemble(self, handoff: bytes, progress: Progress, start: Start) -> Assembly:
         request = self._request
-        vault: Vault | None = open_vault(self._home, handoff=handoff or None) if request.grants else None
-        given = granted.prepare(vault, request.grants, request.mcp) if vault else granted.NOTHING
         if request.network.policy == "ask" and self._decider is None:
             self.asking = Asking(self.name, Standing(self._home), self.journal)
             start("questions", self.asking.tend)
             start("prompts", self._show_questions)
-        extra = await self._ask_parts(vault, progress, start)
-        given = granted.with_more(given, rules=extra.rules, hosts=extra.hosts)
-        _check_ports(request.ports.values(), _captured(extra.tunnels))
-        if extra.endpoints:
-            self.outcome.update(endpoints=dict(extra.endpoints))
-        network = dataclasses.replace(
-            request.network, host=tuple(dict.fromkeys((*request.network.host, *extra.host_ports)))
-        )
-        user = self._user
-        rejections = Rejections(vault, self.journal, self._tell)
-        credentials = self._credentials(vault, user, extra.mcp, rejections) if vault else None
-        if credentials:
-            await credentials.prepare(request.grants)
-        gateway = Gateway(
-            run_id=self.id,
-            network=network,
-            upstream=user.upstream,
-            granted=given,
-            credentials=credentials,
-            logins=credentials.login_table(given.logins) if credentials else None,
-            trace=self._home.run(self.id) / "network.jsonl",
-            trace_limit=user.journal.max_trace,
-            journal=self.journal,
-            start=start,
-            tunnels=extra.tunnels,
-            mcp=extra.mcp,
-            decider=self.asking.decide if self.asking else self._decider,
-            patient=self.asking is not None,
-            on_event=rejections.add,
-        )
-        self._gateway = gateway
-        self._resources.append(("proxy", gateway.aclose))
-        sandbox = await runtime(self.record.runtime).create(
-            self._spec(given, gateway.ca_bundle, extra), gateway.egress, progress
-        )
-        self._resources.append(("sandbox", sandbox.destroy))
-        for part in self._parts:
-            await part.made(sandbox)
-        self.journal.record("sandbox.made", runtime=self.record.runtime)
-        return sandbox
-
-    def _credentials(
-        self, vault: Vault, user: config.UserConfig, mcp: McpTable | None, rejections: Rejections
-    ) -> Credentials:
-        """Where the proxy gets credentials from."""
-        from moat.runtime.credentials import Credentials  # AWS, OAuth…: not for a run without grants
-
-        source = Credentials(vault, user.upstream, self.journal, self._tell, self.id)
-        self._resources.append(("logins", source.aclose))
-        rejections.get_another = source.rejected
-        if mcp is not None:
-            mcp.on_rejected = source.rejected
-        return source
-
-    async def _ask_parts(
-        self,
-        vault: Vault | None,
-        progress: Progress,
-        start: Callable[[str, Callable[[], Awaitable[Any]]], None],
-    ) -> Addition:
-        """Let every part of the run prepare; what they add, as one."""
         context = RunContext(
             id=self.id,
             name=self.name,
-            request=self._request,
+            request=request,
             runtime=self.record.runtime,
             home=self._home,
             directory=self._directory,
-            vault=vault,
+            vault=open_vault(self._home, handoff=handoff or None) if request.grants else None,
             journal=self.journal,
             start=start,
             progress=progress,
             update=self.outcome.update,
             tell=self._tell,
         )
-        additions = []
-        for part in parts_of(self._request):
-            self._resources.append((part.name, part.aclose))
-            additions.append(await part.prepare(context))
-            self._parts.append(part)
-        return together(additions)
+        decider = self.asking.decide if self.asking else self._decider
+        self._assembly = Assembly(
+            context, self._papers.user, self._resources, decider, patient=self.asking is not None
+        )
+        return self._assembly
 
     def _tell(self, text: str) -> None:
         if self._session is not None:
             self._session.tell(text)
 
-    def _spec(self, given: granted.Granted, ca_bundle: bytes, extra: Addition) -> SandboxSpec:
-        request = self._request
-        return SandboxSpec(
-            run_id=self.id,
-            argv=with_pre_run((*request.argv[:1], *extra.argv, *request.argv[1:]), request.hooks.pre_run),
-            workspace=request.workspace,
-            ca_bundle=ca_bundle,
-            # Not where the control socket lies: the runtime may show this directory to the sandbox.
-            directory=private_dir(self._directory / "sandbox"),
-            env=sandbox_environment(
-                run_id=self.id,
-                tty=request.tty is not None,
-                placeholders={**given.env, **extra.env},
-                user=request.env,
-            ),
-            mounts=(*request.mounts, *extra.mounts),
-            # A part may have its own edition of a file.
-            home_files=tuple(
-                {f.path: f for f in (*given.files, *request.home_files, *extra.home_files)}.values()
-            ),
-            host_ports=tuple(dict.fromkeys((*request.network.host, *extra.host_ports))),
-            ingress=bool(request.ports),
-            captured=_captured(extra.tunnels),
-            tty=request.tty,
-            stdin=request.stdin,
-            dependencies=tuple(dict.fromkeys((*request.dependencies, *extra.dependencies))),
-            base_image=request.base_image,
-            hooks=request.hooks,
-            rebuild=request.rebuild,
-            services=extra.services,
-            memory=request.container.memory,
-            cpus=request.container.cpus,
-            pids=request.pids,
-        )
-
     async def _command(self) -> None:
         assert self._sandbox is not None
         assert self._session is not None
         if self._request.hold:
-            await first_of(self._session.joined.wait, self._stop_asked.wait, seconds=_HOLD)
-        if not self._stop_asked.is_set():
+            await first_of(self._session.joined.wait, self._stopping.asked.wait, seconds=_HOLD)
+        if not self._stopping.asked.is_set():
             await self._sandbox.start()
             self._session.begun.set()
             self.outcome.update(state=State.RUNNING, started_at=time.time())
@@ -567,9 +411,9 @@ class LocalRun:
         """Until the command has ended and its output was handed on; its status."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(session.pump)
-            tasks.start_soon(self._obey_stop)
+            tasks.start_soon(self._obey_stop, sandbox)
             code = await sandbox.wait()
-            await first_of(session.drained.wait, self._given_up)
+            await first_of(session.drained.wait, self._stopping.gave_up)
             tasks.cancel_scope.cancel()
         return code
 
@@ -589,24 +433,10 @@ class LocalRun:
             await anyio.sleep(_LOOK)
         self.ask_to_stop(by="the run's record was deleted")
 
-    async def _given_up(self) -> None:
-        """A stopped run does not wait for ever for a pipe that nobody empties."""
-        await self._stop_asked.wait()
-        await anyio.sleep(_DRAIN)
-
-    async def _obey_stop(self) -> None:
-        """Ask the command to end, then make it."""
-        await self._stop_asked.wait()
-        assert self._sandbox is not None
+    async def _obey_stop(self, sandbox: Sandbox) -> None:
+        await self._stopping.asked.wait()
         self.outcome.update(state=State.STOPPING)
-        await self._sandbox.signal(signal.SIGTERM)
-        patience = self._grace
-        if self._request.tty and patience > _HANG_UP:
-            await anyio.sleep(_HANG_UP)
-            await self._sandbox.signal(signal.SIGHUP)
-            patience -= _HANG_UP
-        await anyio.sleep(patience)
-        await self._sandbox.destroy()
+        await self._stopping.end(sandbox, terminal=self._request.tty is not None)
 
     async def _watch_over(self, what: str, task: Callable[[], Awaitable[Any]]) -> None:
         """A part that breaks ends the run, and the record says which one it was."""
@@ -628,26 +458,13 @@ class LocalRun:
             self._viewer.end()
         if self.record.state is not State.STOPPING:
             self.outcome.update(state=State.STOPPING)  # to release can take long: an engine may be away
-        released = True
-        for what, release in reversed(self._resources):
-            with anyio.move_on_after(_RELEASE) as scope:
-                try:
-                    await release()
-                except Exception as error:  # the next resource must be released all the same
-                    released = False
-                    _log.exception("%s was not released", what)
-                    self.journal.record("run.not_released", what=what, error=str(error))
-            if scope.cancelled_caught:
-                released = False
-                _log.error("%s was not released in %d s", what, _RELEASE)
-                self.journal.record("run.not_released", what=what, error="it took too long")
+        released = await self._resources.release()
         if self.asking:
             self.asking.close()
-        warned = self._gateway.warned if self._gateway else 0
-        self.outcome.conclude(asked=self._stop_asked.is_set(), warned=warned)
-        record = self.record
-        self.journal.record("run.ended", state=record.state, exit_code=record.exit_code, error=record.error)
-        await anyio.to_thread.run_sync(keeping.end, self._home, self.id, self.journal, self._copies)
+        gateway = self._gateway
+        warned = gateway.warned if gateway else 0
+        self.outcome.conclude(asked=self._stopping.asked.is_set(), warned=warned)
+        await self._papers.seal()
         if released:
             # Named by the record until it is gone: who is killed here leaves nothing that nobody knows of.
             shutil.rmtree(self._directory, ignore_errors=True)

@@ -1,6 +1,6 @@
 """Questions, attacked from inside: the sandbox cannot answer them, tire the proxy out, or get more than was said.
 
-How each was shown to fail: with the run's directory mounted into the sandbox (`mounts` in `LocalRun._spec`) the probe finds
+How each was shown to fail: with the run's directory mounted into the sandbox (`mounts` in `Assembly._spec`) the probe finds
 `control.sock`, and with Docker its answer is taken; with `pattern.names` for `matches` the other port is open; without `_with_credential` the credential goes
 to a path that no rule allows; with `_FOR_ONE` = 1000 all thirty wait.
 """
