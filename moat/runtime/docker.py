@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -85,7 +84,7 @@ def _foreign(info: dict[str, Any]) -> str:
     """Why this engine's containers cannot reach a socket of this machine; empty when they can."""
     if "Docker Desktop" in str(info.get("OperatingSystem", "")):
         return "Docker Desktop runs containers in a virtual machine of its own"
-    if info.get("OSType") != "linux" or info.get("KernelVersion") != platform.release():
+    if info.get("OSType") != "linux" or info.get("KernelVersion") != os.uname().release:
         return "it runs containers on another kernel than this machine's"
     return ""
 

@@ -166,7 +166,7 @@ def start_forwarder(listeners: list[Listener]) -> None:
 
 
 def forward(listeners: list[Listener]) -> None:
-    """Serve. What it imports takes a processor that the command can use first, unless something waits here."""
+    """Serve. What it imports takes a processor that the command can use first, unless something waits."""
     select.select([listener.sock for listener in listeners], [], [], HEAD_START)
     if TYPE_CHECKING:
         from moat.runtime import sandbox_forward
