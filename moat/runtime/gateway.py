@@ -26,7 +26,7 @@ from moat.proxy.trace import Trace, from_record
 from moat.rules import HostRule, parse_entry_host, parse_host_rule
 from moat.runtime import trust
 from moat.runtime.egress import RunEgress, Start
-from moat.runtime.granted import Granted
+from moat.runtime.given import Granted
 from moat.runtime.witness import Witness, WitnessedSource
 
 if TYPE_CHECKING:
