@@ -60,16 +60,12 @@ class Issuer:
         now: Callable[[], dt.datetime] = _utc_now,
     ) -> None:
         """`key` is the CA's, whose certificate is DER; `now` is the clock, in UTC."""
-        from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
 
         self._key = key
         self._certificate = certificate
         self._now = now
         self._leaf_key = ec.generate_private_key(ec.SECP256R1())
-        self._leaf_key_pem = self._leaf_key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
         self._leaves: OrderedDict[str, _Leaf] = OrderedDict()
         self._rejected: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
 
@@ -106,7 +102,10 @@ class Issuer:
         now = self._now()
         ca = x509.load_der_x509_certificate(self._certificate)
         certificate = _leaf_certificate(self._key, ca, self._leaf_key, host, now)
-        pem = self._leaf_key_pem + certificate.public_bytes(serialization.Encoding.PEM)
+        key = self._leaf_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        pem = key + certificate.public_bytes(serialization.Encoding.PEM)
         context = _server_context(pem, self.protocols)
         context.sni_callback = self._sni_check(host)
         return _Leaf(context, now, now + _LEAF_LIFE - _RENEW_BEFORE)

@@ -19,6 +19,7 @@ _BOOLEAN, _INTEGER, _BITS, _OCTETS, _OID, _UTF8, _UTC_TIME, _TIME = 1, 2, 3, 4, 
 _SEQUENCE, _SET, _VERSION, _EXTENSIONS = 0x30, 0x31, 0xA0, 0xA3  # constructed
 _ORGANIZATION, _COMMON_NAME = "2.5.4.10", "2.5.4.3"
 _KEY_IDENTIFIER, _KEY_USAGE, _BASIC_CONSTRAINTS = "2.5.29.14", "2.5.29.15", "2.5.29.19"
+_EC_KEY, _P256 = "1.2.840.10045.2.1", "1.2.840.10045.3.1.7"
 _ECDSA_SHA256 = "1.2.840.10045.4.3.2"
 _GENERAL_FROM = 2050  # the year from which UTCTime is ambiguous
 
@@ -29,14 +30,15 @@ def ca_certificate(
     valid: tuple[dt.datetime, dt.datetime],
     *bounds: tuple[x509.ExtensionType, bool],
 ) -> bytes:
-    """A self-signed CA certificate; `bounds` are further extensions, each with whether it is critical."""
+    """A self-signed CA certificate for a P-256 key.
+
+    `bounds` are further extensions, each with whether it is critical.
+    """
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    public = key.public_key()
     subject = _tlv(_SEQUENCE, _attribute(_ORGANIZATION, "Moat"), _attribute(_COMMON_NAME, name))
-    point = public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    point = _point(key.public_key().public_numbers())
     identifier = hashlib.sha1(point, usedforsecurity=False).digest()
     signs_certificates_and_crls = b"\x01\x06"  # one unused bit, then bits 5 and 6
     extensions = [
@@ -54,11 +56,16 @@ def ca_certificate(
         subject,
         _tlv(_SEQUENCE, *map(_time, valid)),
         subject,
-        public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        _tlv(_SEQUENCE, _tlv(_SEQUENCE, _oid(_EC_KEY), _oid(_P256)), _tlv(_BITS, b"\0", point)),
         _tlv(_EXTENSIONS, _tlv(_SEQUENCE, *extensions)),
     )
     signature = key.sign(signed, ec.ECDSA(hashes.SHA256()))
     return _tlv(_SEQUENCE, signed, algorithm, _tlv(_BITS, b"\0", signature))
+
+
+def _point(public: ec.EllipticCurvePublicNumbers) -> bytes:
+    """Uncompressed (SEC 1 §2.3.3)."""
+    return b"\x04" + public.x.to_bytes(32, "big") + public.y.to_bytes(32, "big")
 
 
 def _tlv(tag: int, *contents: bytes) -> bytes:
