@@ -7,6 +7,7 @@ Unix socket paths must fit into 108 bytes, so sockets live in a short runtime di
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -121,6 +122,36 @@ def replace_file(path: Path, data: bytes, prepare: Callable[[int], None] = lambd
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def create_file(path: Path, data: bytes) -> None:
+    """Make `path` (0600) with `data`: whole or not at all, and never over another one.
+
+    Raises FileExistsError.
+    """
+    import tempfile
+
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _name(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def _name(temporary: str, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a stick or a share without hard links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.rename(temporary, path)
 
 
 def sync_directory(path: Path) -> None:

@@ -23,11 +23,24 @@ from moat.paths import Home
 from moat.runtime.sweep import sweep
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CLAUDE_VARIABLE = "MOAT_TEST_CLAUDE"  # the pinned Claude Code binary; `.ci/test` sets it
+# The pinned agents; `.ci/test` sets them.
+CLAUDE_VARIABLE, CODEX_VARIABLE, GEMINI_VARIABLE = "MOAT_TEST_CLAUDE", "MOAT_TEST_CODEX", "MOAT_TEST_GEMINI"
 BIN_VARIABLE = "MOAT_TEST_BIN"  # the `moat` of the installed wheel; `.ci/test` sets it
 
 # What a developer's shell may hold and a test must not see: credentials, proxies, Moat's own switches.
-_PRIVATE = ("ANTHROPIC_", "CLAUDE_", "GITHUB_", "GH_", "OPENAI_", "MOAT_", "IS_SANDBOX", "DBUS_")
+_PRIVATE = (
+    "ANTHROPIC_",
+    "CLAUDE_",
+    "GITHUB_",
+    "GH_",
+    "OPENAI_",
+    "CODEX_",
+    "GEMINI_",
+    "GOOGLE_",
+    "MOAT_",
+    "IS_SANDBOX",
+    "DBUS_",
+)
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
@@ -151,8 +164,24 @@ def moat(moat_bin: str, tmp_path: Path) -> Callable[..., subprocess.CompletedPro
 @pytest.fixture(scope="session")
 def claude_binary() -> str:
     """The real Claude Code that the suite pins."""
-    program = os.environ.get(CLAUDE_VARIABLE) or str(REPOSITORY / ".cache/bin/claude")
-    assert os.access(program, os.X_OK), f"Claude Code is missing at {program}: run `bash .ci/test`"
+    return _agent("claude", CLAUDE_VARIABLE)
+
+
+@pytest.fixture(scope="session")
+def codex_binary() -> str:
+    """The real Codex that the suite pins."""
+    return _agent("codex", CODEX_VARIABLE)
+
+
+@pytest.fixture(scope="session")
+def gemini_script() -> str:
+    """The real Gemini CLI that the suite pins, for `node`."""
+    return _agent("gemini", GEMINI_VARIABLE)
+
+
+def _agent(name: str, variable: str) -> str:
+    program = os.environ.get(variable) or str(REPOSITORY / ".cache/bin" / name)
+    assert os.access(program, os.R_OK), f"{name} is missing at {program}: run `bash .ci/test`"
     return program
 
 

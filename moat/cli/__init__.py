@@ -43,6 +43,8 @@ COMMANDS = {
     "demo": ("moat.cli.demo", "prove the isolation on this machine, in a few seconds"),
     "version": ("moat.cli.version", "print the version"),
 }
+# What starts a run, and takes the supervisor that stands by for it.
+_STARTERS = {"claude", "resume", "run"}
 
 
 def usage() -> str:
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         return _unknown(args[0])
     from moat.cli.output import call
 
-    return call(entry[0], args[1:], alone=argv is None)
+    return call(entry[0], args[1:], alone=argv is None, starts=args[0] in _STARTERS)
 
 
 def _package_is_ours() -> bool:

@@ -30,6 +30,7 @@ from moat.runtime.agents.claude import Claude, without_needless_questions
 from moat.runtime.agents.claude_sessions import conversation_of, sessions
 from moat.runtime.agents.claude_settings import Carried, carried
 from moat.runtime.choice import choose
+from moat.runtime.forking import Fork
 from moat.runtime.plugins.declared import SKIP_HOST
 from moat.runtime.records import describe_age
 from moat.runtime.request import RunRequest
@@ -44,7 +45,7 @@ _NO_CREDENTIAL = (
 )
 
 
-def main(argv: Sequence[str], *, command: str = "claude") -> int:
+def main(argv: Sequence[str], *, command: str = "claude", ahead: Fork | None = None) -> int:
     if command == "claude" and argv[:1] == ["plugins"]:
         return claude_plugins.main(argv[1:])
     words, initial = _split(argv)
@@ -81,7 +82,7 @@ def main(argv: Sequence[str], *, command: str = "claude") -> int:
         stdin=request.stdin and _piped(),
         fetches=plugins.fetches,
     )
-    return start(request, detach=options.detach, home=home)
+    return start(request, detach=options.detach, home=home, ahead=ahead)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], str | None]:

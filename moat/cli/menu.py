@@ -144,9 +144,9 @@ class AskPassphrase:
 
     @classmethod
     def where_possible(cls, console: Console | None = None) -> AskPassphrase | None:
-        """At `console`, or else on stderr; None without a terminal."""
-        able = console if console is not None and console.terminal else Console(json=True)
-        return cls(able) if able.terminal else None
+        """At `console`, or else on stderr, or on stdout; None without a terminal."""
+        consoles = (console, Console(json=True), Console())
+        return next((cls(able) for able in consoles if able is not None and able.terminal), None)
 
     def __call__(self) -> str:
         if self._asked:

@@ -20,15 +20,18 @@ from moat.importing import uncollected
 _LINE_EVERY = 1.0  # seconds between two lines of progress
 
 
-def call(module: str, argv: Sequence[str], *, alone: bool = False) -> int:
+def call(module: str, argv: Sequence[str], *, alone: bool = False, starts: bool = False) -> int:
     """Import `module`, run its `main(argv)` and turn what it raises into messages and a status.
 
-    alone: this process is for nothing else.
+    alone: this process is for nothing else. starts: it is to start a run.
     """
     try:
-        with uncollected() if alone else contextlib.nullcontext():
-            command = importlib.import_module(module)
-        status = command.main(argv)
+        if alone and starts and "--help" not in argv:
+            status = _start(module, argv)
+        else:
+            with uncollected() if alone else contextlib.nullcontext():
+                command = importlib.import_module(module)
+            status = command.main(argv)
         sys.stdout.flush()
     except MoatError as error:
         return fail(error)
@@ -47,6 +50,29 @@ def reason(error: OSError, where: str = "") -> str:
     """`Read-only file system: /a/file`; `where` stands for a file that is not known."""
     about = error.filename or where
     return f"{error.strerror or error}{f': {about}' if about else ''}"
+
+
+def _start(module: str, argv: Sequence[str]) -> int:
+    """With a supervisor that gets ready beside the command's own imports."""
+    fill_standard_streams()
+    with contextlib.ExitStack() as stack:
+        with uncollected():
+            from moat.runtime.launch import standby
+
+            ahead = stack.enter_context(standby())
+            command = importlib.import_module(module)
+        return int(command.main(argv, ahead=ahead) or 0)
+
+
+def fill_standard_streams() -> None:
+    """A stream that the caller has closed is nothing; no descriptor of ours may get its number."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - as above
 
 
 def fail(error: MoatError) -> int:

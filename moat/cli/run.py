@@ -18,12 +18,13 @@ from moat.errors import UsageError
 from moat.paths import Home
 from moat.runtime import tampering
 from moat.runtime.choice import NAMES
+from moat.runtime.forking import Fork
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Mount
 from moat.runtime.size import Size
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], *, ahead: Fork | None = None) -> int:
     flags, command = split_command(argv)
     options = _parser().parse_args(flags)
     workspace = Path(options.dir).expanduser().absolute()
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     settings = load_config(options, home, workspace)
     options.interactive = options.interactive or settings.interactive
     request = build(options, command, settings, workspace)
-    return start(request, detach=options.detach, json=options.json, home=home)
+    return start(request, detach=options.detach, json=options.json, home=home, ahead=ahead)
 
 
 def split_command(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:

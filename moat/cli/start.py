@@ -6,18 +6,18 @@ import dataclasses
 import datetime as dt
 import os
 import shlex
-import sys
 from collections.abc import Callable
 
 from moat.chord import Chord
 from moat.cli import terminal
 from moat.cli.chord import chosen
 from moat.cli.display import size
-from moat.cli.output import Progress, emit, emit_json, git_warning, say
+from moat.cli.output import Progress, emit, emit_json, fill_standard_streams, git_warning, say
 from moat.cli.results import tell_results
 from moat.errors import MissingGrantsError, StartError
 from moat.paths import Home
 from moat.runtime import known, launch
+from moat.runtime.forking import Fork
 from moat.runtime.handle import RunHandle
 from moat.runtime.records import read
 from moat.runtime.request import RunRequest
@@ -25,14 +25,21 @@ from moat.runtime.size import Size
 from moat.runtime.variables import protected
 
 
-def start(request: RunRequest, *, detach: bool = False, json: bool = False, home: Home | None = None) -> int:
+def start(
+    request: RunRequest,
+    *,
+    detach: bool = False,
+    json: bool = False,
+    home: Home | None = None,
+    ahead: Fork | None = None,
+) -> int:
     """Start `request` and stay with it until it ends or the user detaches; returns the exit status.
 
     Grants are checked first: all that is missing is told at once. With `detach` the run id is printed
     instead (`json`: as an object). Raises what `launch.start` raises.
     """
     place = home or Home.from_environment()
-    _fill_standard_streams()
+    fill_standard_streams()
     for name in protected(request.env):
         say(f"warning: env {name} is ignored: it would lead around Moat's proxy or certificates")
     if request.network.unreadable == "pass":
@@ -43,7 +50,7 @@ def start(request: RunRequest, *, detach: bool = False, json: bool = False, home
     request = dataclasses.replace(request, hold=not detach)
     progress = Progress()
     try:
-        handle = launch.start(request, home=place, handoff=handoff, progress=progress.show, fork=True)
+        handle = launch.start(request, home=place, handoff=handoff, progress=progress.show, ahead=ahead)
     finally:
         progress.clear()
     if not detach:
@@ -111,17 +118,6 @@ def _is_terminal(fd: int) -> bool:
         return False
 
 
-def _fill_standard_streams() -> None:
-    """A stream that the caller has closed is nothing; no socket of ours may get its number."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - as above
-
-
 def _handoff(request: RunRequest, home: Home) -> bytes:
     if not request.grants:
         return b""
@@ -165,10 +161,6 @@ def _grant_now(missing: MissingGrantsError) -> bool:
 
 def passphrase() -> Callable[[], str] | None:
     """What asks for the passphrase of sealed credentials; None: there is nobody to ask."""
-    return _passphrase if _is_terminal(0) else None
+    from moat.cli.menu import AskPassphrase
 
-
-def _passphrase() -> str:
-    from getpass import getpass
-
-    return getpass("Passphrase of the credential store: ")
+    return AskPassphrase.where_possible()

@@ -16,6 +16,7 @@ from moat.cli.output import Progress, emit, emit_json, safe, say
 from moat.cli.parser import Parser
 from moat.errors import GrantError, MoatError, UsageError, VaultError
 from moat.grants import CredentialInfo, Secret
+from moat.paths import create_file
 from moat.vault import Vault
 from moat.vault.index import StoreName
 from moat.vault.origin import Origin
@@ -84,7 +85,7 @@ def _export(vault: Vault, options: argparse.Namespace) -> int:
     if options.file == "-" and sys.stdout.isatty():
         raise UsageError("the file is not for a terminal", hint="moat vault export FILE")
     if options.file != "-" and os.path.lexists(options.file):
-        raise UsageError(f"{options.file} exists already", hint="name a new file")
+        raise _exists(options.file)
     found = gather(vault)
     if not found:
         raise GrantError("nothing is granted", hint="`moat grant` stores a credential")
@@ -95,7 +96,10 @@ def _export(vault: Vault, options: argparse.Namespace) -> int:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return 0
-    _create(Path(options.file), data)
+    try:
+        create_file(Path(options.file), data)
+    except FileExistsError:
+        raise _exists(options.file) from None
     names = [one.info.name for one in found]
     if options.json:
         emit_json({"exported": names, "file": options.file})
@@ -103,6 +107,10 @@ def _export(vault: Vault, options: argparse.Namespace) -> int:
         emit(f"{len(names)} credentials in {options.file}: {', '.join(names)}")
         say("hint: on the other machine: `moat vault import FILE`; then remove the file")
     return 0
+
+
+def _exists(file: str) -> UsageError:
+    return UsageError(f"{file} exists already", hint="name a new file")
 
 
 def _import(vault: Vault, options: argparse.Namespace) -> int:
@@ -171,19 +179,6 @@ def _saying(text: str) -> Iterator[None]:
         yield
     finally:
         progress.clear()
-
-
-def _create(path: Path, data: bytes) -> None:
-    """A new file, 0600, whole or not at all."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        os.unlink(path)
-        raise
 
 
 # --- keys and passphrases --------------------------------------------------------------------------

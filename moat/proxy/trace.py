@@ -23,7 +23,6 @@ import anyio
 from anyio.abc import TaskStatus
 
 from moat.journal import LineWriter
-from moat.proxy import grammar
 from moat.proxy.events import Denial, ExchangeFinished
 
 FLUSH_SECONDS = 0.1
@@ -91,7 +90,9 @@ _remembered = lru_cache(maxsize=64)(Shown)
 
 
 def _taken_apart(block: bytes, names: frozenset[bytes]) -> list[tuple[str, str]]:
-    fields = grammar.FIELD_TEXT.findall(block.decode("latin-1"))
+    from moat.proxy.grammar import FIELD_TEXT  # its patterns are compiled when there is a request
+
+    fields = FIELD_TEXT.findall(block.decode("latin-1"))
     if b" \r" in block or b"\t\r" in block or block.endswith((b" ", b"\t")):
         fields = [(name, value.rstrip(" \t")) for name, value in fields]
     hidden = map(_hidden_among(names).__getitem__, map(_NAME, fields))

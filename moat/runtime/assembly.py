@@ -14,9 +14,6 @@ from typing import TYPE_CHECKING
 from moat.config import NetworkConfig, UserConfig
 from moat.errors import UsageError
 from moat.paths import private_dir
-from moat.proxy.decider import Decider
-from moat.proxy.mcp import McpTable
-from moat.proxy.ssh import SshTunnel
 from moat.runtime import granted
 from moat.runtime.choice import runtime
 from moat.runtime.gateway import Gateway
@@ -26,10 +23,13 @@ from moat.runtime.rejected import Rejections
 from moat.runtime.releasing import Resources
 from moat.runtime.sandbox import Sandbox, SandboxSpec
 from moat.runtime.variables import sandbox_environment
-from moat.vault import Vault
 
 if TYPE_CHECKING:
+    from moat.proxy.decider import Decider
+    from moat.proxy.mcp import McpTable
+    from moat.proxy.ssh import SshTunnel
     from moat.runtime.credentials import Credentials
+    from moat.vault import Vault
 
 
 class Assembly:
@@ -107,6 +107,7 @@ class Assembly:
             on_event=rejections.add,
         )
         self._resources.add("proxy", gateway.aclose)
+        run.start("imports", gateway.get_ready)
         return gateway
 
     def _credentials(self, vault: Vault, mcp: McpTable | None, rejections: Rejections) -> Credentials:

@@ -11,14 +11,16 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from moat.authority import Authority, AuthorityError, parse_authority
-from moat.proxy.server import Proxy
 from moat.runtime.dnsstub import MAX_QUERY, NameTable, answer
 from moat.runtime.sandbox import HOST_ADDRESS, HOST_NAME, EgressSockets
+
+if TYPE_CHECKING:
+    from moat.proxy.server import Proxy
 
 Start = Callable[[str, Callable[[], Awaitable[Any]]], None]  # (what it is, the task): owned by the run
 _BACKLOG = 128
@@ -27,7 +29,8 @@ _BACKLOG = 128
 class RunEgress:
     """Implements `sandbox.Egress`. Its methods return when the listeners are served by tasks of the run."""
 
-    def __init__(self, proxy: Proxy, start: Start) -> None:
+    def __init__(self, proxy: Callable[[], Proxy], start: Start) -> None:
+        """`proxy` is called when there is something to serve. It may be asked for more than once."""
         self._proxy = proxy
         self._start = start
         self._names = NameTable({HOST_NAME: HOST_ADDRESS})
@@ -42,24 +45,26 @@ class RunEgress:
         if uid != os.geteuid():
             os.chown(path, uid, -1, follow_symlinks=False)
         sock.listen(_BACKLOG)
-        self._start("proxy", lambda: self._proxy.serve(sock))
+        proxy = self._proxy()
+        self._start("proxy", lambda: proxy.serve(sock))
 
     async def serve_sockets(self, sockets: EgressSockets) -> None:
+        proxy = self._proxy()
         explicit = _listener(sockets.proxy)
-        self._start("proxy", lambda: self._proxy.serve(explicit))
+        self._start("proxy", lambda: proxy.serve(explicit))
         for fd in (sockets.http, sockets.https, *sockets.captured):
-            self._capture(_listener(fd))
+            self._capture(proxy, _listener(fd))
         for port, fd in sockets.host_ports:
-            self._host_port(_listener(fd), port)
+            self._host_port(proxy, _listener(fd), port)
         names = _listener(sockets.dns)
         self._start("dns", lambda: _resolve(names, self._names))
 
-    def _capture(self, sock: socket.socket) -> None:
-        self._start("capture", lambda: self._proxy.serve_captured(sock, self._meant))
+    def _capture(self, proxy: Proxy, sock: socket.socket) -> None:
+        self._start("capture", lambda: proxy.serve_captured(sock, self._meant))
 
-    def _host_port(self, sock: socket.socket, port: int) -> None:
+    def _host_port(self, proxy: Proxy, sock: socket.socket, port: int) -> None:
         authority = Authority(HOST_NAME, port)
-        self._start("host port", lambda: self._proxy.serve(sock, authority=authority))
+        self._start("host port", lambda: proxy.serve(sock, authority=authority))
 
     def _meant(self, accepted: socket.socket) -> Authority | None:
         """Which name a captured connection was made for: the address it was made to tells."""

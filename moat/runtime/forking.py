@@ -1,5 +1,7 @@
 """A supervisor as a fork of the command that starts it: what is imported already is not imported again.
 
+The fork is made early: it imports what a supervisor needs while the command finds out what to ask of it.
+
 A fork has all that the command had, so it lets go of everything first: descriptors, terminal, handlers of
 signals, directories that modules are looked for in, and the words that `ps` shows.
 """
@@ -13,55 +15,68 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, NamedTuple, NoReturn
 
 _TITLE = b"moat supervisor"
 
 
-def possible(workspace: Path) -> bool:
-    """Whether this process may be forked, and would import nothing from where an agent can write.
+class Fork(NamedTuple):
+    """The other ends of its standard streams."""
 
-    Another thread may hold a lock that nobody in the fork would ever release.
-    """
-    if len(os.listdir("/proc/self/task")) > 1:
-        return False
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
+
+def alone() -> bool:
+    """Whether this process may be forked: another thread may hold a lock that nobody would ever release."""
+    return len(os.listdir("/proc/self/task")) == 1
+
+
+def imports_from(workspace: Path) -> bool:
+    """Whether this process, and a fork of it, would import modules from where an agent can write."""
     places = (Path(entry).resolve() for entry in _search_path())
-    return not any(place.is_relative_to(workspace) for place in places)
+    return any(place.is_relative_to(workspace) for place in places)
 
 
 @contextlib.contextmanager
-def forked(supervise: Callable[[], None]) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """A process in a session of its own that carries out `supervise`; what it writes to stdout and stderr.
+def forked(serve: Callable[[], None]) -> Iterator[Fork]:
+    """A process in a session of its own that carries out `serve`, with pipes for its standard streams.
 
-    The process that ends with this block is only its parent: `supervise` outlives it.
+    The process that ends with this block is only its parent: `serve` outlives it.
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    ordered, orders = os.pipe()
     answers, answering = os.pipe()
     complaints, complaining = os.pipe()
     parent = os.fork()
     if not parent:
-        os.close(answers)
-        os.close(complaints)
-        _become(supervise, answering, complaining)
-    os.close(answering)
-    os.close(complaining)
-    with open(answers, "rb", buffering=0) as told, open(complaints, "rb", buffering=0) as wrong:
+        for fd in (orders, answers, complaints):
+            os.close(fd)
+        _become(serve, ordered, answering, complaining)
+    for fd in (ordered, answering, complaining):
+        os.close(fd)
+    with (
+        open(orders, "wb", buffering=0) as stdin,
+        open(answers, "rb", buffering=0) as stdout,
+        open(complaints, "rb", buffering=0) as stderr,
+    ):
         try:
-            yield told, wrong
+            yield Fork(stdin, stdout, stderr)
         finally:
             os.waitpid(parent, 0)
 
 
-def _become(supervise: Callable[[], None], answering: int, complaining: int) -> NoReturn:
+def _become(serve: Callable[[], None], *streams: int) -> NoReturn:
     status = 1
     try:
         os.setsid()
         if os.fork():
             os._exit(0)  # the caller waits for this one only
         os.setsid()
-        _let_go(answering, complaining)
-        supervise()
+        _let_go(*streams)
+        serve()
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -69,9 +84,9 @@ def _become(supervise: Callable[[], None], answering: int, complaining: int) -> 
         os._exit(status)  # nothing of the command's own end is to happen here
 
 
-def _let_go(answering: int, complaining: int) -> None:
+def _let_go(*streams: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
-    for ours, number in ((null, 0), (answering, 1), (complaining, 2)):
+    for number, ours in enumerate(streams):
         os.dup2(ours, number)
         os.close(ours)
     for number in map(int, os.listdir("/proc/self/fd")):
@@ -79,7 +94,7 @@ def _let_go(answering: int, complaining: int) -> None:
         if number > 2:
             with contextlib.suppress(OSError):  # the directory that was just listed
                 os.fstat(number)
-                os.dup2(0, number, inheritable=False)
+                os.dup2(null, number, inheritable=False)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)

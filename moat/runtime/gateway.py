@@ -1,4 +1,7 @@
-"""The proxy of one run with all that belongs to it: policy, CA, upstream, injection rules, trace."""
+"""The proxy of one run with all that belongs to it: policy, CA, upstream, injection rules, trace.
+
+The modules of the proxy itself, a fifth of what a run imports, are imported while the sandbox is being made.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moat.config import NetworkConfig, UpstreamConfig
 from moat.errors import ConfigError
@@ -15,21 +19,23 @@ from moat.journal import Journal, LineWriter, read_lines
 from moat.paths import Home
 from moat.proxy.budget import Budget
 from moat.proxy.certs import RunCA
-from moat.proxy.decider import Decider
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.limits import Limits
-from moat.proxy.logins import LoginTable
-from moat.proxy.mcp import McpTable
 from moat.proxy.policy import Policy
-from moat.proxy.server import Proxy
-from moat.proxy.ssh import SshTunnel
 from moat.proxy.trace import Trace, from_record
-from moat.proxy.upstream import Upstream, UpstreamOptions
 from moat.rules import HostRule, parse_entry_host, parse_host_rule
 from moat.runtime import trust
 from moat.runtime.egress import RunEgress, Start
 from moat.runtime.granted import Granted
 from moat.runtime.witness import Witness, WitnessedSource
+
+if TYPE_CHECKING:
+    from moat.proxy.decider import Decider
+    from moat.proxy.logins import LoginTable
+    from moat.proxy.mcp import McpTable
+    from moat.proxy.server import Proxy
+    from moat.proxy.ssh import SshTunnel
+    from moat.proxy.upstream import Upstream, UpstreamOptions
 
 _LONGEST = 3660.0  # seconds: more than `ask.timeout` can be, for the proxy's own deadline
 _CLOSE_SECONDS = 2.0  # for exchanges that are under way when the sandbox is gone
@@ -77,6 +83,8 @@ def upstream_options(
     config: UpstreamConfig, host_ports: tuple[int, ...], environ: Mapping[str, str] = os.environ
 ) -> UpstreamOptions:
     """The user's own options; a host behind a proxy has it in HTTPS_PROXY."""
+    from moat.proxy.upstream import UpstreamOptions
+
     proxy = config.proxy or environ.get("HTTPS_PROXY") or environ.get("https_proxy") or None
     return UpstreamOptions(
         ca_bundle=config.ca_bundle,
@@ -116,14 +124,13 @@ class Gateway:
         patient: bool = False,
         on_event: Callable[[ExchangeFinished], None] = lambda _event: None,
     ) -> None:
-        """Makes everything; listens nowhere yet. `on_event` hears of every exchange, after the records.
+        """Listens nowhere yet. `on_event` hears of every exchange, after the records.
 
         patient: the decider waits for a person, and is asked about what no rule decides alone.
         Raises ConfigError, OSError.
         """
         self._on_event = on_event
         self._ca = RunCA.generate(run_id)
-        self._upstream = Upstream(upstream_options(upstream, network.host))
         self._writer = LineWriter(trace)
         self._witness = Witness(journal)
         self._journal = journal
@@ -132,29 +139,50 @@ class Gateway:
             limit=trace_limit,
             on_full=lambda: journal.record("trace.full", bytes=trace_limit),
         )
-        self._proxy = Proxy(
-            policy=policy_of(network, granted.hosts),
-            ca=self._ca,
-            rules=granted.rules,
-            credentials=credentials and WitnessedSource(credentials, journal),
-            upstream=self._upstream,
-            on_event=self._record,
-            ready=self._ready,
-            on_use=self._witness.on_use,
-            tunnels=tunnels,
-            mcp=mcp or McpTable(),
-            logins=logins,
-            budgets=budgets_of(network),
-            decider=decider,
-            ask_every=not patient,
-            limits=replace(Limits(), question_timeout=_LONGEST) if patient else Limits(),
-            unreadable=network.unreadable,
-            body_leaks=network.body_leaks,
-        )
-        self.egress = RunEgress(self._proxy, start)
+        policy, budgets = policy_of(network, granted.hosts), budgets_of(network)
+
+        def make() -> tuple[Proxy, Upstream]:
+            from moat.proxy.mcp import McpTable
+            from moat.proxy.server import Proxy
+            from moat.proxy.upstream import Upstream
+
+            reach = Upstream(upstream_options(upstream, network.host))
+            proxy = Proxy(
+                policy=policy,
+                ca=self._ca,
+                rules=granted.rules,
+                credentials=credentials and WitnessedSource(credentials, journal),
+                upstream=reach,
+                on_event=self._record,
+                ready=self._ready,
+                on_use=self._witness.on_use,
+                tunnels=tunnels,
+                mcp=mcp or McpTable(),
+                logins=logins,
+                budgets=budgets,
+                decider=decider,
+                ask_every=not patient,
+                limits=replace(Limits(), question_timeout=_LONGEST) if patient else Limits(),
+                unreadable=network.unreadable,
+                body_leaks=network.body_leaks,
+            )
+            return proxy, reach
+
+        self._make = make
+        self._made: tuple[Proxy, Upstream] | None = None
+        self.egress = RunEgress(self._open, start)
         self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)
         start("trace", self._trace.run)
         start("journal", self._witness.run)
+
+    async def get_ready(self) -> None:
+        """Import what `egress` needs, beside processes that make the sandbox."""
+        import moat.proxy.server  # noqa: F401
+
+    def _open(self) -> Proxy:
+        """The proxy, from now on open. Raises ConfigError, OSError."""
+        self._made = self._made or self._make()
+        return self._made[0]
 
     @property
     def warned(self) -> int:
@@ -166,8 +194,10 @@ class Gateway:
         self._trace.flush()
 
     async def aclose(self) -> None:
-        await self._proxy.aclose(_CLOSE_SECONDS)
-        await self._upstream.aclose()
+        if self._made:
+            proxy, upstream = self._made
+            await proxy.aclose(_CLOSE_SECONDS)
+            await upstream.aclose()
         self._trace.finish()
         self._witness.flush()
         self._writer.close()

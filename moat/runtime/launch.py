@@ -2,9 +2,9 @@
 
     handle = start(request, home=home, progress=print)
 
-The supervisor is a fork of this process, or a new interpreter that gets its request and the way to the vault
-as JSON on stdin, never in argv or env. It answers with JSON lines: who it is, what it is doing, then that it
-is ready, or why it is not.
+The supervisor is a new interpreter, or a fork of this process that was made ahead. It gets its request and
+the way to the vault as JSON on stdin, never in argv or env. It answers with JSON lines: who it is, what it is
+doing, then that it is ready, or why it is not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +26,7 @@ from moat.errors import MoatError, StartError
 from moat.importing import uncollected
 from moat.paths import Home
 from moat.runtime import forking
+from moat.runtime.forking import Fork
 from moat.runtime.handle import RunHandle
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Progress
@@ -36,12 +36,30 @@ from moat.runtime.sandbox import Progress
 _PROGRAM = "import sys; sys.path.append(sys.argv[1]); import moat.runtime.supervisor as s; s.main()"
 _LEAST_FILES = 256  # twenty for itself, and two for each connection
 
-Streams = AbstractContextManager[tuple[IO[bytes], IO[bytes]]]
-"""What a supervisor says, and what went wrong in it."""
-
 
 def _silent(_: str) -> None:
     """Nobody wants to know what is being done."""
+
+
+@contextlib.contextmanager
+def standby() -> Iterator[Fork | None]:
+    """A supervisor for `start`, which gets ready while the caller finds out what to ask of it.
+
+    For programs that end when their run does, such as the command line. None: this process must not be
+    forked. Without a request it ends when the block does.
+    """
+    if not forking.alone():
+        yield None
+        return
+    with forking.forked(_stand_by) as ahead:
+        yield ahead
+
+
+def _stand_by() -> None:
+    with uncollected():
+        from moat.runtime import supervisor  # a heavy import: here, beside the command's own
+
+    supervisor.obey()
 
 
 def start(
@@ -50,21 +68,20 @@ def start(
     home: Home | None = None,
     handoff: bytes = b"",
     progress: Progress = _silent,
-    fork: bool = False,
+    ahead: Fork | None = None,
 ) -> RunHandle:
-    """Start a supervisor for `request`; returns when the sandbox is ready.
+    """Start a supervisor for `request`, or take the one that stands by; returns when the sandbox is ready.
 
     With `request.hold` the command itself starts at the first attach, so that no output is missed.
     `handoff` is `Vault.handoff()` of the vault that holds the grants. Raises StartError, GrantError,
     VaultError… exactly as the supervisor met them, with their hints. When this call is interrupted
-    (KeyboardInterrupt), the run is stopped. `fork`: this process may be forked, if that is safe, which is
-    quicker; for programs that end when the run does, such as the command line.
+    (KeyboardInterrupt), the run is stopped.
     """
     _check_limits()
     home = home or Home.from_environment()
-    quick = fork and forking.possible(request.workspace)
-    supervisor = _forked if quick else _spawned
-    with supervisor(home, request, handoff) as (answers, complaints):
+    with _supervisor(request, ahead) as (orders, answers, complaints):
+        with contextlib.suppress(BrokenPipeError), orders:  # it died; what it had to say follows
+            orders.write(_message(home, request, handoff))
         handle = _follow(answers, request, progress)
         if handle is None:
             raise _died(complaints.read())
@@ -78,23 +95,22 @@ def _check_limits() -> None:
         raise StartError("a run needs more open files than it may have here", hint="ulimit -n 4096")
 
 
-def _forked(home: Home, request: RunRequest, handoff: bytes) -> Streams:
-    def supervise() -> None:
-        with uncollected():
-            from moat.runtime import supervisor  # a heavy import: here, beside the command's own
-
-        supervisor.supervise(home, request, handoff)
-
-    return forking.forked(supervise)
+def _message(home: Home, request: RunRequest, handoff: bytes) -> bytes:
+    return json.dumps(
+        {
+            "home": str(home.root),
+            "request": request.to_json(),
+            "handoff": base64.b64encode(handoff).decode("ascii"),
+            "environ": dict(os.environ),  # as it is by now: options such as `--profile` are kept there
+        }
+    ).encode()
 
 
 @contextlib.contextmanager
-def _spawned(home: Home, request: RunRequest, handoff: bytes) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    message = {
-        "home": str(home.root),
-        "request": request.to_json(),
-        "handoff": base64.b64encode(handoff).decode("ascii"),
-    }
+def _supervisor(request: RunRequest, ahead: Fork | None) -> Iterator[Fork]:
+    if ahead and not forking.imports_from(request.workspace):
+        yield ahead
+        return
     # -P and cwd: nothing is ever imported from a workspace, which an agent can write.
     with subprocess.Popen(
         [sys.executable, "-P", "-c", _PROGRAM, str(Path(errors.__file__).parent.parent)],
@@ -107,9 +123,7 @@ def _spawned(home: Home, request: RunRequest, handoff: bytes) -> Iterator[tuple[
         assert process.stdin
         assert process.stdout
         assert process.stderr
-        with contextlib.suppress(BrokenPipeError), process.stdin:  # it died; what it had to say follows
-            process.stdin.write(json.dumps(message).encode())
-        yield process.stdout, process.stderr
+        yield Fork(process.stdin, process.stdout, process.stderr)
 
 
 def _follow(answers: IO[bytes], request: RunRequest, progress: Progress) -> RunHandle | None:

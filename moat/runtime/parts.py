@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moat.config import HooksConfig
 from moat.config.dependencies import service_named
@@ -25,11 +25,13 @@ from moat.dataclass import dataclass
 from moat.grants import InjectionRule
 from moat.journal import Journal
 from moat.paths import Home
-from moat.proxy.mcp import McpTable
-from moat.proxy.ssh import SshTunnel
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import HomeFile, Mount, Progress, Sandbox, ServiceSpec
-from moat.vault import Vault
+
+if TYPE_CHECKING:
+    from moat.proxy.mcp import McpTable
+    from moat.proxy.ssh import SshTunnel
+    from moat.vault import Vault
 
 _NO_ENV: Mapping[str, str] = MappingProxyType({})
 Start = Callable[[str, Callable[[], Awaitable[Any]]], None]  # (what it is, the task): owned by the run

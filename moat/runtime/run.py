@@ -16,14 +16,13 @@ import dataclasses
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import TaskGroup
 
 from moat.errors import StartError, UsageError, one_error
 from moat.paths import Home, private_dir, runtime_dir
-from moat.proxy.decider import Decider
 from moat.proxy.events import ExchangeFinished
 from moat.runtime import granted, mounts, records
 from moat.runtime.asking import Asking
@@ -51,6 +50,9 @@ from moat.runtime.viewers import ControlServer
 from moat.runtime.workspace import check_mounts, check_workspace
 from moat.vault import open_vault
 from moat.vault.profile import current
+
+if TYPE_CHECKING:
+    from moat.proxy.decider import Decider
 
 _HOLD = 10.0  # seconds to wait for the first viewer
 _LOOK = 2.0  # seconds between two looks at the run's own directory

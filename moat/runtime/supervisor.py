@@ -1,6 +1,6 @@
 """The process that owns one run and outlives the terminal that started it.
 
-It comes from `launch`: a fork (`supervise`), or a program that reads one JSON message on stdin (`main`).
+It comes from `launch`: a fork (`obey`) or a program (`main`) that reads one JSON message on stdin.
 It says on stdout what it does until the run is ready, and then has no connection to anybody but the run's
 control socket. SIGTERM stops the run properly.
 """
@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,20 +55,41 @@ class Starter:
         os.close(self._fd)
 
 
+Orders = tuple[Home, RunRequest, bytes]
+
+
 def main() -> None:
-    message = json.loads(sys.stdin.buffer.read())
+    orders = _orders()
     if os.fork():
         os._exit(0)  # the caller waits for this one only
     os.setsid()
-    supervise(
+    if orders:
+        _supervise(*orders)
+
+
+def obey() -> None:
+    """Own the run that is asked for, if one is, until it has ended. The process is a session of its own."""
+    if orders := _orders():
+        _supervise(*orders)
+
+
+def _orders() -> Orders | None:
+    """None: whoever made this process had no use for it, or died."""
+    with open(0, "rb", closefd=False) as stdin:
+        data = stdin.read()
+    if not data:
+        return None
+    message = json.loads(data)
+    os.environ.clear()
+    os.environ.update(message["environ"])
+    return (
         Home(Path(message["home"])),
         RunRequest.from_json(message["request"]),
         base64.b64decode(message["handoff"]),
     )
 
 
-def supervise(home: Home, request: RunRequest, handoff: bytes) -> None:
-    """Own a run until it has ended. The process is a session of its own, and nobody waits for it."""
+def _supervise(home: Home, request: RunRequest, handoff: bytes) -> None:
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     warden.appoint(home, _let_go_of_the_terminal)
@@ -78,7 +98,7 @@ def supervise(home: Home, request: RunRequest, handoff: bytes) -> None:
     _let_go_of_the_terminal()
     raise_limits()
     try:
-        run_loop(_supervise(home, request, handoff, starter))
+        run_loop(_own(home, request, handoff, starter))
     except MoatError as error:
         _log.info("ended: %s", error)
     except BaseException:
@@ -93,7 +113,7 @@ def _let_go_of_the_terminal() -> None:
     os.close(null)
 
 
-async def _supervise(home: Home, request: RunRequest, handoff: bytes, starter: Starter) -> None:
+async def _own(home: Home, request: RunRequest, handoff: bytes, starter: Starter) -> None:
     ready = False
     try:
         run = LocalRun(request, home, None)

@@ -12,14 +12,13 @@ import hashlib
 import os
 import secrets
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from moat.dataclass import dataclass
 from moat.errors import VaultError
 from moat.grants import Secret
-from moat.paths import private_dir
+from moat.paths import create_file, private_dir
 from moat.vault.index import Sealing
 
 KEY_BYTES = 32
@@ -164,17 +163,10 @@ def create_key_file(path: Path) -> bytes:
     if not path.parent.exists():
         private_dir(path.parent)
     key = secrets.token_bytes(KEY_BYTES)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(base64.b64encode(key) + b"\n")
-            file.flush()
-            os.fsync(fd)
-        os.link(temporary, path)  # whole or not at all, and never over another one
+        create_file(path, base64.b64encode(key) + b"\n")
     except FileExistsError:
         return read_key_file(path)
-    finally:
-        os.unlink(temporary)
     return key
 
 

@@ -7,6 +7,8 @@ Seen to fail: without the binding of Esc in `moat.cli.menu` nothing happens and 
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from moat.grants import CredentialKind
 from moat.paths import Home
 from moat.vault.providers import entries
 from tests.cli.wizard import HOSTS, KEY, TOKEN, Start, Terminal, api, nothing_stored, stored, terminals
-from tests.vault.vendor import Vendor, vendor
+from tests.ssh.world import agent, make_key
+from tests.vault.vendor import Answer, Asked, Vendor, vendor
 
 ESC = "\x1b"
 METHOD = "Enter choice [1, 2, or 3]: "
@@ -126,6 +129,48 @@ def test_out_of_every_kind_of_question_and_back_to_the_list(start: Start, tmp_pa
     terminal.ends(130)
     assert nothing_stored()
     assert not key.exists()
+
+
+REGISTRY = "registry.example.com"
+
+
+def _asks_for_a_password(asked: Asked) -> Answer:
+    return 401, {}, {"WWW-Authenticate": 'Basic realm="x"'}
+
+
+def test_out_of_a_login_to_a_registry_and_of_the_choice_of_a_key(
+    start: Start, tmp_path: Path, home: Path
+) -> None:
+    """Questions that come after somebody else was asked: a registry, the user's SSH agent."""
+    short = Path(tempfile.mkdtemp(prefix="mg-", dir="/tmp"))  # for a socket
+    keys = [make_key(short / name) for name in ("one", "two", "host")]
+    (home / ".ssh").mkdir(mode=0o700)
+    (home / ".ssh/known_hosts").write_text(f"github.com {Path(f'{keys[2]}.pub').read_text()}")
+    with (
+        vendor(tmp_path / "vendor", _asks_for_a_password, REGISTRY) as server,
+        agent(short, *keys[:2]) as sock,
+    ):
+        server.config(Home.from_environment().root, REGISTRY)
+        terminal = start("grant", MOAT_KEY_FILE=str(tmp_path / "key"), SSH_AUTH_SOCK=sock)
+        terminal.shows("Esc back")
+        _type(terminal, f"docker\r{REGISTRY}")
+        terminal.sees(f"The password goes to {REGISTRY} and nowhere else.", "Username: ")
+        terminal.types("octocat\r")
+        terminal.sees("Password or access token: ")
+        terminal.types(f"a-secret{ESC}")
+        terminal.sees("Username: ")
+        terminal.types(ESC)
+        terminal.shows("Esc back")
+        _type(terminal, "ssh\rgithub.com")
+        terminal.sees("Which key may runs use?", "Enter choice [1-2]: ")
+        terminal.types(ESC)
+        terminal.shows("Esc back")
+        terminal.types("\x03")
+        terminal.ends(130)
+    assert not any("authorization" in asked.headers for asked in server.asked)
+    assert nothing_stored()
+    assert b"a-secret" not in terminal.raw
+    shutil.rmtree(short)
 
 
 def _type(terminal: Terminal, typed: str) -> None:

@@ -21,7 +21,10 @@ from moat.paths import Home
 from moat.vault import open_vault
 from moat.vault.providers import entries
 from tests.cli.wizard import HOSTS, KEY, TOKEN, Start, api, nothing_stored, stored, terminals
+from tests.vault.conftest import Make, make
 from tests.vault.vendor import Vendor, vendor
+
+__all__ = ["make"]  # a fixture of the vault's
 
 MENU = """\
 
@@ -532,6 +535,41 @@ def test_what_a_run_misses_is_granted_on_the_spot(start: Start, project: Path) -
     yes.types("\r")
     yes.sees("$ moat grant pypi", "Credential pypi saved", "it ran")
     yes.ends()
+
+
+SILENT = (
+    (2, "grant what?", ("grant",)),
+    (2, "ANTHROPIC_API_KEY", ("grant", "anthropic", "--method", "api-key")),
+    (2, "--token-stdin", ("grant", "github")),
+    (2, "--token-stdin", ("grant", "gitlab")),
+    (2, "--role", ("grant", "aws")),
+    (2, "--token-stdin", ("grant", "mcp", "acme", "--url", "https://mcp.example.com/")),
+    (2, "a secret is shown at a terminal only", ("grant", "show", "pypi", "--show-token")),
+    (2, "no terminal to ask for the passphrase", ("vault", "export", "file.age")),
+    (3, "missing grant: linear", ("run", "--runtime", "embedded", "-g", "linear", "--", "true")),
+)
+
+
+def test_a_variable_silences_every_question_at_a_terminal(
+    start: Start, make: Make, monkeypatch: pytest.MonkeyPatch, project: Path
+) -> None:
+    """As `--no-prompt` does. Seen to fail without the look at the variable in `Console`, and in what `run` asks with."""
+    open_vault(Home.from_environment()).put(make(name="pypi", secret=PYPI))
+    monkeypatch.chdir(project)
+    quiet = {"PATH": "/usr/bin:/bin", "MOAT_NO_PROMPT": "1"}
+    asked = {argv: start(*argv, **quiet) for _, _, argv in SILENT}
+    with monkeypatch.context() as shut:  # another home, which only a passphrase opens
+        shut.delenv("MOAT_KEY_FILE")
+        shut.setenv("MOAT_HOME", str(project.parent / "shut"))
+        shut.setenv("MOAT_PASSPHRASE", "of the files")
+        open_vault(Home.from_environment()).put(make(name="pypi", secret=PYPI))
+        run = start("run", "--runtime", "embedded", "-g", "pypi", "--", "true", **quiet, MOAT_PASSPHRASE="")
+    for status, told, argv in SILENT:
+        asked[argv].sees(told)
+        asked[argv].ends(status)
+    run.sees("need their passphrase")
+    run.ends(3)
+    assert names() == ["pypi"]
 
 
 def test_profiles_are_apart_and_a_flag_names_one(start: Start, project: Path) -> None:

@@ -11,18 +11,20 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from moat.cli.vault import _objection
-from moat.grants import CredentialInfo, CredentialKind, Secret
+from moat.grants import Credential, CredentialInfo, CredentialKind, Secret
 from moat.paths import Home
 from moat.vault import Vault, open_vault
 from moat.vault.export import Exported, seal, unseal
 from moat.vault.key import NewKey
 from moat.vault.origin import Origin
 from tests.vault.conftest import NOW, Make, make, traces
+from tests.vault.dying import dying
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 SECRET = "ghp_EXPORTED-0123456789"
@@ -153,6 +155,37 @@ def test_a_full_disk_leaves_no_half_a_file(moat_bin: str, vault: Vault, tmp_path
     assert done.returncode != 0
     assert done.stderr.startswith("moat: error: File too large"), done.stderr
     assert not (tmp_path / "full.age").exists()
+
+
+def test_killed_at_any_step_no_file_is_half_and_no_credential_lost(
+    vault: Vault, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail with the file written in its place, and with an import that removes before it stores."""
+    import pyrage
+
+    identity, file = pyrage.x25519.Identity.generate(), tmp_path / "all.age"
+    key = tmp_path / "key.txt"
+    key.write_text(str(identity))
+    with dying("fdopen", "fsync") as dies:
+        for step in count(1):
+            done = not dies(step, "moat", "export", str(file), "-r", str(identity.to_public()))
+            if file.exists():
+                assert len(unseal(file.read_bytes(), Secret(str(identity)), identity=True)) == 2
+            if done:
+                break
+            file.unlink(missing_ok=True)
+    assert step >= 3
+    vault.put(Credential(vault.info("github"), Secret("ghp_MEANWHILE")))
+    with dying() as dies:
+        for step in count(1):
+            done = not dies(step, "moat", "import", str(file), "-i", str(key), "--replace", "--sources")
+            now = open_vault(Home.from_environment())
+            assert now.get("github").secret.reveal() in ({SECRET} if done else {SECRET, "ghp_MEANWHILE"})
+            assert Origin.of(now.info("linear")) is not None
+            if done:
+                break
+    assert step >= 5
+    assert traces(SECRET, home, tmp_path) == []
 
 
 @pytest.mark.parametrize("reference", ["env://AWS_SECRET_ACCESS_KEY", "op://Private/github/token"])

@@ -22,6 +22,7 @@ KEY = "sk-ant-api03-" + "REALAPIKEY" * 9
 TOKEN = "sk-ant-oat01-" + "AbCd_-9" * 13 + "WXYZ"
 HOSTS = ("api.anthropic.com", "platform.claude.com", "api.github.com")
 Start = Callable[..., "Terminal"]
+_PATIENCE = 60  # seconds: on a machine under load, a program may take that long to begin
 
 
 class Terminal(pexpect.spawn):  # type: ignore[misc] - pexpect has no types
@@ -31,7 +32,7 @@ class Terminal(pexpect.spawn):  # type: ignore[misc] - pexpect has no types
         self, moat_bin: str, *argv: str, size: tuple[int, int] = (40, 120), **environment: str
     ) -> None:
         env = os.environ | {"TERM": "xterm-256color"} | environment
-        super().__init__(moat_bin, list(argv), env=env, dimensions=size, timeout=20)
+        super().__init__(moat_bin, list(argv), env=env, dimensions=size, timeout=_PATIENCE)
         self.raw = b""
         self.screen = pyte.Screen(size[1], size[0])
         self._stream = pyte.ByteStream(self.screen)
@@ -48,7 +49,7 @@ class Terminal(pexpect.spawn):  # type: ignore[misc] - pexpect has no types
 
     def shows(self, *texts: str) -> None:
         """What is drawn piece by piece: all of `texts` are on the screen at one time."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + _PATIENCE
         while not all(text in self.shown() for text in texts):
             assert time.monotonic() < deadline, self.shown()
             with contextlib.suppress(pexpect.TIMEOUT):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pexpect
 import pyte
@@ -158,8 +158,17 @@ class Terminal:
         return True
 
 
+class StandIn(Protocol):
+    """A vendor on loopback."""
+
+    @property
+    def ca_file(self) -> Path: ...
+
+    def connect_to(self) -> Mapping[str, str]: ...
+
+
 def configure(
-    home: Path, fake: FakeAnthropic, *, roots: bytes = b"", detours: Mapping[str, str] | None = None
+    home: Path, fake: StandIn, *, roots: bytes = b"", detours: Mapping[str, str] | None = None
 ) -> None:
     """`~/.moat/config.yaml` that leads to the fake, as the README's newcomer writes it."""
     place = home / ".moat"
@@ -167,7 +176,7 @@ def configure(
     bundle = place / "test-roots.pem"
     bundle.write_bytes(fake.ca_file.read_bytes() + roots)
     lines = ["upstream:", f"  ca_bundle: {json.dumps(str(bundle))}", "  connect_to:"]
-    ways = fake.connect_to() | dict(detours or {})
+    ways = {**fake.connect_to(), **(detours or {})}
     lines += [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in ways.items()]
     (place / "config.yaml").write_text("\n".join([*lines, ""]))
     (place / "config.yaml").chmod(0o600)

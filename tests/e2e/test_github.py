@@ -1,7 +1,9 @@
-"""The `github` grant with the real git, in both runtimes, against repositories that only the real token opens."""
+"""The `github` grant with git and gh themselves, in both runtimes, against a stand-in that only the real token opens."""
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,16 +12,18 @@ import pytest
 
 from tests.e2e.claude_world import RUNTIMES
 from tests.fakes.git_https import commit
-from tests.fakes.github import HOSTS, LOGIN, FakeGitHub
+from tests.fakes.github import HOSTS, LOGIN, OBJECTS, FakeGitHub
 from tests.vault.conftest import traces
 from tests.vault.vendor import Vendor, vendor
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 TOKEN = "ghp_RealTokenOfTheTests0123456789abcdefgh"
-# Everything that git hears goes to a file, unredacted; home and environment are left in the workspace.
-GIT = r"""
-export GIT_TRACE_CURL=$PWD/heard GIT_TRACE_REDACT=0
+# Each line is `name: ` and what was said. The headers that git hears go to a file, unredacted.
+SAY = r"""
 say() { echo "$1: $(shift; "$@" 2>&1 | tr '\n' ' ')"; }
+export PATH=$PWD/bin:$PATH GIT_TRACE_CURL=$PWD/heard GIT_TRACE_CURL_NO_DATA=1 GIT_TRACE_REDACT=0
+"""
+GIT = r"""
 say clone git clone -q --recurse-submodules https://github.com/acme/tools.git tools
 cd tools
 git config user.name t; git config user.email t@example.test
@@ -40,8 +44,29 @@ say anonymous env -u GITHUB_TOKEN -u GH_TOKEN git ls-remote origin HEAD
 say unknown git clone -q https://github.com/acme/none.git ../none
 say foreign git push -q https://github.com/other/tools.git main
 say head git rev-parse main
-cd ..; cp -a ~ home; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline >processes 2>/dev/null; true
+cd ..
 """
+GH = r"""
+say status gh auth status
+say user gh api user
+say missing gh api repos/acme/none
+say view gh repo view acme/tools --json name,isPrivate
+say setup gh auth setup-git
+say gh-clone gh repo clone acme/tools again -- -q
+cd again
+git config user.name t; git config user.email t@example.test
+git checkout -qb topic; git commit -q --allow-empty -m topic; git push -q origin topic
+say create gh pr create --title 'A topic' --body b --head topic --base main
+say list gh pr list --json number,title,headRefName
+echo asset >asset
+say upload gh release upload v1 asset
+say download gh release download v1 -D got
+say asset cat got/asset
+say raw curl -sS https://raw.githubusercontent.com/acme/tools/main/one
+say elsewhere gh api https://example.com/
+cd ..
+"""
+LEFT = "cp -a ~ home; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline >processes 2>/dev/null; true"
 
 
 @pytest.fixture
@@ -67,14 +92,19 @@ def github(
     commit(author, other)
     with vendor(tmp_path / "vendor", fake, *HOSTS) as server:
         server.config(home / ".moat", *HOSTS)
-        granted = moat("grant", "github", "--token-stdin", input=TOKEN + "\n")
+        login = home / ".config/gh/hosts.yml"
+        login.parent.mkdir(parents=True)
+        login.write_text(
+            f"github.com:\n    user: {LOGIN}\n    oauth_token: {TOKEN}\n    git_protocol: https\n"
+        )
+        granted = moat("grant", "github", "--method", "gh")
         assert granted.returncode == 0, granted.stderr
         assert f"Authenticated as {LOGIN}." in granted.stdout
         yield fake, server
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_git_reads_and_writes_private_repositories_and_hears_no_token(
+def test_git_and_gh_do_their_work_and_hear_no_token(
     moat: Moat, github: tuple[FakeGitHub, Vendor], home: Path, tmp_path: Path, runtime: str
 ) -> None:
     """The stand-in shows what it was sent, in headers and texts.
@@ -86,29 +116,55 @@ def test_git_reads_and_writes_private_repositories_and_hears_no_token(
     (workspace / "agent.yaml").write_text(
         "dependencies: [curl, git, python]\ngrants: [github]\nnetwork: {policy: strict}\n"
     )
-    done = moat("run", "--runtime", runtime, "--", "sh", "-c", GIT, timeout=300)
+    gh = shutil.which("gh")
+    assert gh, "gh is missing: run `bash .ci/test`"
+    (workspace / "bin").mkdir()
+    shutil.copy2(gh, workspace / "bin/gh")  # it is not in the base image
+    done = moat("run", "--runtime", runtime, "--", "sh", "-c", SAY + GIT + GH + LEFT, timeout=300)
     assert done.returncode == 0, done.stderr + done.stdout
-    said = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    head = said["head"].strip()
-    assert said["read"] == "one is here part is here "
+    said = {name: text.strip() for name, text in (line.split(": ", 1) for line in done.stdout.splitlines())}
+    check_git(said, fake)
+    check_gh(said, fake)
+    sent = {asked.host: set[str | None]() for asked in server.asked}
+    for asked in server.asked:
+        sent[asked.host].add(asked.headers.get("authorization"))
+    bearer = f"Bearer {TOKEN}"
+    assert sent == {host: {bearer} for host in HOSTS} | {"github.com": {fake.basic}, OBJECTS: {None}}
+    assert any(
+        asked.headers.get("transfer-encoding") == "chunked" for asked in server.asked
+    )  # the large push
+    assert "x-sent: basic ***" in (workspace / "heard").read_text(errors="replace").lower()
+    assert b"GH_TOKEN=ghp_moat" in (workspace / "processes").read_bytes()
+    assert TOKEN not in done.stdout + done.stderr
+    places = (workspace, *home.glob(".moat/runs/*"))
+    assert traces(TOKEN, *places) == traces(f"x-access-token:{TOKEN}", *places) == []
+
+
+def check_git(said: dict[str, str], fake: FakeGitHub) -> None:
+    head = said["head"]
+    assert said["read"] == "one is here part is here"
     assert [said[name] for name in ("clone", "push", "force", "fetch", "partial")] == [""] * 5
-    assert head == fake.head("acme/tools", "main") == fake.head("acme/tools", "v1") == said["got"].strip()
+    assert head == fake.head("acme/tools", "main") == fake.head("acme/tools", "v1") == said["got"]
     assert f"{fake.head('acme/tools', 'old')} refs/heads/old" in said["remote"].replace("\t", " ")
     assert "(non-fast-forward)" in said["stale"]
-    assert said["blob"].strip() == "3000000"
+    assert said["blob"] == "3000000"
     for name in ("url", "header", "helper", "anonymous"):
         assert said[name].split() == [head, "HEAD"], name
     assert "Repository not found. Sent: Basic ***" in said["unknown"]
     assert "Write access to repository not granted. Sent: Basic ***" in said["foreign"]
     assert fake.head("other/tools", "main") != head
-    to_git = [asked for asked in server.asked if asked.host == "github.com"]
-    assert {asked.headers.get("authorization") for asked in to_git} == {fake.basic}
-    assert any(asked.headers.get("transfer-encoding") == "chunked" for asked in to_git)  # the large push
-    assert "x-sent: basic ***" in (workspace / "heard").read_text(errors="replace").lower()
-    assert b"GH_TOKEN=ghp_moat" in (workspace / "processes").read_bytes()
-    assert_unseen(done, workspace, *home.glob(".moat/runs/*"))
 
 
-def assert_unseen(done: subprocess.CompletedProcess[str], *places: Path) -> None:
-    assert TOKEN not in done.stdout + done.stderr
-    assert traces(TOKEN, *places) == traces(f"x-access-token:{TOKEN}", *places) == []
+def check_gh(said: dict[str, str], fake: FakeGitHub) -> None:
+    assert f"Logged in to github.com as {LOGIN} (GH_TOKEN)" in said["status"]
+    assert "Token scopes: gist, read:org, repo" in said["status"]
+    assert json.loads(said["user"]) == {"login": LOGIN, "sent": "Bearer " + "*" * len(TOKEN)}
+    assert "Not Found. Sent: Bearer ***" in said["missing"]
+    assert json.loads(said["view"]) == {"name": "tools", "isPrivate": True}
+    assert (said["setup"], said["gh-clone"], said["upload"], said["download"]) == ("", "", "", "")
+    assert said["create"].endswith("https://github.com/acme/tools/pull/1")
+    assert json.loads(said["list"]) == [{"number": 1, "title": "A topic", "headRefName": "topic"}]
+    assert fake.head("acme/tools", "topic") != said["head"]
+    assert said["asset"].encode() + b"\n" == fake.assets["asset"] == b"asset\n"
+    assert said["raw"].startswith("raw for Bearer ***")
+    assert "moat refused this request: example.com" in said["elsewhere"]

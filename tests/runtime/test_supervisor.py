@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from moat.errors import GrantError, StartError
 from moat.paths import Home, runtime_dir
 from moat.runtime import control, forking, known, launch, records
 from moat.runtime.control import Connection, Frame
+from moat.runtime.forking import Fork
 from moat.runtime.records import RunRecord, State
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Mount
@@ -46,6 +47,13 @@ def workspace(tmp_path: Path) -> Path:
 def request(workspace: Path, *argv: str, **options: object) -> RunRequest:
     fields = {"runtime": "embedded"} | options
     return RunRequest(argv=argv, workspace=workspace, **fields)  # type: ignore[arg-type] - a table of them
+
+
+@contextlib.contextmanager
+def standing_by(*, fork: bool = True) -> Iterator[Fork | None]:
+    """What `launch.start` takes: a fork that is ready for it, or nothing."""
+    with launch.standby() if fork else contextlib.nullcontext() as ahead:
+        yield ahead
 
 
 def until(condition: Callable[[], bool], seconds: float = 10) -> None:
@@ -72,10 +80,11 @@ def record(place: Home, handle: launch.RunHandle) -> RunRecord:
 @pytest.mark.parametrize("fork", [False, True])
 @single_threaded
 def test_it_leaves_the_caller_and_keeps_no_terminal(place: Home, workspace: Path, *, fork: bool) -> None:
-    assert forking.possible(workspace)
     open_here = (workspace / "open").open("w")
     os.set_inheritable(open_here.fileno(), True)
-    handle = launch.start(request(workspace, "sleep", "100"), home=place, fork=fork)
+    with standing_by(fork=fork) as ahead:
+        assert bool(ahead) == fork
+        handle = launch.start(request(workspace, "sleep", "100"), home=place, ahead=ahead)
     run = record(place, handle)
     name = Path(f"/proc/{run.pid}/cmdline").read_bytes()
     assert name.startswith(b"moat supervisor\0") == fork
@@ -115,21 +124,34 @@ def test_what_may_not_be_forked(
     place: Home, workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Modules in a directory that the agent writes to, whatever the link to it is called; another thread."""
-    assert forking.possible(workspace)
     (tmp_path / "link").symlink_to(workspace / "lib")
-    with monkeypatch.context() as patch:
+    assert not forking.imports_from(workspace)
+    with monkeypatch.context() as patch, standing_by() as ahead:
+        assert ahead
         patch.setattr(sys, "path", [*sys.path, str(tmp_path / "link")])
-        assert not forking.possible(workspace)
+        handle = launch.start(request(workspace, "sleep", "100"), home=place, ahead=ahead)
+    assert b"moat supervisor" not in Path(f"/proc/{record(place, handle).pid}/cmdline").read_bytes()
     done = threading.Event()
     thread = threading.Thread(target=done.wait)
     thread.start()
     try:
-        assert not forking.possible(workspace)
-        handle = launch.start(request(workspace, "sleep", "100"), home=place, fork=True)
-        assert b"moat supervisor" not in Path(f"/proc/{record(place, handle).pid}/cmdline").read_bytes()
+        with standing_by() as ahead:
+            assert ahead is None
     finally:
         done.set()
         thread.join()
+
+
+@single_threaded
+def test_one_that_stands_by_in_vain_ends(place: Home) -> None:
+    """Its starter had no use for it, or died before it had asked for the whole of a run."""
+    for unfinished in (b"", b'{"home": "/ho'):
+        with standing_by() as ahead:
+            assert ahead
+            ahead.stdin.write(unfinished)
+            ahead.stdin.close()
+            assert ahead.stdout.read() == b"", "it ends, and says nothing"
+    assert not place.runs.exists()
 
 
 def test_a_fork_imports_nothing_from_the_workspace(home: Path, workspace: Path) -> None:
@@ -154,9 +176,9 @@ def test_what_is_on_the_command_line_of_a_fork_is_not_shown_by_ps(
 def test_neither_request_nor_vault_key_is_in_argv_or_environment(
     place: Home, workspace: Path, *, fork: bool
 ) -> None:
-    handle = launch.start(
-        request(workspace, "sleep", "100", env={"MARK": "in-the-request"}), home=place, fork=fork
-    )
+    with standing_by(fork=fork) as ahead:
+        asked = request(workspace, "sleep", "100", env={"MARK": "in-the-request"})
+        handle = launch.start(asked, home=place, ahead=ahead)
     pid = record(place, handle).pid
     process = Path(f"/proc/{pid}")
     shown = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
@@ -174,10 +196,25 @@ def test_both_event_loops(place: Home, workspace: Path, loop: str, monkeypatch: 
     assert ("uvloop/loop" in maps) == (loop == "uvloop")
 
 
+@single_threaded
+def test_what_an_option_put_into_the_environment_reaches_one_that_stands_by(
+    place: Home, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--profile` is kept there. Seen to fail with the environment that the fork was made with."""
+    with standing_by() as ahead:
+        monkeypatch.setenv("MOAT_LOOP", "asyncio")
+        handle = launch.start(request(workspace, "sleep", "100"), home=place, ahead=ahead)
+    pid = record(place, handle).pid
+    assert b"moat supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert "uvloop/loop" not in Path(f"/proc/{pid}/maps").read_text()
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: not alive(pid))
+
+
 @pytest.mark.parametrize("fork", [False, True])
 def test_errors_before_the_start_come_back_as_they_are(place: Home, workspace: Path, *, fork: bool) -> None:
-    with pytest.raises(GrantError) as caught:
-        launch.start(request(workspace, "true", grants=("github",)), home=place, fork=fork)
+    with standing_by(fork=fork) as ahead, pytest.raises(GrantError) as caught:
+        launch.start(request(workspace, "true", grants=("github",)), home=place, ahead=ahead)
     assert str(caught.value) == "missing grant: github"
     assert caught.value.hint == "run `moat grant github`"
     run = known.all_runs(place)[0]

@@ -7,10 +7,7 @@ without the reading back a store that keeps something else is believed.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from moat.vault.key import NewKey
 from moat.vault.oskeyring import KeyringStore
 from moat.vault.sealed import SealedFiles
 from tests.vault.conftest import NOW, Make, traces
+from tests.vault.dying import dying
 from tests.vault.keyring_session import KeyringSession
 
 SECRETS = {"anthropic": "sk-ant-api03-MOVED", "github": "ghp_MOVED", "mcp:acme": "x" * 5000 + "MOVED"}
@@ -122,26 +120,6 @@ def test_what_is_renewed_meanwhile_is_moved_as_it_is_then(
 
 
 WAYS: tuple[tuple[StoreName, StoreName], ...] = (("keyring", "file"), ("file", "keyring"))
-# Ends, as with SIGKILL, at the n-th of the steps that change something.
-_KILLED = """
-import os, sys
-from moat.paths import Home
-from moat.vault import open_vault, oskeyring, sealed, store
-from moat.vault.key import NewKey
-left = [int(sys.argv[1])]
-def counted(function):
-    def call(*a, **k):
-        left[0] -= 1
-        if left[0] < 0: os._exit(9)
-        return function(*a, **k)
-    return call
-store.write_index = counted(store.write_index)
-for kind in (oskeyring.KeyringStore, sealed.SealedFiles):
-    for name in ("write", "settle", "delete"): setattr(kind, name, counted(getattr(kind, name)))
-state = Home.from_environment()
-vault = open_vault(state, new_key=lambda: NewKey(key_file=state.credentials / "key"))
-for info in vault.list(): vault.move(info.name, sys.argv[2])
-"""
 
 
 def test_killed_at_any_step_it_is_in_one_place_or_the_other(
@@ -149,23 +127,16 @@ def test_killed_at_any_step_it_is_in_one_place_or_the_other(
 ) -> None:
     vault = vault_of(state)
     vault.put(make(name="github", secret=SECRETS["github"]))
-    for here, to in WAYS:
-        for steps in range(20):
-            vault_of(state).move("github", here)
-            done = subprocess.run(
-                [sys.executable, "-c", textwrap.dedent(_KILLED), str(steps), to],
-                env=dict(os.environ),
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-            assert done.returncode in {0, 9}, done.stderr
-            assert vault_of(state).get("github").secret == Secret(SECRETS["github"]), (to, steps)
-            if done.returncode == 0:
-                break
-        assert steps >= 5
-        assert vault_of(state).store("github") == to
+    with dying() as dies:
+        for here, to in WAYS:
+            for step in count(1):
+                vault.move("github", here)
+                done = not dies(step, "move", to)
+                assert vault_of(state).get("github").secret == Secret(SECRETS["github"]), (to, step)
+                if done:
+                    break
+            assert step >= 5
+            assert vault_of(state).store("github") == to
     # What the dead left behind is gone with the last change, in both places.
     assert list(state.credentials.glob("*.enc")) == list(state.credentials.glob(".*.enc")) == []
     assert len(gnome_keyring.entries()) == 1

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 
 import anyio
@@ -31,6 +32,7 @@ from moat.vault.oauth.tokens import Client, Tokens
 from tests.conftest import REPOSITORY
 from tests.fakes.oauth_server import ISSUER, RESOURCE, AuthorizationServer
 from tests.fakes.pki import make_pki
+from tests.vault.dying import dying
 
 pytestmark = pytest.mark.anyio
 NAME = "oauth:example"
@@ -153,6 +155,27 @@ async def test_a_server_that_takes_the_old_token_again_makes_a_crash_good(place)
     assert (await place.source().credential(NAME)).secret.reveal() == place.stored().access
     assert place.notices == [("renewed", NAME)]
     assert not list(place.vault.directory.glob(".renewing-*"))
+
+
+async def test_killed_at_any_step_the_answer_is_stored_or_the_loss_is_told(place):
+    """Between the server's answer and the end of the writing, too; never a login that is just dead."""
+    outcomes = []
+    with dying("fsync") as dies:
+        for step in count(1):
+            place.grant(age=3600)
+            if not await anyio.to_thread.run_sync(dies, step, "renew", NAME):
+                break
+            try:
+                found = await place.source().credential(NAME)
+            except GrantError as error:
+                assert "Moat was cut off while its server renewed it" in str(error)  # noqa: PT017
+                outcomes.append("told")
+            else:
+                assert found.secret.reveal() in place.server.access
+                assert (await place.source().credential(NAME)).secret == found.secret
+                outcomes.append("good")
+    assert outcomes[0] == outcomes[-1] == "good"  # before it was asked, and once the index names the answer
+    assert "told" in outcomes
 
 
 async def test_nothing_is_asked_for_that_the_vault_could_not_take(place, monkeypatch):

@@ -70,7 +70,9 @@ class Gemini(Declared):
 
 
 def _settings(kind: str) -> tuple[str, bytes]:
-    settings = {"security": {"auth": {"selectedType": kind}}}
+    """The sandbox is what Moat trusts the workspace in; without a terminal the CLI would refuse to start."""
+    security = {"auth": {"selectedType": kind}, "folderTrust": {"enabled": False}}
+    settings = {"security": security, "general": {"enableAutoUpdate": False}}
     return ".gemini/settings.json", json.dumps(settings).encode()
 
 

@@ -1,6 +1,7 @@
 """The `openai` grant: an OpenAI API key, for the API and for Codex.
 
-Codex reads its login from `~/.codex/auth.json`, or from CODEX_API_KEY with `codex exec`.
+Codex reads its login from `~/.codex/auth.json`, or from CODEX_API_KEY with `codex exec`. Its settings spare
+the user its questions, and it a sandbox of its own, which it cannot make inside of Moat's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,21 @@ from moat.dataclass import dataclass
 from moat.grants import CredentialInfo, LoginRule
 from moat.vault.providers.declared import Declared, Shape, plain
 from moat.vault.providers.model import Check, Held
+
+_SETTINGS = """\
+approval_policy = "never"
+sandbox_mode = "danger-full-access"
+check_for_update_on_startup = false
+{}
+# All others do not get the variables of the proxy and of its certificates.
+[shell_environment_policy]
+inherit = "all"
+
+[projects."/workspace"]
+trust_level = "trusted"
+"""
+# Without it, Codex sends the key to chatgpt.com as well, to ask for models.
+_OWN_API = 'openai_base_url = "https://api.openai.com/v1"\n'
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +45,10 @@ class OpenAI(Declared):
 
     def files(self, held: Sequence[Held]) -> tuple[tuple[str, bytes], ...]:
         login = json.dumps({"OPENAI_API_KEY": plain(held).placeholder})
-        return ((".codex/auth.json", login.encode()),)
+        return (
+            (".codex/auth.json", login.encode()),
+            (".codex/config.toml", _SETTINGS.format(_OWN_API).encode()),
+        )
 
 
 PROVIDER = OpenAI(
