@@ -24,7 +24,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from benchmarks.speed.peers import Peers, free_ports, peers, running
@@ -44,6 +45,9 @@ LOADS = {
     "opaque": ("-m", "down", "-u", "/big", "-n", "3"),
 }
 TESTS = (*LOADS, "sse", "mint", "idle")
+
+
+Samples = dict[tuple[str, str, str], list[float]]  # by target, test and metric, one for each round
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,15 @@ ROWS = (
 )
 
 
-@dataclass
+@dataclass(frozen=True)
 class Target:
+    """Whom requests go through."""
+
     name: str
     peers: Peers
     port: int = 0  # of the proxy; 0: none
     ca: str = ""
     pids: tuple[int, ...] = ()
-    results: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def address(self, test: str) -> int:
         """Port of the server that a request names."""
@@ -108,7 +113,7 @@ class Target:
             command += ["-W", SEEN.get(self.name, MASKED)]
         env = os.environ | ({"CONNECT_HOST": "moat-host"} if test == "opaque" else {})
         result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, check=False)
-        found = json.loads(result.stdout or "{}")
+        found: dict[str, float] = json.loads(result.stdout or "{}")
         if found.get("errors", 1):
             raise SystemExit(f"{test} by way of {self.name}: {found.get('err', result.stderr)}")
         return found
@@ -131,13 +136,9 @@ class Target:
         return _trusting(self.ca or self.peers.ca).wrap_socket(sock, server_hostname=host)
 
 
-_contexts: dict[str, ssl.SSLContext] = {}
-
-
+@cache
 def _trusting(ca: str) -> ssl.SSLContext:
-    if ca not in _contexts:
-        _contexts[ca] = ssl.create_default_context(cafile=ca)
-    return _contexts[ca]
+    return ssl.create_default_context(cafile=ca)
 
 
 # --- the tests ---------------------------------------------------------------------------------------
@@ -190,7 +191,6 @@ def idle(target: Target) -> dict[str, float]:
         texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in target.pids]
         return sum(int(re.findall(r"^Pss: +(\d+)", text, re.MULTILINE)[0]) for text in texts)
 
-    target.load("new16", "-m", "new", "-c", "1", "-n", "3")
     before = held()
     command = [target.peers.client, "-m", "idle", "-c", str(IDLE), "-t", "60", "-h", "bench.test"]
     command += ["-p", str(target.peers.origin), "-C", target.ca, "-P", str(target.port), "-a", AUTH]
@@ -221,44 +221,40 @@ def moat(name: str, tree: Path, made: Peers) -> Iterator[Target]:
         yield Target(name, made, port, str(ca), (process.pid,))
 
 
-def run(options: argparse.Namespace, trees: dict[str, Path], made: Peers) -> dict[str, Target]:
-    """All samples."""
-    targets = {"direct": Target("direct", made), "nginx": Target("nginx", made, pids=made.nginx)}
-    for number in range(1 + options.starts):
+def starts(options: argparse.Namespace, trees: dict[str, Path], made: Peers, samples: Samples) -> None:
+    """What a proxy is started for: its memory, and hosts that it has never seen."""
+    wanted = ["idle"] * ("idle" in options.tests) + ["mint"] * (options.starts * ("mint" in options.tests))
+    for test in wanted:
         for name, tree in trees.items():
             with moat(name, tree, made) as target:
-                kept = targets.setdefault(name, target)
-                if not number and "idle" in options.tests:
-                    for metric, value in idle(target).items():
-                        kept.results["idle", metric].append(value)
-                elif number and "mint" in options.tests:
-                    target.load("new16", "-m", "new", "-c", "1", "-n", "3")
-                    kept.results["mint", "p50"].append(mint(target))
+                target.load("new16", "-m", "new", "-c", "1", "-n", "3")
+                found = idle(target) if test == "idle" else {"p50": mint(target)}
+            for metric, value in found.items():
+                samples[name, test, metric].append(value)
+
+
+def rounds(options: argparse.Namespace, trees: dict[str, Path], made: Peers, samples: Samples) -> None:
+    """What all do in turns."""
     with ExitStack() as ends:
-        for name, tree in trees.items():
-            results, targets[name] = targets[name].results, ends.enter_context(moat(name, tree, made))
-            targets[name].results = results
+        targets = [Target("direct", made), Target("nginx", made, pids=made.nginx)]
+        targets += [ends.enter_context(moat(name, tree, made)) for name, tree in trees.items()]
         for number in range(options.rounds):
+            targets = [*targets[1:], targets[0]]
             for test in options.tests:
-                if test in {"mint", "idle"}:
-                    continue
-                order = [*targets.values()][number % len(targets) :] + [*targets.values()][
-                    : number % len(targets)
-                ]
-                for target in order:
-                    if (test, target.name) != ("opaque", "direct"):
-                        for metric, value in measure(target, test, options.seconds).items():
-                            target.results[test, metric].append(value)
+                for target in targets:
+                    if test in {"mint", "idle"} or (test, target.name) == ("opaque", "direct"):
+                        continue
+                    for metric, value in measure(target, test, options.seconds).items():
+                        samples[target.name, test, metric].append(value)
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
-    return targets
 
 
-def row(each: Row, targets: dict[str, Target], name: str) -> str | None:
-    """`| test | Moat | nginx | ratio | goal | |`; None for a test that was not made."""
-    ours = targets[name].results[each.test, each.metric]
+def row(each: Row, samples: Samples, name: str) -> str | None:
+    """`| test | Moat | against | ratio or difference | goal | |`; None for a test that was not made."""
+    ours = samples[name, each.test, each.metric]
     if not ours:
         return None
-    theirs = targets[each.against].results[each.test, each.metric] if each.against else []
+    theirs = samples[each.against, each.test, each.metric]
     how: Callable[[float, float], float] = (
         (lambda a, b: a - b) if each.against == "direct" else (lambda a, b: a / b)
     )
@@ -290,13 +286,15 @@ def main() -> None:
     trees |= {
         name: Path(place).resolve() for name, _, place in (each.partition("=") for each in options.tree)
     }
+    samples: Samples = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="moat-speed-") as place, peers(Path(place)) as made:
         print(f"load before: {os.getloadavg()[0]:.1f}")
-        targets = run(options, trees, made)
+        starts(options, trees, made, samples)
+        rounds(options, trees, made, samples)
     print(f"load after: {os.getloadavg()[0]:.1f}")
     for name in trees:
         print(f"\n| test | {name} | against | ratio or difference | goal | |\n|---|---|---|---|---|---|")
-        print("\n".join(text for each in ROWS if (text := row(each, targets, name))))
+        print("\n".join(text for each in ROWS if (text := row(each, samples, name))))
 
 
 if __name__ == "__main__":
