@@ -76,7 +76,7 @@ IN_EACH = {
 # What happens on the host, the same whatever made the sandbox.
 ON_THE_HOST = {
     "claude.sync_logs": "e2e/test_claude_plugins.py::test_without_sync_logs_nothing_is_kept_and_nothing_can_be_continued",
-    "network.body_leaks": "proxy/test_substitute.py::test_a_placeholder_in_a_body_passes_where_the_user_says_so",
+    "network.body_leaks": "proxy/test_leak_guard.py::test_a_placeholder_in_a_body_passes_where_the_user_says_so",
     "network.unreadable": "proxy/test_leaks.py::test_what_cannot_be_searched_passes_where_the_user_says_so",
     "snapshots.disabled": "cli/test_snapshot.py::test_without_snapshots",
     "snapshots.retention": CONFIGURED,

@@ -76,6 +76,9 @@ MESSAGES = {
     "The request to … carries the placeholder of grant …": (
         "attacks/test_no_credential.py::test_the_placeholder_in_the_wrong_place_is_refused"
     ),
+    "The request to … cannot be searched for placeholders": (
+        "proxy/test_leak_guard.py::test_what_cannot_be_looked_into_is_refused"
+    ),
     "The certificate of … is not accepted": "proxy/test_refusals.py::test_the_runs_ca_is_not_trusted_upstream",
     "Failed to install Anthropic marketplace": (
         "runtime/test_plugins.py::test_the_official_marketplace_is_known_by_name_and_fails_in_the_guides_words"

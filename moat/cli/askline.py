@@ -29,6 +29,7 @@ class AskLine:
         """answer: takes `host:port` and what is said about it. Called in a thread."""
         self._answer = answer
         self._asked = ""  # `host:port` of the question that is shown
+        self._text = ""  # in which words
         self._since = 0.0
         self._reader: threading.Thread | None = None
 
@@ -47,7 +48,8 @@ class AskLine:
         with contextlib.suppress(termios.error):
             termios.tcflush(0, termios.TCIFLUSH)
         what = ascii_only(f"{question['method']} {name(question)}{question['path']}")
-        sys.stderr.write(f"\a\rmoat: {what} waits. Allow this host for this run? [y/n] ")
+        self._text = f"moat: {what} waits. Allow this host for this run? [y/n/?] "
+        sys.stderr.write(f"\a\r{self._text}")
         sys.stderr.flush()
         if self._reader is None or not self._reader.is_alive():
             self._reader = threading.Thread(target=self._read, daemon=True)
@@ -65,6 +67,8 @@ class AskLine:
             verdict = BY_WORD.get(line.strip().lower())
             if verdict is None:
                 say("y or n are for this run; once, 10m, always and never are answers, too")
+                sys.stderr.write(self._text)
+                sys.stderr.flush()
             elif wrong := verdict.note(asked):
                 say(wrong)
             else:

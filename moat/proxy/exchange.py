@@ -34,12 +34,12 @@ from moat.proxy.http1 import (
     join_fields,
     split_absolute,
 )
-from moat.proxy.leak_guard import BodyGuard
+from moat.proxy.leak_guard import Strangers, guard
 from moat.proxy.logins import LONGEST as LONGEST_LOGIN, endpoint
 from moat.proxy.mcp import Judgement, McpEndpoint, judge, unclear
 from moat.proxy.mcp_filter import LoginNeededError, McpResponse
 from moat.proxy.message import Body, MessageReader
-from moat.proxy.request_body import FilteredBody, is_form
+from moat.proxy.request_body import FilteredBody
 from moat.proxy.scrub import UnreadableBodyError
 from moat.proxy.site import Setup, Site
 from moat.proxy.site_rules import Equipped
@@ -179,8 +179,9 @@ class Exchange:
             await self._ask(desk)
         judged, lists = await self._judge_tools(self._mcp) if self._mcp else (begun, False)
         judged = judged or (self._body(), b"")
-        if self._site.rules.guarded and self._head.framing is not NONE:
-            judged = self._guarded(*judged)
+        strangers = self._site.rules.guard
+        if strangers is not None and self._head.framing is not NONE:
+            judged = self._guarded(*judged, strangers)
         return judged, lists
 
     async def _answer_login(self) -> Judged | None:
@@ -335,12 +336,10 @@ class Exchange:
         body.meter = self._spending.sent
         self._spending.sent(len(read))
 
-    def _guarded(self, body: Body | FilteredBody, start: bytes) -> Judged:
-        """A body for a host that no grant is for, searched for placeholders on its way."""
+    def _guarded(self, body: Body | FilteredBody, start: bytes, strangers: Strangers) -> Judged:
+        """A body for a host that no grant is for, searched on its way. Raises DeniedError if it cannot be."""
         assert isinstance(body, Body)
-        rules = self._site.rules
-        guard = BodyGuard(rules.guarded, rules.where, percent=is_form(self._head))
-        return FilteredBody(body, start, guard), b""
+        return FilteredBody(body, start, guard(self._head.headers, strangers, self._setup.limits)), b""
 
     @property
     def _equipped(self) -> Equipped:

@@ -53,6 +53,12 @@ class Limits:
     inflated: int = 64 * 1024 * KIB
     """Most that a compressed request body may come to when it is opened to put a credential in."""
 
+    # Compressed requests that are searched for placeholders.
+
+    inflation: int = 100
+    """Most that such a body may come to, in times its size and `decoded_step`. Text comes to 20 at most,
+    zeros to 1000; who sends those for our sake keeps the proxy busy."""
+
     # Messages for MCP servers whose tools are under a policy; of others no more than that is held in memory.
 
     mcp_message: int = 4 * 1024 * KIB

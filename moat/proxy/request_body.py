@@ -12,10 +12,11 @@ from typing import Protocol
 import anyio.lowlevel
 
 from moat.proxy.decoding import Decoder, UnreadableBodyError, decoder
+from moat.proxy.events import DeniedError
 from moat.proxy.http1 import CHUNKED, LENGTH, MalformedError, RequestHead, without
 from moat.proxy.limits import Limits
 from moat.proxy.message import Body
-from moat.proxy.substitute import Spelling, Substitution, spelling_of
+from moat.proxy.substitute import Substitution, spelling_of
 
 _OF_LENGTH = frozenset({b"content-length", b"transfer-encoding"})
 _OF_CONTENT = frozenset({b"content-encoding", b"content-md5", b"digest", b"content-digest", b"repr-digest"})
@@ -110,15 +111,18 @@ class Opening:
 def substituted(
     head: RequestHead, body: Body, start: bytes, substitution: Substitution, limits: Limits
 ) -> FilteredBody | None:
-    """The body with credentials; None when it passes as it is: no grant asks for it, or it cannot be read."""
+    """The body with credentials; None when it passes as it is, because no grant asks for it.
+
+    Raises DeniedError when a placeholder in it would not be seen.
+    """
     spelling = spelling_of(_field(head, b"content-type"))
     text = substitution.body(spelling) if spelling is not None else None
     if text is None:
         return None
     try:
         opened = decoder(head.headers, limits.decoded_step)
-    except UnreadableBodyError:
-        return None
+    except UnreadableBodyError as error:
+        raise DeniedError(substitution.unreadable(str(error))) from None
     return FilteredBody(body, start, text, Opening(opened, limits.inflated) if opened is not None else None)
 
 
@@ -135,10 +139,6 @@ def resized_fields(fields: bytes, head: RequestHead) -> bytes:
         return without(fields, _OF_LENGTH | _OF_CONTENT) + b"\r\nTransfer-Encoding: chunked"
     gone = _OF_LENGTH | _OF_CONTENT | {b"expect"}
     return without(fields, gone) + b"\r\nContent-Length: %d" % head.length
-
-
-def is_form(head: RequestHead) -> bool:
-    return spelling_of(_field(head, b"content-type")) is Spelling.FORM
 
 
 def _field(head: RequestHead, wanted: bytes) -> bytes:

@@ -142,7 +142,7 @@ class Site:
             prefix=f"{scheme}://{header.decode()}",
             protocol=protocol,
             logins=logins,
-            plain=not (logins or accounts or setup.desk or rules.guarded),
+            plain=not (logins or accounts or setup.desk or rules.guard),
             response=McpResponse(None, partial(setup.mcp.challenged, host)),
         )
 

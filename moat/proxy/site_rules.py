@@ -13,10 +13,11 @@ from typing import Literal, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from moat.grants import Credential, InjectionRule, Rule, SigningRule
-from moat.proxy import grammar, leak_guard
+from moat.proxy import grammar
 from moat.proxy.events import Denial
 from moat.proxy.http1 import Headers, join_fields, split_fields
 from moat.proxy.inject import CompiledRule, Plan, carry_out, make_plan, opened
+from moat.proxy.leak_guard import Strangers, misplaced
 from moat.proxy.signing import Signer
 from moat.proxy.substitute import Binding, bindings_of, parts
 
@@ -86,10 +87,10 @@ class InjectionTable:
             known: tuple[CompiledRule | Signer, ...] = (*self._rules, *self._signers)
             strangers = [rule for rule in known if rule.placeholder and rule.placeholder not in placeholders]
             # Not where a grant is for: what an agent says to its model may quote its environment.
-            guarded = () if bound or signers or not self._guards_bodies else tuple(strangers)
+            guarded = self._guards_bodies and not (bound or signers)
             where = f"{scheme}://{host}:{port}"
             signer = signers[0] if signers else None
-            site = self._sites[key] = SiteRules(where, bound, strangers, guarded, signer)
+            site = self._sites[key] = SiteRules(where, bound, strangers, guarded=guarded, signer=signer)
             if len(self._sites) > _SITES:
                 self._sites.popitem(last=False)
         return site
@@ -103,18 +104,19 @@ class SiteRules:
         where: str,
         bound: Sequence[CompiledRule],
         strangers: Sequence[CompiledRule | Signer],
-        guarded: tuple[CompiledRule | Signer, ...] = (),
+        *,
+        guarded: bool = False,
         signer: Signer | None = None,
     ) -> None:
-        """`bound` to the authority, `strangers` to others; `guarded`: those that no body may hold either."""
+        """`bound` to the authority, `strangers` to others; `guarded`: those are kept out of bodies too."""
         self.rules = tuple(rule for rule in bound if "header" in rule.rule.surfaces)
         self.in_frames = tuple(rule for rule in bound if "websocket" in rule.rule.surfaces)
         self.bindings: tuple[Binding, ...] = bindings_of(bound)  # in target and body
         self.tokens = frozenset(rule.rule.credential for rule in self.rules if rule.rule.tokens)
         self.signer = signer  # of requests that are signed with the run's key
-        self.guarded = guarded
         self.where = where
-        self._strangers = strangers
+        self._strangers = Strangers(strangers, where) if strangers else None
+        self.guard = self._strangers if guarded else None  # of bodies
         self._on_headers = frozenset(rule.placeholder for rule in self.rules)
         self._at_home = tuple({rule.placeholder: rule for rule in bound if rule.placeholder}.values())
         self._surfaces = {binding.placeholder: binding.surfaces for binding in self.bindings}
@@ -135,25 +137,17 @@ class SiteRules:
                 denial = self._misplaced(rule, target, fields)
                 if denial is not None:
                     return denial
-        if not self._strangers:
-            return None
-        text = target + fields
-        if b"%" in text or _BASIC in text.lower():
-            text = _everything(split_fields(fields), target)
-        for stranger in self._strangers:
-            if stranger.placeholder in text:
-                return leak_guard.foreign(stranger.rule, self.where)
-        return None
+        return self._strangers.denial(target + fields) if self._strangers is not None else None
 
     def _misplaced(self, rule: CompiledRule, target: bytes, fields: bytes) -> Denial | None:
         surfaces = self._surfaces.get(rule.placeholder, frozenset())
         for part, text in parts(target):
             if part not in surfaces and rule.placeholder in unquote_to_bytes(text):
-                return leak_guard.misplaced(rule.rule, part, self.where)
+                return misplaced(rule.rule, part, self.where)
         if rule.placeholder not in self._on_headers and rule.placeholder in _everything(
             split_fields(fields), b""
         ):
-            return leak_guard.misplaced(rule.rule, "header", self.where)
+            return misplaced(rule.rule, "header", self.where)
         return None
 
     @property

@@ -16,6 +16,7 @@ from moat.dataclass import dataclass
 from moat.grants import Surface
 from moat.proxy.events import Denial, DeniedError
 from moat.proxy.inject import CompiledRule
+from moat.proxy.leak_guard import unreadable
 from moat.proxy.placeholders import Finder, finder
 
 
@@ -111,6 +112,13 @@ class Substitution:
     def body(self, spelling: Spelling) -> Substituted | None:
         """What a body goes through; None when no grant is for bodies."""
         return self._text("body", _WRITERS[spelling], percent=spelling is Spelling.FORM)
+
+    def unreadable(self, why: str) -> Denial:
+        """For a body in which a placeholder would stay what it is."""
+        names = ", ".join(
+            dict.fromkeys(each.credential for each in self._bindings if "body" in each.surfaces)
+        )
+        return unreadable(self._where, why, f"grant {names} is put in the body", "")
 
     def _text(self, surface: Surface, write: Callable[[bytes], str], *, percent: bool) -> Substituted | None:
         bound = [binding for binding in self._bindings if surface in binding.surfaces]

@@ -54,7 +54,7 @@ async def build(
 
 
 async def _follow(messages: AsyncGenerator[dict[str, Any], None], progress: Progress) -> None:
-    from moat.runtime.engine import EngineError
+    from moat.runtime.engine_http import EngineError
 
     log = _Log(progress)
     trace = Trace()

@@ -108,6 +108,7 @@ def _host(
         "Memory": memory,
         "MemorySwap": memory,
         "NanoCpus": round(cpus * 1e9),
+        "AutoRemove": True,  # by the engine, as soon as the command has ended
         "LogConfig": {"Type": "none"},  # the supervisor keeps the output; no second copy on the disk
         "Mounts": [
             {"Type": "bind", "Source": str(m.source), "Target": m.target, "ReadOnly": m.read_only}

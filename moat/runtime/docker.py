@@ -1,7 +1,6 @@
 """The Docker runtime: a container without a network, whose only way out is the run's unix socket.
 
-The engine must share this machine's kernel: a unix socket does not cross into another one. aiodocker is
-imported when a sandbox is made, not before.
+The engine must share this machine's kernel: a unix socket does not cross into another one.
 """
 
 from __future__ import annotations
@@ -25,19 +24,20 @@ from moat.runtime import container, engine_socket
 from moat.runtime.binds import Binds, identity_of
 from moat.runtime.container import LABEL, Accounts, Identity
 from moat.runtime.dial import ForwarderDialler
+from moat.runtime.engine import Engine
+from moat.runtime.engine_http import EngineError
 from moat.runtime.engine_socket import EngineUnreachableError
+from moat.runtime.engine_streams import Attachment, ContainerExecution, Ending
 from moat.runtime.pod import Pod
 from moat.runtime.sandbox import Egress, Output, Probe, Progress, SandboxSpec, ServiceEnd
 from moat.runtime.size import Size
 
 if TYPE_CHECKING:
-    from moat.runtime.engine import Attachment, ContainerExecution, Engine
     from moat.runtime.image import Image
 
 _LEAST_MEMORY = 4 << 30  # bytes; the default limit is half of the machine's, at least this
 _SOCKET = "proxy.sock"
 _KILLED = 137
-_GONE = 404
 _BACK = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts: an engine that restarts is back soon
 _log = logging.getLogger(__name__)
 
@@ -113,8 +113,6 @@ class DockerRuntime:
     async def create(self, spec: SandboxSpec, egress: Egress, progress: Progress) -> DockerSandbox:
         """Make the container with its files and its egress socket. Raises StartError with a hint."""
         info = await self._examine()
-        from moat.runtime.engine import Engine, EngineError
-
         engine = Engine(info.path, api_version=info.api_version)
         sandbox = DockerSandbox(engine, spec, Binds(spec.directory, spec.run_id, info.path))
         try:
@@ -240,23 +238,24 @@ class DockerSandbox:
         self.dialler: ForwarderDialler | None = None
         self.pod: Pod | None = None  # what a run with services has besides
         self._streams: Attachment | None = None
+        self._ending: Ending | None = None
+        self._waiting = asyncio.Lock()
         self._status: int | None = None
 
     async def start(self) -> None:
         """Attach, then start: output is complete from its first byte on. Raises StartError."""
-        from moat.runtime.engine import EngineError
-
         try:
+            self._ending = await self.engine.ending(self.container)
             self._streams = await self.engine.attach(
-                self.container, stdin=self.spec.stdin or self.spec.tty is not None
+                self.container,
+                stdin=self.spec.stdin or self.spec.tty is not None,
+                terminal=self.spec.tty is not None,
             )
             await self.engine.start(self.container)
         except EngineError as error:
             raise StartError(f"the container does not start: {error}") from None
 
     async def read(self) -> Output | None:
-        from moat.runtime.engine import EngineError
-
         try:
             return await self._streams.read() if self._streams else None
         except EngineError:  # the engine went away: there is no more
@@ -293,22 +292,18 @@ class DockerSandbox:
         return await self.dialler.dial(port)
 
     async def wait(self) -> int:
-        from moat.runtime.engine import EngineError
-
-        if self._status is None and self.container:
-            try:
-                self._status = await self.engine.wait(self.container)
-            except EngineError as error:
-                if error.status != _GONE:
+        async with self._waiting:
+            if self._status is None and self._ending:
+                try:
+                    self._status = await self._ending.status()
+                    self._ending.close()
+                except EngineError as error:
                     _log.warning("the end of the container is not known: %s", error)
                     text = "the Docker engine went away under the run"
                     raise StartError(text, hint="`docker info`") from None
-                self._status = _KILLED  # removed meanwhile, with force
         return _KILLED if self._status is None else self._status
 
     async def execute(self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool) -> ContainerExecution:
-        from moat.runtime.engine import EngineError
-
         size = ["--size", f"{tty.columns}x{tty.rows}"] if tty else []
         command = [*container.PYTHON, "--exec", *size, "--", *argv]
         try:
@@ -337,11 +332,9 @@ class DockerSandbox:
         try:
             await self._remove()
         finally:
-            await self._let_go()
+            self._let_go()
 
     async def _remove(self) -> None:
-        from moat.runtime.engine import EngineError
-
         for pause in _BACK:
             await asyncio.sleep(pause)
             try:
@@ -356,12 +349,14 @@ class DockerSandbox:
             else:
                 return
 
-    async def _let_go(self) -> None:
+    def _let_go(self) -> None:
         if self._streams:
             self._streams.close()
             self._streams = None
+        if self._ending and not self._waiting.locked():  # who waits still gets the status
+            self._ending.close()
+            self._ending = None
         if self.dialler:
             self.dialler.close()
-        await self.engine.close()
         self.binds.remove()
         shutil.rmtree(self.spec.directory / "egress", ignore_errors=True)

@@ -1,81 +1,34 @@
-"""The one importer of aiodocker: the engine's calls that Moat makes, as typed functions.
-
-Import this module late: aiodocker brings aiohttp, together a quarter of a second.
-"""
-
-# ruff: noqa: TID253 - its one importer, itself imported late
+"""The engine's calls that Moat makes, as typed functions."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import io
 import json
-import os
-import signal
 import tarfile
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
+from urllib.parse import quote, urlencode
 
-import aiodocker
-import aiohttp
-from aiodocker.execs import Exec
-from aiodocker.stream import Stream
-
-from moat.errors import MoatError
-from moat.runtime.sandbox import Output
+from moat.runtime.engine_http import EngineError, Exchange, Refusals, decoded
+from moat.runtime.engine_streams import Attachment, ContainerExecution, Ending
 from moat.runtime.size import Size
 
-# Never None: that means ctrl-p,ctrl-q, and ^P would be swallowed until the next key.
+# Never none: that means ctrl-p,ctrl-q, and ^P would be swallowed until the next key.
 _DETACH_KEYS = "ctrl-^,ctrl-^,ctrl-@,ctrl-^"
-_LOOK = 0.05  # seconds between two looks at a command that has closed its output
-_NO_CONNECTION = 900  # a status of aiodocker's own
-
-
-class EngineError(MoatError):
-    """The engine refused, or went away. `status` is its HTTP status; 0: none."""
-
-    def __init__(self, message: str, *, status: int = 0) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """Errors of aiodocker as EngineError."""
-    try:
-        yield
-    except aiodocker.DockerError as error:
-        if error.status == _NO_CONNECTION:
-            raise EngineError(f"the Docker engine does not answer: {error.message}") from None
-        raise EngineError(error.message, status=error.status) from None
-    except (OSError, TimeoutError, aiohttp.ClientError) as error:
-        raise EngineError(f"the Docker engine went away: {error}") from None
-
-
-class _tolerating(contextlib.AbstractContextManager[None]):  # noqa: N801 - reads like a function
-    """Swallows an EngineError with one of these statuses."""
-
-    def __init__(self, *statuses: int) -> None:
-        self._statuses = statuses
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        return isinstance(error, EngineError) and error.status in self._statuses
+_BEING_REMOVED = 409
 
 
 class Engine:
-    """A connection pool to the engine at one unix socket. Close it."""
+    """The engine at one unix socket. Its calls raise EngineError."""
 
     def __init__(self, path: Path, *, api_version: str) -> None:
-        """`api_version`: as the engine told it (`1.41`); asking once more would cost a round trip."""
-        self._docker = aiodocker.Docker(url=f"unix://{path}", api_version=f"v{api_version}")
+        """`api_version`: as the engine told it (`1.41`)."""
+        self._path = path
+        self._version = api_version
 
-    async def close(self) -> None:
-        await self._docker.close()
-        await asyncio.sleep(0)  # transports finish closing in the loop's next round
+    # --- images ----------------------------------------------------------------------------------
 
     async def image_id(self, reference: str) -> str | None:
         """The id (`sha256:…`) of a local image; None when there is none of that name."""
@@ -84,186 +37,219 @@ class Engine:
 
     async def image(self, reference: str) -> dict[str, Any] | None:
         """`docker image inspect`; None when there is no such image."""
-        with _tolerating(404), _translated():
-            return dict(await self._docker.images.inspect(reference))
+        with Refusals(404):
+            return dict(await self._ask("GET", f"/images/{quote(reference)}/json"))
         return None
 
     async def remove_image(self, identifier: str) -> None:
         """Remove an image by id; one that is gone, or that something still uses, is left as it is."""
-        with _tolerating(404, 409), _translated():
-            await self._docker.images.delete(identifier)
+        with Refusals(404, 409):
+            await self._ask("DELETE", f"/images/{quote(identifier)}")
 
-    async def pull(self, reference: str) -> AsyncIterator[str]:
+    def pull(self, reference: str) -> AsyncIterator[str]:
         """Pull an image; yields the engine's status lines, without those that only count bytes."""
-        with _translated():
-            async for message in self._docker.images.pull(reference, stream=True):
-                text = str(message.get("status", ""))
-                if text and not message.get("progressDetail"):
-                    yield f"{message['id']}: {text}" if message.get("id") else text
+        from moat.runtime import engine_images
 
-    async def build(
+        return engine_images.pull(self._path, self._version, reference)
+
+    def build(
         self, context: IO[bytes], *, tag: str, arguments: Mapping[str, str], fresh: bool, buildkit: bool
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Build a tar of a context; yields the engine's messages: `stream`, `error`, BuildKit's `aux`.
+        """Build a tar of a context; yields the engine's messages: `stream`, `error`, BuildKit's `aux`."""
+        from moat.runtime import engine_images
 
-        aiodocker's own call knows the classic builder only.
-        """
-        parameters = {
-            "t": tag,
-            "buildargs": json.dumps(dict(arguments)),
-            "nocache": str(int(fresh)),
-            "rm": "1",
-            "forcerm": "1",
-            "version": "2" if buildkit else "1",
-        }
-        request = self._docker._query(
-            "build",
-            "POST",
-            params=parameters,
-            headers={"Content-Type": "application/x-tar"},
-            data=_pieces(context),
-            timeout=aiohttp.ClientTimeout(total=None),
-        )
-        with _translated():
-            async with request as response, response:  # aiodocker's own context does not let go of it
-                async for line in _json_lines(response.content):
-                    yield line
+        options: dict[str, Any] = {"tag": tag, "arguments": arguments, "fresh": fresh, "buildkit": buildkit}
+        return engine_images.build(self._path, self._version, context, **options)
+
+    # --- containers ------------------------------------------------------------------------------
 
     async def create(self, name: str, config: Mapping[str, Any]) -> str:
         """Create a container; returns its id."""
-        with _translated():
-            return str((await self._docker.containers.create(dict(config), name=name)).id)
+        return str((await self._ask("POST", "/containers/create", {"name": name}, config))["Id"])
 
     async def read_file(self, container: str, path: str) -> bytes | None:
         """A file of a container that need not run; None when there is none."""
-        with _tolerating(404), _translated():
-            archive = await self._docker.containers.container(container).get_archive(path)
-            with archive:
+        with Refusals(404):
+            data = await self._bytes("GET", f"{_of(container)}/archive", {"path": path})
+            with tarfile.open(fileobj=io.BytesIO(data)) as archive:
                 return _first_file(archive)
         return None
 
     async def put(self, container: str, archive: bytes) -> None:
         """Unpack a tar at the root of a container that need not run."""
-        with _translated():
-            target = self._docker.containers.container(container)
-            await target.put_archive("/", archive)  # type: ignore[no-untyped-call] # aiodocker has no types here
+        target = f"{_of(container)}/archive"
+        await self._bytes("PUT", target, {"path": "/"}, archive, content="application/x-tar")
 
-    async def attach(self, container: str, *, stdin: bool) -> Attachment:
+    async def attach(self, container: str, *, stdin: bool, terminal: bool) -> Attachment:
         """Attach to a container that has not started: no byte of its output is lost."""
-        stream = self._docker.containers.container(container).attach(
-            stdin=stdin, stdout=True, stderr=True, detach_keys=_DETACH_KEYS
-        )
-        with _translated():
-            await stream.__aenter__()
-        return Attachment(stream)
+        streams = {"stream": 1, "stdin": int(stdin), "stdout": 1, "stderr": 1, "detachKeys": _DETACH_KEYS}
+        exchange = await self._begin("POST", f"{_of(container)}/attach", streams, upgrade=True)
+        return Attachment(exchange, terminal=terminal)
 
     async def start(self, container: str) -> None:
-        with _translated():
-            await self._docker.containers.container(container).start()
+        await self._ask("POST", f"{_of(container)}/start")
+
+    async def ending(self, container: str) -> Ending:
+        """How a container that has not started ends."""
+        target = f"{_of(container)}/wait"
+        return Ending(await self._begin("POST", target, {"condition": "next-exit"}))
 
     async def wait(self, container: str) -> int:
         """The exit status, once it has ended. Works on one that has ended already."""
-        with _translated():
-            return int((await self._docker.containers.container(container).wait())["StatusCode"])
+        return int((await self._ask("POST", f"{_of(container)}/wait"))["StatusCode"])
 
     async def resize(self, container: str, size: Size) -> None:
         """Set the window's size; too early or too late does nothing."""
-        with _tolerating(404, 409, 500), _translated():
-            await self._docker.containers.container(container).resize(h=size.rows, w=size.columns)
+        with Refusals(404, 409, 500):
+            await self._ask("POST", f"{_of(container)}/resize", _window(size))
 
     async def kill(self, container: str, number: int) -> None:
         """Send a signal to the container's first process; one that has ended already is fine."""
-        with _tolerating(404, 409), _translated():
-            await self._docker.containers.container(container).kill(signal=str(number))
+        with Refusals(404, 409):
+            await self._ask("POST", f"{_of(container)}/kill", {"signal": number})
 
     async def pid(self, container: str) -> int:
         """The host's number of a container's first process; 0: it does not run."""
-        with _tolerating(404), _translated():
-            details = await self._docker.containers.container(container).show()
-            return int(details["State"]["Pid"] or 0)
-        return 0
-
-    async def pause(self, container: str) -> None:
-        """Freeze every process of a running container; one that is frozen already is fine."""
-        with _tolerating(409), _translated():
-            await self._docker.containers.container(container).pause()
-
-    async def unpause(self, container: str) -> None:
-        """Let a container go on; one that is not frozen, or gone, is fine."""
-        with _tolerating(404, 409, 500), _translated():
-            await self._docker.containers.container(container).unpause()
-
-    async def run_inside(self, container: str, command: list[str]) -> int:
-        """Run a short command in a running container, as its user; returns its exit status."""
-        with _tolerating(404, 409), _translated():
-            execution = await self._docker.containers.container(container).exec(command)
-            streams = Attachment(execution.start(detach=False))
-            try:
-                while await streams.read() is not None:
-                    pass
-            finally:
-                streams.close()
-            return int((await execution.inspect())["ExitCode"] or 0)
-        return 1
-
-    async def execute(
-        self, container: str, command: list[str], *, terminal: bool, stdin: bool
-    ) -> ContainerExecution:
-        """Start a command in a running container, as its user."""
-        with _translated():
-            execution = await self._docker.containers.container(container).exec(
-                command,
-                stdin=stdin,
-                tty=terminal,
-                environment={"TERM": "xterm-256color"} if terminal else None,
-                detach_keys=_DETACH_KEYS,
-            )
-            stream = execution.start(detach=False)
-            await stream.__aenter__()
-        return ContainerExecution(execution, Attachment(stream), terminal=terminal)
+        return int((await self._state(container)).get("Pid") or 0)
 
     async def running(self, container: str) -> bool:
-        with _tolerating(404), _translated():
-            details = await self._docker.containers.container(container).show()
-            return bool(details["State"]["Running"])
-        return False
+        return bool((await self._state(container)).get("Running"))
 
     async def out_of_memory(self, container: str) -> bool:
         """Whether the kernel ended something in it for want of memory."""
-        with _tolerating(404), _translated():
-            details = await self._docker.containers.container(container).show()
-            return bool(details["State"].get("OOMKilled"))
-        return False
+        return bool((await self._state(container)).get("OOMKilled"))
+
+    async def _state(self, container: str) -> dict[str, Any]:
+        """Empty for one that is gone."""
+        with Refusals(404):
+            return dict((await self._ask("GET", f"{_of(container)}/json"))["State"])
+        return {}
+
+    async def pause(self, container: str) -> None:
+        """Freeze every process of a running container; one that is frozen already is fine."""
+        with Refusals(409):
+            await self._ask("POST", f"{_of(container)}/pause")
+
+    async def unpause(self, container: str) -> None:
+        """Let a container go on; one that is not frozen, or gone, is fine."""
+        with Refusals(404, 409, 500):
+            await self._ask("POST", f"{_of(container)}/unpause")
 
     async def log(self, container: str, lines: int) -> list[str]:
-        """The last lines that a container printed, which keeps a log."""
-        with _tolerating(404), _translated():
-            source = self._docker.containers.container(container)
-            text = "".join(await source.log(stdout=True, stderr=True, tail=lines))
+        """The last lines that a container without a terminal printed, which keeps a log."""
+        query = {"stdout": 1, "stderr": 1, "tail": lines}
+        with Refusals(404):
+            exchange = await self._begin("GET", f"{_of(container)}/logs", query)
+            with contextlib.closing(exchange):
+                text = _without_heads(await exchange.body()).decode(errors="replace")
             return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
         return []
 
     async def remove(self, container: str) -> None:
-        """Kill and remove, with anonymous volumes; one that is gone is fine, and so is one on its way."""
-        with _tolerating(404, 409), _translated():
-            await self._docker.containers.container(container).delete(force=True, v=True)
+        """Kill and remove, with anonymous volumes; returns when it is gone, whoever removes it."""
+        with Refusals(404):
+            try:
+                await self._ask("DELETE", _of(container), {"force": 1, "v": 1})
+            except EngineError as error:
+                if error.status != _BEING_REMOVED:
+                    raise
+                await self._ask("POST", f"{_of(container)}/wait", {"condition": "removed"})
+
+    # --- further commands in a container -----------------------------------------------------------
+
+    async def run_inside(self, container: str, command: list[str]) -> int:
+        """Run a short command in a running container, as its user; returns its exit status."""
+        with Refusals(404, 409):
+            execution = await self.execute(container, command, terminal=False, stdin=False)
+            try:
+                while await execution.read() is not None:
+                    pass
+                return await execution.wait()
+            finally:
+                await execution.close()
+        return 1
+
+    async def execute(
+        self,
+        container: str,
+        command: list[str],
+        *,
+        terminal: bool,
+        stdin: bool,
+        environment: Mapping[str, str] | None = None,
+    ) -> ContainerExecution:
+        """Start a command in a running container, as its user."""
+        wanted = {
+            "Cmd": command,
+            "AttachStdin": stdin,
+            "AttachStdout": True,
+            "AttachStderr": True,
+            "Tty": terminal,
+            "DetachKeys": _DETACH_KEYS,
+            "Env": [f"{name}={value}" for name, value in (environment or {}).items()],
+        }
+        made = await self._ask("POST", f"{_of(container)}/exec", None, wanted)
+        target = f"/exec/{made['Id']}"
+
+        async def inspect() -> dict[str, Any]:
+            return dict(await self._ask("GET", f"{target}/json"))
+
+        async def resize(size: Size) -> None:
+            with Refusals(404, 409, 500):
+                await self._ask("POST", f"{target}/resize", _window(size))
+
+        start = json.dumps({"Detach": False, "Tty": terminal}).encode()
+        exchange = await self._begin("POST", f"{target}/start", None, start, upgrade=True)
+        streams = Attachment(exchange, terminal=terminal)
+        return ContainerExecution(streams, terminal=terminal, inspect=inspect, resize=resize)
+
+    # --- requests --------------------------------------------------------------------------------
+
+    async def _begin(
+        self,
+        method: str,
+        target: str,
+        query: Mapping[str, Any] | None = None,
+        body: bytes = b"",
+        **how: Any,
+    ) -> Exchange:
+        asked = f"?{urlencode(query)}" if query else ""
+        return await Exchange.begin(self._path, method, f"/v{self._version}{target}{asked}", body, **how)
+
+    async def _bytes(
+        self, method: str, target: str, query: Mapping[str, Any] | None = None, body: bytes = b"", **how: Any
+    ) -> bytes:
+        exchange = await self._begin(method, target, query, body, **how)
+        with contextlib.closing(exchange):
+            return await exchange.body()
+
+    async def _ask(
+        self,
+        method: str,
+        target: str,
+        query: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The answer's JSON; None when it has none."""
+        return decoded(await self._bytes(method, target, query, json.dumps(body).encode() if body else b""))
 
 
-async def _pieces(file: IO[bytes]) -> AsyncIterator[bytes]:
-    while piece := await asyncio.to_thread(file.read, 1 << 20):
-        yield piece
+def _of(container: str) -> str:
+    return f"/containers/{quote(container)}"
 
 
-async def _json_lines(content: aiohttp.StreamReader) -> AsyncIterator[dict[str, Any]]:
-    """One object a line; BuildKit's are longer than what aiohttp takes for a line."""
-    rest = b""
-    async for piece in content.iter_any():
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            if line.strip():
-                yield json.loads(line)
-    if rest.strip():
-        yield json.loads(rest)
+def _window(size: Size) -> dict[str, int]:
+    return {"h": size.rows, "w": size.columns}
+
+
+def _without_heads(log: bytes) -> bytes:
+    """A log without what is before each piece: which stream, how long."""
+    text, at = bytearray(), 0
+    while at + 8 <= len(log):
+        length = int.from_bytes(log[at + 4 : at + 8], "big")
+        text += log[at + 8 : at + 8 + length]
+        at += 8 + length
+    return bytes(text)
 
 
 def _first_file(archive: tarfile.TarFile) -> bytes | None:
@@ -272,88 +258,3 @@ def _first_file(archive: tarfile.TarFile) -> bytes | None:
         if file:
             return file.read()
     return None
-
-
-class Attachment:
-    """The streams of one container."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    async def read(self) -> Output | None:
-        """The next piece; None at the end. Not reading holds the container's output back."""
-        with _translated():
-            message = await self._stream.read_out()
-        if message is None:
-            return None
-        return Output("stderr" if message.stream == 2 else "stdout", bytes(message.data))
-
-    async def write(self, data: bytes) -> None:
-        """Waits while the container does not read. What comes after its end is dropped."""
-        if self._transport() is not None:
-            with contextlib.suppress(OSError, EngineError), _translated():
-                await self._stream.write_in(data)
-
-    def write_eof(self) -> None:
-        """Half-close: the container's stdin ends, its output goes on. aiodocker has no public way."""
-        transport = self._transport()
-        if transport is not None and transport.can_write_eof():
-            transport.write_eof()
-
-    def _transport(self) -> Any:
-        response = self._stream._resp
-        return response.connection.transport if response and response.connection else None
-
-    def close(self) -> None:
-        """Drop the connection with whatever is on its way: closing it by aiodocker would wait for that."""
-        transport = self._transport()
-        if transport is not None:
-            transport.abort()
-        if self._stream._resp:
-            self._stream._resp.close()
-        self._stream._closed = True
-
-
-class ContainerExecution:
-    """Implements `sandbox.Execution`."""
-
-    def __init__(self, execution: Exec, streams: Attachment, *, terminal: bool) -> None:
-        self._execution = execution
-        self._streams = streams
-        self._terminal = terminal
-
-    async def read(self) -> Output | None:
-        return await self._streams.read()
-
-    async def write(self, data: bytes) -> None:
-        await self._streams.write(data)
-
-    async def close_stdin(self) -> None:
-        if not self._terminal:
-            self._streams.write_eof()
-
-    async def resize(self, size: Size) -> None:
-        with _tolerating(404, 409, 500), _translated():
-            await self._execution.resize(h=size.rows, w=size.columns)
-
-    async def signal(self, number: int) -> None:
-        """The engine has no call for it; on Linux its processes are this machine's."""
-        status = await self._inspect()
-        if status["Running"] and status["Pid"]:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(int(status["Pid"]), number)
-
-    async def wait(self) -> int:
-        """The exit status. Call it after the last `read`."""
-        while (status := await self._inspect())["Running"]:
-            await asyncio.sleep(_LOOK)
-        return int(status["ExitCode"] or 0)
-
-    async def _inspect(self) -> dict[str, Any]:
-        with _translated():
-            return await self._execution.inspect()
-
-    async def close(self) -> None:
-        with contextlib.suppress(EngineError):  # the engine, or the container, went away: so has the command
-            await self.signal(signal.SIGKILL)
-        self._streams.close()

@@ -80,7 +80,7 @@ def tag_of(plan: Plan, base_id: str) -> str:
 
 
 async def _base(engine: Engine, plan: Plan, progress: Progress) -> str:
-    from moat.runtime.engine import EngineError
+    from moat.runtime.engine_http import EngineError
 
     reference = plan.base
     if found := await engine.image_id(reference):

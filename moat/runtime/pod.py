@@ -65,7 +65,7 @@ class Pod:
 
     async def ended(self, name: str) -> ServiceEnd | None:
         """Returns once a service has ended, however it did; None: with the pod."""
-        from moat.runtime.engine import EngineError
+        from moat.runtime.engine_http import EngineError
 
         service = next(each for each in self._spec.services if each.name == name)
         made = self._services[name]
@@ -92,7 +92,7 @@ class Pod:
         return made
 
     async def _image(self, service: ServiceSpec, progress: Progress) -> str:
-        from moat.runtime.engine import EngineError
+        from moat.runtime.engine_http import EngineError
 
         if found := await self._engine.image_id(service.image):
             return found

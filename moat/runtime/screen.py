@@ -40,6 +40,7 @@ _DRAWING = frozenset(b"@ABCDEFGHIJKLMPSTXZ`abdefmrsu")
 _DRAWING_MODES = frozenset((b"\x1b[?7h", b"\x1b[?7l", b"\x1b[?6h", b"\x1b[?6l", b"\x1b[4h", b"\x1b[4l"))
 _DRAWING_ESCAPES = frozenset((b"7", b"8", b"D", b"E", b"M", b"(0", b"(B", b")0", b")B"))  # `(0`: line drawing
 _MOVED = re.compile(rb"\x1b\[[\d;]*[ABEFHdf]")
+_FORWARD = re.compile(rb"\x1b\[\d*[CG]")  # to a column: between words, instead of a space
 _BLANKED = re.compile(rb"\x1b\[(?:2J|\?[\d;]*(?:47|1047|1049)h)")
 _PLAIN = re.compile(rb"\x1b\[0*m")
 _COLOURS = re.compile(rb"\x1b\[[\d;:]+m")
@@ -275,8 +276,11 @@ def _keep_drawing(match: re.Match[bytes]) -> bytes:
 
 
 def text_only(data: bytes) -> bytes:
-    """Terminal output as plain text: no escape sequence, no control character but tab and newline."""
-    text = _UNFINISHED.sub(b"", _SEQUENCE.sub(b"", data))
+    """Terminal output as plain text: no escape sequence, no control character but tab and newline.
+
+    A move of the cursor within its line is a space.
+    """
+    text = _UNFINISHED.sub(b"", _SEQUENCE.sub(b"", _FORWARD.sub(b" ", data)))
     text = re.sub(rb"\r*\n|\r", b"\n", text)
     return re.sub(rb"[\x00-\x08\x0b-\x1f\x7f]", b"", text)
 

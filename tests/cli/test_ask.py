@@ -114,7 +114,7 @@ def test_a_plain_run_asks_where_its_terminal_is_idle(terminal: Open, moat: Moat,
     fetch = "for h in a b c a; do curl -s -o /dev/null -w '%{http_code}\\n' https://$h.test/x; done"
     it = terminal("run", "--ask", "--name", "plain", "--", "sh", "-c", f"sleep 1; {fetch}")
     it.type(b"y\n")  # typed for the shell, before anything was asked
-    it.shows("GET a.test/x waits. Allow this host for this run? [y/n]")
+    it.shows("GET a.test/x waits. Allow this host for this run? [y/n/?]")
     time.sleep(0.5)
     assert moat("ask", "plain", "--json").stdout.count('"waiting": true') == 1, "that was no answer"
     it.type(b"what\n")

@@ -3,7 +3,6 @@
 Seen to fail: with `Finder.held` giving 0 (a placeholder in two pieces goes out as it is, and passes the guard);
 with `_use` not counting; with `Substitution.target` returning its argument; with `_WRITERS` writing everything
 as it is; with `Substituted.feed` reading again what it has put in (`at` left out); with `leaks` without its loop over `_at_home`;
-with `guarded` empty, and with `guarded` holding the strangers everywhere (the prompt that quotes is refused);
 with `_watch_for` left out (the echo brings the secret); with `resized_fields` left out.
 """
 
@@ -33,7 +32,7 @@ from moat.proxy.substitute import Spelling, Substitution, bindings_of, spelling_
 from tests.proxy.conftest import House, HouseMaker, house, tls_origin
 from tests.proxy.h2peers import Client
 from tests.proxy.peers import Message, Origin, Wire, reply
-from tests.proxy.test_exchange import API, OTHER, PLAIN, resident
+from tests.proxy.test_exchange import API, OTHER, resident
 from tests.proxy.test_h2_upstream import h2_origin
 
 PH = "110200543:AAmoatX0y1Z2aaaabbbbccccdddd"
@@ -369,11 +368,20 @@ def test_compressed_bodies_that_cannot_be_opened(body: bytes, coding: str, statu
         assert got == []
 
 
-def test_a_coding_that_is_not_opened_passes_as_it_is() -> None:
-    """Nothing is put in: the server gets the placeholder, which it cannot use."""
-    with recording() as (origin, got), open_house(BODY, origin) as made:
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "nonsense"])
+def test_a_coding_that_is_not_opened_is_refused(coding: str) -> None:
+    """The placeholder in it would stay; the credential is not used. Other requests go on."""
+    with recording() as (origin, got), open_house(BODY, origin) as made, made.tunnel() as wire:
         made.credentials.secrets = {"bot": SECRET}
-        assert ask(made, request("/", PH.encode(), "Content-Encoding: br")).status == 200
+        wire.send(request("/", PH.encode(), f"Content-Encoding: {coding}"))
+        answer = wire.message()
+        assert (answer.status, answer.get("x-moat-denied")) == (403, "body-coding")
+        assert "gzip or deflate" in answer.json()["hint"]
+        event = made.event()
+        assert (event.denial.code, event.grants) == ("body-coding", ())
+        assert origin.accepted == 0
+    with recording() as (origin, got), open_house(QUERY, origin) as made:
+        assert ask(made, request("/", PH.encode(), f"Content-Encoding: {coding}")).status == 200
         assert got[0].body == PH.encode()
 
 
@@ -447,104 +455,3 @@ def test_a_large_body_is_not_collected(kind: str) -> None:
         assert wire.message().status == 204
         assert resident() - before < 24 * 1024 * 1024
     assert received[0] > 5_000_000
-
-
-# --- the guard on bodies -------------------------------------------------------------------------
-
-
-def test_a_placeholder_in_a_body_to_a_stranger(make: HouseMaker) -> None:
-    """Refused before anything is opened when it is there with the head, and cut off before it when it comes later."""
-    arrived = bytearray()
-
-    def script(wire: Wire) -> None:
-        with suppress(OSError):
-            while data := wire.receive():
-                arrived.extend(data)
-
-    with tls_origin(script, "other.test") as origin, make(origins={OTHER: origin}, rules=[PATH]) as made:
-        for data in (
-            request("/", f"token={PH}".encode(), host="other.test"),
-            request(
-                "/",
-                f"t={quote(PH)}".encode(),
-                "Content-Type: application/x-www-form-urlencoded",
-                host="other.test",
-            ),
-        ):
-            answer = ask(made, data, "other.test")
-            assert (answer.status, answer.get("x-moat-denied")) == (403, "credential-host")
-            assert PH not in answer.body.decode()
-            assert made.event().denial.code == "credential-host"
-        assert origin.accepted == 0
-        with made.tunnel("other.test") as wire:
-            wire.send(request("/", b"", "Transfer-Encoding: chunked", host="other.test"))
-            for piece in (b"x" * 1000, PH[:20].encode(), PH[20:].encode()):
-                wire.send(b"%x\r\n%b\r\n" % (len(piece), piece))
-                wait_for(b"x" * 1000, arrived)
-            answer = wire.message()
-        assert (answer.status, answer.get("x-moat-denied")) == (403, "credential-host")
-        assert "1000 bytes of the body had been sent" in answer.json()["error"]
-    assert b"x" * 1000 in arrived
-    assert PH[:5].encode() not in arrived
-    assert not arrived.endswith(b"0\r\n\r\n")
-
-
-def test_the_guard_over_plain_http_and_over_http2() -> None:
-    """Over http no grant is for any host; over HTTP/2 the rest of a stream does not go up."""
-    seen = bytearray()
-
-    def script(wire: Wire) -> None:
-        with suppress(OSError):
-            while data := wire.receive():
-                seen.extend(data)
-
-    with Origin(script) as origin, house(origins={PLAIN: origin}, rules=[PATH]) as made:
-        with made.connect() as wire:
-            wire.send(request("http://api.test/", f"a={PH}".encode()))
-            assert wire.message().get("x-moat-denied") == "credential-host"
-        assert origin.accepted == 0
-    with tls_origin(script, "other.test") as origin, house(origins={OTHER: origin}, rules=[PATH]) as made:
-        with Client.through(made, "other.test") as client:
-            stream = client.ask(
-                method="POST", authority="other.test", body=b"y" * 2000 + PH[:9].encode(), end=False
-            )
-            wait_for(b"y" * 2000, seen)
-            client.send(stream, PH[9:].encode() + b"z" * 2000, end=True)
-            answer = client.until(stream)
-        assert (answer.status, answer.headers["x-moat-denied"]) == (403, "credential-host")
-    assert b"y" * 2000 in seen
-    assert PH[:5].encode() not in seen
-    assert b"zz" not in seen
-
-
-def test_a_body_that_quotes_a_placeholder_to_a_host_of_a_grant_passes() -> None:
-    """An agent shows its environment to its model. Neither its own nor another grant's placeholder is touched."""
-    model = InjectionRule("model", ("api.test",), "x-api-key", "raw", placeholder="sk-moat-model-1234")
-    text = json.dumps({"prompt": f"TOKEN={PH} KEY=sk-moat-model-1234"}).encode()
-    with recording() as (origin, got):
-        with house(origins={API: origin}, rules=[model, replace(PATH, hosts=("else.test",))]) as made:
-            made.credentials.secrets = {"model": "real-model-key"}
-            answer = ask(made, request("/v1", text, "Content-Type: application/json"))
-        assert answer.status == 200
-        assert got[0].body == text
-
-
-def test_a_placeholder_in_a_body_passes_where_the_user_says_so() -> None:
-    """For an agent whose model is at a host that no grant is for. Heads are looked at all the same."""
-    with (
-        recording() as (origin, got),
-        house(origins={OTHER: origin}, rules=[PATH], body_leaks="pass") as made,
-    ):
-        assert ask(made, request("/", PH.encode(), host="other.test"), "other.test").status == 200
-        assert got[0].body == PH.encode()
-        assert ask(made, request(f"/{PH}", host="other.test"), "other.test").status == 403
-
-
-def test_bodies_without_placeholders_pass_the_guard_whole() -> None:
-    data = random.Random(3).randbytes(1_000_000) + PH[:-1].encode()
-    with recording() as (origin, got), house(origins={OTHER: origin}, rules=[PATH]) as made:
-        assert ask(made, request("/", data, host="other.test"), "other.test").status == 200
-        assert got[0].body == data
-        assert got[0].get("content-length") == str(len(data))
-        assert ask(made, request("/", PH[:-1].encode(), host="other.test"), "other.test").status == 200
-        assert got[1].body == PH[:-1].encode()

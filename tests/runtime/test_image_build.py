@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import secrets
 import subprocess
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -26,14 +25,9 @@ from tests.runtime.docker_kit import CACHE, HOOKS, MANY, run
 pytestmark = [pytest.mark.docker, pytest.mark.anyio, pytest.mark.timeout(400)]
 
 
-@contextlib.asynccontextmanager
-async def engine() -> AsyncIterator[Engine]:
+def engine() -> Engine:
     info = examine()
-    made = Engine(info.path, api_version=info.api_version)
-    try:
-        yield made
-    finally:
-        await made.close()
+    return Engine(info.path, api_version=info.api_version)
 
 
 async def ensure(
@@ -41,8 +35,7 @@ async def ensure(
 ) -> tuple[image.Image, list[str]]:
     said: list[str] = []
     wanted = plan(dependencies, base, machine=machine(), hooks=hooks, identity=Identity(4321, 4321))
-    async with engine() as made:
-        found = await image.ensure(made, wanted, cache=CACHE, progress=said.append, rebuild=rebuild)
+    found = await image.ensure(engine(), wanted, cache=CACHE, progress=said.append, rebuild=rebuild)
     return found, said
 
 

@@ -231,4 +231,5 @@ def test_a_cut_sequence_at_the_end_is_dropped() -> None:
 
 def test_text() -> None:
     assert text_only(b"\x1b[1mbold\x1b[0m\r\nnext\tcolumn\x07\r\n") == b"bold\nnext\tcolumn\n"
+    assert text_only(b"two\x1b[1Cwords\x1b[20Gapart\x1b[C\x1b[2Kend") == b"two words apart end"
     assert text_only("naïve ✓\r\n".encode()) == "naïve ✓\n".encode()
