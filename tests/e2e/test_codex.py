@@ -75,7 +75,7 @@ def test_codex_works_with_the_login_of_the_host_and_with_what_becomes_of_it(
     on_the_host(home, fake)
     place = workspace(tmp_path, codex_binary)
     ended = token(exp=1000)
-    script = f"sed -i 's/\"access_token\": \"[^\"]*/\"access_token\": \"{ended}/' ~/.codex/auth.json; "
+    script = f'sed -i \'s/"access_token": "[^"]*/"access_token": "{ended}/\' ~/.codex/auth.json; '
     script += f"{AT}/codex exec 'FAKE_SHELL {DUMP}; id -un' 2>&1; cp ~/.codex/auth.json kept"
     said = run(moat, "codex", "embedded", script)
     assert "\nagent\n" in said, said
