@@ -22,6 +22,7 @@ from moat.grants import Credential, CredentialInfo, CredentialKind, InjectionRul
 from moat.journal import Journal, LineWriter
 from moat.proxy import ExchangeFinished, Policy, Proxy, RunCA, Trace, Upstream, UpstreamOptions
 from moat.proxy.server import always_allowed
+from moat.runtime.loop import keep_freed_memory
 from moat.runtime.witness import Witness
 
 HOSTS = ("bench.test", "sse.bench.test", *(f"m{number}.bench.test" for number in range(24)))
@@ -103,6 +104,7 @@ if __name__ == "__main__":
     parser.add_argument("--no-journal", action="store_true", help="network.jsonl alone, to see what it costs")
     parser.add_argument("--profile", help="write a cProfile of the whole run here")
     arguments = parser.parse_args()
+    keep_freed_memory()
     backend = "trio" if arguments.loop == "trio" else "asyncio"
     backend_options = {} if arguments.loop == "trio" else {"use_uvloop": arguments.loop == "uvloop"}
     run = partial(anyio.run, main, arguments, backend=backend, backend_options=backend_options)

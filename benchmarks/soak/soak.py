@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection
 import anyio
 
 from moat.proxy import ExchangeFinished, Policy, Proxy, RunCA, Upstream, UpstreamOptions
+from moat.runtime.loop import keep_freed_memory
 from tests.proxy.conftest import LOOPS, RULE, SECRET, Credentials
 from tests.proxy.peers import Origin, Wire, client_context, reply, world
 
@@ -214,6 +215,7 @@ def main() -> int:
     parser.add_argument("--loop", choices=LOOPS, default="uvloop")
     options = parser.parse_args()
     backend, backend_options = LOOPS[options.loop]
+    keep_freed_memory()  # as every process of Moat that serves a proxy
     ours, theirs = SPAWN.Pipe()
     serving = SPAWN.Process(target=server, args=(theirs,))
     serving.start()

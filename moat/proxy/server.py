@@ -264,7 +264,7 @@ class Proxy:
         """One connection from its first byte to its last. What goes wrong in it ends it, and nothing else."""
         try:
             stream = await open_stream(sock, self._setup.upstream.watch)
-            token = self._token if self._token and sock.family != socket.AF_UNIX else None
+            token = None if stream.local else self._token
             tunnel = Tunnel(self._setup, MessageReader(stream, self._setup.limits), token)
             self._tunnels.add(tunnel)
             try:

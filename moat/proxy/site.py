@@ -5,6 +5,7 @@ What can be worked out before a request is there is worked out here, once.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 from functools import partial
@@ -29,6 +30,8 @@ from moat.proxy.site_rules import InjectionTable, SiteRules
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.tls import HTTP1
 from moat.proxy.upstream import Upstream
+
+_SITES = 256  # authorities that are remembered
 
 
 @dataclass(slots=True)
@@ -68,6 +71,8 @@ class Setup:
     logins: LoginTable = field(default_factory=LoginTable)
     desk: Desk | None = None  # None: nobody is asked
     unreadable: Unreadable = "withhold"
+    sites: OrderedDict[tuple[str, Authority, str], Site] = field(default_factory=OrderedDict)
+    """Where connections went that were not refused: by scheme, authority and protocol."""
 
     def refused(
         self,
@@ -101,7 +106,10 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where an exchange goes, as CONNECT, capture or the request target said, and whether it may."""
+    """Where an exchange goes, as CONNECT, capture or the request target said, and whether it may.
+
+    A function of the setup, which does not change: connections to one authority share it.
+    """
 
     scheme: str  # `https`: inside TLS that we terminated; `http`
     authority: Authority
@@ -125,6 +133,20 @@ class Site:
         authority: Authority,
         denial: Denial | None,
         protocol: str = HTTP1,
+    ) -> Site:
+        if denial is not None:
+            return cls._made(setup, scheme, authority, denial, protocol)
+        key = (scheme, authority, protocol)
+        site = setup.sites.get(key)
+        if site is None:
+            site = setup.sites[key] = cls._made(setup, scheme, authority, None, protocol)
+            if len(setup.sites) > _SITES:
+                setup.sites.popitem(last=False)
+        return site
+
+    @classmethod
+    def _made(
+        cls, setup: Setup, scheme: str, authority: Authority, denial: Denial | None, protocol: str
     ) -> Site:
         host, port = authority.host, authority.port
         header = authority.host_header(scheme).encode()

@@ -57,11 +57,11 @@ class Stream(ABC):
         "_gone",
         "_gone_at_eof",
         "_inbox",
-        "_local",
         "_plain",
         "_tls",
         "_watch",
         "deadline",
+        "local",
         "sock",
     )
 
@@ -77,8 +77,8 @@ class Stream(ABC):
         self._gone_at_eof = True
         self._watch = watch
         watch.add(self)
-        self._local = sock.family == socket.AF_UNIX
-        if not self._local:
+        self.local = sock.family == socket.AF_UNIX  # the peer is on this machine, and there is no TCP
+        if not self.local:
             # asyncio sets it only when sock.proto says TCP, which an accepted socket need not say; without
             # it small answers wait 40 ms for a delayed acknowledgement.
             with contextlib.suppress(OSError):
@@ -265,7 +265,7 @@ class Stream(ABC):
 
     def abort(self, reason: str = "the connection is closed") -> None:
         """Drop the connection so that the peer notices: a reset, and no goodbye of TLS."""
-        if self._broken is None and not self._local:
+        if self._broken is None and not self.local:
             with contextlib.suppress(OSError):
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._break(StreamError(reason))
