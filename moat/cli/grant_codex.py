@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import os
-from dataclasses import replace
 
 from moat.cli.granting import Wizard, credential
 from moat.errors import GrantError
@@ -60,6 +59,6 @@ def _validate(wizard: Wizard, found: CodexLogin) -> None:
 
     wizard.console.print("Validating login...")
     check = Check(LOGIN_HOSTS[0], _USAGE, headers={"ChatGPT-Account-Id": found.account}, rejected=(401,))
-    request = check_declared(replace(PROVIDER, check=check), Grant("openai"), found.token, wizard.upstream)
+    request = check_declared(PROVIDER, check, Grant("openai"), found.token, wizard.upstream)
     if wizard.check(request).outcome is Outcome.VALID:
         wizard.console.print(f"Authenticated as {found.login}." if found.login else "The login is valid.")
