@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from moat.paths import Home
@@ -48,6 +49,11 @@ def pytest_configure() -> None:
     # A shell that starts the suite in the background leaves SIGINT ignored, and every program that a test
     # starts would inherit that: Ctrl-C would mean nothing.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Other tests keep the machine busy: how long an example takes says nothing about it.
+    hypothesis.settings.register_profile(
+        "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("busy")
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

@@ -94,7 +94,7 @@ def test_paths_of_other_services(path: bytes, signed: bytes) -> None:
     assert escaped_path(path) == signed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     path=st.lists(st.text("ab %+&=ü/.:~*'", max_size=6), max_size=4),
     query=st.dictionaries(

@@ -1,4 +1,4 @@
-"""The line that asks: drawn into the last row of a terminal whose program owns the whole screen.
+"""The line that asks, or tells: drawn into the last row of a terminal whose program owns the whole screen.
 
 The program's bytes pass unchanged. The line is taken away before each of its pieces and drawn again behind
 it, cursor and colours saved around it, and only where the program is between two sequences and has not
@@ -30,11 +30,12 @@ class AskBar:
         """chord: the key that comes before an answer; empty: this terminal only shows what waits."""
         self._keys = _KEYS.replace("ctrl-/", chord) if chord else "`moat approve` answers"
         self._waiting: Sequence[Mapping[str, Any]] = ()
+        self._notice = ""  # shown while no question waits
         self._since = 0.0
         self._drawn = False
         self._seen = ""  # the question that was drawn last
         self.visible = False
-        """Whether the line is on the screen. Where it is not, the program may have drawn one of its own."""
+        """Whether a question is on the screen. Where it is not, the program may have drawn one of its own."""
         self._half = False  # the last piece ended within a character
 
     def feed(self, data: bytes, size: Size, modes: Modes) -> bytes:
@@ -65,6 +66,12 @@ class AskBar:
             out += notification(waiting[-1], environ)
         return out + self._draw(size, modes)
 
+    def tell(self, text: str, size: Size, modes: Modes) -> bytes:
+        """Show `text` until another call; "" takes it away."""
+        out = self._erase(size)
+        self._notice = text
+        return out + self._draw(size, modes)
+
     @property
     def asks(self) -> bool:
         """Whether a question waits."""
@@ -90,15 +97,20 @@ class AskBar:
 
     def _draw(self, size: Size, modes: Modes) -> bytes:
         fits = size.rows >= _LEAST_ROWS and size.columns >= _LEAST_COLUMNS
-        self.visible = self._drawn = bool(self._waiting) and fits and self.interruptible(modes)
+        self._drawn = bool(self._waiting or self._notice) and fits and self.interruptible(modes)
+        self.visible = self._drawn and bool(self._waiting) and not modes.painting_held
         if not self._drawn:
             return b""
-        if modes.painting_held:
-            self.visible = False
-        elif self._seen != _first(self._waiting):
+        if self.visible and self._seen != _first(self._waiting):
             self._since, self._seen = time.monotonic(), _first(self._waiting)
-        text = line(self._waiting, size.columns - 1, self._keys).encode("ascii")
+        text = self._line(size.columns - 1).encode("ascii")
         return b"%b\x1b[%d;1H\x1b[0;7m%b\x1b[0m\x1b[K%b" % (_SAVE, size.rows, text, _RESTORE)
+
+    def _line(self, columns: int) -> str:
+        if self._waiting:
+            return line(self._waiting, columns, self._keys)
+        text = f" moat: {ascii_only(self._notice)} "
+        return text if len(text) <= columns else f"{text[: columns - 3]}.. "
 
 
 def line(waiting: Sequence[Mapping[str, Any]], columns: int, keys: str = _KEYS) -> str:

@@ -10,6 +10,7 @@ the screen afterwards. What the program prints meanwhile waits here.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import os
 import select
 import threading
@@ -25,24 +26,41 @@ from moat.runtime.size import Size
 _SAVE_TITLE, _RESTORE_TITLE = b"\x1b[22;0t", b"\x1b[23;0t"  # on the terminal's own stack
 _HELD = 1 << 20  # bytes that wait while the menu is open; with more, the run is asked for the screen
 _PAUSE = 0.2  # seconds to wait for the rest of a sequence that the program has begun
+_SHOWN = 20.0  # seconds that a word of Moat's own is on the screen
+_NOTES = 20  # of them that are remembered
 
 
 class Display:
-    def __init__(self, *, terminal: bool, ask_for_screen: Callable[[], None], chord: str) -> None:
+    def __init__(
+        self,
+        *,
+        terminal: bool,
+        ask_for_screen: Callable[[], None],
+        repaint: Callable[[], None],
+        chord: str,
+    ) -> None:
         """terminal: stdout is one, and the program draws on it; else bytes are passed on and that is all.
+
+        ask_for_screen: has the run send all of it. repaint: has the program draw what was covered.
 
         chord: the key before an answer to what the run asks; empty: nothing is answered here.
         """
         self.bar = AskBar(chord=chord)
         self.terminal = terminal
         self.plain = not terminal or dumb()
+        self.notes: dict[
+            str, dt.datetime
+        ] = {}  # what was told in the last row, and when: it may have been missed
         self._ask_for_screen = ask_for_screen
+        self._repaint = repaint
+        self._notice: threading.Timer | None = None  # takes it away
         self._lock = threading.RLock()  # the menu is drawn by the thread that reads keys
         self._modes = Modes()
         self._covered = False
         self._held = bytearray()
         self._missed = False  # what is held is not all, or not what the screen shows: the run will send it
-        self._closed = False
+        self._within_a_line = False  # where the program has left the cursor, as far as its last byte tells
+        self.closed = False
 
     def open(self) -> None:
         """Before the first output. The title is saved: the program may set another."""
@@ -58,6 +76,7 @@ class Display:
                 if len(self._held) > _HELD:
                     self._miss()
                 return
+            self._within_a_line = not data.endswith(b"\n")
             write(1, self.bar.feed(data, size(), self._modes) if self.terminal else data)
 
     def ask(self, waiting: Sequence[Mapping[str, Any]]) -> bool:
@@ -93,18 +112,43 @@ class Display:
         return before + b"\r\n" * size().rows + b"\x1b[H" + data
 
     def say(self, text: str) -> None:
-        """A line of Moat's own."""
-        line = f"\r\nmoat: {text}\r\n".encode()
+        """A line of Moat's own. Where a program draws, it is in the last row for a while, and in `notes`."""
         with self._lock:
-            if self._covered:
-                self._held += line
-            else:
-                write(2, line)
+            if self.plain:
+                write(2, f"\r\nmoat: {text}\r\n".encode())
+                return
+            self.notes[text] = dt.datetime.now().astimezone()
+            if len(self.notes) > _NOTES:
+                del self.notes[next(iter(self.notes))]
+            if self._notice:
+                self._notice.cancel()
+            self._notice = threading.Timer(_SHOWN, self._unsay)
+            self._notice.daemon = True
+            self._notice.start()
+            self._tell(text)
+
+    def _unsay(self) -> None:
+        with self._lock:
+            if self.closed:
+                return
+            self._tell("")
+        self._repaint()
+
+    def _tell(self, text: str) -> None:
+        drawn = self.bar.tell(text, size(), self._modes)
+        if self._covered:
+            self.bar.wiped()
+        else:
+            write(1, drawn)
 
     def close(self) -> None:
         """Bring the terminal back to the state that it was in."""
         with contextlib.suppress(OSError), self._lock:
-            self._closed = True
+            self.closed = True
+            if self._notice:
+                self._notice.cancel()
+            if not self._covered:
+                write(1, self.bar.hide(size()))
             if self._covered and not self._modes.alternate:
                 write(1, b"\x1b[?1049l")
             self._modes.feed(bytes(self._held))
@@ -114,8 +158,15 @@ class Display:
             if not self.plain:
                 write(1, _RESTORE_TITLE)
 
+    def end_line(self) -> None:
+        """After `close`: what is said next begins a line."""
+        if self.terminal and self._within_a_line:
+            write(1, b"\r\n")
+        self._within_a_line = False
+
     def left(self) -> None:
         """After `close`: the program goes on, and what it has drawn below here is not the shell's."""
+        self._within_a_line = False
         if self.terminal:
             write(1, b"\r\n" if self.plain else b"\r\n\x1b[J")
 
@@ -127,7 +178,7 @@ class Display:
         while not self._covered and not self._between_sequences() and time.monotonic() < deadline:
             time.sleep(0.005)
         with self._lock:
-            if self._closed:
+            if self.closed:
                 return
             begin = blank = b""
             if not self._modes.alternate:
@@ -140,7 +191,7 @@ class Display:
     def uncover(self) -> None:
         """Bring back what the program shows."""
         with self._lock:
-            if not self._covered or self._closed:
+            if not self._covered or self.closed:
                 return
             self._covered = False
             if self._modes.alternate:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from moat.cli.granting import Wizard, credential, insist, misshapen, options, read_stdin, walk
 from moat.cli.parser import Parser
 from moat.config import parse_host
 from moat.errors import GrantError, UsageError
-from moat.grants import CredentialKind, Grant
+from moat.grants import CredentialKind, Grant, Secret
 from moat.vault.found import Found, about, in_environment, in_files
 from moat.vault.providers.declared import Declared
 
@@ -30,13 +30,14 @@ def _grant(wizard: Wizard, provider: Declared, grant: Grant, chosen: argparse.Na
     _announce(wizard, provider, grant)
     given = _given(wizard, provider, grant, chosen)
     insist(misshapen(given.secret.reveal()), "check the token")
-    login = _validate(wizard, provider, grant, given) if wizard.validate else ""
+    facts = about(grant)
+    login = _validate(wizard, provider, grant, given.secret, facts) if wizard.validate else ""
     found = credential(
         str(grant),
         CredentialKind.TOKEN,
         given.secret,
         hosts=provider.entry.bound(grant.scope),
-        metadata={**about(grant), "source": given.where, "login": login},
+        metadata={**facts, "source": given.where, "login": login},
     )
     wizard.save(found, f"Credential {grant} saved to {{}}")
 
@@ -47,8 +48,14 @@ def _gemini(wizard: Wizard, chosen: argparse.Namespace) -> bool:
     return grant_gemini.offer(wizard, chosen)
 
 
+def _codex(wizard: Wizard, chosen: argparse.Namespace) -> bool:
+    from moat.cli import grant_codex
+
+    return grant_codex.offer(wizard, chosen)
+
+
 # Providers that have logins of another tool besides tokens.
-_LOGINS = {"gemini": _gemini}
+_LOGINS = {"gemini": _gemini, "openai": _codex}
 
 
 def _parser(provider: Declared) -> argparse.ArgumentParser:
@@ -115,15 +122,18 @@ def _find(wizard: Wizard, provider: Declared, grant: Grant, method: str | None) 
     return Found("prompt", console.hidden("Token: ", misshapen))
 
 
-def _validate(wizard: Wizard, provider: Declared, grant: Grant, given: Found) -> str:
+def _validate(
+    wizard: Wizard, provider: Declared, grant: Grant, secret: Secret, facts: Mapping[str, str]
+) -> str:
     """Ask the vendor whose token it is; the login, or "" when it does not tell."""
     from moat.vault.validate import Outcome, check_declared
 
-    if provider.check is None:
+    check = provider.check_of(facts)
+    if check is None:
         wizard.console.print("Not validated: this vendor has no request for it.")
         return ""
     wizard.console.print("Validating token...")
-    verdict = wizard.check(check_declared(provider, grant, given.secret, wizard.upstream))
+    verdict = wizard.check(check_declared(provider, check, grant, secret, wizard.upstream))
     if verdict.outcome is Outcome.VALID:
         wizard.console.print(f"Authenticated as {verdict.login}." if verdict.login else "Token is valid.")
     return verdict.login

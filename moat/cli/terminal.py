@@ -77,6 +77,7 @@ class _Attachment:
         self._display = Display(
             terminal=handle.tty and is_terminal(1),
             ask_for_screen=lambda: self._send(control.pack(Frame.REDRAW)),
+            repaint=lambda: self._send(control.pack(Frame.REPAINT)),
             chord=chord.name if chord.byte and not read_only else "",
         )
         self._asked: set[str] = set()  # hosts that a line has told of
@@ -94,25 +95,37 @@ class _Attachment:
         )
 
     def run(self) -> int:
-        stdin_is_terminal = is_terminal(0)
         with self._output, _signals(self._handlers()):
             try:
-                with raw(0) if self._handle.tty and stdin_is_terminal else contextlib.nullcontext():
-                    try:
-                        self._display.open()
-                        if self._takes_input:
-                            threading.Thread(target=self._copy_input, daemon=True).start()
-                        return self._ended(self._copy_output())
-                    finally:
-                        self._display.close()
+                record = self._joined()
+                self._repeat()
+                return self._ended(record)
             except _Left as left:
                 self._display.left()
+                self._repeat()
                 if left.reason:
                     say(left.reason)
                 say(f"detached from {self._handle.name}; `moat attach {self._handle.name}` comes back")
                 return 0
             except BrokenPipeError:
                 return self._reader_left()
+
+    def _joined(self) -> RunRecord | None:
+        """As `_copy_output`, with the terminal lent to the program."""
+        with raw(0) if self._handle.tty and is_terminal(0) else contextlib.nullcontext():
+            try:
+                self._display.open()
+                if self._takes_input:
+                    threading.Thread(target=self._copy_input, daemon=True).start()
+                return self._copy_output()
+            finally:
+                self._display.close()
+
+    def _repeat(self) -> None:
+        """What was told in the last row is gone from there."""
+        for text, when in self._display.notes.items():
+            self._display.end_line()
+            say(f"{text} (told at {when:%H:%M})")
 
     # --- output ----------------------------------------------------------------------------------
 
@@ -193,9 +206,10 @@ class _Attachment:
 
     def _say(self, text: str) -> None:
         for line in map(safe, text.splitlines()):  # names and log lines may be a sandbox's
-            if self._handle.tty:
+            if self._handle.tty and not self._display.closed:
                 self._display.say(line)
-            else:
+            elif line not in self._display.notes:
+                self._display.end_line()
                 say(line)
 
     def _ask(self, waiting: Sequence[Mapping[str, Any]]) -> None:

@@ -4,7 +4,7 @@ A frame is `type u8 · length u32 big-endian · payload`. A connection begins wi
 it is for:
 
 view     output arrives as STDOUT and STDERR frames, EXIT or LEFT ends it; closing the connection detaches.
-         RESIZE, REDRAW, and unless `read_only` SIGNAL, STOP and ANSWER
+         RESIZE, REDRAW, REPAINT, and unless `read_only` SIGNAL, STOP and ANSWER
 input    a connection of its own for stdin, so that a command that does not read holds up only this
          one and a Ctrl-C behind a full pipe still arrives
 control  status (the answer to HELLO), STOP, SIGNAL, PAUSE, NOTE, QUESTIONS, ANSWER; EXIT when the run has
@@ -48,6 +48,7 @@ class Frame(IntEnum):
 
     EXECUTE = 11  # JSON {"argv", "size": [columns, rows] | null, "stdin"}
     REDRAW = 12  # answered by SCREEN, and by what the program paints
+    REPAINT = 13  # answered by what the program paints
 
     WELCOME = 16  # JSON of the run's record
     STDOUT = 17

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+from collections.abc import Iterable
 
 import anyio
 
 from moat.errors import GrantError, VaultError
 from moat.grants import CredentialInfo
 from moat.runtime.parts import Addition, Part, RunContext
-from moat.vault.expiry import SOON, ending, told
+from moat.vault.expiry import LAST, SOON, ending, told
 from moat.vault.index import timestamp
 
 _LOOK = 20.0  # seconds between two looks: a credential may be granted again at any time
@@ -31,19 +32,23 @@ class ExpiryPart(Part):
         self._run.start("expiry", self._watch)
 
     async def _watch(self) -> None:
-        """Each end is told once."""
+        """Twice for each end, at most. What is near at the start was told by who started the run."""
         assert self._run is not None
-        known: set[tuple[str, str]] = set()
+        known: set[tuple[str, str, dt.timedelta]] = set()
+        heard = False
         while True:
-            now = dt.datetime.now(dt.UTC)
-            for info in ending(self._infos(), now, SOON):
+            infos, now = self._infos(), dt.datetime.now(dt.UTC)
+            for info in ending(infos, now, SOON):
                 assert info.expires_at is not None
-                end = (info.name, timestamp(info.expires_at))
+                mark = LAST if info.expires_at <= now + LAST else SOON
+                end = (info.name, timestamp(info.expires_at), mark)
                 if end not in known:
                     known.add(end)
-                    self._run.tell(f"warning: {told(info, now)}")
                     self._run.journal.record("grant.ending", grant=end[0], at=end[1])
-            await anyio.sleep(_LOOK)
+                    if heard:
+                        self._run.tell(f"warning: {told(info, now)}")
+            heard = True
+            await anyio.sleep(_until_next(infos, now))
 
     def _infos(self) -> list[CredentialInfo]:
         assert self._run is not None
@@ -53,3 +58,14 @@ class ExpiryPart(Part):
                 if self._run.vault is not None:
                     found.append(self._run.vault.info(name))
         return found
+
+
+def _until_next(infos: Iterable[CredentialInfo], now: dt.datetime) -> float:
+    """Seconds until there is something to tell, or to look again."""
+    times = [
+        (info.expires_at - mark - now).total_seconds()
+        for info in infos
+        if info.expires_at is not None
+        for mark in (SOON, LAST)
+    ]
+    return min([_LOOK, *(time + 0.05 for time in times if time > 0)])

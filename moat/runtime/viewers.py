@@ -279,6 +279,8 @@ class ControlServer:
                 viewer.resize(Size(*control.unpack_size(payload)))
             elif kind is Frame.REDRAW:
                 await session.resync(viewer)
+            elif kind is Frame.REPAINT:
+                await session.redraw()
             elif viewer.read_only:
                 raise BrokenFrameError(f"{kind.name} of a viewer that only watches")
             elif kind is Frame.ANSWER:

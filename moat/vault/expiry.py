@@ -10,6 +10,7 @@ from moat.vault.providers import again
 
 SESSION = dt.timedelta(hours=4)  # as long as a session easily gets
 SOON = dt.timedelta(minutes=15)  # time enough to grant again without a break
+LAST = dt.timedelta(minutes=3)
 
 
 def ending(

@@ -17,6 +17,7 @@ from moat.config import UpstreamConfig
 from moat.dataclass import dataclass
 from moat.grants import CredentialKind, Grant, Secret
 from moat.vault.providers.declared import Declared
+from moat.vault.providers.model import Check
 
 _MODEL = "claude-haiku-4-5-20251001"
 _BODY_LIMIT = 64 * 1024  # bytes of an answer that are looked at
@@ -79,12 +80,9 @@ async def check_github(secret: Secret, upstream: UpstreamConfig) -> Verdict:
 
 
 async def check_declared(
-    provider: Declared, grant: Grant, secret: Secret, upstream: UpstreamConfig
+    provider: Declared, check: Check, grant: Grant, secret: Secret, upstream: UpstreamConfig
 ) -> Verdict:
-    """The request that a provider declares, with the credential where its injection puts it."""
-    check = provider.check
-    if check is None:
-        return Verdict(Outcome.UNKNOWN, f"{provider.name} has no request for it")
+    """A request that the provider declares, with the credential where its injection puts it."""
     host = check.host.format(host=grant.scope or provider.hosts[0].removeprefix("*."))
     headers = {**check.headers, **provider.injection.headers(secret)}
     path = check.path.replace("${token}", quote(secret.reveal(), safe=":"))

@@ -159,7 +159,7 @@ def test_a_registry_of_npmrc_comes_with_its_paths_and_scopes(
         "paths": "/a/",
         "routes": "@acme:registry=https://npm.example.com/a/",
     }
-    assert vendors.asked[-1].path == "/-/whoami"
+    assert vendors.asked[-1].path == "/a/-/whoami"
     none = moat("grant", "npm", "--method", "import")  # npm would send the text of an unset variable
     assert none.returncode == 3
     assert "no tool on this machine has a login for npm" in none.stderr

@@ -1,6 +1,6 @@
 """Credentials that end, or are not taken any more: said before a run, while it lives, and after it failed.
 
-Seen to fail: without `ExpiryPart` in `parts_of` nothing is said while the run lives; with `Rejections.add` returning at
+Seen to fail: without `ExpiryPart` in `parts_of` the journal does not tell; with `Rejections.add` returning at
 once the journal does not tell; without `tell_refused` the failed run ends without the command that helps; without
 `Credentials._failed` nobody but the agent learns of a credential that was revoked.
 """
@@ -65,8 +65,8 @@ def test_it_is_said_before_during_and_after(moat: Moat, ending: Vendor, home: Pa
     assert failed.returncode == 7
     lines = failed.stderr.splitlines()
     soon = "moat: warning: the credential linear ends in 10 min: `moat grant linear`"
-    # Before the run and in it; three hours are less than a session, and more than what is told in it.
-    assert lines.count(soon) == 2
+    # Before the run, and not again at once; three hours are less than a session.
+    assert lines.count(soon) == 1
     assert lines.count("moat: warning: the credential vercel ends in 3 h: `moat grant vercel`") == 1
     assert "sentry" not in failed.stderr
     refusal = "moat: warning: api.linear.app does not take the credential linear (401): `moat grant linear`"
@@ -91,10 +91,15 @@ def test_it_is_said_before_during_and_after(moat: Moat, ending: Vendor, home: Pa
     assert re.search(r"^refused: +api.vercel.com answered 403 to a request", shown, re.MULTILINE)
     assert re.search(r"^fix: +moat grant linear$", shown, re.MULTILINE)
 
+    name = json.loads(moat("status", "--json").stdout)["name"]
+    hint = f"moat: hint: {name} had credentials refused: `moat status {name}`\n"
+    assert moat("list").stderr == hint
+
     well = moat(*command, "0")
     assert well.returncode == 0
     assert "answered 401" not in well.stderr  # a run that went well needs no command
     assert "refused" not in moat("status").stdout
+    assert moat("list").stderr == hint  # of the one before
     assert json.loads(moat("status", "--json").stdout)["refused"] == []
 
 

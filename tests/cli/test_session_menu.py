@@ -110,7 +110,7 @@ def test_the_menu_answers_for_the_host_that_it_shows(
     now = 100.0
     monkeypatch.setattr(askbar.time, "monotonic", lambda: now)
     monkeypatch.setenv("TERM", "xterm")
-    display = Display(terminal=True, ask_for_screen=lambda: None, chord="ctrl-/")
+    display = Display(terminal=True, ask_for_screen=lambda: None, repaint=lambda: None, chord="ctrl-/")
 
     def waits(host: str) -> None:
         nonlocal now
@@ -139,7 +139,7 @@ def test_a_question_that_comes_while_the_file_is_written_is_not_answered(
     now = 100.0
     monkeypatch.setattr(askbar.time, "monotonic", lambda: now)
     monkeypatch.setenv("TERM", "xterm")
-    display = Display(terminal=True, ask_for_screen=lambda: None, chord="ctrl-/")
+    display = Display(terminal=True, ask_for_screen=lambda: None, repaint=lambda: None, chord="ctrl-/")
 
     def waits(host: str) -> None:
         nonlocal now
@@ -167,7 +167,7 @@ def test_an_answer_for_always_is_in_the_file_or_it_is_none(
     now = 100.0
     monkeypatch.setattr(askbar.time, "monotonic", lambda: now)
     monkeypatch.setenv("TERM", "xterm")
-    display = Display(terminal=True, ask_for_screen=lambda: None, chord="ctrl-/")
+    display = Display(terminal=True, ask_for_screen=lambda: None, repaint=lambda: None, chord="ctrl-/")
     display.ask([{"host": "good.test", "port": 443, "method": "GET", "path": "/", "requests": 1}])
     now += 1
     handle = RunHandle(id="run_000000000000", name="work", socket=Path("none"), tty=True, stdin=True)

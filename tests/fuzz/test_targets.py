@@ -47,19 +47,19 @@ def mutants(target):
     return st.builds(mutate, st.sampled_from(SEEDS[target]), st.integers(0, 400), st.integers(0, 3), piece)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(mutants("heads"))
 def test_mutants_of_heads(data):
     TARGETS["heads"](data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(mutants("chunks"))
 def test_mutants_of_chunks(data):
     TARGETS["chunks"](data)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(mutants("conversation"))
 def test_mutants_of_conversations(data):
     TARGETS["conversation"](data)

@@ -109,7 +109,7 @@ def test_a_bundle_of_somebody_else_is_not_taken_for_ours(house: Home, tmp_path: 
     assert bundle.judge(data, []).status == UNSURE, "never `proven` without a key to trust"
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_byte_of_what_is_signed(house: Home, data: st.DataObject) -> None:
     if not house.run(RUN).exists():
@@ -147,7 +147,7 @@ def test_what_is_no_bundle(data: bytes) -> None:
         bundle.judge(data, [])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(),

@@ -295,7 +295,7 @@ def test_without_the_key_nobody_can_tell(house: Home) -> None:
     assert kept.verify().status == TAMPERED, "the key is another one now"
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_byte_of_any_file(kept: Kept, data: st.DataObject) -> None:
     """A change of one byte anywhere is noticed. In the head of a sealed journal it may be no more than a doubt."""
@@ -314,7 +314,7 @@ def test_any_byte_of_any_file(kept: Kept, data: st.DataObject) -> None:
     assert report.status in heads_too, (path.name, at, byte)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_piece_cut_out(kept: Kept, data: st.DataObject) -> None:
     good = kept.journal.read_bytes()

@@ -87,7 +87,7 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.dictionaries(st.text(), ANYTHING))
 def test_odd_data_is_written_and_verifies(house: Home, data: dict[str, object]) -> None:
     number = next(RUNS)

@@ -280,7 +280,7 @@ def plainly(rules, fields: bytes, credentials) -> tuple:
     return sorted(headers), result.grants, set(result.secrets), result.names
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.lists(st.tuples(NAMES, VALUES), max_size=6), st.booleans())
 def test_what_is_remembered_is_what_inject_would_do(fields, changed) -> None:
     """Fast and plain way differ in nothing, the second time and with another credential either."""

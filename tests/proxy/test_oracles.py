@@ -167,7 +167,7 @@ def ours(parse, data):
         return None
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(requests)
 @example(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 @example(b"\r\nPOST /a?b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\nX: \t y \xff \r\n\r\n")
@@ -193,7 +193,7 @@ def _h11_value(key, val):
     return val.lower() if key == b"transfer-encoding" else val
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(responses, st.sampled_from([b"GET", b"HEAD"]))
 @example(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"GET")
 def test_responses_that_we_accept_read_the_same_elsewhere(data, method):
@@ -214,7 +214,7 @@ def test_responses_that_we_accept_read_the_same_elsewhere(data, method):
         assert theirs.done == (head.framing is Framing.NONE)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.tuples(st.binary(min_size=1, max_size=20), st.sampled_from([b"", b";x", b";x=y", b';x="y z"']))
@@ -232,7 +232,7 @@ def test_chunked_bodies_that_we_accept_read_the_same_elsewhere(chunks, rest):
         assert (theirs.payload, theirs.done) == (payload, True)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=40) | st.text('0123456789abcdefg\r\n; \t="x', max_size=30).map(str.encode))
 @example(b"5 \r\nhello\r\n0\r\n\r\n")
 def test_no_chunked_body_is_accepted_that_they_refuse(body):

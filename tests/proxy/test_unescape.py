@@ -23,7 +23,7 @@ DENSE = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map(b"".join))
 def test_a_reading_and_where_it_comes_from(text):
     view = View(text).opened()

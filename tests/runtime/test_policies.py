@@ -115,7 +115,7 @@ def test_what_no_rule_can_say_is_told() -> None:
 SEGMENTS = st.text("ab.%2-_~*", min_size=1, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

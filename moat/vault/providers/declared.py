@@ -98,6 +98,11 @@ class Declared:
             scoped=self.scoped,
         )
 
+    def check_of(self, facts: Mapping[str, str]) -> Check | None:
+        """The request for a credential of which the user's files say this (`moat.vault.found.about`)."""
+        del facts
+        return self.check
+
     def placeholder(self, info: CredentialInfo, token: str) -> str:
         del info
         return self.shape.placeholder(token)

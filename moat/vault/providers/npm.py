@@ -6,7 +6,8 @@ are taken over from the user's own when the token is (`moat.vault.npmrc`), and k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from moat.dataclass import dataclass
 from moat.vault.providers.declared import Declared, Shape
@@ -18,6 +19,11 @@ ROUTES = "routes"  # metadata: `@scope:registry=…` and `registry=…` lines
 
 @dataclass(frozen=True, slots=True)
 class Npm(Declared):
+    def check_of(self, facts: Mapping[str, str]) -> Check | None:
+        """A registry that lies below a path of its host answers there and nowhere else."""
+        path = facts.get(PATHS, "/").partition("\n")[0].rstrip("/")
+        return replace(self.check, path=path + self.check.path) if self.check else None
+
     def files(self, held: Sequence[Held]) -> tuple[tuple[str, bytes], ...]:
         lines: dict[str, None] = {}
         for one in held:

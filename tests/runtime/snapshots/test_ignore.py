@@ -24,7 +24,7 @@ LINES = st.builds(
 FILES = ["a", "ab/a", "ab/b", "x.o", "a*", "b/x.o", "b/ab/a", "b/ab/b", "c/b/a/x.o", "c/a"]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(top=st.lists(LINES, max_size=4), below=st.lists(LINES, max_size=2))
 def test_gitignore_means_what_git_means(tmp_path_factory, top, below) -> None:
     store, workspace = store_for(tmp_path_factory.mktemp("git"))

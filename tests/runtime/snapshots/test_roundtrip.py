@@ -95,7 +95,7 @@ def without_fifos(found):
     return {path: thing for path, thing in found.items() if thing.kind != stat.S_IFIFO}
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=TREES, after=TREES)
 def test_any_tree_comes_back_over_any_other(tmp_path_factory, before, after) -> None:
     """In place over a foreign tree, elsewhere, and back again through the safety snapshot."""
