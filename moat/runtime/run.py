@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from anyio.abc import TaskGroup
 from moat.errors import StartError, UsageError, one_error
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
-from moat.runtime import records
+from moat.runtime import mounts, records
 from moat.runtime.asking import Asking
 from moat.runtime.assembly import Assembly
 from moat.runtime.choice import choose
@@ -484,8 +483,9 @@ class LocalRun:
         await self._papers.seal()
         if released:
             # Named by the record until it is gone: who is killed here leaves nothing that nobody knows of.
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self.outcome.update(directory="")
+            with contextlib.suppress(OSError):  # it stays in the record, and others try again
+                mounts.remove(self._directory)
+                self.outcome.update(directory="")
         self._started.set()
         self._ended.set()
         if self._server:
