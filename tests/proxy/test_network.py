@@ -77,6 +77,33 @@ def test_a_server_that_drops_every_request_is_asked_twice_and_no_more(make: Hous
     assert asked == ["/first", "/second", "/second"]
 
 
+def test_the_second_chance_is_a_fresh_connection(make: HouseMaker) -> None:
+    """All that are pooled went stale at once, as when a load balancer restarts.
+
+    Seen to fail without `fresh` in `Exchange._converse`.
+    """
+    both, numbers = threading.Barrier(2), itertools.count()
+
+    def script(wire: Wire) -> None:
+        pooled = next(numbers) < 2
+        wire.message()
+        if pooled:
+            both.wait(PATIENCE)
+        wire.send(reply(200, b"ok"))
+        if pooled:
+            wire.message()  # and says nothing to that
+
+    with tls_origin(script) as origin, make(origins={API: origin}) as house:
+        with house.tunnel() as one, house.tunnel() as other:
+            for wire in (one, other):
+                wire.send(get())
+            for wire in (one, other):
+                assert wire.message().status == 200
+            one.send(get())
+            assert one.message().status == 200
+        assert origin.accepted == 3
+
+
 def test_a_server_that_closes_after_each_answer_costs_the_client_nothing(make: HouseMaker) -> None:
     with tls_origin(echo) as origin, make(origins={API: origin}) as house, house.tunnel() as wire:
         for _ in range(3):
@@ -84,6 +111,25 @@ def test_a_server_that_closes_after_each_answer_costs_the_client_nothing(make: H
             answer = wire.message()
             assert (answer.status, answer.get("connection")) == (200, None)
         assert origin.accepted == 3
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_server_that_says_close_and_stays_is_asked_nothing_more(make: HouseMaker, chunked: bool) -> None:
+    """Seen to fail with `Download.run` giving `True` at either of its two ends."""
+
+    def script(wire: Wire) -> None:
+        wire.message()
+        framed = b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
+        wire.send(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
+        wire.send(framed if chunked else b"Content-Length: 2\r\n\r\nok")
+        with contextlib.suppress(OSError):
+            assert wire.rest() == b""
+
+    with tls_origin(script) as origin, make(origins={API: origin}) as house, house.tunnel() as wire:
+        for _ in range(2):
+            wire.send(get())
+            assert wire.message().body == b"ok"
+        assert origin.accepted == 2
 
 
 @pytest.mark.parametrize("count", [_INTERIM_RESPONSES, _INTERIM_RESPONSES - 1])
