@@ -18,6 +18,9 @@ from tests.conftest import REPOSITORY
 MESSAGES = {
     "No Claude Code credentials found": "e2e/test_claude_print.py::test_without_a_credential_both_ways_to_one_are_told",
     "Credential expired": "e2e/test_claude_print.py::test_an_expired_credential_is_told",
+    "The ChatGPT login of the Codex on this machine expired at …": (
+        "cli/test_grant_codex.py::test_without_a_login_that_can_be_used_nothing_is_stored"
+    ),
     "Logging in at … from within the sandbox would leave a real token there": (
         "proxy/test_logins.py::test_a_real_token_is_not_fetched"
     ),

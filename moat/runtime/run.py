@@ -25,7 +25,7 @@ from anyio.abc import TaskGroup
 from moat.errors import StartError, UsageError, one_error
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
-from moat.runtime import granted, records
+from moat.runtime import records
 from moat.runtime.asking import Asking
 from moat.runtime.assembly import Assembly
 from moat.runtime.choice import choose
@@ -49,19 +49,35 @@ from moat.runtime.stopping import GRACE, Stopping
 from moat.runtime.tasks import first_of
 from moat.runtime.viewers import ControlServer
 from moat.runtime.workspace import check_mounts, check_workspace
-from moat.vault import open_vault
-from moat.vault.profile import current
 
 if TYPE_CHECKING:
     from moat.proxy.decider import Decider
+    from moat.vault import Vault
 
 _HOLD = 10.0  # seconds to wait for the first viewer
 _LOOK = 2.0  # seconds between two looks at the run's own directory
 
 
 def _grants(request: RunRequest) -> tuple[str, ...]:
-    """What was asked for by name, and what the MCP servers of the run need."""
-    return (*request.grants, *(server.grant for server in request.mcp if server.grant))
+    """What was asked for by name, and what the MCP servers of the run need. Raises GrantError."""
+    names = (*request.grants, *(server.grant for server in request.mcp if server.grant))
+    if not names:
+        return ()  # and nothing of the vault is loaded, here and below
+    from moat.runtime.granted import unique
+
+    return unique(names)
+
+
+def _profile() -> str:
+    from moat.vault.profile import current
+
+    return current()
+
+
+def _vault(home: Home, handoff: bytes) -> Vault:
+    from moat.vault import open_vault
+
+    return open_vault(home, handoff=handoff or None)
 
 
 def _silent(_: str) -> None:
@@ -117,9 +133,7 @@ class LocalRun:
         chosen = choose(request.runtime)
         name = records.check_name(request.name) if request.name else random_name()
         run_id = records.new_id()
-        self._request = dataclasses.replace(
-            request, workspace=workspace, grants=granted.unique(_grants(request))
-        )
+        self._request = dataclasses.replace(request, workspace=workspace, grants=_grants(request))
         self._home = home
         self.ownership = own(home, run_id)
         self._directory = runtime_dir() / run_id  # made once the record names it
@@ -131,7 +145,7 @@ class LocalRun:
             created_at=time.time(),
             runtime=chosen,
             grants=self._request.grants,
-            profile=current() if request.grants else "",
+            profile=_profile() if request.grants else "",
             agent=request.agent,
             config=request.config,
             ports=dict(request.ports),
@@ -369,7 +383,7 @@ class LocalRun:
             runtime=self.record.runtime,
             home=self._home,
             directory=self._directory,
-            vault=open_vault(self._home, handoff=handoff or None) if request.grants else None,
+            vault=_vault(self._home, handoff) if request.grants else None,
             journal=self.journal,
             start=start,
             progress=progress,
