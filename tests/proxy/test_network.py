@@ -140,6 +140,22 @@ def test_a_server_that_says_close_and_stays_is_asked_nothing_more(make: HouseMak
         assert origin.accepted == 2
 
 
+@pytest.mark.parametrize("path", ["/", "/chunked"])
+def test_a_client_that_says_close_is_told_so_and_closed(make: HouseMaker, path: str) -> None:
+    """Seen to fail with `keep` without the request's `keep_alive`, in both places."""
+
+    def script(wire: Wire) -> None:
+        chunked = wire.message().target == "/chunked"
+        framed = b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
+        wire.send(b"HTTP/1.1 200 OK\r\n" + (framed if chunked else b"Content-Length: 2\r\n\r\nok"))
+
+    with tls_origin(script) as origin, make(origins={API: origin}) as house, house.tunnel() as wire:
+        wire.send(get(path, "Connection: close"))
+        answer = wire.message()
+        assert (answer.body, answer.get("connection")) == (b"ok", "close")
+        assert wire.rest() == b""
+
+
 @pytest.mark.parametrize("count", [_INTERIM_RESPONSES, _INTERIM_RESPONSES - 1])
 def test_interim_answers_are_bounded(make: HouseMaker, count: int) -> None:
     def script(wire: Wire) -> None:
