@@ -72,9 +72,13 @@ def main(argv: list[str] | None = None) -> int:
     entry = COMMANDS.get(args[0])
     if entry is None:
         return _unknown(args[0])
-    from moat.cli.output import call
+    from moat.cli.output import call, leave
 
-    return call(entry[0], args[1:], alone=argv is None, starts=args[0] in _STARTERS)
+    alone, starts = argv is None, args[0] in _STARTERS
+    status = call(entry[0], args[1:], alone=alone, starts=starts)
+    if alone and starts:
+        leave(status)
+    return status
 
 
 def _package_is_ours() -> bool:

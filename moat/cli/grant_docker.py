@@ -14,7 +14,7 @@ from moat.errors import GrantError, UsageError
 from moat.grants import CredentialKind, Grant, Secret
 from moat.vault.providers.docker import HUB, HUB_REALM, NAME, REALM, SERVICE, USERNAME
 from moat.vault.registry.logins import Login, find
-from moat.vault.registry.service import LoginRefusedError, Service, check, discover
+from moat.vault.registry.service import IDENTITY, LoginRefusedError, Service, check, discover
 from moat.vault.validate import Outcome, Verdict
 
 _HUB_NAMES = frozenset({HUB, "docker.io", "index.docker.io", "hub.docker.com"})
@@ -33,11 +33,16 @@ def _grant(wizard: Wizard, host: str, chosen: argparse.Namespace) -> None:
     service = asyncio.run(discover(host, wizard.upstream))
     _announce(wizard, host, service, chosen.token_host)
     login = _login(wizard, host, chosen)
+    if login.username == IDENTITY and not service.realm:
+        raise GrantError(
+            f"{host} takes no identity token, as the login in {login.where} is one",
+            hint="make an access token at the registry, and give it with --username",
+        )
     if wizard.validate:
         wizard.console.print("Validating the login...")
         verdict = wizard.check(_check(host, service, login, wizard.upstream))
         if verdict.outcome is Outcome.VALID:
-            wizard.console.print(f"Authenticated as {login.username}.")
+            wizard.console.print(f"Authenticated as {_who(login)}.")
     found = credential(
         str(grant),
         CredentialKind.TOKEN,
@@ -112,7 +117,7 @@ def _login(wizard: Wizard, host: str, chosen: argparse.Namespace) -> Login:
     if given is not None or (not name and chosen.method is None and console.terminal):
         found = find(host)
         if found and (
-            given or console.confirm(f"Use the login of {found.username} in {found.where}?", default=True)
+            given or console.confirm(f"Use the login of {_who(found)} in {found.where}?", default=True)
         ):
             return _sound(found)
         if given is not None:
@@ -127,6 +132,10 @@ def _login(wizard: Wizard, host: str, chosen: argparse.Namespace) -> Login:
         )
     name = name or console.line("Username: ")
     return _sound(Login("prompt", name, console.hidden("Password or access token: ", misshapen)))
+
+
+def _who(login: Login) -> str:
+    return "the owner of an identity token" if login.username == IDENTITY else login.username
 
 
 def _sound(login: Login) -> Login:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from moat.cli.output import emit, emit_json, table
+from moat.cli.output import emit, emit_json, say, table
 from moat.cli.parser import Parser
 from moat.paths import Home
 from moat.runtime.known import all_runs
 from moat.runtime.records import RunRecord, describe_age
+
+_RECENT = 10  # runs whose journals are looked into
+_LOOKED_AT = 1 << 20  # bytes of one
+_REFUSED = re.compile(rb'"(?:grant\.rejected|secret\.refused)"')
 
 
 def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="moat list", description="List runs, newest first.")
     parser.add_argument("--json", action="store_true", help="everything that is recorded, as JSON")
     options = parser.parse_args(argv)
-    runs = all_runs(Home.from_environment())
+    home = Home.from_environment()
+    runs = all_runs(home)
     if options.json:
         emit_json([run.to_json() for run in runs])
         return 0
@@ -27,7 +33,25 @@ def main(argv: Sequence[str]) -> int:
     optional = [name for name, shown in columns if shown]
     header = ("NAME", "RUN ID", "STATE", "AGE", *optional)
     emit(table(header, [_row(run, trees=trees, asks=asks, endpoints=more) for run in runs]))
+    for run in runs[:_RECENT]:
+        if _had_trouble(home, run):
+            say(f"hint: {run.name} had credentials refused: `moat status {run.name}`")
     return 0
+
+
+def _had_trouble(home: Home, run: RunRecord) -> bool:
+    """Whether `moat status` tells of refused credentials. What that takes is loaded for hardly a run."""
+    if not run.grants or run.exit_code == 0:
+        return False
+    try:
+        with (home.run(run.id) / "journal.jsonl").open("rb") as journal:
+            if not _REFUSED.search(journal.read(_LOOKED_AT)):
+                return False
+    except OSError:
+        return False
+    from moat.cli.refused import troubles
+
+    return bool(troubles(home, run))
 
 
 def _row(run: RunRecord, *, trees: bool, asks: bool, endpoints: bool) -> tuple[str, ...]:

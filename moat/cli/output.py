@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 from moat.errors import EXIT_INTERRUPTED, EXIT_START, MoatError
 from moat.importing import uncollected
@@ -42,8 +43,14 @@ def call(module: str, argv: Sequence[str], *, alone: bool = False, starts: bool 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return fail(MoatError(f"{error.strerror or error}: {error.filename or module}"))
+        return fail(MoatError(reason(error, module)))
     return int(status or 0)
+
+
+def reason(error: OSError, where: str = "") -> str:
+    """`Read-only file system: /a/file`; `where` stands for a file that is not known."""
+    about = error.filename or where
+    return f"{error.strerror or error}{f': {about}' if about else ''}"
 
 
 def _start(module: str, argv: Sequence[str]) -> int:
@@ -56,6 +63,14 @@ def _start(module: str, argv: Sequence[str]) -> int:
             ahead = stack.enter_context(standby())
             command = importlib.import_module(module)
         return int(command.main(argv, ahead=ahead) or 0)
+
+
+def leave(status: int) -> NoReturn:
+    """End at once. Python would take every module apart first, while the user waits for the prompt."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
+            stream.flush()
+    os._exit(status)
 
 
 def fill_standard_streams() -> None:

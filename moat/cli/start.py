@@ -77,7 +77,7 @@ def _tell_endpoints(handle: RunHandle, home: Home) -> None:
 
 def _tell_of_git(request: RunRequest, home: Home) -> None:
     """What the last run here left for git on this machine to obey."""
-    from moat.runtime.git.guard import left_by
+    from moat.runtime.git.left import left_by
 
     left = left_by(home, request.workspace, known.all_runs(home))
     if left:

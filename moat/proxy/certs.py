@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from moat.authority import AuthorityError, literal, split_host_port
 from moat.dataclass import dataclass
+from moat.proxy.selfsigned import ca_certificate
 from moat.proxy.tls import H2, HTTP1
 
 if TYPE_CHECKING:
@@ -55,20 +56,16 @@ class Issuer:
     def __init__(
         self,
         key: ec.EllipticCurvePrivateKey,
-        certificate: x509.Certificate,
+        certificate: bytes,
         now: Callable[[], dt.datetime] = _utc_now,
     ) -> None:
-        """`key` is the CA's; `now` is the clock, in UTC."""
-        from cryptography.hazmat.primitives import serialization
+        """`key` is the CA's, whose certificate is DER; `now` is the clock, in UTC."""
         from cryptography.hazmat.primitives.asymmetric import ec
 
         self._key = key
         self._certificate = certificate
         self._now = now
         self._leaf_key = ec.generate_private_key(ec.SECP256R1())
-        self._leaf_key_pem = self._leaf_key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
         self._leaves: OrderedDict[str, _Leaf] = OrderedDict()
         self._rejected: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
 
@@ -78,9 +75,7 @@ class Issuer:
     @property
     def certificate_pem(self) -> bytes:
         """The CA certificate: what the sandbox has to trust."""
-        from cryptography.hazmat.primitives import serialization
-
-        return self._certificate.public_bytes(serialization.Encoding.PEM)
+        return ssl.DER_cert_to_PEM_cert(self._certificate).encode("ascii")
 
     def server_context(self, host: str) -> ssl.SSLContext:
         """The context that terminates TLS for `host` (canonical name or IP literal), cached, capped.
@@ -101,11 +96,16 @@ class Issuer:
         return self._rejected.get(connection)
 
     def _new_leaf(self, host: str) -> _Leaf:
+        from cryptography import x509
         from cryptography.hazmat.primitives import serialization
 
         now = self._now()
-        certificate = _leaf_certificate(self._key, self._certificate, self._leaf_key, host, now)
-        pem = self._leaf_key_pem + certificate.public_bytes(serialization.Encoding.PEM)
+        ca = x509.load_der_x509_certificate(self._certificate)
+        certificate = _leaf_certificate(self._key, ca, self._leaf_key, host, now)
+        key = self._leaf_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+        pem = key + certificate.public_bytes(serialization.Encoding.PEM)
         context = _server_context(pem, self.protocols)
         context.sni_callback = self._sni_check(host)
         return _Leaf(context, now, now + _LEAF_LIFE - _RENEW_BEFORE)
@@ -162,37 +162,6 @@ def _server_context(pem: bytes, protocols: tuple[str, ...]) -> ssl.SSLContext:
     return context
 
 
-def ca_certificate(
-    key: ec.EllipticCurvePrivateKey,
-    name: str,
-    valid: tuple[dt.datetime, dt.datetime],
-    *bounds: tuple[x509.ExtensionType, bool],
-) -> x509.Certificate:
-    """A self-signed CA certificate; `bounds` are further extensions, each with whether it is critical."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
-
-    subject = x509.Name([
-        x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Moat"),
-        x509.NameAttribute(x509.NameOID.COMMON_NAME, name),
-    ])  # fmt: skip
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(valid[0])
-        .not_valid_after(valid[1])
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
-    for extension, critical in bounds:
-        builder = builder.add_extension(extension, critical=critical)
-    return builder.sign(key, hashes.SHA256())
-
-
 def _leaf_certificate(
     ca_key: ec.EllipticCurvePrivateKey,
     ca: x509.Certificate,
@@ -220,7 +189,7 @@ def _leaf_certificate(
         .not_valid_after(min(now + _LEAF_LIFE, ca.not_valid_after_utc))
         .add_extension(x509.SubjectAlternativeName([name]), critical=not named)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(_usage(), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         # Byte for byte the issuer's SKI: some verifiers compare it (RFC 5280 §4.2.1.1).
@@ -231,13 +200,13 @@ def _leaf_certificate(
     )
 
 
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+def _usage() -> x509.KeyUsage:
     from cryptography import x509
 
     return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
+        digital_signature=True,
+        key_cert_sign=False,
+        crl_sign=False,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,

@@ -25,11 +25,11 @@ from moat.proxy.http1 import (
 )
 from moat.proxy.mcp_filter import McpResponse, ToolFilter
 from moat.proxy.message import PLAIN, Body, BodyWriter, MessageReader
-from moat.proxy.relay import Traffic, relay
+from moat.proxy.relay import Traffic, Watch, relay
 from moat.proxy.scrub import BodyScrubber, Scrubber, UnreadableBodyError, mask, mask_fields, scrub_headers
 from moat.proxy.stream import BUFFER
 from moat.proxy.upload import Upload
-from moat.proxy.websocket import ClientFrames, ServerFrames
+from moat.proxy.websocket import ClientFrames, Closing, ServerFrames
 
 Unreadable = Literal["withhold", "pass"]
 """What becomes of a response to a request with a credential whose body cannot be looked into."""
@@ -240,8 +240,10 @@ class Download:
             reader.buffer = b""
         up: ClientFrames | None = None
         down: ServerFrames | Scrubber | None = None
+        watch: Watch | None = self._spending
         if self._secrets and head.upgrade == b"websocket":
             up, down = ClientFrames(self._swaps), ServerFrames(self._secrets)
+            watch = Closing(watch) if watch is not None else None
         elif self._secrets:
             down = Scrubber(self._secrets, prompt=True)
         try:
@@ -252,7 +254,7 @@ class Download:
                 idle=client.limits.tunnel_idle_timeout,
                 up=up,
                 down=down,
-                watches=(self._spending,) if self._spending is not None else (),
+                watches=(watch,) if watch is not None else (),
             )
         finally:
             if isinstance(down, ServerFrames) and up is not None:

@@ -110,8 +110,9 @@ async def relay(
         pumps.start_soon(lambda: pump(client, upstream, up, downwards=False))
         await pump(upstream, client, down, downwards=True)
     if parting is not None:
-        await _part(client, parting.to_client)
-        await _part(upstream, parting.to_upstream)
+        async with anyio.create_task_group() as partings:
+            partings.start_soon(_part, client, parting.to_client)
+            partings.start_soon(_part, upstream, parting.to_upstream)
 
 
 async def _past_us(client: PausableStream, upstream: PausableStream, traffic: Traffic, idle: float) -> None:
@@ -162,7 +163,11 @@ async def _past_us(client: PausableStream, upstream: PausableStream, traffic: Tr
 
 
 async def _part(stream: Stream, last: bytes) -> None:
+    """Say a last word. What still comes is dropped: unread, it would reset the connection, past the word."""
     stream.deadline = monotonic() + CLOSE_SECONDS
     with contextlib.suppress(StreamError):
         await stream.send(last)
+        await stream.send_eof()
+        while await stream.receive():
+            pass
     await stream.aclose()

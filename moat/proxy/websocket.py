@@ -10,39 +10,70 @@ follows them in the next is masked (`Scrubber.pause`). A frame of up to 64 KiB l
 longer one the pieces leave as they come, as frames of the same message: no message is too big. No
 extension is negotiated on such a connection (`site_rules.inspectable`), so a reserved bit is an error like
 any other in a frame. An error ends the connection, for both sides with close code 1002: who reads such a
-frame differently would see what was not looked at.
+frame differently would see what was not looked at. What a budget does not allow ends it with 1008.
 """
 
 from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from moat.dataclass import dataclass
 from moat.proxy.placeholders import finder
-from moat.proxy.relay import PartingError
+from moat.proxy.relay import PartingError, Watch
 from moat.proxy.scrub import Scrubber, mask
+from moat.proxy.stream import StreamError
 from moat.proxy.substitute import Substituted
 
 _LONGEST_HEAD = 14
 _WHOLE = 64 * 1024  # a frame of this size is waited for; messages of honest servers are seldom longer
 _CONTINUATION, _TEXT, _BINARY, _CLOSE = 0, 1, 2, 8
-_PROTOCOL_ERROR = 1002  # §7.4.1
+_PROTOCOL_ERROR, _POLICY_VIOLATION = 1002, 1008  # §7.4.1
+_LONGEST_REASON = 123
 _DATA = frozenset({_CONTINUATION, _TEXT, _BINARY})
 _CONTROL = frozenset({_CLOSE, 9, 10})
 
 
-class FrameError(PartingError):
-    """The peer's bytes are no frames as we accept them."""
+class ClosedError(PartingError):
+    """We end the connection; both sides are told why in a Close frame."""
 
-    def __init__(self, reason: str) -> None:
-        told = _PROTOCOL_ERROR.to_bytes(2) + f"moat: {reason}".encode()
+    def __init__(self, code: int, reason: str, record: str) -> None:
+        """`reason` for the peers, `record` for the trace."""
+        shown = f"moat: {reason}".encode()[:_LONGEST_REASON].decode(errors="ignore")
+        told = code.to_bytes(2) + shown.encode()
         super().__init__(
-            f"websocket: {reason}",
+            record,
             to_client=_frame(_CLOSE, told, last=True, masked=False),
             to_upstream=_frame(_CLOSE, told, last=True, masked=True),
         )
+
+
+class FrameError(ClosedError):
+    """The peer's bytes are no frames as we accept them."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(_PROTOCOL_ERROR, reason, f"websocket: {reason}")
+
+
+class Closing:
+    """A `relay.Watch` whose objection ends a WebSocket as one is ended."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def up(self, data: bytes) -> None:
+        self._ask(self._watch.up, data)
+
+    def down(self, data: bytes) -> None:
+        self._ask(self._watch.down, data)
+
+    @staticmethod
+    def _ask(may_pass: Callable[[bytes], None], data: bytes) -> None:
+        try:
+            may_pass(data)
+        except StreamError as error:
+            raise ClosedError(_POLICY_VIOLATION, str(error), str(error)) from None
 
 
 class _Frames(ABC):

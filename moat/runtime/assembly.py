@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from moat.config import NetworkConfig, UserConfig
 from moat.errors import UsageError
 from moat.paths import private_dir
-from moat.runtime import granted
 from moat.runtime.choice import runtime
 from moat.runtime.gateway import Gateway
+from moat.runtime.given import NOTHING, Granted, with_more
 from moat.runtime.hooks import with_pre_run
 from moat.runtime.parts import Addition, Part, RunContext, parts_of, together
 from moat.runtime.rejected import Rejections
@@ -56,11 +56,9 @@ class Assembly:
     async def make(self) -> Sandbox:
         """Raises StartError, GrantError, VaultError, ConfigError, UsageError."""
         run = self._run
-        given = (
-            granted.prepare(run.vault, run.request.grants, run.request.mcp) if run.vault else granted.NOTHING
-        )
+        given = _granted(run, run.vault) if run.vault else NOTHING
         extra = await self._ask_parts()
-        given = granted.with_more(given, rules=extra.rules, hosts=extra.hosts)
+        given = with_more(given, rules=extra.rules, hosts=extra.hosts)
         _check_ports(run.request.ports.values(), _captured(extra.tunnels))
         if extra.endpoints:
             run.update(endpoints=dict(extra.endpoints))
@@ -83,7 +81,7 @@ class Assembly:
             self.parts.append(part)
         return together(additions)
 
-    async def _make_gateway(self, given: granted.Granted, extra: Addition) -> Gateway:
+    async def _make_gateway(self, given: Granted, extra: Addition) -> Gateway:
         run = self._run
         rejections = Rejections(run.vault, run.journal, run.tell)
         credentials = self._credentials(run.vault, extra.mcp, rejections) if run.vault else None
@@ -128,7 +126,7 @@ class Assembly:
     def _host_ports(self, extra: Addition) -> tuple[int, ...]:
         return tuple(dict.fromkeys((*self._run.request.network.host, *extra.host_ports)))
 
-    def _spec(self, given: granted.Granted, ca_bundle: bytes, extra: Addition) -> SandboxSpec:
+    def _spec(self, given: Granted, ca_bundle: bytes, extra: Addition) -> SandboxSpec:
         run, request = self._run, self._run.request
         # A part may have its own edition of a file.
         files = {file.path: file for file in (*given.files, *request.home_files, *extra.home_files)}
@@ -161,6 +159,12 @@ class Assembly:
             cpus=request.container.cpus,
             pids=request.pids,
         )
+
+
+def _granted(run: RunContext, vault: Vault) -> Granted:
+    from moat.runtime import granted  # with all providers: not for a run without grants
+
+    return granted.prepare(vault, run.request.grants, run.request.mcp)
 
 
 def _check_ports(ports: Iterable[int], captured: tuple[int, ...]) -> None:

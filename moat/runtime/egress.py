@@ -30,7 +30,7 @@ class RunEgress:
     """Implements `sandbox.Egress`. Its methods return when the listeners are served by tasks of the run."""
 
     def __init__(self, proxy: Callable[[], Proxy], start: Start) -> None:
-        """`proxy` is called when there is something to serve. It may be asked for more than once."""
+        """`proxy` is called at the first connection, and at every later one to another listener."""
         self._proxy = proxy
         self._start = start
         self._names = NameTable({HOST_NAME: HOST_ADDRESS})
@@ -45,26 +45,32 @@ class RunEgress:
         if uid != os.geteuid():
             os.chown(path, uid, -1, follow_symlinks=False)
         sock.listen(_BACKLOG)
-        proxy = self._proxy()
-        self._start("proxy", lambda: proxy.serve(sock))
+        self._serve("proxy", sock, lambda proxy: proxy.serve(sock))
 
     async def serve_sockets(self, sockets: EgressSockets) -> None:
-        proxy = self._proxy()
         explicit = _listener(sockets.proxy)
-        self._start("proxy", lambda: proxy.serve(explicit))
+        self._serve("proxy", explicit, lambda proxy: proxy.serve(explicit))
         for fd in (sockets.http, sockets.https, *sockets.captured):
-            self._capture(proxy, _listener(fd))
+            self._capture(_listener(fd))
         for port, fd in sockets.host_ports:
-            self._host_port(proxy, _listener(fd), port)
+            self._host_port(_listener(fd), port)
         names = _listener(sockets.dns)
         self._start("dns", lambda: _resolve(names, self._names))
 
-    def _capture(self, proxy: Proxy, sock: socket.socket) -> None:
-        self._start("capture", lambda: proxy.serve_captured(sock, self._meant))
+    def _capture(self, sock: socket.socket) -> None:
+        self._serve("capture", sock, lambda proxy: proxy.serve_captured(sock, self._meant))
 
-    def _host_port(self, proxy: Proxy, sock: socket.socket, port: int) -> None:
+    def _host_port(self, sock: socket.socket, port: int) -> None:
         authority = Authority(HOST_NAME, port)
-        self._start("host port", lambda: proxy.serve(sock, authority=authority))
+        self._serve("host port", sock, lambda proxy: proxy.serve(sock, authority=authority))
+
+    def _serve(self, what: str, sock: socket.socket, serve: Callable[[Proxy], Awaitable[None]]) -> None:
+        async def when_asked() -> None:
+            with sock:
+                await anyio.wait_readable(sock)  # the first connection stays in the backlog meanwhile
+                await serve(self._proxy())
+
+        self._start(what, when_asked)
 
     def _meant(self, accepted: socket.socket) -> Authority | None:
         """Which name a captured connection was made for: the address it was made to tells."""

@@ -1,6 +1,7 @@
 """The proxy of one run with all that belongs to it: policy, CA, upstream, injection rules, trace.
 
-The modules of the proxy itself, a fifth of what a run imports, are imported while the sandbox is being made.
+The proxy itself is made at the first connection: its modules are a fifth of what a run imports, and a command
+that is over in a moment does without. A longer one finds them imported.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import anyio
+from anyio import to_thread
 
 from moat.config import NetworkConfig, UpstreamConfig
 from moat.errors import ConfigError
@@ -26,7 +31,7 @@ from moat.proxy.trace import Trace, from_record
 from moat.rules import HostRule, parse_entry_host, parse_host_rule
 from moat.runtime import trust
 from moat.runtime.egress import RunEgress, Start
-from moat.runtime.granted import Granted
+from moat.runtime.given import Granted
 from moat.runtime.witness import Witness, WitnessedSource
 
 if TYPE_CHECKING:
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from moat.proxy.upstream import Upstream, UpstreamOptions
 
 _LONGEST = 3660.0  # seconds: more than `ask.timeout` can be, for the proxy's own deadline
+_MOMENT = 0.25  # seconds, of which making the sandbox takes a third
 _CLOSE_SECONDS = 2.0  # for exchanges that are under way when the sandbox is gone
 
 
@@ -79,17 +85,21 @@ def budgets_of(network: NetworkConfig) -> tuple[Budget, ...]:
         raise ConfigError([f"network.budget: {error}"]) from None
 
 
+def upstream_proxy(config: UpstreamConfig, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The proxy that leads out of this host; one behind a proxy has it in HTTPS_PROXY."""
+    return config.proxy or environ.get("HTTPS_PROXY") or environ.get("https_proxy") or None
+
+
 def upstream_options(
     config: UpstreamConfig, host_ports: tuple[int, ...], environ: Mapping[str, str] = os.environ
 ) -> UpstreamOptions:
-    """The user's own options; a host behind a proxy has it in HTTPS_PROXY."""
+    """The user's own options."""
     from moat.proxy.upstream import UpstreamOptions
 
-    proxy = config.proxy or environ.get("HTTPS_PROXY") or environ.get("https_proxy") or None
     return UpstreamOptions(
         ca_bundle=config.ca_bundle,
         extra_roots=b"".join(path.read_bytes() + b"\n" for path in trust.extra_bundles(environ)),
-        proxy=proxy,
+        proxy=upstream_proxy(config, environ),
         connect_to=config.connect_to,
         host_ports=frozenset(host_ports),
     )
@@ -169,15 +179,18 @@ class Gateway:
             return proxy, reach
 
         self._make = make
-        self._made: tuple[Proxy, Upstream] | None = None
+        # What may be wrong with rules and addresses is found before the command starts.
+        at_once = granted.rules or upstream_proxy(upstream)
+        self._made: tuple[Proxy, Upstream] | None = make() if at_once else None
         self.egress = RunEgress(self._open, start)
         self.ca_bundle = trust.sandbox_bundle(self._ca.certificate_pem)
         start("trace", self._trace.run)
         start("journal", self._witness.run)
 
     async def get_ready(self) -> None:
-        """Import what `egress` needs, beside processes that make the sandbox."""
-        import moat.proxy.server  # noqa: F401
+        """Import the proxy, once the command has lived for a moment."""
+        await anyio.sleep(_MOMENT)
+        await to_thread.run_sync(import_module, "moat.proxy.server", abandon_on_cancel=True)
 
     def _open(self) -> Proxy:
         """The proxy, from now on open. Raises ConfigError, OSError."""

@@ -9,37 +9,20 @@ from __future__ import annotations
 import datetime as dt
 import secrets
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from shlex import quote
 
 from moat.config import McpServer
-from moat.dataclass import dataclass
 from moat.errors import GrantError, MissingGrantsError
 from moat.grants import CredentialInfo, Grant, LoginRule, Rule
+from moat.runtime.given import Granted
 from moat.runtime.sandbox import HomeFile
 from moat.vault import Vault
 from moat.vault.imported import kept_alive
 from moat.vault.providers import Held, again, canonical, check_name, command, entry, grant_hosts, provider
 
 _TOKEN = string.ascii_letters + string.digits
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    rules: tuple[Rule, ...]
-    env: Mapping[str, str]  # placeholders only
-    files: tuple[HomeFile, ...]  # placeholders only
-    hosts: tuple[str, ...]  # patterns that `network.policy: strict` opens
-    logins: tuple[LoginRule, ...]
-
-
-NOTHING = Granted((), {}, (), (), ())
-
-
-def with_more(given: Granted, *, rules: tuple[Rule, ...], hosts: tuple[str, ...]) -> Granted:
-    """`given` with rules and open hosts that do not come from a provider's table."""
-    return replace(given, rules=(*given.rules, *rules), hosts=(*given.hosts, *hosts))
 
 
 def unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -10,8 +10,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import struct
+
+TYPE_CHECKING = False  # as in `namespace`
+if TYPE_CHECKING:
+    import signal
+else:
+    import _signal as signal
 
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000

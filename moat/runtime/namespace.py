@@ -15,21 +15,18 @@ uid changes, and bubblewrap's inner process sets its own only after it has been 
 A run with endpoints gets one more process: it stays in the sandbox's network namespace, outside everything
 else of it, and makes sockets there for the supervisor (`dial.NamespaceDialler`) until that one goes away.
 
-Standard library only, and little of it: every import is paid by every run (`json` and `typing` alone are
-20 ms of processor time). `launcher` starts it without the packages' own `__init__`, for the same reason.
+Standard library only, and little of it: every import is paid by every run, before its command starts.
+`signal`, `socket`, `array` and `contextlib` would be a third of the launcher's time. `launcher` starts it
+without the packages' own `__init__`, for the same reason.
 """
 
 from __future__ import annotations
 
-import array
-import contextlib
 import ctypes
 import fcntl
 import marshal
 import os
 import resource
-import signal
-import socket
 import struct
 import time
 
@@ -37,8 +34,13 @@ from moat.runtime import idmap
 
 TYPE_CHECKING = False  # typing's own would import typing
 if TYPE_CHECKING:
+    import signal
+    import socket
     from collections.abc import Callable
     from typing import Any
+else:
+    import _signal as signal  # what `signal` and `socket` wrap, without their enumerations
+    import _socket as socket
 
 _NS_GET_USERNS = 0xB701
 _SIOCGIFFLAGS, _IFF_UP = 0x8913, 1
@@ -63,7 +65,7 @@ def main(plan_fd: int) -> None:
     with os.fdopen(plan_fd, "rb") as file:
         plan = marshal.load(file)  # noqa: S302 - our own parent wrote it, with the same interpreter
     control = socket.socket(fileno=plan["control"])
-    control.set_inheritable(False)
+    os.set_inheritable(control.fileno(), False)
     try:
         _launch(plan, control)
     except BaseException as error:  # the supervisor is the one to tell, whatever it is
@@ -74,8 +76,10 @@ def main(plan_fd: int) -> None:
 def _report(control: socket.socket, error: BaseException) -> None:
     step = error.step if isinstance(error, LaunchError) else "launch"
     text = str(error) if isinstance(error, (LaunchError, OSError)) else repr(error)
-    with contextlib.suppress(OSError):
+    try:  # noqa: SIM105 - contextlib is not imported here
         control.send(f"{step} {text}".encode())
+    except OSError:
+        pass  # it has ended
 
 
 def _launch(plan: dict[str, Any], control: socket.socket) -> None:
@@ -192,10 +196,12 @@ def _limit(pid: int, cgroups: dict[str, str], rlimits: dict[str, int]) -> dict[s
     """Hold the sandbox to its limits, by control group or else per process; tells which it was."""
     held = {}
     for what in ("memory", "pids", "cpu"):
-        with contextlib.suppress(OSError, KeyError):
+        try:
             with open(f"{cgroups[what]}/cgroup.procs", "w", encoding="ascii") as file:
                 file.write(str(pid))
-            held[what] = "control group"
+        except (OSError, KeyError):
+            continue
+        held[what] = "control group"
     kinds = {"memory": resource.RLIMIT_DATA, "pids": resource.RLIMIT_NPROC}
     for what in rlimits.keys() - held.keys():
         if what == "cpu":
@@ -237,16 +243,28 @@ def _serve(
     try:
         _join_network(sandbox)
         _wait_for_loopback()
-        with contextlib.suppress(OSError), open(_LOW_PORTS, "w", encoding="ascii") as file:
-            file.write("0")  # a convenience: the agent's own servers may use low ports
+        _open_low_ports()
         sockets = [_listener(*listener) for listener in listeners]
         if ingress:
             sockets.append(_socket_maker())
     except OSError as error:
         raise LaunchError("network", f"cannot listen inside the sandbox: {error}") from error
     held = ",".join(f"{what}={how}" for what, how in limits.items())
-    fds = array.array("i", [sock.fileno() for sock in sockets])
-    control.sendmsg([f"made {sandbox} {held}".encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+    _send_with(control, f"made {sandbox} {held}".encode(), *sockets)
+
+
+def _open_low_ports() -> None:
+    """A convenience: the agent's own servers may use them."""
+    try:
+        with open(_LOW_PORTS, "w", encoding="ascii") as file:
+            file.write("0")
+    except OSError:
+        pass
+
+
+def _send_with(control: socket.socket, word: bytes, *sockets: socket.socket) -> None:
+    fds = struct.pack(f"{len(sockets)}i", *(sock.fileno() for sock in sockets))
+    control.sendmsg([word], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
 
 
 def _socket_maker() -> socket.socket:
@@ -271,9 +289,10 @@ def hand_out(asked: socket.socket) -> None:
         except OSError as error:
             asked.send(str(error.errno).encode())
             continue
-        with sock:
-            fds = array.array("i", [sock.fileno()])
-            asked.sendmsg([b"+"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+        try:
+            _send_with(asked, b"+", sock)
+        finally:
+            sock.close()
 
 
 def _join_network(sandbox: int) -> None:

@@ -21,7 +21,8 @@ from moat.proxy.server import Proxy
 from moat.proxy.standalone import OpenProxy
 from moat.runtime import trust
 from moat.runtime.gateway import budgets_of, policy_of, upstream_options
-from moat.runtime.granted import NOTHING, prepare, unique
+from moat.runtime.given import NOTHING
+from moat.runtime.granted import prepare, unique
 from moat.runtime.variables import client_environment
 from moat.vault import Vault
 from moat.vault.providers import entry

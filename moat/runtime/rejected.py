@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from moat.errors import GrantError, VaultError
 from moat.journal import Journal
 from moat.journal.entry import Entry
 from moat.proxy.events import ExchangeFinished
-from moat.vault import Vault
-from moat.vault.providers import again, command
+
+if TYPE_CHECKING:
+    from moat.vault import Vault
 
 
 class Rejections:
@@ -44,6 +45,8 @@ class Rejections:
 
 def fix(vault: Vault | None, grant: str) -> str:
     """The command that makes a grant anew, as exactly as it can be told."""
+    from moat.vault.providers import again, command  # a run in which nothing is refused needs none
+
     if vault is not None:
         with contextlib.suppress(GrantError, VaultError):
             return again(vault.info(grant))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from anyio.abc import TaskGroup
 from moat.errors import StartError, UsageError, one_error
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
-from moat.runtime import granted, records
+from moat.runtime import mounts, records
 from moat.runtime.asking import Asking
 from moat.runtime.assembly import Assembly
 from moat.runtime.choice import choose
@@ -41,7 +40,7 @@ from moat.runtime.questions import Answer, Asked, Scope, exactly
 from moat.runtime.records import RunRecord, State
 from moat.runtime.releasing import Resources
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import Execution, Output, Progress, Sandbox
+from moat.runtime.sandbox import TERM, Execution, Output, Progress, Sandbox
 from moat.runtime.session import Session
 from moat.runtime.size import Size
 from moat.runtime.standing import Standing
@@ -49,19 +48,35 @@ from moat.runtime.stopping import GRACE, Stopping
 from moat.runtime.tasks import first_of
 from moat.runtime.viewers import ControlServer
 from moat.runtime.workspace import check_mounts, check_workspace
-from moat.vault import open_vault
-from moat.vault.profile import current
 
 if TYPE_CHECKING:
     from moat.proxy.decider import Decider
+    from moat.vault import Vault
 
 _HOLD = 10.0  # seconds to wait for the first viewer
 _LOOK = 2.0  # seconds between two looks at the run's own directory
 
 
 def _grants(request: RunRequest) -> tuple[str, ...]:
-    """What was asked for by name, and what the MCP servers of the run need."""
-    return (*request.grants, *(server.grant for server in request.mcp if server.grant))
+    """What was asked for by name, and what the MCP servers of the run need. Raises GrantError."""
+    names = (*request.grants, *(server.grant for server in request.mcp if server.grant))
+    if not names:
+        return ()  # and nothing of the vault is loaded, here and below
+    from moat.runtime.granted import unique
+
+    return unique(names)
+
+
+def _profile() -> str:
+    from moat.vault.profile import current
+
+    return current()
+
+
+def _vault(home: Home, handoff: bytes) -> Vault:
+    from moat.vault import open_vault
+
+    return open_vault(home, handoff=handoff or None)
 
 
 def _silent(_: str) -> None:
@@ -117,9 +132,7 @@ class LocalRun:
         chosen = choose(request.runtime)
         name = records.check_name(request.name) if request.name else random_name()
         run_id = records.new_id()
-        self._request = dataclasses.replace(
-            request, workspace=workspace, grants=granted.unique(_grants(request))
-        )
+        self._request = dataclasses.replace(request, workspace=workspace, grants=_grants(request))
         self._home = home
         self.ownership = own(home, run_id)
         self._directory = runtime_dir() / run_id  # made once the record names it
@@ -131,7 +144,7 @@ class LocalRun:
             created_at=time.time(),
             runtime=chosen,
             grants=self._request.grants,
-            profile=current() if request.grants else "",
+            profile=_profile() if request.grants else "",
             agent=request.agent,
             config=request.config,
             ports=dict(request.ports),
@@ -219,13 +232,16 @@ class LocalRun:
             await self._sandbox.signal(number)
 
     async def execute(
-        self, argv: tuple[str, ...], *, tty: Size | None = None, stdin: bool = False
+        self, argv: tuple[str, ...], *, tty: Size | None = None, stdin: bool = False, term: str = TERM
     ) -> Execution:
-        """Start a further command beside the run's own; the caller closes it. Raises StartError."""
+        """Start a further command beside the run's own; the caller closes it. Raises StartError.
+
+        term: what a command with a terminal finds as TERM.
+        """
         if self._sandbox is None or self.record.state is not State.RUNNING:
             raise StartError(f"{self.name} is {self.record.state}", hint="`moat list` shows the runs")
         self.journal.record("run.executed", program=argv[0])
-        return await self._sandbox.execute(argv, tty=tty, stdin=stdin)
+        return await self._sandbox.execute(argv, tty=tty, stdin=stdin, term=term)
 
     async def stop(self, grace: float = GRACE) -> int | None:
         """SIGTERM, then SIGKILL after `grace` seconds. Returns the exit status; None: it never ran."""
@@ -369,7 +385,7 @@ class LocalRun:
             runtime=self.record.runtime,
             home=self._home,
             directory=self._directory,
-            vault=open_vault(self._home, handoff=handoff or None) if request.grants else None,
+            vault=_vault(self._home, handoff) if request.grants else None,
             journal=self.journal,
             start=start,
             progress=progress,
@@ -467,8 +483,9 @@ class LocalRun:
         await self._papers.seal()
         if released:
             # Named by the record until it is gone: who is killed here leaves nothing that nobody knows of.
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self.outcome.update(directory="")
+            with contextlib.suppress(OSError):  # it stays in the record, and others try again
+                mounts.remove(self._directory)
+                self.outcome.update(directory="")
         self._started.set()
         self._ended.set()
         if self._server:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -72,6 +71,8 @@ def extra_bundles(environ: Mapping[str, str] = os.environ) -> list[Path]:
 
 def system_bundle() -> Path | None:
     """The file with the system's roots; None on a machine without one."""
+    import ssl  # for the supervisor: who asks for the names of variables need not load it
+
     default = ssl.get_default_verify_paths()
     for name in (*_SYSTEM_BUNDLES, default.openssl_cafile):
         if os.path.isfile(name):

@@ -70,7 +70,10 @@ async def _output(origin: Origin) -> bytes:
     if len(given) > LIMIT:
         raise GrantError(f"{origin.shown} gave more than {LIMIT} bytes", hint=_try(origin))
     if status != 0:
-        detail = f": {said}" if said and origin.kind != "command" else ""
+        quotes = any(
+            word.decode("utf-8", "replace") in said for word in given.split()
+        )  # what it gave all the same
+        detail = f": {said}" if said and origin.kind != "command" and not quotes else ""
         raise GrantError(f"{origin.shown} failed with status {status}{detail}", hint=_try(origin))
     return given
 

@@ -111,6 +111,8 @@ class Origin:
         if b"gzip" in head.split(b"\r\n")[0]:
             text = gzip.compress(text)
             fields.append(b"Content-Encoding: gzip")
+        if b"unreadable" in head.split(b"\r\n")[0]:
+            fields.append(b"Content-Encoding: br")  # as it says; nobody on the way can tell
         fields += [
             b"X-Echo: " + line.split(b":", 1)[1].strip()
             for line in head.split(b"\r\n")[1:]

@@ -3,9 +3,9 @@
 How each was shown to fail: with the secret itself as the placeholder (granted.py) the hunt finds it; with
 `_masked` returning its text (scrub.py) the echo brings it back; with `InjectionTable.site` ignoring `bound_to`
 (inject.py), or without the comparison in `_authority_mismatch` (exchange.py), the stranger receives it or
-the exchange passes; with `leaks` returning None the placeholder travels in heads, with `guarded` empty
-(site_rules.py) in bodies, without its loop over `_at_home` to its own host's query; with `guarded` holding all
-rules at every host the prompt is refused.
+the exchange passes; with `leaks` returning None the placeholder travels in heads, with `guarded` false
+(site_rules.py) in bodies, without its loop over `_at_home` to its own host's query; with `guarded` true
+at every host the prompt is refused.
 """
 
 from __future__ import annotations
@@ -71,6 +71,36 @@ def test_an_echo_does_not_bring_it_back(attacker: Attacker, world: World) -> Non
         assert form not in everything
 
 
+def test_what_cannot_be_searched_is_withheld_unless_the_user_lets_it_through(
+    world: World, runtime: str
+) -> None:
+    """`network.unreadable`, from inside: the answer echoes the credential in a coding that Moat does not open.
+
+    Seen to fail with `_scrubber_of` (download.py) passing always, and never.
+    """
+    plan = [step("echo", request("/unreadable", body="hello"))]
+    withheld = world.probe(runtime, "through_proxy", plan)["echo"]
+    assert withheld.split("\r\n")[0].startswith("HTTP/1.1 502 ")
+    assert "X-Moat-Error: unreadable" in withheld
+    assert "unreadable: pass" in withheld
+    assert world.secret not in withheld
+
+    place = world.workspace("passing")
+    (place / "agent.yaml").write_text("dependencies: [python]\nnetwork:\n  unreadable: pass\n")
+    (place / "plan.json").write_text(json.dumps(plan))
+    done = world.command(
+        "run", str(place), "--runtime", runtime, "--grant", "anthropic", "--",
+        "python3", "/workspace/through_proxy.py",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    passed = json.loads(done.stdout)["echo"]
+    assert passed.split("\r\n")[0].startswith("HTTP/1.1 200 ")
+    assert world.secret in passed, "what the user let through"
+    assert "network.unreadable is pass" in done.stderr
+    run = json.loads(world.command("list", "--json").stdout)[0]["id"]
+    assert "passed unchecked" in world.command("trace", "--network", run).stdout
+
+
 def test_a_stranger_never_gets_it(attacker: Attacker, world: World) -> None:
     """The placeholder to another host, Host and SNI set to the credential's host, and the other way round."""
     answers = attacker(
@@ -92,7 +122,7 @@ def test_a_stranger_never_gets_it(attacker: Attacker, world: World) -> None:
 def test_the_placeholder_in_the_wrong_place_is_refused(world: World, runtime: str) -> None:
     """The leak guard: 403 inside the tunnel with the reason, and nothing of it reaches the stranger.
 
-    A prompt that quotes it to its own host passes as it is.
+    As it is, escaped, in base64 and compressed; a prompt that quotes it to its own host passes as it is.
     """
     before, own = len(world.stranger.received), len(world.origin.received)
     said = world.probe(runtime, "misplace", {"own": HOST, "other": OTHER})

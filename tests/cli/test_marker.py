@@ -10,6 +10,7 @@ has it; with `put` writing a copy in plain text, a file.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import subprocess
@@ -32,7 +33,9 @@ KEYS = {
     "linear": f"lin_{MARK}",
     "openai": f"sk-{MARK}",
 }
-HOSTS = ("api.anthropic.com", "api.github.com", "api.linear.app", "api.openai.com")
+REGISTRY = "registry.example.com"  # takes a password, so the marker goes out in base64
+HOSTS = ("api.anthropic.com", "api.github.com", "api.linear.app", "api.openai.com", REGISTRY)
+FORMS = (MARK, base64.b64encode(MARK.encode()).decode().rstrip("="), MARK.encode().hex())
 # Every frame of an error with its variables, as crash reporters write them; and everything that can be logged, is.
 LOUD = """
 import logging, sys, traceback
@@ -52,6 +55,8 @@ if os.environ.get("BREAK"):
 def answer(asked: Asked) -> Answer:
     """Echoes everything, in a header and the body; half of the vendors reject."""
     echo = {"sent": asked.headers, "body": asked.body.decode("latin-1")}
+    if asked.host == REGISTRY and "authorization" not in asked.headers:
+        return 401, {}, {"WWW-Authenticate": 'Basic realm="x"'}
     return (200 if asked.host != "api.openai.com" else 401), echo
 
 
@@ -83,7 +88,7 @@ class Watch:
         done = self._moat(*argv, timeout=90, **given, **options)
         said = done.stdout + done.stderr
         self.outputs.append((argv, said))
-        if MARK in said:
+        if any(form in said for form in FORMS):
             self.leaks.append(f"moat {' '.join(argv)} said it:\n{said}")
         return said
 
@@ -140,6 +145,7 @@ def _grant(say: Watch, kept: Path) -> None:
     say("grant", "openai", "--token-stdin", "--no-validate", secret=KEYS["openai"])  # the first was rejected
     say("grant", "linear", "--command", f"cat {kept}")
     say("grant", "mcp", "acme", "--url", "https://mcp.example.com/", "--token-stdin", secret=MARK)
+    say("grant", "docker", "--host", REGISTRY, "--username", "me", "--token-stdin", secret=MARK)
     say("grant", "anthropic", "--token-stdin", secret=f"wrong {MARK} shape\x01")
     say("grant", "vercel", "--command", f"sh -c 'cat {kept}; cat {kept} >&2; exit 1'")
     for name in ("anthropic", "linear"):
@@ -152,7 +158,7 @@ def _grant(say: Watch, kept: Path) -> None:
 LOOK = """
 import os, pathlib, urllib.request
 print(dict(os.environ), pathlib.Path("~/.codex/auth.json").expanduser().read_text())
-for host in ("api.anthropic.com/v1/x", "api.github.com/user", "api.linear.app/x", "api.openai.com/x"):
+for host in ("api.anthropic.com/v1/x", "api.github.com/user", "api.linear.app/x", "api.openai.com/x", "registry.example.com/v2/a/tags/list"):
     try:
         with urllib.request.urlopen(f"https://{host}") as answer:
             print("ECHO", answer.status, answer.headers, answer.read())
@@ -165,7 +171,7 @@ raise SystemExit(3)
 def _run(say: Watch, project: Path) -> None:
     project.mkdir()
     (project / "agent.yaml").write_text("dependencies: [python]\n")
-    grants = ("-g", "anthropic", "-g", "github", "-g", "linear", "-g", "openai")
+    grants = ("-g", "anthropic", "-g", "github", "-g", "linear", "-g", "openai", "-g", f"docker:{REGISTRY}")
     for runtime in ("embedded", "docker"):
         command = ("run", str(project), "--runtime", runtime, "-n", runtime, *grants)
         said = say(*command, "--", "python3", "-c", LOOK)
@@ -200,6 +206,11 @@ def _break(say: Watch, home: Path, tmp_path: Path) -> None:
     with (tmp_path / "pass").open() as passphrase:
         fd = passphrase.fileno()
         say("vault", "export", str(home / "all.age"), "--passphrase-fd", str(fd), pass_fds=[fd])
+        os.lseek(fd, 0, os.SEEK_SET)
+        taken = say(
+            "vault", "import", str(home / "all.age"), "--passphrase-fd", str(fd), "--replace", pass_fds=[fd]
+        )
+        assert "github imported" in taken
     sealed = home / ".moat/credentials/github.enc"
     data = bytearray(sealed.read_bytes())
     data[-1] ^= 1

@@ -91,10 +91,15 @@ def test_it_is_said_before_during_and_after(moat: Moat, ending: Vendor, home: Pa
     assert re.search(r"^refused: +api.vercel.com answered 403 to a request", shown, re.MULTILINE)
     assert re.search(r"^fix: +moat grant linear$", shown, re.MULTILINE)
 
+    name = json.loads(moat("status", "--json").stdout)["name"]
+    hint = f"moat: hint: {name} had credentials refused: `moat status {name}`\n"
+    assert moat("list").stderr == hint
+
     well = moat(*command, "0")
     assert well.returncode == 0
     assert "answered 401" not in well.stderr  # a run that went well needs no command
     assert "refused" not in moat("status").stdout
+    assert moat("list").stderr == hint  # of the one before
     assert json.loads(moat("status", "--json").stdout)["refused"] == []
 
 

@@ -17,6 +17,7 @@ from tests.vault.vendor import Answer, Asked, Vendor, vendor
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 USER, PASSWORD = "octocat", "real-password-0123456789-ABCDEF"
+IDENTITY = "real-identity-token-0123456789-ABCDEF"  # what `docker login` has got in place of the password
 REAL, TOKENS = "registry.example.com", "auth.example.com"
 PLAIN = "plain.example.com"  # takes the password itself, and shows it to whoever asks
 ECHO, FILES = "echo.example.com", "files.example.com"  # shows its token, and redirects to files
@@ -85,7 +86,7 @@ class World:
 def world(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("MOAT_KEYRING_BACKEND", "file")
     monkeypatch.setenv("MOAT_KEY_FILE", str(tmp_path / "key"))
-    found = World(TokenService(USER, PASSWORD), Vendor(lambda _: (500, {})))
+    found = World(TokenService(USER, PASSWORD, IDENTITY), Vendor(lambda _: (500, {})))
     hosts = (TOKENS, PLAIN, ECHO, FILES, FOREIGN, THIEF, REAL)
     with vendor(tmp_path / "vendor", found, *hosts) as server:
         pem = tmp_path / "vendor/vendor.pem"
@@ -113,7 +114,10 @@ def test_images_are_pushed_and_pulled_without_a_login_in_the_sandbox(
     refused = grant(moat, REAL)
     assert refused.returncode == 2, refused.stderr
     assert f"add --token-host {TOKENS}" in refused.stderr
-    assert grant(moat, REAL, "--token-host", TOKENS).stdout.count(f"Authenticated as {USER}.") == 1
+    if runtime == "embedded":
+        take_over_identity(moat, home)
+    else:
+        assert grant(moat, REAL, "--token-host", TOKENS).stdout.count(f"Authenticated as {USER}.") == 1
     for host in (PLAIN, ECHO):
         assert grant(moat, host).returncode == 0
     world.tokens.sold.clear()
@@ -130,6 +134,7 @@ def test_images_are_pushed_and_pulled_without_a_login_in_the_sandbox(
     )
     secrets = [
         PASSWORD,
+        IDENTITY,
         BASIC.removeprefix("Basic ").rstrip("="),
         ECHOED,
         *(token for _, token in world.tokens.sold),
@@ -144,6 +149,17 @@ def test_images_are_pushed_and_pulled_without_a_login_in_the_sandbox(
     assert "UNAUTHORIZED" in said["token"]  # the password goes there from the host alone
     if runtime == "embedded":
         check_skopeo(said, world)
+
+
+def take_over_identity(moat: Moat, home: Path) -> None:
+    (home / ".docker").mkdir()
+    login = {"auth": base64.b64encode(b"<token>:").decode(), "identitytoken": IDENTITY}
+    logins = {"auths": dict.fromkeys((REAL, PLAIN), login)}
+    (home / ".docker/config.json").write_text(json.dumps(logins))
+    done = moat("grant", "docker", "--host", REAL, "--token-host", TOKENS, "--method", "import")
+    assert "Authenticated as the owner of an identity token." in done.stdout, done.stderr
+    done = moat("grant", "docker", "--host", PLAIN, "--method", "import")
+    assert (done.returncode, f"{PLAIN} takes no identity token" in done.stderr) == (3, True)
 
 
 def check_skopeo(said: dict[str, str], world: World) -> None:

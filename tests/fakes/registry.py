@@ -36,10 +36,11 @@ auth:
 
 @dataclass
 class TokenService:
-    """Sells tokens to one user, who may do everything below `acme/`."""
+    """Sells tokens to one user, who may do everything below `acme/`: for the password, or an identity token."""
 
     username: str
     password: str
+    identity: str = ""
     sold: list[tuple[list[str], str]] = field(default_factory=list)  # (scopes asked for, token)
     life: int = 300
 
@@ -60,12 +61,19 @@ class TokenService:
 
     def __call__(self, asked: Asked) -> Answer:
         pair = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
-        if asked.headers.get("authorization") != f"Basic {pair}":
-            return 401, {"errors": [{"code": "UNAUTHORIZED"}]}
-        scopes = parse_qs(urlsplit(asked.path).query).get("scope", [])
+        if asked.method == "POST":
+            form = {name: value for name, (value,) in parse_qs(asked.body.decode()).items()}
+            if (form["grant_type"], form["refresh_token"]) != ("refresh_token", self.identity):
+                return 400, {"error": "invalid_grant"}
+            assert (form["service"], bool(form["client_id"])) == (SERVICE, True)
+            scopes, called = form.get("scope", "").split(), "access_token"
+        else:
+            if asked.headers.get("authorization") != f"Basic {pair}":
+                return 401, {"errors": [{"code": "UNAUTHORIZED"}]}
+            scopes, called = parse_qs(urlsplit(asked.path).query).get("scope", []), "token"
         token = self._token(scopes)
         self.sold.append((scopes, token))
-        return 200, {"token": token, "expires_in": self.life}
+        return 200, {called: token, "expires_in": self.life}
 
     def _token(self, scopes: list[str]) -> str:
         now = int(time.time())

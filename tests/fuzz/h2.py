@@ -236,6 +236,7 @@ def _text(sent: bytes, *, client: bool) -> bytes:
     at = len(PREFACE) if client and sent else 0
     assert sent[:at] == PREFACE[:at]
     fields = Decoder()
+    fields.max_allowed_table_size = 1 << 32  # whatever the peer has allowed
     text = bytearray()
     while at < len(sent):
         frame, length = Frame.parse_frame_header(memoryview(sent[at : at + 9]))

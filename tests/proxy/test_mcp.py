@@ -10,6 +10,7 @@ silent stream is cut.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ from moat.proxy.mcp import McpEndpoint, McpTable, ToolCall, ToolPolicy, judge
 from moat.proxy.mcp_filter import McpResponse, ToolFilter
 from moat.proxy.scrub import BodyScrubber, UnreadableBodyError
 from tests.proxy.conftest import RULE, SECRET, HouseMaker, tls_origin
-from tests.proxy.peers import Message, Origin, Wire, echo, reply
+from tests.proxy.peers import PATIENCE, Message, Origin, Wire, echo, reply
 
 POLICY = ToolPolicy(allow=("get_*", "Search", "read"), deny=("get_secret*",))
 LOGIN = "the user runs `moat grant oauth demo`"
@@ -504,16 +505,17 @@ def test_other_demands_for_a_login_pass(make: HouseMaker):
 
 @pytest.mark.parametrize("policy", [None, POLICY])
 def test_a_silent_stream_of_events_is_neither_held_back_nor_cut(make: HouseMaker, policy):
-    """Longer than the idle time of bodies, and of the wait for a head."""
+    """Longer than the idle time of bodies, and of the wait for a head. The second event waits for the first."""
+    arrived = threading.Event()
 
     def script(wire: Wire) -> None:
         wire.message()
         time.sleep(0.7)
         wire.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for number in (b"1", b"2"):
-            wire.send(b"9\r\ndata: %b\n\n\r\n" % number)
-            time.sleep(1.0)
-        wire.send(b"0\r\n\r\n")
+        wire.send(b"9\r\ndata: 1\n\n\r\n")
+        assert arrived.wait(PATIENCE)
+        time.sleep(1.0)
+        wire.send(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
 
     limits = Limits(body_idle_timeout=0.4, response_head_timeout=0.3)
     table = Told(endpoint(policy)).table
@@ -527,9 +529,8 @@ def test_a_silent_stream_of_events_is_neither_held_back_nor_cut(make: HouseMaker
                 b"POST /mcp HTTP/1.1\r\nHost: api.test\r\nContent-Length: %d\r\n\r\n" % len(data) + data
             )
             assert Message.read(wire, head_only=True).status == 200
-            started = time.monotonic()
             assert wire.chunk() == b"data: 1\n\n"
-            assert time.monotonic() - started < 0.6
+            arrived.set()
             assert wire.chunk() == b"data: 2\n\n"
             assert wire.chunk() == b""
 

@@ -25,7 +25,7 @@ from moat.proxy.budget import Budget
 from moat.proxy.download import _INTERIM_RESPONSES
 from tests.proxy.conftest import HouseMaker, tls_origin
 from tests.proxy.h2peers import Client
-from tests.proxy.peers import Origin, Wire, echo, reply, world
+from tests.proxy.peers import PATIENCE, Origin, Wire, echo, reply, world
 from tests.proxy.test_exchange import API, PLAIN, get, post
 from tests.proxy.test_server import open_files
 
@@ -159,6 +159,7 @@ def test_a_client_that_stalls_in_its_body_lets_the_server_go(make: HouseMaker) -
 
 
 def test_a_client_that_is_silent_between_requests_is_let_go(make: HouseMaker) -> None:
+    """Before the test's own patience ends, which is a third of the usual time for it."""
     limits = replace(Limits(), client_idle_timeout=0.5)
     with (
         tls_origin(echo) as origin,
@@ -169,32 +170,30 @@ def test_a_client_that_is_silent_between_requests_is_let_go(make: HouseMaker) ->
         assert wire.message().status == 200
         started = time.monotonic()
         with contextlib.suppress(OSError):
-            assert wire.rest() == b""
-        assert 0.3 < time.monotonic() - started < 5
+            assert wire.rest() == b""  # a TimeoutError is an OSError, and takes PATIENCE
+        assert 0.3 < time.monotonic() - started < PATIENCE
 
 
 @pytest.mark.parametrize("bound", ["close_timeout", "linger"])
 def test_a_client_that_goes_on_after_its_refusal_is_let_go(make: HouseMaker, bound: str) -> None:
     """By time when it only stays, by size when it sends: both hold a slot that others wait for."""
-    limits = replace(Limits(), **{bound: 0.4 if bound == "close_timeout" else 300_000})
+    only = {"close_timeout": 0.4} if bound == "close_timeout" else {"close_timeout": 60.0, "linger": 300_000}
+    limits = replace(Limits(), **only)
     with make(limits=limits) as house, house.connect() as wire:
         wire.send(b"GET /not-a-url HTTP/1.1\r\nHost: api.test\r\n\r\n")
         assert wire.message().status == 400
         sent = 0
         started = time.monotonic()
         with contextlib.suppress(OSError):
-            while house.proxy.connections and time.monotonic() - started < 10:
+            while house.proxy.connections and time.monotonic() - started < PATIENCE:
                 if bound == "linger":
                     wire.send(b"x" * 65536)
                     sent += 65536
                 else:
                     time.sleep(0.05)
         took = time.monotonic() - started
-        if bound == "linger":
-            assert sent > 300_000
-            assert took < 1.9
-        else:
-            assert 0.2 < took < 1.9
+        assert took < PATIENCE
+        assert sent > 300_000 if bound == "linger" else took > 0.2
 
 
 # --- certificates and clocks ----------------------------------------------------------------------

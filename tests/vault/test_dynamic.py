@@ -170,6 +170,13 @@ async def test_what_op_says_is_passed_on(program: Program) -> None:
         await resolve(Origin.reference("op://a/b/c"))
 
 
+async def test_what_op_gave_is_not_passed_on_as_its_error(program: Program) -> None:
+    """Seen to fail without the look at `quotes`."""
+    program("op", "echo SECRET-MARK; echo 'cannot lock SECRET-MARK in memory' >&2; exit 1")
+    with pytest.raises(GrantError, match=r"^op://a/b/c failed with status 1$"):
+        await resolve(Origin.reference("op://a/b/c"))
+
+
 async def test_what_is_not_there(program: Program) -> None:
     del program
     for origin, message in [

@@ -18,7 +18,7 @@ from moat.grants import Credential, CredentialInfo, CredentialKind, Secret, part
 from moat.vault.providers.docker import HUB
 from moat.vault.registry import source
 from moat.vault.registry.logins import find
-from moat.vault.registry.service import Service, discover
+from moat.vault.registry.service import IDENTITY, LoginRefusedError, Service, buy, discover
 from moat.vault.registry.source import RegistryTokens
 from tests.vault.conftest import NOW
 from tests.vault.vendor import Answer, Asked, Vendor, vendor
@@ -134,6 +134,27 @@ async def test_what_is_no_token_is_an_error_and_not_asked_for_at_once(
     assert len(world.server.asked) == 1
 
 
+@pytest.mark.parametrize("status", [400, 401])
+async def test_an_identity_token_goes_into_a_form_and_nowhere_else(world: World, status: int) -> None:
+    service = Service(f"https://{HOST}/token", "a b")
+    scope = "repository:x:pull repository:y:pull"
+    world.answer = lambda _: (200, {"access_token": "sold", "expires_in": 60, "refresh_token": "ignored"})
+    assert (await buy(service, IDENTITY, Secret(PASSWORD), scope, world.upstream)).secret == Secret("sold")
+    (asked,) = world.server.asked
+    assert (asked.method, asked.path, "authorization" in asked.headers) == ("POST", "/token", False)
+    assert parse_qs(asked.body.decode()) == {
+        "grant_type": ["refresh_token"],
+        "refresh_token": [PASSWORD],
+        "client_id": ["moat"],
+        "service": ["a b"],
+        "scope": [scope],
+    }
+    world.answer = lambda _: (status, {"error": "invalid_grant", "error_description": PASSWORD})
+    with pytest.raises(LoginRefusedError) as caught:
+        await buy(service, IDENTITY, Secret(PASSWORD), scope, world.upstream)
+    assert PASSWORD not in f"{caught.value} {caught.value.hint}"
+
+
 @pytest.mark.parametrize(
     "realm",
     ["http://registry.example.com/token", "https://a@registry.example.com/", "https://registry.example.com:444/",
@@ -169,7 +190,7 @@ async def test_how_a_registry_wants_to_be_asked(world: World) -> None:
         ({"auths": {HOST: {}}}, None),
         ({"auths": []}, None),
         ({"auths": {HOST: {"auth": "%"}}}, "damaged"),
-        ({"auths": {HOST: {"identitytoken": "x"}}}, "identity token"),
+        ({"auths": {HOST: {"auth": "bWU6", "identitytoken": "x"}}}, (IDENTITY, "x")),
         ({"credsStore": "not-there-at-all"}, "not installed"),
         ({"credsStore": "../x"}, "no program"),
     ],

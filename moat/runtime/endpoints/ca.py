@@ -17,11 +17,11 @@ from weakref import WeakKeyDictionary
 
 from moat.errors import MoatError
 from moat.paths import Home, locked, write_private
-from moat.proxy.certs import Connection, Issuer, ca_certificate
+from moat.proxy.certs import Connection, Issuer
+from moat.proxy.selfsigned import ca_certificate
 from moat.runtime.endpoints.names import DOMAIN, parse_name
 
 if TYPE_CHECKING:
-    from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
 _LIFE = dt.timedelta(days=3650)  # renewing means trusting anew by hand
@@ -59,11 +59,11 @@ def _make(key_path: Path, path: Path) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     write_private(key_path, pem)
-    write_private(path, certificate.public_bytes(serialization.Encoding.PEM))
+    write_private(path, ssl.DER_cert_to_PEM_cert(certificate).encode())
 
 
-def build_certificate(key: ec.EllipticCurvePrivateKey, name: str) -> x509.Certificate:
-    """A self-signed CA certificate that is good for `localhost` and what is below it."""
+def build_certificate(key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
+    """A self-signed CA certificate (DER) that is good for `localhost` and what is below it."""
     from cryptography import x509
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -97,7 +97,7 @@ class EndpointTLS:
             raise _broken(home, str(error)) from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != parsed.public_key():
             raise _broken(home, "key and certificate do not belong together")
-        self._issuer = Issuer(key, parsed)
+        self._issuer = Issuer(key, parsed.public_bytes(serialization.Encoding.DER))
         self._names: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
 
     def context(self) -> ssl.SSLContext:

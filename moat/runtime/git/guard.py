@@ -15,11 +15,10 @@ from moat.paths import Home, private_dir, write_private
 from moat.runtime.git import fence, obeyed, reflogs, submodules
 from moat.runtime.git.inner import Inner
 from moat.runtime.git.layout import Repository, find
+from moat.runtime.git.left import FILE
 from moat.runtime.parts import Addition, Part, RunContext
-from moat.runtime.records import RunRecord
 from moat.runtime.sandbox import Mount, Sandbox
 
-_FILE = "git.json"  # of a run: what was obeyed before it; gone when it has been compared
 _LOOK = 1.0  # seconds between two looks at the repository while a run goes on
 _SHARE = 20  # a look through the workspace may take one part in so many of the time
 
@@ -62,7 +61,7 @@ class GitGuard(Part):
             self._inner = await to_thread.run_sync(Inner, self._repository)
         self._before = await to_thread.run_sync(self._now)
         data = json.dumps(dict(self._before)).encode()
-        await to_thread.run_sync(write_private, self._run.home.run(self._run.id) / _FILE, data)
+        await to_thread.run_sync(write_private, self._run.home.run(self._run.id) / FILE, data)
         self._looked.set()
 
     def _now(self) -> obeyed.State:
@@ -119,7 +118,7 @@ class GitGuard(Part):
             if changes:
                 self._run.journal.record("git.changed", changes=changes)
                 self._run.update(git_changes=changes)
-        (self._run.home.run(self._run.id) / _FILE).unlink(missing_ok=True)
+        (self._run.home.run(self._run.id) / FILE).unlink(missing_ok=True)
         if self._placeholder is not None:
             self._placeholder.release()
 
@@ -165,26 +164,3 @@ class _Placeholder:
         else:
             fence.remove_commondir(self._own)
         os.close(self._lock)
-
-
-def left_by(home: Home, workspace: Path, runs: list[RunRecord]) -> tuple[str, tuple[str, ...]] | None:
-    """What the last run of `workspace` that has ended changed, with its name. `runs`: newest first.
-
-    A run whose supervisor was killed has not compared; that is made up for here.
-    """
-    place = Path(os.path.realpath(workspace))
-    last = next((run for run in runs if run.workspace == str(place) and run.state.ended), None)
-    if last is None:
-        return None
-    changes = last.git_changes
-    try:
-        before = json.loads((home.run(last.id) / _FILE).read_bytes())
-    except (OSError, ValueError):
-        pass
-    else:
-        repository = find(place)
-        if repository is not None and repository.linked:
-            reflogs.bring_back(repository.common, home.run(last.id))
-        links = obeyed.cut(place, before)
-        changes = (*links, *obeyed.compare(before, obeyed.look(place, common=False)))
-    return (last.name, changes) if changes else None

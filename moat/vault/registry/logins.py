@@ -16,18 +16,18 @@ from moat.dataclass import dataclass
 from moat.errors import GrantError
 from moat.grants import Secret
 from moat.vault.providers.docker import HUB
+from moat.vault.registry.service import IDENTITY
 
 _MAX_BYTES = 1_000_000
 _PATIENCE = 120.0  # seconds: a helper may ask the user to unlock something
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", HUB)
-_IDENTITY = "<token>"  # instead of a user name: a refresh token of the registry's
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
     where: str
-    username: str
+    username: str  # IDENTITY: the password is an identity token
     password: Secret
 
 
@@ -40,7 +40,7 @@ def find(host: str) -> Login | None:
         config = _json(path)
         login = _helped(config, keys) or _written(path, config, keys)
         if login is not None:
-            return _checked(login)
+            return login
     return None
 
 
@@ -94,7 +94,7 @@ def _written(path: Path, config: Mapping[str, Any], keys: tuple[str, ...]) -> Lo
     for key in keys:
         entry = _table(auths.get(key))
         if entry.get("identitytoken"):
-            return Login(str(path), _IDENTITY, Secret(str(entry["identitytoken"])))
+            return Login(str(path), IDENTITY, Secret(str(entry["identitytoken"])))
         try:
             pair = base64.b64decode(str(entry.get("auth", "")), validate=True).decode().rstrip("\0")
         except (binascii.Error, UnicodeDecodeError):
@@ -103,15 +103,6 @@ def _written(path: Path, config: Mapping[str, Any], keys: tuple[str, ...]) -> Lo
         if password:
             return Login(str(path), username, Secret(password))
     return None
-
-
-def _checked(login: Login) -> Login:
-    if login.username == _IDENTITY:
-        raise GrantError(
-            f"the login in {login.where} is an identity token, which is not supported",
-            hint="make an access token at the registry, and give it with --username",
-        )
-    return login
 
 
 def _json(path: Path) -> Mapping[str, Any]:

