@@ -162,10 +162,8 @@ MESSAGES = {
     "A session needs a terminal": (
         "e2e/test_claude_print.py::test_what_cannot_be_started_is_told_before_anything_is_made"
     ),
-    "Runs cannot be kept in …": "runtime/test_survival.py::test_too_few_files_and_no_place_to_keep_runs",
-    "A run needs more open files than it may have here": (
-        "runtime/test_survival.py::test_too_few_files_and_no_place_to_keep_runs"
-    ),
+    "Runs cannot be kept in …": "runtime/test_survival.py::test_a_home_that_cannot_be_written",
+    "A run needs more open files than it may have here": "runtime/test_survival.py::test_too_few_files",
     "The Docker engine went away under the run": (
         "runtime/test_engine_restart.py::test_the_engine_ends_and_comes_back"
     ),
