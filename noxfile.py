@@ -70,7 +70,7 @@ def startup(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks that need nothing else, and fail when an exchange has become dearer."""
-    # Method and last numbers are in benchmarks/README.md, as is what `proxy.py` is measured with.
+    # Method and last numbers are in benchmarks/README.md. `benchmarks.speed` needs nginx and a quiet machine.
     install(session)
     session.run("python", "benchmarks/exchange.py", "--check")
     for script in ("journal.py", "snapshots.py"):

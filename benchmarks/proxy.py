@@ -1,8 +1,8 @@
-"""The proxy as the bench harness wants it: a TCP port with a token, an injected credential, network.jsonl.
+"""The proxy that is measured: a TCP port with a token, an injected credential, network.jsonl.
 
-    python benchmarks/proxy.py --port 9080 --upstream-ca var/pki/upstream-ca.pem --ca-out /tmp/moat-ca.pem
+    python benchmarks/proxy.py --port 9080 --upstream-ca ca.pem --ca-out /tmp/moat-ca.pem
 
-Name resolution is replaced by `connect_to` (the harness' names stand for loopback, which the address guard
+Name resolution is replaced by `connect_to` (the names of `speed/` stand for loopback, which the address guard
 refuses); everything else is the product: policy, leak guard, injection, scrubbing, records on disk.
 """
 
@@ -91,7 +91,7 @@ async def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="a proxy for the bench harness")
+    parser = argparse.ArgumentParser(description="a proxy to be measured")
     parser.add_argument("--port", type=int, default=9080)
     parser.add_argument("--ports", type=int, nargs="+", default=(18443, 18446), help="of the origins")
     parser.add_argument("--host-ports", type=int, nargs="*", default=(), help="open as `moat-host`, opaque")

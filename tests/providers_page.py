@@ -27,10 +27,13 @@ else. For the vendors that are not named it sends their requests with `curl`.
 |---|---|---|
 | `anthropic` | Claude Code | conversations, plugins, MCP servers: [claude.md](claude.md) |
 | `aws` | `boto3`, `aws`, `curl --aws-sigv4` | S3, DynamoDB and STS: [aws.md](aws.md) |
+| `codex` | Codex, with an API key and (in `embedded`) with its ChatGPT login | a prompt, a command of the model: [agents.md](agents.md) |
 | `docker` | `skopeo` (in `embedded`) | push, pull, copy, list and delete |
+| `gemini` | Gemini CLI (in `embedded`), with an API key and with its Google login | a prompt, a command of the model: [agents.md](agents.md) |
 | `github` | `git` | clone with submodules, shallow and partial clones, fetch, push, forced push, of private repositories |
 | `github` | `gh` | log in, API, clone a repository, make and list pull requests, upload to a release and download from it |
 | `gitlab` | `git` | list a private repository |
+| `graphite` | `gt` (in `embedded`) | log in, make a stack, push and submit it |
 | `npm` | `npm` (in `embedded`) | who it is, publish, tag, view and install, at two registries, of which one lies below a path and has a scope |
 | `pypi` | `twine`, `uv` | upload |
 

@@ -18,6 +18,9 @@ from tests.conftest import REPOSITORY
 MESSAGES = {
     "No Claude Code credentials found": "e2e/test_claude_print.py::test_without_a_credential_both_ways_to_one_are_told",
     "Credential expired": "e2e/test_claude_print.py::test_an_expired_credential_is_told",
+    "The ChatGPT login of the Codex on this machine expired at …": (
+        "cli/test_grant_codex.py::test_without_a_login_that_can_be_used_nothing_is_stored"
+    ),
     "Logging in at … from within the sandbox would leave a real token there": (
         "proxy/test_logins.py::test_a_real_token_is_not_fetched"
     ),
@@ -162,10 +165,8 @@ MESSAGES = {
     "A session needs a terminal": (
         "e2e/test_claude_print.py::test_what_cannot_be_started_is_told_before_anything_is_made"
     ),
-    "Runs cannot be kept in …": "runtime/test_survival.py::test_too_few_files_and_no_place_to_keep_runs",
-    "A run needs more open files than it may have here": (
-        "runtime/test_survival.py::test_too_few_files_and_no_place_to_keep_runs"
-    ),
+    "Runs cannot be kept in …": "runtime/test_survival.py::test_a_home_that_cannot_be_written",
+    "A run needs more open files than it may have here": "runtime/test_survival.py::test_too_few_files",
     "The Docker engine went away under the run": (
         "runtime/test_engine_restart.py::test_the_engine_ends_and_comes_back"
     ),

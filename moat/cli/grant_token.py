@@ -48,8 +48,14 @@ def _gemini(wizard: Wizard, chosen: argparse.Namespace) -> bool:
     return grant_gemini.offer(wizard, chosen)
 
 
+def _codex(wizard: Wizard, chosen: argparse.Namespace) -> bool:
+    from moat.cli import grant_codex
+
+    return grant_codex.offer(wizard, chosen)
+
+
 # Providers that have logins of another tool besides tokens.
-_LOGINS = {"gemini": _gemini}
+_LOGINS = {"gemini": _gemini, "openai": _codex}
 
 
 def _parser(provider: Declared) -> argparse.ArgumentParser:

@@ -27,7 +27,7 @@ def keep_freed_memory() -> None:
     """Have the C library keep up to 8 MiB that are free, where it is glibc.
 
     It would give the buffers of each piece of a body back to the kernel, and get them anew, page by page
-    and zeroed, for the next: 600 page faults per megabyte, 40 % of a download.
+    and zeroed, for the next: 600 page faults per megabyte, up to two fifths of a download.
     """
     import ctypes
 

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from moat.dataclass import dataclass
 from moat.errors import ConfigError, GrantError
 from moat.grants import Grant, Secret
+from moat.vault.codex_login import PLACE, auth_file
 from moat.vault.npmrc import registries
 from moat.vault.providers import Entry, provider
 from moat.vault.providers.declared import Declared
@@ -47,6 +48,13 @@ _LOGINS: Mapping[str, _Login] = MappingProxyType(
         ),
         "github": _Login(
             ("GITHUB_TOKEN", "GH_TOKEN"), "~/.config/gh", "hosts.yml", (b"github.com:",), "GH_CONFIG_DIR"
+        ),
+        "openai": _Login(
+            ("OPENAI_API_KEY", "CODEX_API_KEY"),
+            "~/.codex",
+            "auth.json",
+            (b'"refresh_token"', b'"OPENAI_API_KEY": "', b'"OPENAI_API_KEY":"'),
+            "CODEX_HOME",
         ),
         "gemini": _Login(
             ("GEMINI_API_KEY", "GOOGLE_API_KEY"), "~/.gemini", "oauth_creds.json", (b'"refresh_token"',)
@@ -112,12 +120,10 @@ def about(grant: Grant) -> Mapping[str, str]:
 
 
 def _codex(scope: str | None) -> Found | None:
-    """Codex's API key. Its ChatGPT login is another thing: tokens of an hour, for Codex's own client."""
+    """Codex's API key. Its ChatGPT login is another thing (`codex_login`)."""
     del scope
-    base = os.environ.get("CODEX_HOME")
-    path = (Path(base) if base else Path.home() / ".codex") / "auth.json"
-    key = _json(path).get("OPENAI_API_KEY")
-    return Found("~/.codex/auth.json", Secret(key)) if isinstance(key, str) and key else None
+    key = _json(auth_file()).get("OPENAI_API_KEY")
+    return Found(PLACE, Secret(key)) if isinstance(key, str) and key else None
 
 
 def _graphite(scope: str | None) -> Found | None:

@@ -35,6 +35,22 @@ _USAGE = {
     "total_tokens": 2,
 }
 
+# Codex asks where the backend of a login's workspace is, and goes nowhere without an answer.
+_ACCOUNTS = {
+    "accounts": [
+        {
+            "id": ACCOUNT,
+            "plan_type": "pro",
+            "structure": "personal",
+            "is_deactivated": False,
+            "workspace_backend_origin": f"https://{CHATGPT}",
+            "account_routing_override": "NO_CONSTRAINT",
+        }
+    ],
+    "account_ordering": [ACCOUNT],
+    "default_account_id": ACCOUNT,
+}
+
 
 @dataclass
 class Asked:
@@ -99,6 +115,10 @@ class FakeOpenAI:
             return await (_websocket if asked.protocol else _stream)(self, request)
         if request.path.endswith("/models"):
             return self._answer(asked, web.json_response({"object": "list", "data": [], "models": []}))
+        if request.path == "/backend-api/wham/usage":
+            return self._answer(asked, web.json_response({"plan_type": "pro"}))
+        if request.path == "/backend-api/wham/accounts/check":
+            return self._answer(asked, web.json_response(_ACCOUNTS))
         return self._answer(asked, _error(404, "no such page"))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""An imported login of Claude Code is taken over anew when the Claude Code on this machine has a newer one."""
+"""An imported login is taken over anew when Claude Code, or Codex, on this machine has a newer one."""
 
 from __future__ import annotations
 
@@ -98,3 +98,37 @@ async def test_in_a_run_it_is_looked_for_when_it_ended_or_was_not_taken(vault: V
     vault.delete("anthropic")
     with pytest.raises(GrantError, match="no credential 'anthropic'"):
         await source.credential("anthropic")
+
+
+def codex_on_the_host(home: Path, access: str, account: str = "acc-1", **other: object) -> None:
+    (home / ".codex").mkdir(exist_ok=True)
+    login = {"tokens": {"access_token": access, "account_id": account}} | other
+    (home / ".codex/auth.json").write_text(json.dumps(login))
+
+
+@pytest.mark.parametrize(
+    ("account", "other", "taken"),
+    [
+        ("acc-1", {}, True),
+        ("acc-1", {"auth_mode": "chatgpt", "OPENAI_API_KEY": "sk-unused"}, True),
+        ("acc-2", {}, False),  # another account than the one that was granted
+        ("acc-1", {"auth_mode": "apikey"}, False),
+        ("acc-1", {"OPENAI_API_KEY": "sk-key"}, False),
+    ],
+)
+def test_of_codex_the_same_account_is_taken(
+    vault: Vault, home: Path, account: str, other: dict[str, object], taken: bool
+) -> None:
+    """Fails without the comparison of accounts: a run would act as somebody whom nobody has granted."""
+    now = dt.datetime.now(dt.UTC)
+    facts = {"source": "import", "account": "acc-1"}
+    info = CredentialInfo("openai", CredentialKind.OAUTH, ("chatgpt.com",), now, now - HOUR, facts)
+    vault.put(Credential(info, Secret("old")))
+    codex_on_the_host(home, "new", account, **other)
+    if taken:
+        (found,) = check(vault, ["openai"])
+        assert found.hosts == ("chatgpt.com",)
+    else:
+        with pytest.raises(MissingGrantsError):
+            check(vault, ["openai"])
+    assert vault.get("openai").secret == Secret("new" if taken else "old")

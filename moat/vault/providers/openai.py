@@ -1,4 +1,4 @@
-"""The `openai` grant: an OpenAI API key, for the API and for Codex.
+"""The `openai` grant: an OpenAI API key, for the API and for Codex, or the ChatGPT login of Codex.
 
 Codex reads its login from `~/.codex/auth.json`, or from CODEX_API_KEY with `codex exec`. Its settings spare
 the user its questions, and it a sandbox of its own, which it cannot make inside of Moat's.
@@ -6,11 +6,13 @@ the user its questions, and it a sandbox of its own, which it cannot make inside
 
 from __future__ import annotations
 
+import base64
+import datetime as dt
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from moat.dataclass import dataclass
-from moat.grants import CredentialInfo, LoginRule
+from moat.grants import CredentialInfo, CredentialKind, InjectionRule, LoginRule
 from moat.vault.providers.declared import Declared, Shape, plain
 from moat.vault.providers.model import Check, Held
 
@@ -30,25 +32,82 @@ trust_level = "trusted"
 _OWN_API = 'openai_base_url = "https://api.openai.com/v1"\n'
 
 
+LOGIN_HOSTS = ("chatgpt.com",)
+ACCOUNT, LOGIN, PLAN = "account", "login", "plan"  # in the metadata of a login; none is secret
+_FAR_FUTURE = 4102444800  # 2100-01-01; whether the real login has ended is for the host to see
+
+
 @dataclass(frozen=True, slots=True)
 class OpenAI(Declared):
+    def placeholder(self, info: CredentialInfo, token: str) -> str:
+        if info.kind is not CredentialKind.OAUTH:
+            return self.shape.placeholder(token)
+        return _unsigned(info, f"moat-placeholder-not-a-real-token-{token}", exp=_FAR_FUTURE)
+
+    def rules(self, info: CredentialInfo, placeholder: str) -> tuple[InjectionRule, ...]:
+        if info.kind is not CredentialKind.OAUTH:
+            return Declared.rules(self, info, placeholder)
+        rule = InjectionRule(
+            credential=info.name, hosts=LOGIN_HOSTS, header="authorization", placeholder=placeholder
+        )
+        return (rule,)
+
     def logins(self, info: CredentialInfo, placeholder: str) -> tuple[LoginRule, ...]:
-        """Codex may try a ChatGPT login: its tokens would be real."""
+        """With an API key, too: Codex may try a ChatGPT login, whose tokens would be real."""
         rule = LoginRule(
             credential=info.name,
             hosts=("auth.openai.com",),
             path="/oauth/token",
             access=placeholder,
-            refresh=f"rt-{placeholder}",
+            refresh=_refresh(placeholder),
         )
         return (rule,)
 
+    def environment(self, held: Sequence[Held]) -> Mapping[str, str]:
+        one = plain(held)
+        return {} if one.info.kind is CredentialKind.OAUTH else Declared.environment(self, held)
+
     def files(self, held: Sequence[Held]) -> tuple[tuple[str, bytes], ...]:
-        login = json.dumps({"OPENAI_API_KEY": plain(held).placeholder})
-        return (
-            (".codex/auth.json", login.encode()),
-            (".codex/config.toml", _SETTINGS.format(_OWN_API).encode()),
-        )
+        one = plain(held)
+        if one.info.kind is CredentialKind.OAUTH:
+            return _files(_login(one), "")
+        return _files({"OPENAI_API_KEY": one.placeholder}, _OWN_API)
+
+
+def _files(login: Mapping[str, object], settings: str) -> tuple[tuple[str, bytes], ...]:
+    config = _SETTINGS.format(settings).encode()
+    return ((".codex/auth.json", json.dumps(login).encode()), (".codex/config.toml", config))
+
+
+def _login(held: Held) -> Mapping[str, object]:
+    """Codex reads names and plan from the ID token, and renews what it has for more than eight days."""
+    tokens = {
+        "id_token": _unsigned(held.info, "moat-placeholder", email=held.info.metadata.get(LOGIN, "")),
+        "access_token": held.placeholder,
+        "refresh_token": _refresh(held.placeholder),
+        "account_id": held.info.metadata[ACCOUNT],
+    }
+    now = dt.datetime.now(dt.UTC).isoformat()
+    return {"auth_mode": "chatgpt", "OPENAI_API_KEY": None, "tokens": tokens, "last_refresh": now}
+
+
+def _unsigned(info: CredentialInfo, signature: str, **claims: object) -> str:
+    """A JSON web token that says what Codex looks for, with a signature that is none."""
+    about = {
+        "chatgpt_account_id": info.metadata[ACCOUNT],
+        "chatgpt_plan_type": info.metadata.get(PLAN) or "plus",
+    }
+    parts = ({"alg": "none", "typ": "JWT"}, {"https://api.openai.com/auth": about, **claims})
+    return ".".join([*(_base64(json.dumps(part)) for part in parts), signature])
+
+
+def _base64(text: str) -> str:
+    """RFC 7515 §2: without padding."""
+    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+
+
+def _refresh(placeholder: str) -> str:
+    return f"rt-{placeholder.rpartition('.')[2]}"
 
 
 PROVIDER = OpenAI(
