@@ -36,6 +36,9 @@ MESSAGES = {
     "… does not accept the login for …": (
         "vault/test_registry.py::test_what_is_no_token_is_an_error_and_not_asked_for_at_once"
     ),
+    "… takes no identity token, …": (
+        "e2e/test_registry.py::test_images_are_pushed_and_pulled_without_a_login_in_the_sandbox"
+    ),
     "The credential store cannot be changed": "vault/test_disk.py::test_a_disk_that_refuses_loses_nothing",
     "The journal cannot be written": "attacks/test_journal.py::test_a_credential_stays_when_its_use_cannot_be_recorded",
     "moat refused this request: the budget of … does not allow it": (
@@ -162,10 +165,8 @@ MESSAGES = {
     "A session needs a terminal": (
         "e2e/test_claude_print.py::test_what_cannot_be_started_is_told_before_anything_is_made"
     ),
-    "Runs cannot be kept in …": "runtime/test_survival.py::test_too_few_files_and_no_place_to_keep_runs",
-    "A run needs more open files than it may have here": (
-        "runtime/test_survival.py::test_too_few_files_and_no_place_to_keep_runs"
-    ),
+    "Runs cannot be kept in …": "runtime/test_survival.py::test_a_home_that_cannot_be_written",
+    "A run needs more open files than it may have here": "runtime/test_survival.py::test_too_few_files",
     "The Docker engine went away under the run": (
         "runtime/test_engine_restart.py::test_the_engine_ends_and_comes_back"
     ),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from moat.cli import several
-from moat.cli.output import emit, emit_json, say, table
+from moat.cli.output import emit, emit_json, reason, say, table
 from moat.cli.parser import Parser
 from moat.cli.volumes import in_megabytes
 from moat.dataclass import dataclass
@@ -59,7 +59,8 @@ def _removed(home: Home, item: _Ended, *, tell: bool) -> bool:
         else:
             known.forget(home, item.id)
     except (MoatError, OSError) as error:
-        say(f"warning: {item.run.name if item.run else item.id} is kept: {error}")
+        told = reason(error) if isinstance(error, OSError) else str(error)
+        say(f"warning: {item.run.name if item.run else item.id} is kept: {told}")
         return False
     if tell:
         emit(item.id)

@@ -43,8 +43,14 @@ def call(module: str, argv: Sequence[str], *, alone: bool = False, starts: bool 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return fail(MoatError(f"{error.strerror or error}: {error.filename or module}"))
+        return fail(MoatError(reason(error, module)))
     return int(status or 0)
+
+
+def reason(error: OSError, where: str = "") -> str:
+    """`Read-only file system: /a/file`; `where` stands for a file that is not known."""
+    about = error.filename or where
+    return f"{error.strerror or error}{f': {about}' if about else ''}"
 
 
 def _start(module: str, argv: Sequence[str]) -> int:

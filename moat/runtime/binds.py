@@ -7,21 +7,17 @@ is root's on disk). The mounts are made on the host, below the run's directory, 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import shutil
 from pathlib import Path
 
 from moat.errors import StartError
 from moat.paths import private_dir
-from moat.runtime import engine_socket, idmap
+from moat.runtime import engine_socket, idmap, mounts
 from moat.runtime.container import EGRESS, Identity
 from moat.runtime.sandbox import AGENT_UID, WORKSPACE, Mount, SandboxSpec
 
 _SUFFIX = ".binds"
 _HINT = "`chown` it to an ordinary user, or run Moat as one; the agent never gets uid 0"
-_MNT_DETACH = 2
 
 
 def identity_of(workspace: Path) -> Identity:
@@ -92,29 +88,12 @@ class Binds:
         return target
 
     def remove(self) -> None:
-        """Take the mounts away. Idempotent."""
-        _unmount_below(self._place)
-        shutil.rmtree(self._place, ignore_errors=True)
+        """Take the mounts away. Idempotent. Raises OSError when one stays."""
+        mounts.remove(self._place)
 
     @staticmethod
     def reap(run_id: str) -> None:
-        """Take away what a killed supervisor left; the mount table knows where that is."""
+        """Take away what a killed supervisor left; the mount table knows where that is. Raises OSError."""
         marker = f"/{run_id}{_SUFFIX}/"
-        for place in {Path(p.partition(marker)[0] + marker) for p in _mount_points() if marker in p}:
-            _unmount_below(place)
-            shutil.rmtree(place, ignore_errors=True)
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _mount_points() -> list[str]:
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        fields = [line.split(" ")[4] for line in file]
-    return [field.encode("utf-8", "surrogateescape").decode("unicode_escape") for field in fields]
-
-
-def _unmount_below(place: Path) -> None:
-    for point in reversed([p for p in _mount_points() if p.startswith(f"{place}/")]):
-        with contextlib.suppress(OSError):
-            idmap.check(_libc.umount2(os.fsencode(point), _MNT_DETACH), point)
+        for place in {Path(p.partition(marker)[0] + marker) for p in mounts.points() if marker in p}:
+            mounts.remove(place)

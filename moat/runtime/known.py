@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 
 from moat.errors import MoatError, RunNotFoundError
 from moat.paths import Home
@@ -116,11 +117,11 @@ def clear(home: Home, record: RunRecord) -> RunRecord:
 
 def _reap(record: RunRecord) -> None:
     """Remove what the dead run left behind. Blocks; works with and without a running event loop."""
-    import shutil
     from concurrent.futures import ThreadPoolExecutor
 
     import anyio
 
+    from moat.runtime import mounts
     from moat.runtime.choice import runtime
 
     async def clear() -> None:
@@ -131,4 +132,4 @@ def _reap(record: RunRecord) -> None:
         with ThreadPoolExecutor(1) as thread:
             thread.submit(anyio.run, clear).result()
     if record.directory:
-        shutil.rmtree(record.directory, ignore_errors=True)
+        mounts.remove(Path(record.directory))

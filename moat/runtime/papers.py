@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,7 +50,8 @@ class Papers:
             self._copies = copies_of(settings, shown)
             self.journal = keeping.begin(home, record.id, self._copies, limit=settings.max_size)
         except (OSError, MoatError) as error:
-            records.remove(home, record.id)
+            with contextlib.suppress(OSError):
+                records.remove(home, record.id)
             ownership.release()
             if isinstance(error, MoatError):
                 raise

@@ -287,11 +287,14 @@ def released(home: Home, record: RunRecord) -> RunRecord:
 
 
 def remove(home: Home, run_id: str) -> None:
-    """Delete everything that is kept of a run; one that is gone is fine."""
+    """Delete everything that is kept of a run; one that is gone is fine. Raises OSError when it stays."""
     import shutil  # with its compressors 5 ms, which those who only look need not pay
 
-    with contextlib.suppress(FileNotFoundError), _alone(home.run(run_id)):
-        shutil.rmtree(home.run(run_id), ignore_errors=True)
+    directory = home.run(run_id)
+    with contextlib.suppress(FileNotFoundError), _alone(directory):
+        shutil.rmtree(directory, ignore_errors=True)  # its owner may be writing yet
+        if directory.exists():
+            shutil.rmtree(directory)
 
 
 @contextlib.contextmanager

@@ -9,22 +9,24 @@ import contextlib
 import dataclasses
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
 
-from moat.cli import main
+from moat.cli import main, stop
 from moat.paths import Home, runtime_dir
-from moat.runtime import engine_socket, known, records, sweep
+from moat.runtime import engine_socket, known, mounts, records, sweep
 from moat.runtime.records import RunRecord, State
 from tests.conftest import REPOSITORY
 from tests.journal.kit import fill, small_disk
@@ -109,26 +111,34 @@ def test_its_command_is_killed_its_terminals_close_and_the_machine_sleeps(
     assert moat("list", timeout=5).stdout.splitlines()[1].split()[:3] == ["tough", record.id, "running"]
     kill(*asleep, number=signal.SIGCONT)
     assert goes_on(workspace)
-    _by_two_at_once([moat_bin, "stop", "tough"], workspace, "already ended")
+    stopped = at_once(moat, *[("stop", "tough")] * 2, ("attach", "--read-only", "tough"))
+    for code, complaint in stopped[:2]:
+        assert code == 0 or "already ended" in complaint, complaint
+    assert 0 in {code for code, _ in stopped[:2]}
     ended = only(place)
     assert (ended.state, ended.directory) == (State.STOPPED, "")
     assert moat("audit", "tough", "--verify").returncode == 0
-    _by_two_at_once([moat_bin, "destroy", "tough"], workspace, "no run 'tough'")
+    destroyed = at_once(moat, *[("destroy", "tough")] * 2, ("attach", "tough"))
+    for code, complaint in destroyed[:2]:
+        assert code == 0 or "no run 'tough'" in complaint, complaint
+    assert 0 in {code for code, _ in destroyed[:2]}
+    assert destroyed[2][0] != 0
     assert records.read_all(place) == []
     assert not place.run(record.id).exists()
     assert leftovers(record) == []
 
 
-def _by_two_at_once(argv: list[str], cwd: Path, refusal: str) -> None:
-    """Both succeed, or one comes too late and says so."""
-    two = [
-        subprocess.Popen(argv, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in "12"
-    ]
-    said = [process.communicate(timeout=30) for process in two]
-    assert 0 in [process.returncode for process in two], said
-    for process, (_, complaint) in zip(two, said, strict=True):
-        assert process.returncode == 0 or refusal in complaint, complaint
+TERMINATED = 128 + signal.SIGTERM  # of the agent, which whoever is attached is told
+
+
+def at_once(moat: Moat, *commands: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Status and complaints of commands that begin together; none fails in a way that nobody has thought of."""
+    with ThreadPoolExecutor(len(commands)) as threads:
+        done = list(threads.map(lambda command: moat(*command, timeout=40), commands))
+    for one in done:
+        assert "Traceback" not in one.stderr, one.stderr
+        assert one.returncode in {0, TERMINATED} or "moat: error: " in one.stderr, one
+    return [(one.returncode, one.stderr) for one in done]
 
 
 @pytest.mark.parametrize("runtime", BOTH)
@@ -153,7 +163,8 @@ def test_everything_is_gone_after_a_restart_of_the_machine(
 ) -> None:
     """Looking neither waits for an engine that does not answer nor believes the record.
 
-    Seen failing with the clearing up inside of `known.all_runs`: `moat list` then takes 30 s.
+    The sockets' directory is gone as well, as in a /run that is in memory. Seen failing with the clearing up
+    inside of `known.all_runs`: `moat list` then takes 30 s.
     """
     place = Home.from_environment()
     moat("run", "-d", "--runtime", runtime, "--name", "gone", "--", "python3", "agent.py", cwd=workspace)
@@ -167,6 +178,7 @@ def test_everything_is_gone_after_a_restart_of_the_machine(
         silent.listen(64)
         monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 's'}")
         until(lambda: not records.owned(place.run(record.id)))
+        mounts.remove(Path(record.directory))
         began = time.monotonic()
         (row,) = json.loads(moat("list", "--json", timeout=20).stdout)
         assert time.monotonic() - began < 10
@@ -179,6 +191,19 @@ def test_everything_is_gone_after_a_restart_of_the_machine(
     assert "403" in moat("logs", "gone").stdout
     assert {path.name for path in runtime_dir().iterdir()} <= {"keyring.lock"}
     assert moat("destroy", "gone").stdout == f"{record.id}\n"
+
+
+def test_a_process_that_has_the_number_of_a_dead_supervisor_is_let_live(place: Home, tmp_path: Path) -> None:
+    """`moat stop`, which had read the record before its owner died.
+
+    Seen failing without the look at the lock in `stop._force`.
+    """
+    with subprocess.Popen(["sleep", "100"]) as innocent:
+        _write_runs(place, 1, state=State.RUNNING, pid=innocent.pid, directory=str(tmp_path / "gone"))
+        stop.stop(place, only(place), 0.1)
+        assert (only(place).state, only(place).directory) == (State.LOST, "")
+        assert innocent.poll() is None
+        innocent.kill()
 
 
 @pytest.mark.parametrize("runtime", BOTH)
@@ -200,54 +225,129 @@ def test_the_disk_fills_up_under_a_run(
         assert "moat clean" in refused.stderr
         ballast.unlink()
         assert moat("clean", "--yes").returncode == 0
-        assert moat("run", "--runtime", runtime, "--", "true", cwd=workspace).returncode == 0
+        again = moat("run", "--runtime", runtime, "--no-snapshots", "--", "true", cwd=workspace)
+        assert again.returncode == 0
         shutil.rmtree(disk / "moat")
 
 
+FLOOD = f"""\
+import os, socket, time
+from pathlib import Path
+from urllib.parse import urlsplit
+proxy, held = urlsplit(os.environ["HTTP_PROXY"]), []
+try:
+    while len(held) < 300:
+        held.append(socket.create_connection((proxy.hostname, proxy.port), timeout=3))
+        held[-1].sendall(b"CONNECT example.com:443 HTTP/1.1\\r\\nHost: example.com:443\\r\\n\\r\\n")
+except OSError as error:
+    print(error, flush=True)  # its own files are as few
+count = len(held)
+while len(held) > 200:
+    held.pop().close()
+time.sleep(1)
+Path("held").write_text(str(count))
+while not os.path.exists("go"):
+    time.sleep(0.05)
+held.clear()
+{AGENT}"""
+
+
 @pytest.mark.parametrize("runtime", BOTH)
-def test_too_few_files_and_no_place_to_keep_runs(
-    workspace: Path, moat: Moat, runtime: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = moat("run", "--runtime", runtime, "--", "true", cwd=workspace, preexec_fn=_few_files)
+def test_too_few_files(place: Home, workspace: Path, moat: Moat, runtime: str) -> None:
+    """Too few to begin with; and as few as may be, with an agent that takes more connections than that."""
+    argv: tuple[str, ...] = ("run", "--runtime", runtime, "--", "true")
+    few = moat(*argv, cwd=workspace, preexec_fn=lambda: _allow_files(255))
     assert few.returncode == 3
     assert few.stderr.splitlines()[-2:] == [
         "moat: error: a run needs more open files than it may have here",
         "moat: hint: ulimit -n 4096",
     ]
-    monkeypatch.setenv("MOAT_HOME", "/proc/moat")
-    nowhere = moat("run", "--runtime", runtime, "--", "true", cwd=workspace)
-    assert nowhere.returncode == 3
-    assert "moat: error: runs cannot be kept in /proc/moat:" in nowhere.stderr
-    assert "moat: hint: set MOAT_HOME to a directory that you can write" in nowhere.stderr
-    assert moat("list").returncode == 0
+    (workspace / "flood.py").write_text(FLOOD)
+    argv = ("run", "-d", "--runtime", runtime, "--no-snapshots", "--name", "x", "--", "python3", "flood.py")
+    assert moat(*argv, cwd=workspace, preexec_fn=lambda: _allow_files(256)).returncode == 0
+    until((workspace / "held").exists)
+    assert int((workspace / "held").read_text()) > 200
+    assert moat("exec", "x", "--", "echo", "there").stdout == "there\n"
+    (workspace / "go").touch()
+    assert goes_on(workspace)
+    assert moat("stop", "x").returncode == 0
+    assert only(place).state is State.STOPPED
 
 
-def _few_files() -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_NOFILE, (255, 255))
+def _allow_files(count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
 
 
 @pytest.mark.parametrize("runtime", BOTH)
-def test_two_runs_of_one_name(place: Home, workspace: Path, moat: Moat, moat_bin: str, runtime: str) -> None:
-    for _ in "12":
-        argv = ("run", "-d", "--runtime", runtime, "--no-snapshots", "--name", "x", "--", "sleep", "100")
-        assert moat(*argv, cwd=workspace).returncode == 0
+def test_a_home_that_cannot_be_written(
+    place: Home, moat: Moat, runtime: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is there can be looked at, and nothing is said to be removed that is not.
+
+    Seen failing with a `records.remove` that ignores errors.
+    """
+    _write_runs(place, 1, state=State.STOPPED)
+    with read_only(place.root):
+        _refuses_to_run(moat, runtime, place.root)
+        for looking in (["list"], ["status", "old"], ["trace", "old"]):
+            assert main(looking) == 0
+        assert main(["destroy", "old"]) == 3
+        assert main(["clean", "--yes"]) == 3
+    told = capsys.readouterr()
+    assert "\nrun_000000000000\n" not in told.out
+    assert "moat: error: Read-only file system: " in told.err
+    assert "moat: warning: old is kept: Read-only file system: " in told.err
+    assert main(["destroy", "old"]) == 0
+    monkeypatch.setenv("MOAT_HOME", "/proc/moat")
+    _refuses_to_run(moat, runtime, Path("/proc/moat"))
+    assert main(["list"]) == 0
+
+
+def _refuses_to_run(moat: Moat, runtime: str, home: Path) -> None:
+    refused = moat("run", "--runtime", runtime, "--", "true")
+    assert refused.returncode == 3
+    assert f"moat: error: runs cannot be kept in {home}:" in refused.stderr
+    assert "moat: hint: set MOAT_HOME to a directory that you can write" in refused.stderr
+
+
+@contextlib.contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    subprocess.run(["mount", "--bind", directory, directory], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", directory], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@pytest.mark.parametrize("runtime", BOTH)
+def test_two_runs_of_one_name(
+    place: Home, moat: Moat, moat_bin: str, runtime: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Begun at the same moment."""
+    argv = ("run", "-d", "--runtime", runtime, "--no-snapshots", "--name", "x", "--", "sleep", "100")
+    assert [code for code, _ in at_once(moat, argv, argv)] == [0, 0]
     both = {run.id for run in known.all_runs(place)}
-    refused = moat("stop", "x")
-    assert refused.returncode == 2
-    assert all(run_id in refused.stderr for run_id in both)
+    assert len(both) == 2
+    assert main(["stop", "x"]) == 2
+    told = capsys.readouterr().err
+    assert all(run_id in told for run_id in both)
     with pexpect.spawn(moat_bin, ["stop", "x"], timeout=20, encoding="utf-8") as terminal:
         terminal.expect_exact("Stop these 2 runs? [y/N] ")
         terminal.sendline("n")
         terminal.expect(pexpect.EOF)
     assert [run.state for run in known.all_runs(place)] == [State.RUNNING, State.RUNNING]
-    assert set(moat("stop", "--yes", "x").stdout.split()) == both
-    told = json.loads(moat("clean", "--dry-run", "--json").stdout)
-    assert ({run["id"] for run in told["runs"]}, told["removed"]) == (both, False)
-    assert told["bytes"] > 0
-    assert "would remove 2 runs" in moat("clean", "--dry-run").stderr
-    assert set(moat("destroy", *both).stdout.split()) == both
+    assert main(["stop", "--yes", "x"]) == 0
+    assert set(capsys.readouterr().out.split()) == both
+    assert main(["clean", "--dry-run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert ({run["id"] for run in found["runs"]}, found["removed"]) == (both, False)
+    assert found["bytes"] > 0
+    assert main(["clean", "--dry-run"]) == 0
+    assert "would remove 2 runs, " in capsys.readouterr().err
+    assert main(["destroy", *both]) == 0
+    assert set(capsys.readouterr().out.split()) == both
+    assert known.all_runs(place) == []
 
 
 CLOCK = """\
@@ -341,20 +441,25 @@ def test_what_an_engine_may_still_have_is_not_given_up(
     assert {(run.state, bool(run.directory)) for run in records.read_all(place)} == {(State.LOST, False)}
 
 
-@pytest.mark.parametrize(("state", "limit"), [(State.STOPPED, 0.1), (State.RUNNING, 0.15)])
+@pytest.mark.parametrize("state", [State.STOPPED, State.RUNNING])
 def test_a_thousand_old_runs(
-    place: Home, state: State, limit: float, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Ended ones, and such as lost their supervisors: 0.05 and 0.07 s on a quiet machine."""
+    """Ended ones, and such as lost their supervisors and an engine that is away: 0.05 and 0.07 s."""
     begun: list[Home] = []
     monkeypatch.setattr(sweep, "begin", begun.append)
-    _write_runs(place, 1000, state=state, directory="/gone" if state is State.RUNNING else "")
-    times = []
-    for _ in range(5):
-        began = time.process_time()
-        assert len(known.all_runs(place)) == 1000
-        times.append(time.process_time() - began)
-    assert min(times) < limit
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nonexistent")
+    times: list[float] = []
+    with small_disk(tmp_path / "disk", "16m") as disk:
+        monkeypatch.setenv("MOAT_HOME", str(disk))
+        directory = "/gone" if state is State.RUNNING else ""
+        _write_runs(Home(disk), 1000, state=state, runtime="docker", directory=directory)
+        while not times or (min(times) >= 0.1 and len(times) < 20):  # a busy machine makes it slower
+            began = time.process_time()
+            assert main(["list"]) == 0
+            times.append(time.process_time() - began)
+            assert capsys.readouterr().out.count("\n") == 1001
+    assert min(times) < 0.1
     assert bool(begun) == (state is State.RUNNING)
 
 
@@ -376,8 +481,9 @@ ROWS = {
     "an engine that does not answer": test_everything_is_gone_after_a_restart_of_the_machine,
     "the disk is full": test_the_disk_fills_up_under_a_run,
     "the clock jumps, by days, forward or back": test_the_clock_jumps,
-    "too few open files are allowed": test_too_few_files_and_no_place_to_keep_runs,
-    "`MOAT_HOME` cannot be written": test_too_few_files_and_no_place_to_keep_runs,
+    "too few open files are allowed": test_too_few_files,
+    "the agent takes more connections than that": test_too_few_files,
+    "`MOAT_HOME` cannot be written": test_a_home_that_cannot_be_written,
     "two commands stop it at once": test_its_command_is_killed_its_terminals_close_and_the_machine_sleeps,
     "two commands destroy it at once": test_its_command_is_killed_its_terminals_close_and_the_machine_sleeps,
     "two runs have one name": test_two_runs_of_one_name,
