@@ -33,6 +33,7 @@ else. For the vendors that are not named it sends their requests with `curl`.
 | `github` | `git` | clone with submodules, shallow and partial clones, fetch, push, forced push, of private repositories |
 | `github` | `gh` | log in, API, clone a repository, make and list pull requests, upload to a release and download from it |
 | `gitlab` | `git` | list a private repository |
+| `graphite` | `gt` (in `embedded`) | log in, make a stack, push and submit it |
 | `npm` | `npm` (in `embedded`) | who it is, publish, tag, view and install, at two registries, of which one lies below a path and has a scope |
 | `pypi` | `twine`, `uv` | upload |
 

@@ -36,6 +36,9 @@ MESSAGES = {
     "… does not accept the login for …": (
         "vault/test_registry.py::test_what_is_no_token_is_an_error_and_not_asked_for_at_once"
     ),
+    "… takes no identity token, …": (
+        "e2e/test_registry.py::test_images_are_pushed_and_pulled_without_a_login_in_the_sandbox"
+    ),
     "The credential store cannot be changed": "vault/test_disk.py::test_a_disk_that_refuses_loses_nothing",
     "The journal cannot be written": "attacks/test_journal.py::test_a_credential_stays_when_its_use_cannot_be_recorded",
     "moat refused this request: the budget of … does not allow it": (

@@ -42,15 +42,13 @@ class Display:
         """terminal: stdout is one, and the program draws on it; else bytes are passed on and that is all.
 
         ask_for_screen: has the run send all of it. repaint: has the program draw what was covered.
-
         chord: the key before an answer to what the run asks; empty: nothing is answered here.
         """
         self.bar = AskBar(chord=chord)
         self.terminal = terminal
         self.plain = not terminal or dumb()
-        self.notes: dict[
-            str, dt.datetime
-        ] = {}  # what was told in the last row, and when: it may have been missed
+        self.notes: dict[str, dt.datetime] = {}
+        """What was told in the last row, where it may have been missed, and when."""
         self._ask_for_screen = ask_for_screen
         self._repaint = repaint
         self._notice: threading.Timer | None = None  # takes it away

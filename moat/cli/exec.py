@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 from moat.cli.display import size, write
-from moat.cli.output import say
+from moat.cli.output import dumb, say
 from moat.cli.parser import Parser
 from moat.cli.run import split_command
 from moat.cli.terminal import is_terminal, raw
@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
         "argv": list(command),
         "size": (own.columns, own.rows) if own else None,
         "stdin": own is not None or not is_terminal(0),
+        "dumb": dumb(),
     }
     with Connection(record.socket, "control") as run:
         return _Command(run, terminal=own is not None).carry_out(wanted)

@@ -33,7 +33,7 @@ from moat.runtime.sandbox import (
 LABEL = "moat.run"  # on every container of a run; its value is the run's id
 PLACE = "/run/moat"  # of Moat's own files in the container
 EGRESS = f"{PLACE}/egress"  # the run's socket directory
-PYTHON = ["/usr/bin/python3", "-I", "-B", f"{PLACE}/sandbox_init.py"]
+PYTHON = ["/usr/bin/python3", "-I", "-S", "-B", f"{PLACE}/sandbox_init.py"]
 # Run in the container, next to each other, so that they import each other by plain name.
 PROGRAMS = ("sandbox_init.py", "sandbox_forward.py", "dnsstub.py", "seccomp.py")
 _USER = "agent"

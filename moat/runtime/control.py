@@ -46,7 +46,7 @@ class Frame(IntEnum):
     QUESTIONS = 9  # what waits for the user; answered by ASKED
     ANSWER = 10  # JSON of a `questions.Answer`; on a control connection answered by ANSWERED or NOTICE
 
-    EXECUTE = 11  # JSON {"argv", "size": [columns, rows] | null, "stdin"}
+    EXECUTE = 11  # JSON {"argv", "size": [columns, rows] | null, "stdin", "dumb"}; dumb: its terminal
     REDRAW = 12  # answered by SCREEN, and by what the program paints
     REPAINT = 13  # answered by what the program paints
 

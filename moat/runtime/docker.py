@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -29,7 +28,7 @@ from moat.runtime.engine_http import EngineError
 from moat.runtime.engine_socket import EngineUnreachableError
 from moat.runtime.engine_streams import Attachment, ContainerExecution, Ending
 from moat.runtime.pod import Pod
-from moat.runtime.sandbox import Egress, Output, Probe, Progress, SandboxSpec, ServiceEnd
+from moat.runtime.sandbox import TERM, Egress, Output, Probe, Progress, SandboxSpec, ServiceEnd
 from moat.runtime.size import Size
 
 if TYPE_CHECKING:
@@ -85,7 +84,7 @@ def _foreign(info: dict[str, Any]) -> str:
     """Why this engine's containers cannot reach a socket of this machine; empty when they can."""
     if "Docker Desktop" in str(info.get("OperatingSystem", "")):
         return "Docker Desktop runs containers in a virtual machine of its own"
-    if info.get("OSType") != "linux" or info.get("KernelVersion") != platform.release():
+    if info.get("OSType") != "linux" or info.get("KernelVersion") != os.uname().release:
         return "it runs containers on another kernel than this machine's"
     return ""
 
@@ -303,12 +302,18 @@ class DockerSandbox:
                     raise StartError(text, hint="`docker info`") from None
         return _KILLED if self._status is None else self._status
 
-    async def execute(self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool) -> ContainerExecution:
+    async def execute(
+        self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool, term: str = TERM
+    ) -> ContainerExecution:
         size = ["--size", f"{tty.columns}x{tty.rows}"] if tty else []
         command = [*container.PYTHON, "--exec", *size, "--", *argv]
         try:
             return await self.engine.execute(
-                self.container, command, terminal=tty is not None, stdin=stdin or tty is not None
+                self.container,
+                command,
+                terminal=tty is not None,
+                stdin=stdin or tty is not None,
+                environment={"TERM": term} if tty else None,
             )
         except EngineError as error:
             raise StartError(f"nothing can be run in the container: {error}") from None

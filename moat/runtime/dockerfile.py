@@ -18,8 +18,7 @@ from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.runtime import trust
 from moat.runtime.container import Identity
-from moat.runtime.deps.selection import DEBIAN_PYTHON, Selection, select
-from moat.runtime.deps.trees import Interpreter
+from moat.runtime.deps.selection import DEBIAN_PYTHON, Interpreter, Selection, select
 from moat.runtime.sandbox import HOME
 
 DEFAULT_BASE = "debian:bookworm-slim"

@@ -27,6 +27,7 @@ from moat.runtime.embedded_exec import Belonging, EmbeddedExecution, execute
 from moat.runtime.environment import complete
 from moat.runtime.sandbox import (
     AGENT_UID,
+    TERM,
     WORKSPACE,
     Egress,
     EgressSockets,
@@ -157,11 +158,13 @@ class EmbeddedSandbox(OverStdio):
     async def wait(self) -> int:
         return await asyncio.shield(self._exit)
 
-    async def execute(self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool) -> EmbeddedExecution:
+    async def execute(
+        self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool, term: str = TERM
+    ) -> EmbeddedExecution:
         pid = await self.first_pid()
         if not pid:
             raise StartError("nothing runs in the sandbox")
-        return execute(pid, argv, self._belonging, tty=tty, stdin=stdin)
+        return execute(pid, argv, self._belonging.at(term) if tty else self._belonging, tty=tty, stdin=stdin)
 
     async def service_ended(self, name: str) -> None:
         """There are none here."""

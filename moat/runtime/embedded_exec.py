@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import moat
@@ -31,6 +32,10 @@ class Belonging:
     cgroups: Mapping[str, Path]
     rlimits: Mapping[str, int]
 
+    def at(self, term: str) -> Belonging:
+        """The same at a terminal."""
+        return replace(self, environment={**self.environment, "TERM": term})
+
 
 def execute(
     sandbox: int, argv: tuple[str, ...], belonging: Belonging, *, tty: Size | None, stdin: bool
@@ -42,7 +47,7 @@ def execute(
         "parent": os.getpid(),
         "sandbox": sandbox,
         "argv": list(argv),
-        "environment": dict(belonging.environment) | ({"TERM": "xterm-256color"} if tty else {}),
+        "environment": dict(belonging.environment),
         "uid": belonging.uid,
         "gid": belonging.gid,
         "cgroups": {name: str(path) for name, path in belonging.cgroups.items()},

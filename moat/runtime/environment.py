@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moat.runtime.sandbox import HOME
+from moat.runtime.sandbox import HOME, TERM
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 USER = "agent"
@@ -24,5 +24,5 @@ def complete(given: Mapping[str, str], *, terminal: bool) -> dict[str, str]:
         "SHELL": "/bin/bash",
     }
     if terminal:
-        environment["TERM"] = "xterm-256color"
+        environment["TERM"] = TERM
     return {**environment, **given}

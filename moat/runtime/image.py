@@ -22,7 +22,6 @@ from moat.paths import private_dir
 from moat.runtime import dockerfile, trust
 from moat.runtime.deps.resolve import resolve
 from moat.runtime.deps.selection import DEBIAN_PYTHON
-from moat.runtime.deps.trees import trees
 from moat.runtime.dockerfile import Plan
 from moat.runtime.sandbox import Progress
 
@@ -128,6 +127,7 @@ async def _make(
 ) -> None:
     from moat.runtime.build import build
     from moat.runtime.context import write_context
+    from moat.runtime.deps.trees import trees
 
     progress(f"building the sandbox image ({plan.title})")
     made = await trees(plan.selection, cache, progress, interpreter=plan.interpreter, fresh=fresh)

@@ -6,7 +6,6 @@ import dataclasses
 import marshal
 import math
 import os
-import platform
 import re
 import shutil
 import socket
@@ -82,7 +81,7 @@ def listeners(host_ports: tuple[int, ...], captured: tuple[int, ...] = ()) -> li
 
 def rlimits(*, memory: int, pids: int, cpus: float = 0.0) -> dict[str, int]:
     """What to limit per process where there is no control group; processors are whole ones there."""
-    numbers = re.match(r"(\d+)\.(\d+)", platform.release())
+    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release)
     kernel = tuple(int(part) for part in numbers.groups()) if numbers else (0, 0)
     limits = {"memory": memory}
     if kernel >= _NPROC_PER_NAMESPACE:

@@ -40,7 +40,7 @@ from moat.runtime.questions import Answer, Asked, Scope, exactly
 from moat.runtime.records import RunRecord, State
 from moat.runtime.releasing import Resources
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import Execution, Output, Progress, Sandbox
+from moat.runtime.sandbox import TERM, Execution, Output, Progress, Sandbox
 from moat.runtime.session import Session
 from moat.runtime.size import Size
 from moat.runtime.standing import Standing
@@ -232,13 +232,16 @@ class LocalRun:
             await self._sandbox.signal(number)
 
     async def execute(
-        self, argv: tuple[str, ...], *, tty: Size | None = None, stdin: bool = False
+        self, argv: tuple[str, ...], *, tty: Size | None = None, stdin: bool = False, term: str = TERM
     ) -> Execution:
-        """Start a further command beside the run's own; the caller closes it. Raises StartError."""
+        """Start a further command beside the run's own; the caller closes it. Raises StartError.
+
+        term: what a command with a terminal finds as TERM.
+        """
         if self._sandbox is None or self.record.state is not State.RUNNING:
             raise StartError(f"{self.name} is {self.record.state}", hint="`moat list` shows the runs")
         self.journal.record("run.executed", program=argv[0])
-        return await self._sandbox.execute(argv, tty=tty, stdin=stdin)
+        return await self._sandbox.execute(argv, tty=tty, stdin=stdin, term=term)
 
     async def stop(self, grace: float = GRACE) -> int | None:
         """SIGTERM, then SIGKILL after `grace` seconds. Returns the exit status; None: it never ran."""

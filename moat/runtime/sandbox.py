@@ -28,6 +28,7 @@ PROXY_URL = f"http://127.0.0.1:{PROXY_PORT}"
 HOST_NAME = "moat-host"  # the name under which `network.host` ports are reachable
 HOST_ADDRESS = "127.63.0.1"  # its address inside the sandbox
 CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"  # merged: system roots + the run's CA
+TERM = "xterm-256color"  # what a program in a sandbox is told of a terminal that takes more than text
 AGENT_UID = 64123  # the sandbox's uid when Moat is run by root: never 0 inside or outside
 
 Progress = Callable[[str], None]  # one line of what is being done, for a person
@@ -178,8 +179,12 @@ class Sandbox(Protocol):
         """
         ...
 
-    async def execute(self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool) -> Execution:
+    async def execute(
+        self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool, term: str = TERM
+    ) -> Execution:
         """Start another command beside the run's own, as the same user in the same fence.
+
+        term: what a command with a terminal finds as TERM.
 
         Raises StartError when nothing runs, or when that is not possible now.
         """

@@ -14,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 
 _LOAD, _JEQ, _JGE, _JSET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -162,12 +161,12 @@ def _ioctls(number: int) -> bytes:
 
 
 def program(machine: str | None = None, bits: int = SET_USER_ID) -> bytes:
-    """The filter as an array of `struct sock_filter`, for `machine` (`platform.machine()`).
+    """The filter as an array of `struct sock_filter`, for `machine` (`uname -m`).
 
     bits: of a mode, that no file may get.
     Raises UnsupportedMachineError for an architecture whose call numbers are not known here.
     """
-    machine = machine or platform.machine()
+    machine = machine or os.uname().machine
     if machine not in _AUDIT_ARCH:
         raise UnsupportedMachineError("no system call filter for " + machine)
     column = 0 if machine == "x86_64" else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moat.runtime.sandbox import CA_BUNDLE, PROXY_URL
+from moat.runtime.sandbox import CA_BUNDLE, PROXY_URL, TERM
 from moat.runtime.trust import TRUST_VARIABLES, trust_environment
 
 _PROXY = ("HTTP_PROXY", "HTTPS_PROXY")
@@ -52,6 +52,6 @@ def sandbox_environment(
         "MOAT_RUN_ID": run_id,
     }
     if tty:
-        env["TERM"] = "xterm-256color"
+        env["TERM"] = TERM
     refused = set(protected(user))
     return env | dict(placeholders) | {name: value for name, value in user.items() if name not in refused}

@@ -21,7 +21,7 @@ from moat.runtime.control import BrokenFrameError, Frame
 from moat.runtime.executing import carry
 from moat.runtime.questions import Answer, told
 from moat.runtime.records import RunRecord
-from moat.runtime.sandbox import Execution
+from moat.runtime.sandbox import TERM, Execution
 from moat.runtime.session import Session
 from moat.runtime.size import Size
 from moat.runtime.viewer import PATIENCE, SocketViewer
@@ -51,7 +51,7 @@ class Controlled(Protocol):
 
     async def signal(self, number: int) -> None: ...
 
-    async def execute(self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool) -> Execution:
+    async def execute(self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool, term: str) -> Execution:
         """Start a further command in the sandbox. Raises MoatError."""
         ...
 
@@ -240,8 +240,9 @@ class ControlServer:
         argv, size, stdin = wanted.get("argv"), _size(wanted.get("size")), bool(wanted.get("stdin"))
         if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
             raise BrokenFrameError("no command")
+        term = "dumb" if wanted.get("dumb") else TERM
         try:
-            execution = await self._run.execute(tuple(argv), tty=size, stdin=stdin)
+            execution = await self._run.execute(tuple(argv), tty=size, stdin=stdin, term=term)
         except MoatError as error:
             writer.write(control.pack(Frame.NOTICE, str(error).encode()))
         else:

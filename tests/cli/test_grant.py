@@ -186,13 +186,14 @@ def test_a_vendor_that_cannot_be_asked_is_a_warning(moat: Moat, home: Path) -> N
     ],
 )
 def test_what_is_no_key_is_refused(
-    moat: Moat, home: Path, given: str, argv: tuple[str, ...], told: str
+    given: str, argv: tuple[str, ...], told: str, *, moat: Moat, home: Path, vendors: Vendor
 ) -> None:
     done = quiet(moat("grant", "anthropic", "--token-stdin", *argv, input=given))
     assert done.returncode == 2
     assert told in done.stderr
     assert "nothing was stored" in done.stderr
     assert not given or given not in done.stderr
+    assert vendors.asked == [], "before any request"
     assert list((home / ".moat").rglob("*.enc")) == []
 
 

@@ -218,25 +218,37 @@ def test_the_login_of_one_profile_is_renewed_in_no_other(place, moat, home, tmp_
     before = {
         file.name: file.read_bytes() for file in (home / ".moat/credentials").iterdir() if file.is_file()
     }
-    command = ("curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", RESOURCE)
     project = tmp_path / "project"
     project.mkdir()
     (project / "agent.yaml").write_text(
         f"mcp:\n  - name: example\n    url: {RESOURCE}\n    auth:\n      grant: oauth:example\n"
     )
-    done = moat("run", str(project), "--runtime", "embedded", "--profile", "work", "--", *command)
-    assert (done.returncode, done.stdout) == (0, "400"), done.stderr  # the token is taken; it speaks no MCP
-    assert place.server.renewals == 1
-    assert before == {
-        file.name: file.read_bytes() for file in (home / ".moat/credentials").iterdir() if file.is_file()
-    }
+    ask = f"curl -sS -w '%{{http_code}}\\n' -o answer {RESOURCE}"
+    script = f"{ask}; while [ ! -e ended ]; do sleep 0.1; done; for n in 1 2 3; do {ask}; cat answer; done"
+    words = ("run", str(project), "--runtime", "embedded", "--profile", "work", "--", "sh", "-c", script)
+    with subprocess.Popen(
+        [place.moat_bin, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout.readline() == "400\n"  # the token is taken; it speaks no MCP
+        renewed = set(place.server.access)
+        assert place.server.renewals == 1
+        assert before == {
+            file.name: file.read_bytes() for file in (home / ".moat/credentials").iterdir() if file.is_file()
+        }
+        place.server.end_login()
+        (project / "ended").touch()
+        out, err = run.communicate(timeout=60)
+    assert err.count("the login oauth:example is not accepted any more") == 1, err
+    assert err.count(f": `moat grant oauth example --profile work --url {RESOURCE}`\n") == 1
+    assert place.server.reused == 1  # and asked for no more
+    assert out.count("moat grant oauth example") == 3, out  # the agent, each time
     with place.granting("--no-browser", "--profile", "work") as (process, _):
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
         assert process.returncode == 130
     assert stored() == at_home
     monkeypatch.setenv("MOAT_PROFILE", "work")
-    assert stored().access in place.server.access
+    assert stored().access in renewed
     assert stored().access != old.access
 
 

@@ -11,18 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.claude_world import RUNTIMES
+from tests.e2e.clients import LEFT, SAY, assert_unseen, said
 from tests.fakes.git_https import commit
 from tests.fakes.github import HOSTS, LOGIN, OBJECTS, FakeGitHub
-from tests.vault.conftest import traces
 from tests.vault.vendor import Vendor, vendor
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 TOKEN = "ghp_RealTokenOfTheTests0123456789abcdefgh"
-# Each line is `name: ` and what was said. The headers that git hears go to a file, unredacted.
-SAY = r"""
-say() { echo "$1: $(shift; "$@" 2>&1 | tr '\n' ' ')"; }
-export PATH=$PWD/bin:$PATH GIT_TRACE_CURL=$PWD/heard GIT_TRACE_CURL_NO_DATA=1 GIT_TRACE_REDACT=0
-"""
+# The headers that git hears go to a file, unredacted.
+TRACE = "export GIT_TRACE_CURL=$PWD/heard GIT_TRACE_CURL_NO_DATA=1 GIT_TRACE_REDACT=0"
 GIT = r"""
 say clone git clone -q --recurse-submodules https://github.com/acme/tools.git tools
 cd tools
@@ -66,7 +63,6 @@ say raw curl -sS https://raw.githubusercontent.com/acme/tools/main/one
 say elsewhere gh api https://example.com/
 cd ..
 """
-LEFT = "cp -a ~ home; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline >processes 2>/dev/null; true"
 
 
 @pytest.fixture
@@ -113,18 +109,21 @@ def test_git_and_gh_do_their_work_and_hear_no_token(
     """
     fake, server = github
     workspace = tmp_path / "workspace"
-    (workspace / "agent.yaml").write_text(
-        "dependencies: [curl, git, python]\ngrants: [github]\nnetwork: {policy: strict}\n"
-    )
-    gh = shutil.which("gh")
+    gh, programs = shutil.which("gh"), tmp_path / "programs"
     assert gh, "gh is missing: run `bash .ci/test`"
-    (workspace / "bin").mkdir()
-    shutil.copy2(gh, workspace / "bin/gh")  # it is not in the base image
-    done = moat("run", "--runtime", runtime, "--", "sh", "-c", SAY + GIT + GH + LEFT, timeout=300)
-    assert done.returncode == 0, done.stderr + done.stdout
-    said = {name: text.strip() for name, text in (line.split(": ", 1) for line in done.stdout.splitlines())}
-    check_git(said, fake)
-    check_gh(said, fake)
+    programs.mkdir()
+    shutil.copy2(gh, programs)  # it is not in the base image
+    lines = [
+        "dependencies: [curl, git, python]",
+        "grants: [github]",
+        "network: {policy: strict}",
+        f"mounts: ['{programs}:/opt/bin:ro']",
+    ]
+    (workspace / "agent.yaml").write_text("\n".join(lines))
+    done = moat("run", "--runtime", runtime, "--", "sh", "-c", SAY + TRACE + GIT + GH + LEFT, timeout=300)
+    answers = said(done)
+    check_git(answers, fake)
+    check_gh(answers, fake)
     sent = {asked.host: set[str | None]() for asked in server.asked}
     for asked in server.asked:
         sent[asked.host].add(asked.headers.get("authorization"))
@@ -135,9 +134,7 @@ def test_git_and_gh_do_their_work_and_hear_no_token(
     )  # the large push
     assert "x-sent: basic ***" in (workspace / "heard").read_text(errors="replace").lower()
     assert b"GH_TOKEN=ghp_moat" in (workspace / "processes").read_bytes()
-    assert TOKEN not in done.stdout + done.stderr
-    places = (workspace, *home.glob(".moat/runs/*"))
-    assert traces(TOKEN, *places) == traces(f"x-access-token:{TOKEN}", *places) == []
+    assert_unseen([TOKEN], done, workspace, home)
 
 
 def check_git(said: dict[str, str], fake: FakeGitHub) -> None:

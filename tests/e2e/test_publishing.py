@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.claude_world import RUNTIMES
+from tests.e2e.clients import LEFT, SAY, assert_unseen, said
 from tests.fakes.packages import NpmRegistry, PyPIUpload
-from tests.vault.conftest import traces
 from tests.vault.vendor import Answer, Asked, Vendor, vendor
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
@@ -28,15 +28,12 @@ TOKENS = {
     ACME: "npm_RealTokenOfAcme0123456789abcdefghijk",
     PYPI: "pypi-RealTokenOfPyPI0123456789abcdefghijklmnopqrstuvwxyz",
 }
-SAY = r"""
-say() { echo "$1: $(shift; "$@" 2>&1 | tr '\n' ' ')"; }
-export PYTHONPATH=/opt/lib NO_COLOR=1 COLUMNS=300
-"""
 PYTHON = r"""
+export PYTHONPATH=/opt/lib NO_COLOR=1 COLUMNS=300
 say twine python3 -m twine upload --non-interactive --disable-progress-bar dist/one-1.0-py3-none-any.whl
 say twine-taken python3 -m twine upload --non-interactive --disable-progress-bar --verbose dist/taken-1.0-py3-none-any.whl
-say uv /opt/bin/uv publish --no-cache dist/two-1.0-py3-none-any.whl
-say uv-taken /opt/bin/uv publish --no-cache dist/taken-1.0-py3-none-any.whl
+say uv uv publish --no-cache dist/two-1.0-py3-none-any.whl
+say uv-taken uv publish --no-cache dist/taken-1.0-py3-none-any.whl
 """
 NPM = r"""
 export W=$PWD npm_config_loglevel=silly npm_config_fetch_retries=0
@@ -51,7 +48,6 @@ say install npm --prefix user install acme-tools @acme/tools@beta
 say installed cat user/node_modules/acme-tools/package.json user/node_modules/@acme/tools/package.json
 say missing npm view @acme/none; echo "said: $(grep -o 'not found, sent.*' heard | head -1)"
 """
-LEFT = "cp -a ~ home; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline >processes 2>/dev/null; true"
 
 
 @dataclass
@@ -118,20 +114,16 @@ def test_packages_are_published_and_installed_without_a_token_in_the_sandbox(
     (workspace / "agent.yaml").write_text("\n".join(lines))
     npm = NPM if runtime == "embedded" else ""  # it is on the host, not in the base image
     done = moat("run", "--runtime", runtime, "--", "sh", "-c", SAY + PYTHON + npm + LEFT, timeout=300)
-    assert done.returncode == 0, done.stderr + done.stdout
-    said = {name: text.strip() for name, text in (line.split(": ", 1) for line in done.stdout.splitlines())}
-    assert "https://pypi.org/project/one/1.0/" in said["twine"]
+    answers = said(done)
+    assert "https://pypi.org/project/one/1.0/" in answers["twine"]
     for name in ("twine-taken", "uv-taken"):
-        assert "The name is taken, Basic ***" in said[name]
+        assert "The name is taken, Basic ***" in answers[name]
     wheels = [workspace / f"dist/{name}-1.0-py3-none-any.whl" for name in ("one", "two")]
     assert world.pypi.files == {path.name: path.read_bytes() for path in wheels}
     if runtime == "embedded":
-        check_npm(said, world)
+        check_npm(answers, world)
     assert b"TWINE_PASSWORD=pypi-moat" in (workspace / "processes").read_bytes()
-    places = (workspace, *home.glob(".moat/runs/*"))
-    for token in TOKENS.values():
-        assert token not in done.stdout + done.stderr
-        assert traces(token, *places) == traces(f"__token__:{token}", *places) == []
+    assert_unseen(TOKENS.values(), done, workspace, home)
 
 
 def check_npm(said: dict[str, str], world: World) -> None:

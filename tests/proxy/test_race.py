@@ -110,9 +110,33 @@ async def test_only_so_many_addresses_are_tried(anyio_backend, monkeypatch):
         raise StreamError("connection refused")
 
     monkeypatch.setattr(race, "connect", connect)
+    names = [f"2001:db8::{n:x}" for n in range(100)] + [f"192.0.2.{n}" for n in range(100)]
     with pytest.raises(StreamError):
-        await connect_first([f"192.0.2.{n}" for n in range(200)], 443, Watch(), LIMITS)
-    assert tried == [(f"192.0.2.{n}", 443) for n in range(Limits().dial_addresses)]
+        await connect_first(names, 443, Watch(), LIMITS)
+    assert tried == [(name, 443) for name in interleaved(names)[: Limits().dial_addresses]]
+
+
+async def test_who_answers_in_the_same_turn_is_let_go(anyio_backend, monkeypatch):
+    """Seen to fail without the `abort` of the second winner."""
+    made, both = [], anyio.Event()
+
+    class Answer:
+        aborted = False
+
+        def abort(self):
+            self.aborted = True
+
+    async def connect(address, watch, *, timeout):
+        made.append(Answer())
+        if len(made) == 2:
+            both.set()
+        with anyio.CancelScope(shield=True):
+            await both.wait()
+        return made[-1] if address[0] == FOUR else made[0]
+
+    monkeypatch.setattr(race, "connect", connect)
+    winner = await connect_first([SIX, FOUR], 443, Watch(), replace(LIMITS, dial_stagger=0.0))
+    assert [answer.aborted for answer in made] == [answer is not winner for answer in made]
 
 
 async def test_losers_and_the_cancelled_leave_nothing(anyio_backend):

@@ -499,6 +499,7 @@ def test_an_upstream_that_cannot_be_verified_is_refused_with_the_reason(make: Ho
             assert (answer.status, answer.get("x-moat-error")) == (502, "certificate")
             assert reason in answer.json()["error"].lower()
             assert "upstream.ca_bundle" in answer.json()["hint"]
+            assert answer.get("x-should-retry") == "false"
             assert origin.failures == []
 
 

@@ -150,6 +150,7 @@ def test_a_name_that_cannot_be_resolved(make: HouseMaker) -> None:
         wire.send(get(host="nowhere.test"))
         answer = wire.message()
         assert (answer.status, answer.get("x-moat-error")) == (502, "dns")
+        assert "nowhere.test cannot be resolved: name or service not known" in answer.json()["error"]
 
 
 def test_a_resolver_that_hangs_is_a_504(make: HouseMaker) -> None:

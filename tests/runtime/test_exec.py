@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -61,6 +63,7 @@ def workspace(tmp_path: Path) -> Path:
     path = tmp_path / "workspace"
     path.mkdir()
     (path / "probe.py").write_text(PROBE)
+    os.chown(path, 4321, 4321)  # not the user's own: signals must reach the command all the same
     return path
 
 
@@ -119,6 +122,13 @@ def test_entering_an_embedded_sandbox_as_root_and_as_an_ordinary_user(who: str) 
 
 def _at_a_terminal(moat_bin: str) -> None:
     """Of the right size, with the keys that end things, and put back afterwards."""
+    for said, told in (("vt100", "xterm-256color"), ("dumb", "dumb")):  # as the run itself has it
+        environment = {**os.environ, "TERM": said}
+        ask = ["exec", "-i", "x", "--", "sh", "-c", "echo on a $TERM"]
+        seen, status = pexpect.run(
+            shlex.join([moat_bin, *ask]), env=environment, withexitstatus=True, timeout=20
+        )
+        assert (seen, status) == (f"on a {told}\r\n".encode(), 0)
     with pexpect.spawn(moat_bin, ["exec", "-i", "x", "--", "bash", "--norc"], dimensions=(30, 90)) as shell:
         shell.expect(r"\$ ")
         shell.sendline("stty size")

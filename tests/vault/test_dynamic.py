@@ -199,7 +199,7 @@ async def test_a_place_that_does_not_answer(
     before = time.monotonic()
     with pytest.raises(GrantError, match="did not answer within"):
         await resolve(Origin.command("tool"))
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < 30
     pid = int((tmp_path / "pid").read_text())
     with anyio.fail_after(5):
         while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:

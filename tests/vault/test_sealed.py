@@ -22,6 +22,7 @@ from tests.vault.conftest import Make, traces
 
 SECRET = "sk-ant-api03-SEALEDSECRET"
 KEY = bytes(range(32))
+CHEAP = 1 << 12  # of scrypt
 HEADER = Header("anthropic", "default", "0123", "ab" * 16)
 
 
@@ -140,7 +141,8 @@ def test_sealing_twice_gives_different_bytes() -> None:
 
 @pytest.fixture
 def by_passphrase(state: Home, monkeypatch: pytest.MonkeyPatch, make: Make) -> Home:
-    """Made with the passphrase `right`, which nothing but the files knows any more."""
+    """Made with the passphrase `right`, which nothing but the files knows any more; and a guess is cheap."""
+    monkeypatch.setattr("moat.vault.key._SCRYPT_N", CHEAP)
     monkeypatch.setenv("MOAT_KEYRING_BACKEND", "file")
     monkeypatch.setenv("MOAT_PASSPHRASE", "right")
     open_vault(state).put(make(secret=SECRET))
@@ -161,7 +163,8 @@ def test_passphrase_from_a_descriptor(by_passphrase: Home) -> None:
     os.close(write)
     environment = os.environ | {"MOAT_PASSPHRASE_FD": str(read), "MOAT_PASSPHRASE": "wrong"}
     code = (
-        "from moat.vault import open_vault; from moat.paths import Home\n"
+        "from moat.vault import key, open_vault; from moat.paths import Home\n"
+        f"key._SCRYPT_N = {CHEAP}\n"
         "print(open_vault(Home.from_environment()).get('anthropic').secret.reveal())"
     )
     done = subprocess.run(

@@ -180,12 +180,11 @@ def test_control_c_ends_the_command(key: bytes, tmp_path: Path) -> None:
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_a_terminal_that_goes_away_ends_the_command(tmp_path: Path) -> None:
+def test_a_terminal_that_goes_away_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moat.vault.setup_token._GRACE", 0.5)
     ours, terminal = pty.openpty()
     threading.Timer(0.5, os.close, (ours,)).start()
     somebody = User(ours, terminal)
-    started = time.monotonic()
     with pytest.raises(OSError):
-        run("import time; time.sleep(60)", somebody)
+        run("import time; time.sleep(1000)", somebody)  # longer than a test may take
     os.close(terminal)
-    assert time.monotonic() - started < 20

@@ -105,7 +105,7 @@ def test_a_dialog_that_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
         before = time.monotonic()
         with pytest.raises(VaultError, match="did not answer within 1 s"):
             KeyringStore("default", deadline=1.0).check()
-        assert time.monotonic() - before < 5
+        assert time.monotonic() - before < 30
 
 
 class Windows:

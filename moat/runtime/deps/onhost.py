@@ -14,8 +14,8 @@ from moat.config.dependencies import Entry, Kind
 from moat.errors import StartError
 from moat.runtime import environment
 from moat.runtime.deps.resolve import machine, resolve
-from moat.runtime.deps.selection import Selection, select
-from moat.runtime.deps.trees import Interpreter, Tree, trees
+from moat.runtime.deps.selection import Interpreter, Selection, select
+from moat.runtime.deps.trees import Tree, trees
 from moat.runtime.dockerfile import renamed
 from moat.runtime.parts import Addition, Part, RunContext
 from moat.runtime.request import RunRequest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -58,7 +58,7 @@ def machine() -> str:
 
     An engine shares this machine's kernel: `DockerRuntime.probe` sees to it.
     """
-    name = platform.machine()
+    name = os.uname().machine
     if name not in _MACHINES:
         raise StartError(f"there are no packages for {name}", hint="x86_64 and aarch64 are supported")
     return _MACHINES[name]

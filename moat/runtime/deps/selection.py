@@ -13,6 +13,15 @@ DEBIAN_PYTHON = "3.11"  # of the default base image
 
 
 @dataclass(frozen=True, slots=True)
+class Interpreter:
+    """The Python that packages are for."""
+
+    path: str  # where it is in the sandbox
+    version: str  # `3.11`
+    packages: str  # directory below a tree that is on its path: `lib/python3.11/dist-packages`
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """A row of the table whose files come out of one package."""
 

@@ -21,20 +21,11 @@ from moat.paths import private_dir, write_private
 from moat.runtime.deps import staging
 from moat.runtime.deps.package import Package
 from moat.runtime.deps.resolve import Registries, open_registries, resolve
-from moat.runtime.deps.selection import Program, Selection
+from moat.runtime.deps.selection import Interpreter, Program, Selection
 from moat.runtime.deps.unpack import unpack
 from moat.runtime.sandbox import Progress
 
 _RECIPE = 1  # raised when the same packages make other trees
-
-
-@dataclass(frozen=True, slots=True)
-class Interpreter:
-    """The Python that packages are for."""
-
-    path: str  # where it is in the sandbox
-    version: str  # `3.11`
-    packages: str  # directory below a tree that is on its path: `lib/python3.11/dist-packages`
 
 
 @dataclass(frozen=True, slots=True)
