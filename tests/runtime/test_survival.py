@@ -254,7 +254,10 @@ held.clear()
 
 @pytest.mark.parametrize("runtime", BOTH)
 def test_too_few_files(place: Home, workspace: Path, moat: Moat, runtime: str) -> None:
-    """Too few to begin with; and as few as may be, with an agent that takes more connections than that."""
+    """Too few to begin with; and as few as may be, with an agent that takes more connections than that.
+
+    Seen failing with a proxy that ends when it cannot accept for want of files (`accepting._SHORT`).
+    """
     argv: tuple[str, ...] = ("run", "--runtime", runtime, "--", "true")
     few = moat(*argv, cwd=workspace, preexec_fn=lambda: _allow_files(255))
     assert few.returncode == 3
