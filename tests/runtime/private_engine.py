@@ -22,7 +22,7 @@ from moat.runtime.image import tag_of
 
 
 class PrivateEngine:
-    """No bridge and no firewall rule: it touches nothing of the machine's network. Needs root."""
+    """In a network of its own: without a bridge, an engine removes the bridge of any other. Needs root."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
@@ -33,7 +33,7 @@ class PrivateEngine:
 
     def start(self, *options: str) -> None:
         command = [
-            *("dockerd", "--host", self.address, "--data-root", self._place / "data"),
+            *("unshare", "--net", "dockerd", "--host", self.address, "--data-root", self._place / "data"),
             *("--exec-root", self._place / "exec", "--pidfile", self._place / "pid"),
             *("--bridge=none", "--iptables=false", "--ip-forward=false", "--userland-proxy=false"),
             *options,
