@@ -6,12 +6,13 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from moat.cli.granting import Wizard, credential, insist, misshapen, options, read_stdin, walk
+from moat.cli.granting import Wizard, credential, insist, options, read_stdin, unfit, walk
 from moat.cli.parser import Parser
 from moat.errors import GrantError, UsageError
-from moat.grants import CredentialKind, Secret
+from moat.grants import CredentialKind, Grant, Secret
 from moat.vault.providers import entry
 
+_GRANT = Grant("github")
 _VARIABLES = ("GITHUB_TOKEN", "GH_TOKEN")
 
 
@@ -37,7 +38,7 @@ def _grant(wizard: Wizard, chosen: argparse.Namespace) -> None:
         secret, source = kept, ""
     else:
         secret, source = _find(wizard, chosen.method)
-    insist(misshapen(secret.reveal()), "check the token")
+    insist(unfit(_GRANT)(secret.reveal()), "check the token")
     login = _validate(wizard, secret) if wizard.validate else ""
     found = credential("github", CredentialKind.TOKEN, secret, metadata={"source": source, "login": login})
     wizard.save(found, "GitHub token saved to {}")
@@ -64,7 +65,7 @@ def _find(wizard: Wizard, method: str | None) -> tuple[Secret, str]:
             hint="set GITHUB_TOKEN, pipe one into `moat grant github --token-stdin`, or use --method gh",
         )
     console.print("Enter a GitHub token. You can create one at: https://github.com/settings/tokens")
-    return console.hidden("Token: ", misshapen), "prompt"
+    return console.hidden("Token: ", unfit(_GRANT)), "prompt"
 
 
 def _from_gh(wizard: Wizard, *, ask: bool) -> Secret | None:

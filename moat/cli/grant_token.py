@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 
-from moat.cli.granting import Wizard, credential, insist, misshapen, options, read_stdin, walk
+from moat.cli.granting import Wizard, credential, insist, options, read_stdin, unfit, walk
 from moat.cli.parser import Parser
 from moat.config import parse_host
 from moat.errors import GrantError, UsageError
@@ -29,7 +29,7 @@ def _grant(wizard: Wizard, provider: Declared, grant: Grant, chosen: argparse.Na
         return
     _announce(wizard, provider, grant)
     given = _given(wizard, provider, grant, chosen)
-    insist(misshapen(given.secret.reveal()), "check the token")
+    insist(unfit(grant)(given.secret.reveal()), "check the token")
     facts = about(grant)
     login = _validate(wizard, provider, grant, given.secret, facts) if wizard.validate else ""
     found = credential(
@@ -119,7 +119,7 @@ def _find(wizard: Wizard, provider: Declared, grant: Grant, method: str | None) 
         )
     if provider.where:
         console.print(f"You can make one at {provider.where}")
-    return Found("prompt", console.hidden("Token: ", misshapen))
+    return Found("prompt", console.hidden("Token: ", unfit(grant)))
 
 
 def _validate(

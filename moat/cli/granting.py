@@ -19,13 +19,13 @@ from moat.cli.walk import Walk
 from moat.config import UpstreamConfig, load_user
 from moat.dataclass import dataclass
 from moat.errors import GrantError, UsageError
-from moat.grants import Credential, CredentialInfo, CredentialKind, Secret
+from moat.grants import Credential, CredentialInfo, CredentialKind, Grant, Secret
 from moat.paths import Home
 from moat.vault import Vault, open_vault
 from moat.vault.index import describe
 from moat.vault.key import NewKey
 from moat.vault.origin import LIFE, Origin, parse_life
-from moat.vault.providers import entry
+from moat.vault.providers import entry, is_built_in, vendor_of
 
 if TYPE_CHECKING:
     from moat.vault.validate import Verdict
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _STDIN_LIMIT = 64 * 1024  # characters; no credential is longer
 # What a header can carry without a doubt; a line end in a credential would be a header of its own.
 _SHAPE = re.compile(r"[!-~]+")
+_LEAST = 8  # characters; no vendor's are shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +195,24 @@ def misshapen(text: str) -> str:
     if not text:
         return "it is empty"
     return "" if _SHAPE.fullmatch(text) else "it has characters that no credential has"
+
+
+def unfit(grant: Grant) -> Callable[[str], str]:
+    """Why a text cannot be a credential for `grant`, or "".
+
+    One that bears another vendor's mark must not even be shown to this one. A host or a provider that the
+    user names may well take another's.
+    """
+
+    def problem(text: str) -> str:
+        if (wrong := misshapen(text)) or grant.scope or not is_built_in(grant.name):
+            return wrong
+        if len(text) < _LEAST:
+            return "it is too short"
+        vendor = vendor_of(text)
+        return f"it is one for {vendor} (moat grant {vendor})" if vendor not in {"", grant.name} else ""
+
+    return problem
 
 
 def insist(problem: str, hint: str) -> None:

@@ -147,7 +147,7 @@ class _Picker:
     def _typed(self, text: str) -> None:
         if text.isascii() and text.isdigit() and not self._sought:
             self._jump(text)
-        elif text.isprintable():
+        elif text.isprintable() and (self._sought or text != "/"):  # with which others begin a search
             self._seek(self._sought + text)
 
     def _jump(self, digit: str) -> None:

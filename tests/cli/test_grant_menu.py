@@ -442,7 +442,7 @@ def test_the_menu_is_searched_and_what_was_found_is_granted(start: Start) -> Non
     terminal = start("grant", PYPI_TOKEN=PYPI)
     terminal.shows("anthropic", "oauth", "Esc back")
     assert re.search(r"7\. pypi +Uploads to PyPI \[found: PYPI_TOKEN\]", terminal.shown())
-    terminal.types("upl")
+    terminal.types("/upl")  # as in a pager
     terminal.shows("Grant upl\n  7. pypi")
     terminal.types("\r")
     terminal.sees(

@@ -105,12 +105,24 @@ def test_how_a_credential_is_sent_is_told() -> None:
 
 def test_a_token_that_the_vendor_refuses_is_not_stored(moat: Moat, vendors: Vendor) -> None:
     for name in CHECKED:
-        done = moat("grant", name, "--token-stdin", input="wrong")
+        done = moat("grant", name, "--token-stdin", input="a-wrong-one")
         assert done.returncode == 3, name
         assert "does not accept this token" in done.stderr
         assert SECRET not in done.stderr  # though the vendor's answer held it
     assert open_vault(Home.from_environment()).list() == ()
     assert len(vendors.asked) == len(CHECKED)
+
+
+def test_a_token_of_another_vendor_is_shown_to_nobody(moat: Moat, vendors: Vendor) -> None:
+    """Pasted into the wrong window it would be in another vendor's logs. Fails without `vendor_of`."""
+    for name in ("openai", "gitlab", "telegram"):
+        done = moat("grant", name, "--token-stdin", input="sk-ant-api03-not-for-you")
+        assert (done.returncode, "one for anthropic (moat grant anthropic)" in done.stderr) == (2, True), name
+    assert "it is too short" in moat("grant", "sentry", "--token-stdin", input="2").stderr
+    assert vendors.asked == []
+    # A registry that is not npm's own takes what it likes.
+    argv = ("grant", "npm", "--host", "npm.example.com", "--token-stdin", "--no-validate")
+    assert moat(*argv, input="ghp_" + "a" * 36).returncode == 0
 
 
 @pytest.mark.usefixtures("vendors")

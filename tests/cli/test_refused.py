@@ -134,7 +134,7 @@ def test_one_that_is_revoked_is_told_once_and_asked_for_no_more(
         appears("asked")
         (now,) = [line for line in moat("status").stdout.splitlines() if line.startswith("refused")]
         assert now.endswith("the credential sentry could not be had: no credential 'sentry'")
-        moat("grant", "sentry", "--token-stdin", "--no-validate", input="another")
+        moat("grant", "sentry", "--token-stdin", "--no-validate", input="another-one")
         (work / "again").touch()
         out, err = run.communicate(timeout=60)
     assert run.returncode == 5

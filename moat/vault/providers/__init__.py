@@ -32,6 +32,7 @@ __all__ = [
     "entry",
     "grant_hosts",
     "provider",
+    "vendor_of",
 ]
 
 # Names and aliases, so that knowing a name imports no vendor.
@@ -98,6 +99,12 @@ def entries() -> tuple[Entry, ...]:
     """The whole table, the user's own providers too. Raises ConfigError when one of their files is wrong."""
     names = (*_VENDORS, *yaml_file.names())
     return (*(provider(name).entry for name in names), *_SCOPED)
+
+
+def vendor_of(secret: str) -> str:
+    """The vendor whose mark a credential bears; empty when it bears none."""
+    rows = (provider(name).entry for name in _VENDORS)
+    return next((row.name for row in rows if secret.startswith(row.marks)), "")
 
 
 def entry(name: str) -> Entry:

@@ -29,6 +29,7 @@ _ENTRY = Entry(
     (API_HOST,),
     (API_HOST, "*.anthropic.com"),
     aliases=("claude",),
+    marks=("sk-ant-",),
 )
 
 

@@ -74,6 +74,7 @@ class Declared:
     hosts: tuple[str, ...]  # that may get the credential, when it is granted without a scope
     injection: Injection = Injection()
     shape: Shape = Shape()
+    marks: tuple[str, ...] = ()  # what its tokens begin with, and no other vendor's do
     aliases: tuple[str, ...] = ()
     opens: tuple[str, ...] = ()  # hosts that strict policy opens besides `hosts`
     scoped: tuple[str, ...] = ()  # hosts of `name:<host>`, with `{host}`; empty: it has no scopes
@@ -93,6 +94,7 @@ class Declared:
             hosts=self.hosts,
             opens=(*self.hosts, *self.opens),
             aliases=self.aliases,
+            marks=self.marks,
             scope="host" if self.scoped else "",
             scope_needed=False,
             scoped=self.scoped,

@@ -89,6 +89,7 @@ PROVIDER = Gemini(
     # Older clients, and the examples of the documentation, have it in the query: `?key=…`.
     injection=Injection("x-goog-api-key", "raw", surfaces=("header", "query")),
     shape=Shape("AIza", 39),
+    marks=("AIza",),
     sources=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
     variables=("GEMINI_API_KEY",),
     # A key that is none is answered with 400 (API_KEY_INVALID).

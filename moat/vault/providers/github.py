@@ -22,6 +22,7 @@ _ENTRY = Entry(
     (*_API_HOSTS, *_GIT_HOSTS),
     ("github.com", "*.github.com", "*.githubusercontent.com"),
     aliases=("gh",),
+    marks=("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
 )
 
 

@@ -30,6 +30,7 @@ PROVIDER = GitLab(
     scoped=("{host}",),
     injection=Injection("private-token", "raw"),
     shape=Shape("glpat-", 26),
+    marks=("glpat-",),
     sources=("GITLAB_TOKEN",),
     variables=("GITLAB_TOKEN",),
     check=Check("{host}", "/api/v4/user", login=("username",)),

@@ -11,6 +11,7 @@ PROVIDER = Declared(
     hosts=("api.linear.app",),
     injection=Injection("authorization", "raw"),
     shape=Shape("lin_api_", 48),
+    marks=("lin_api_",),
     sources=("LINEAR_API_KEY",),
     variables=("LINEAR_API_KEY",),
     check=Check(

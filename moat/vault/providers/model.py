@@ -22,6 +22,7 @@ class Entry:
     hosts: tuple[str, ...]  # that may get the credential
     opens: tuple[str, ...]  # host patterns that the grant opens under `network.policy: strict`
     aliases: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()  # what its credentials begin with, and no other vendor's do
     scope: str = ""  # what stands behind the colon of its grants (`host`); empty: nothing may
     scope_needed: bool = True
     positional: bool = False  # its scope is an argument of `moat grant`, not an option

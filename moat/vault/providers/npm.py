@@ -39,6 +39,7 @@ PROVIDER = Npm(
     hosts=("registry.npmjs.org",),
     scoped=("{host}",),
     shape=Shape("npm_", 40),
+    marks=("npm_",),
     sources=("NPM_TOKEN",),
     check=Check("{host}", "/-/whoami", login=("username",)),
     where="https://www.npmjs.com/settings/~/tokens",

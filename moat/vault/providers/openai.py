@@ -117,6 +117,7 @@ PROVIDER = OpenAI(
     aliases=("codex",),
     opens=("chatgpt.com", "*.openai.com"),
     shape=Shape("sk-proj-", 64),
+    marks=("sk-proj-", "sk-svcacct-"),
     sources=("OPENAI_API_KEY", "CODEX_API_KEY"),
     variables=("OPENAI_API_KEY", "CODEX_API_KEY"),
     check=Check("api.openai.com", "/v1/models", rejected=(401,)),

@@ -13,6 +13,7 @@ PROVIDER = Declared(
     opens=("pypi.org", "files.pythonhosted.org"),
     injection=Injection("authorization", "basic", _USER),
     shape=Shape("pypi-"),
+    marks=("pypi-",),
     sources=("PYPI_TOKEN", "UV_PUBLISH_TOKEN", "TWINE_PASSWORD"),
     variables=("TWINE_PASSWORD", "UV_PUBLISH_TOKEN"),
     constants={"TWINE_USERNAME": _USER},

@@ -11,6 +11,7 @@ PROVIDER = Declared(
     hosts=("sentry.io", "*.sentry.io"),
     scoped=("{host}",),
     shape=Shape("sntryu_", 71),
+    marks=("sntryu_", "sntrys_"),
     sources=("SENTRY_AUTH_TOKEN",),
     variables=("SENTRY_AUTH_TOKEN",),
     check=Check("{host}", "/api/0/", login=("user", "username")),
