@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from moat.cli.granting import Wizard, credential, insist, misshapen, options, read_stdin, walk
 from moat.cli.parser import Parser
 from moat.errors import UsageError
-from moat.grants import CredentialKind, Secret
+from moat.grants import Credential, CredentialKind, Secret
 from moat.vault.index import timestamp
 from moat.vault.providers.anthropic import API_KEY_PREFIX, OAUTH_PREFIX
 
@@ -119,7 +119,7 @@ def _subscription(wizard: Wizard) -> None:
             expires_at=now + _SETUP_TOKEN_LIFE,
             metadata={"source": "setup-token"},
         )
-        wizard.save(found, _SAVED)
+        _save(wizard, found, _SAVED)
     wizard.console.print()
     wizard.console.print("You can now run 'moat claude' to start Claude Code.")
 
@@ -156,7 +156,7 @@ def _store_token(wizard: Wizard, secret: Secret, *, source: str) -> None:
     if wizard.validate:
         _validate(wizard, CredentialKind.OAUTH, secret, "token")
     found = credential("anthropic", CredentialKind.OAUTH, secret, metadata={"source": source})
-    wizard.save(found, _SAVED)
+    _save(wizard, found, _SAVED)
 
 
 def _api_key(wizard: Wizard) -> None:
@@ -192,7 +192,7 @@ def _store_key(wizard: Wizard, secret: Secret, *, source: str) -> None:
     if wanted:
         _validate(wizard, CredentialKind.API_KEY, secret, "API key")
     found = credential("anthropic", CredentialKind.API_KEY, secret, metadata={"source": source})
-    wizard.save(found, _SAVED_KEY)
+    _save(wizard, found, _SAVED_KEY)
 
 
 def _validate(wizard: Wizard, kind: CredentialKind, secret: Secret, what: str) -> None:
@@ -227,7 +227,16 @@ def _import(wizard: Wizard) -> None:
             "rate_limit_tier": login.rate_limit_tier,
         },
     )
-    wizard.save(found, "Claude Code credentials imported to {}")
+    _save(wizard, found, "Claude Code credentials imported to {}")
+
+
+def _save(wizard: Wizard, found: Credential, text: str) -> None:
+    """And tell a person where it will go; before the question the guide's screens leave no room for it."""
+    wizard.save(found, text)
+    if wizard.console.terminal:
+        header = "x-api-key" if found.info.kind is CredentialKind.API_KEY else "authorization (Bearer)"
+        hosts = ", ".join(found.info.hosts)
+        wizard.console.print(f"It goes to {hosts} and nowhere else, in the header {header}.")
 
 
 def _wrong_key(text: str) -> str:

@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     vault, info = open_vault(home), role.info(dt.datetime.now(dt.UTC))
     vault.note(info)
     console.print("AWS role granted. No key was stored: every run gets its own from AWS, on this machine.")
+    console.print("The proxy signs requests to *.amazonaws.com with it, and nothing else.")
     console.print("Use it with: moat run --grant aws -- aws sts get-caller-identity")
     if chosen.json:
         emit_json(describe(info) | {"store": None, "location": vault.location(info.name)})

@@ -88,7 +88,8 @@ Validate API key with a test request? This makes a small API call. [Y/n]: y
 
 Validating API key...
 API key is valid.
-Anthropic API key saved to ~/.moat/credentials/anthropic.enc"""
+Anthropic API key saved to ~/.moat/credentials/anthropic.enc
+It goes to api.anthropic.com and nowhere else, in the header x-api-key."""
     shown = terminal.shown()
     stars = shown.split("API Key: ")[1].splitlines()[0]
     assert set(stars) == {"*"}
@@ -239,7 +240,8 @@ Found Claude Code credentials.
   Subscription: claude_pro
   Expires: 2099-02-15T10:30:00Z
 
-Claude Code credentials imported to ~/.moat/credentials/anthropic.enc"""
+Claude Code credentials imported to ~/.moat/credentials/anthropic.enc
+It goes to api.anthropic.com and nowhere else, in the header authorization (Bearer)."""
     assert terminal.shown() == (MENU + after).strip("\n")
     assert stored() == (TOKEN, CredentialKind.OAUTH, "import")
 
@@ -281,6 +283,7 @@ Running 'claude setup-token' to obtain authentication token...
 This may open a browser for authentication.
 
 Anthropic credential saved to ~/.moat/credentials/anthropic.enc
+It goes to api.anthropic.com and nowhere else, in the header authorization (Bearer).
 
 You can now run 'moat claude' to start Claude Code."""
     shown = re.sub(r"\n\n+", "\n\n", terminal.shown())  # the program's own lines end with empty ones
