@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from moat.grants import Surface
-from moat.vault.providers import Entry, entries, provider
-from moat.vault.providers.declared import Declared, Injection
+import datetime as dt
+import re
+from collections.abc import Iterator, Sequence
+
+from moat.grants import CredentialInfo, CredentialKind, InjectionRule, Rule
+from moat.vault.found import places
+from moat.vault.providers import Entry, Held, Provider, entries, provider
+from moat.vault.providers.declared import Declared
 from tests.conftest import REPOSITORY
 
 PAGE = REPOSITORY / "docs/providers.md"
@@ -16,6 +21,18 @@ from the declarations in the code.
 
 A credential goes to the hosts named here, over HTTPS on port 443, and nowhere else. A grant also opens hosts under
 `network.policy: strict`. Under `docker` and `embedded` it is the same.
+"""
+_TOKEN = "TOKENTOKEN"
+_WAYS = """\
+## On the way
+
+What the proxy makes of a credential, and what stands for it in the sandbox. Where a tool there wants to renew a login itself, it gets its placeholders once
+more.
+"""
+_PLACES = """\
+## On this machine
+
+Where `moat grant` looks for a credential that you have. On macOS the login of Claude Code is in the keychain.
 """
 _TRIED = """\
 ## Tried with
@@ -74,12 +91,43 @@ to the hosts that were named when it was granted: when you add one, grant again.
 """
 
 
+_KINDS = {
+    "anthropic": (CredentialKind.API_KEY, CredentialKind.OAUTH),
+    "openai": (CredentialKind.API_KEY, CredentialKind.OAUTH),
+    "gemini": (CredentialKind.API_KEY, CredentialKind.OAUTH),
+    "aws": (CredentialKind.ROLE,),
+}
+_FACTS = {"account": "1", "plan": "", "region": "us-east-1"}  # that some providers know of a credential
+# What is done by code of its own, not by a declared request.
+_CHECKS = {
+    ("anthropic", CredentialKind.API_KEY): "`POST api.anthropic.com/v1/messages`, for one token",
+    ("anthropic", CredentialKind.OAUTH): "the same",
+    ("github", CredentialKind.TOKEN): "`GET api.github.com/user`",
+    ("openai", CredentialKind.OAUTH): "`GET chatgpt.com`, what is left of the plan",
+    ("gemini", CredentialKind.OAUTH): "renewed once",
+    ("aws", CredentialKind.ROLE): "`AssumeRole`, `GetCallerIdentity`",
+    ("docker", CredentialKind.TOKEN): "a token is bought, or `GET /v2/`",
+}
+_RENEWALS = {
+    ("anthropic", CredentialKind.OAUTH): "an imported one by Claude Code on this machine",
+    ("openai", CredentialKind.OAUTH): "by Codex on this machine",
+    ("gemini", CredentialKind.OAUTH): "by Moat",
+    ("aws", CredentialKind.ROLE): "by Moat, before the keys end",
+    ("docker", CredentialKind.TOKEN): "tokens by Moat, for each request's scope",
+}
+
+
 def page() -> str:
     rows = entries()
     vendors = [row for row in rows if row.injected]
     parts = [_HEAD, "## Vendors", ""]
-    parts += ["| grant | for | the credential goes to | as | in the sandbox |", "|---|---|---|---|---|"]
+    parts += ["| grant | for | the credential goes to |", "|---|---|---|"]
     parts += [_row(row) for row in vendors]
+    parts += ["", _WAYS]
+    parts += ["| grant | goes out as | the sandbox holds | checked with | renewed |", "|---|---|---|---|---|"]
+    parts += [line for row in vendors for line in _ways(row)]
+    parts += ["", _PLACES, "| grant | looked for in |", "|---|---|"]
+    parts += [f"| `{row.name}` | {_listed(places(row))} |" for row in vendors]
     parts += ["", "## By name", "", "| grant | for |", "|---|---|"]
     parts += [f"| `{row.name}:<{row.scope}>` | {row.summary} |" for row in rows if not row.injected]
     return "\n".join([*parts, "", _TRIED + _OWN])
@@ -91,25 +139,61 @@ def _row(row: Entry) -> str:
     if row.scope:
         names += f", `{row.name}:<host>`"
         hosts += "; with a scope " + ", ".join(f"`{host.format(host='<host>')}`" for host in row.scoped)
+    return f"| {names} | {row.summary} | {hosts} |"
+
+
+def _ways(row: Entry) -> Iterator[str]:
     found = provider(row.name)
-    if not isinstance(found, Declared):
-        where = "[aws.md](aws.md)" if row.name == "aws" else "[grants.md](grants.md)"
-        return f"| {names} | {row.summary} | {hosts} | see {where} | see {where} |"
-    ways = "; ".join(_way(found.injection, surface) for surface in found.injection.surfaces)
-    inside = ", ".join(f"`{name}`" for name in found.variables) or "files"
-    return f"| {names} | {row.summary} | {hosts} | {ways} | {inside} |"
+    for kind in _KINDS.get(row.name, (CredentialKind.TOKEN,)):
+        info = CredentialInfo(
+            name=row.name,
+            kind=kind,
+            hosts=row.hosts,
+            created_at=dt.datetime.now(dt.UTC),
+            metadata=_FACTS,
+        )
+        placeholder = found.placeholder(info, _TOKEN)
+        name = f"`{row.name}`" + (f" ({kind})" if row.name in _KINDS else "")
+        cells = (
+            "; ".join(_way(rule, row) for rule in found.rules(info, placeholder)),
+            _inside(found, Held(info, placeholder)),
+            _CHECKS.get((row.name, kind)) or _check(found),
+            _RENEWALS.get((row.name, kind), ""),
+        )
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
-def _way(injection: Injection, surface: Surface) -> str:
-    if surface != "header":
-        return f"in the {surface}, for the placeholder"
-    scheme = {
-        "bearer": "`Bearer`",
-        "token": "`token`",
-        "basic": f"`Basic` ({injection.username})",
-        "raw": "as it is",
-    }
-    return f"`{injection.header}`, {scheme[injection.scheme]}"
+def _way(rule: Rule, row: Entry) -> str:
+    if not isinstance(rule, InjectionRule):
+        return "a signature"
+    schemes = {"bearer": "`Bearer`", "token": "`token`", "raw": "as it is"}
+    scheme = schemes.get(rule.scheme, f"`Basic` ({rule.username or 'your user name'})")
+    ways = ", ".join(
+        f"`{rule.header}`: {scheme}" if surface == "header" else f"in the {surface}, for the placeholder"
+        for surface in rule.surfaces
+    )
+    return ways if rule.hosts == row.hosts else f"{ways}, to {_listed(rule.hosts)}"
+
+
+def _inside(found: Provider, held: Held) -> str:
+    variables = [
+        f"`{name}={re.sub(f'(moat-?)?{_TOKEN}.*', 'moat…', value)}`"
+        for name, value in found.environment([held]).items()
+        if _TOKEN in value
+    ]
+    return ", ".join([*variables, *(f"`~/{path}`" for path, _ in found.files([held]))]) or "nothing"
+
+
+def _check(found: Provider) -> str:
+    check = found.check_of({}) if isinstance(found, Declared) else None
+    if check is None:
+        return "nothing: the vendor has no request for it"
+    host = check.host.format(host=found.entry.hosts[0].removeprefix("*."))
+    return f"`{check.method} {host}{check.path}`"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "nothing"
 
 
 if __name__ == "__main__":

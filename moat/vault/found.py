@@ -32,6 +32,10 @@ class _Login:
     words: tuple[bytes, ...]  # the file of a tool that is logged in has one of them
     moved: str = ""  # the variable that names another directory
 
+    @property
+    def place(self) -> str:
+        return f"{self.directory}/{self.file}"
+
 
 _LOGINS: Mapping[str, _Login] = MappingProxyType(
     {
@@ -61,6 +65,9 @@ _LOGINS: Mapping[str, _Login] = MappingProxyType(
         ),
     }
 )
+
+# Files of tools whose token is a provider's own, and its whole wizard.
+_FILES: Mapping[str, str] = MappingProxyType({"graphite": "~/.config/graphite/auth", "npm": "~/.npmrc"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +107,16 @@ def hint(row: Entry) -> str:
     return found.where if found else ""
 
 
+def places(row: Entry) -> tuple[str, ...]:
+    """Where a machine may have a credential for a provider: variables of the shell, then files."""
+    if row.name in _LOGINS:
+        login = _LOGINS[row.name]
+        return (*login.variables, login.place)
+    declared = provider(row.name)
+    variables = declared.sources if isinstance(declared, Declared) else ()
+    return (*variables, *((_FILES[row.name],) if row.name in _FILES else ()))
+
+
 def _login(login: _Login) -> str:
     for name in login.variables:
         if os.environ.get(name):
@@ -133,7 +150,7 @@ def _graphite(scope: str | None) -> Found | None:
     for name in ("auth", "user_config"):
         token = _json((Path(base) if base else Path.home() / ".config") / "graphite" / name).get("authToken")
         if isinstance(token, str) and token:
-            return Found(f"~/.config/graphite/{name}", Secret(token))
+            return Found(_FILES["graphite"].replace("auth", name), Secret(token))
     return None
 
 
@@ -142,7 +159,7 @@ def _npmrc(scope: str | None) -> Found | None:
     for registry in registries():
         if registry.host == host:
             facts = {PATHS: "\n".join(registry.paths), ROUTES: "\n".join(registry.routes)}
-            return Found("~/.npmrc", registry.token, facts)
+            return Found(_FILES["npm"], registry.token, facts)
     return None
 
 
