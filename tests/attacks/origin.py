@@ -100,6 +100,8 @@ class Origin:
                         length = int(value)
                 while len(buffer) < length:
                     data = tls.recv(65536)
+                    if not data:
+                        return  # cut off by the proxy
                     log += data
                     buffer += data
                 body, buffer = buffer[:length], buffer[length:]
