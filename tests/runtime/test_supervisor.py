@@ -12,6 +12,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -201,14 +202,14 @@ def test_what_an_option_put_into_the_environment_reaches_one_that_stands_by(
     place: Home, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`--profile` is kept there. Seen to fail with the environment that the fork was made with."""
-    with standing_by() as ahead:
-        monkeypatch.setenv("MOAT_LOOP", "asyncio")
-        handle = launch.start(request(workspace, "sleep", "100"), home=place, ahead=ahead)
-    pid = record(place, handle).pid
-    assert b"moat supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    assert "uvloop/loop" not in Path(f"/proc/{pid}/maps").read_text()
-    os.kill(pid, signal.SIGTERM)
-    until(lambda: not alive(pid))
+    with tempfile.TemporaryDirectory(prefix="mt-", dir="/tmp") as elsewhere:
+        with standing_by() as ahead:
+            monkeypatch.setenv("XDG_RUNTIME_DIR", elsewhere)
+            handle = launch.start(request(workspace, "sleep", "100"), home=place, ahead=ahead)
+        run = record(place, handle)
+        os.kill(run.pid, signal.SIGTERM)
+        until(lambda: not alive(run.pid))
+    assert run.directory.startswith(elsewhere)
 
 
 @pytest.mark.parametrize("fork", [False, True])
