@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _STDIN_LIMIT = 64 * 1024  # characters; no credential is longer
 # What a header can carry without a doubt; a line end in a credential would be a header of its own.
 _SHAPE = re.compile(r"[!-~]+")
-_LEAST = 8  # characters; no vendor's are shorter
+_LEAST = 4  # characters; a slip of the hand, not a token
 
 
 @dataclass(frozen=True, slots=True)

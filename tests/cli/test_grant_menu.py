@@ -20,7 +20,7 @@ from moat.grants import CredentialKind
 from moat.paths import Home
 from moat.vault import open_vault
 from moat.vault.providers import entries
-from tests.cli.wizard import HOSTS, KEY, TOKEN, Start, api, nothing_stored, stored, terminals
+from tests.cli.wizard import GITHUB, HOSTS, KEY, TOKEN, Start, api, nothing_stored, stored, terminals
 from tests.vault.conftest import Make, make
 from tests.vault.vendor import Vendor, vendor
 
@@ -409,7 +409,7 @@ def test_the_key_of_sealed_files_is_chosen(start: Start, monkeypatch: pytest.Mon
 
 def fake_gh(directory: Path) -> str:
     directory.mkdir(exist_ok=True)
-    (directory / "gh").write_text(f"#!/bin/sh\necho {TOKEN}\n")
+    (directory / "gh").write_text(f"#!/bin/sh\necho {GITHUB}\n")
     (directory / "gh").chmod(0o755)
     return f"{directory}:/usr/bin:/bin"
 
@@ -426,7 +426,7 @@ def test_github_asks_before_it_takes_the_login_of_gh(start: Start, tmp_path: Pat
     terminal.sees("Use the token of gh? [Y/n]: ")
     terminal.types("n\r")
     terminal.sees("Token: ")
-    terminal.types(TOKEN + "\r")
+    terminal.types(GITHUB + "\r")
     terminal.sees("Authenticated as octocat.")
     terminal.ends()
     assert open_vault(Home.from_environment()).info("github").metadata["source"] == "prompt"

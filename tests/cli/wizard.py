@@ -20,6 +20,7 @@ from tests.vault.vendor import Answer, Asked
 
 KEY = "sk-ant-api03-" + "REALAPIKEY" * 9
 TOKEN = "sk-ant-oat01-" + "AbCd_-9" * 13 + "WXYZ"
+GITHUB = "ghp_REALgithubTOKEN0123456789abcdefghijkl"
 HOSTS = ("api.anthropic.com", "platform.claude.com", "api.github.com")
 Start = Callable[..., "Terminal"]
 _PATIENCE = 60  # seconds: on a machine under load, a program may take that long to begin
@@ -99,7 +100,7 @@ def api(asked: Asked) -> Answer:
             "scope": "user:inference",
         }
     given = asked.headers.get("x-api-key") or asked.headers.get("authorization", "").removeprefix("Bearer ")
-    if asked.path in {"/v1/messages", "/user"} and given not in {KEY, TOKEN}:
+    if asked.path in {"/v1/messages", "/user"} and given not in {KEY, TOKEN, GITHUB}:
         return 401, {"error": {"message": given}}
     return 200, {"login": "octocat"}
 

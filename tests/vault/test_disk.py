@@ -25,7 +25,7 @@ grant github ghp_BEFORE
 (%(spoil)s)
 set +e
 grant github ghp_AFTER; echo "replacing: $?"
-grant linear lin_NEW; echo "new: $?"
+grant linear lin_api_NEW; echo "new: $?"
 "$PYTHON" -m moat revoke github; echo "revoking: $?"
 set -e
 "$PYTHON" -c "
@@ -34,7 +34,7 @@ from moat.vault import open_vault
 vault = open_vault(Home.from_environment())
 print('kept:', vault.get('github').secret.reveal(), [info.name for info in vault.list()])"
 (%(repair)s)
-grant github ghp_AFTER; grant linear lin_NEW
+grant github ghp_AFTER; grant linear lin_api_NEW
 ls -A "$MOAT_HOME/credentials"
 """
 FULL = ('dd if=/dev/zero of="$MOAT_HOME/ballast" bs=4k 2>/dev/null || true', 'rm "$MOAT_HOME/ballast"')
