@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import os
 
-from moat.cli.granting import Wizard, credential
+from moat.cli.granting import Wizard, credential, may_take_login
 from moat.errors import GrantError
 from moat.grants import CredentialKind, Grant
 from moat.vault.codex_login import PLACE, CodexLogin, codex_login
@@ -22,11 +21,9 @@ def offer(wizard: Wizard, chosen: argparse.Namespace) -> bool:
 
     Raises GrantError.
     """
-    if chosen.token_stdin or wizard.origin is not None or chosen.method not in {None, "import"}:
+    if not may_take_login(wizard, chosen, PROVIDER.sources):
         return False
     console = wizard.console
-    if chosen.method is None and (not console.terminal or any(map(os.environ.get, PROVIDER.sources))):
-        return False
     try:
         found = codex_login(dt.datetime.now(dt.UTC))
     except GrantError as error:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 
-from moat.cli.granting import Wizard, credential
+from moat.cli.granting import Wizard, credential, may_take_login
 from moat.errors import GrantError
 from moat.grants import CredentialKind
 from moat.vault.google_login import PLACE, TOKEN_HOST, google_login
@@ -21,11 +20,9 @@ def offer(wizard: Wizard, chosen: argparse.Namespace) -> bool:
 
     Raises GrantError.
     """
-    if chosen.token_stdin or wizard.origin is not None or chosen.method not in {None, "import"}:
+    if not may_take_login(wizard, chosen, PROVIDER.sources):
         return False
     console = wizard.console
-    if chosen.method is None and (not console.terminal or any(map(os.environ.get, PROVIDER.sources))):
-        return False
     found = google_login()
     if found is None:
         if chosen.method is None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime as dt
+import os
 import re
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -213,6 +214,16 @@ def unfit(grant: Grant) -> Callable[[str], str]:
         return f"it is one for {vendor} (moat grant {vendor})" if vendor not in {"", grant.name} else ""
 
     return problem
+
+
+def may_take_login(wizard: Wizard, chosen: argparse.Namespace, variables: Iterable[str]) -> bool:
+    """Whether to look for another tool's login: it was asked for, or a person can be and no key lies ready.
+
+    `variables` of the shell may hold a key.
+    """
+    if chosen.token_stdin or wizard.origin is not None or chosen.method not in {None, "import"}:
+        return False
+    return chosen.method is not None or (wizard.console.terminal and not any(map(os.environ.get, variables)))
 
 
 def insist(problem: str, hint: str) -> None:

@@ -18,9 +18,9 @@ from moat.dataclass import dataclass
 from moat.errors import GrantError
 from moat.grants import Secret
 from moat.vault.index import timestamp
+from moat.vault.toolfile import read_json
 
 PLACE = "~/.codex/auth.json"
-_LIMIT = 1_000_000  # bytes
 _CLAIMS = "https://api.openai.com/auth"
 _PLAIN = re.compile(r"[\w.@+-]{1,200}")
 
@@ -41,7 +41,7 @@ def auth_file() -> Path:
 
 def codex_login(now: dt.datetime) -> CodexLogin | None:
     """None when Codex has no such login, or uses an API key. Raises GrantError: unreadable, expired."""
-    data = _read(auth_file())
+    data = read_json(auth_file(), hint="log in with `codex login` again") or {}
     match data:
         case {"auth_mode": str(mode)} if mode != "chatgpt":
             return None
@@ -57,19 +57,6 @@ def codex_login(now: dt.datetime) -> CodexLogin | None:
             hint="run `codex` on this machine, which renews it, then `moat grant codex --method import`",
         )
     return login
-
-
-def _read(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            return json.loads(file.read(_LIMIT))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise GrantError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError:
-        # Not chained: the text of a JSON error may quote the file.
-        raise GrantError(f"{path} is not JSON", hint="log in with `codex login` again") from None
 
 
 def _login(access: str, tokens: dict[str, Any]) -> CodexLogin:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import field
@@ -17,6 +16,7 @@ from moat.vault.npmrc import registries
 from moat.vault.providers import Entry, provider
 from moat.vault.providers.declared import Declared
 from moat.vault.providers.npm import PATHS, ROUTES
+from moat.vault.toolfile import read_json
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 _MAX_BYTES = 1_000_000
@@ -139,16 +139,16 @@ def about(grant: Grant) -> Mapping[str, str]:
 def _codex(scope: str | None) -> Found | None:
     """Codex's API key. Its ChatGPT login is another thing (`codex_login`)."""
     del scope
-    key = _json(auth_file()).get("OPENAI_API_KEY")
+    key = _fields(auth_file()).get("OPENAI_API_KEY")
     return Found(PLACE, Secret(key)) if isinstance(key, str) and key else None
 
 
 def _graphite(scope: str | None) -> Found | None:
     """What `gt auth` has written: into a file of its own by now, into another one before."""
     del scope
-    base = os.environ.get("XDG_CONFIG_HOME")
+    base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "graphite"
     for name in ("auth", "user_config"):
-        token = _json((Path(base) if base else Path.home() / ".config") / "graphite" / name).get("authToken")
+        token = _fields(base / name).get("authToken")
         if isinstance(token, str) and token:
             return Found(_FILES["graphite"].replace("auth", name), Secret(token))
     return None
@@ -163,18 +163,8 @@ def _npmrc(scope: str | None) -> Found | None:
     return None
 
 
-def _json(path: Path) -> Mapping[str, object]:
-    try:
-        with path.open("rb") as file:
-            data = json.loads(file.read(_MAX_BYTES))
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise GrantError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError:
-        # Not chained: the text of a JSON error may quote the file.
-        raise GrantError(f"{path} is not JSON", hint="log in with that tool again") from None
-    return data if isinstance(data, dict) else {}
+def _fields(path: Path) -> Mapping[str, object]:
+    return read_json(path, hint="log in with that tool again") or _EMPTY
 
 
 _IMPORTERS: Mapping[str, Callable[[str | None], Found | None]] = MappingProxyType(

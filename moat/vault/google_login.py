@@ -5,17 +5,15 @@ Google does not replace refresh tokens, so that Moat can renew a copy of the log
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 from moat.errors import GrantError
 from moat.vault.oauth.tokens import Client, Tokens
+from moat.vault.toolfile import read_json
 
 PLACE = "~/.gemini/oauth_creds.json"
 TOKEN_HOST = "oauth2.googleapis.com"  # noqa: S105 - a host
-_LIMIT = 1_000_000  # bytes
 # The CLI's own, in its published source. Of a program that users install Google says that its secret is none
 # (https://developers.google.com/identity/protocols/oauth2#installed).
 _CLIENT = Client(
@@ -30,16 +28,9 @@ _CLIENT = Client(
 def google_login() -> tuple[Tokens, str] | None:
     """The login and its scopes; None when there is none. Raises GrantError when it cannot be used."""
     path = Path(PLACE).expanduser()
-    try:
-        with path.open("rb") as file:
-            data: Any = json.loads(file.read(_LIMIT))
-    except FileNotFoundError:
+    data = read_json(path, hint="log in with `gemini` again")
+    if data is None:
         return None
-    except OSError as error:
-        raise GrantError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError:
-        # Not chained: the text of a JSON error may quote the file.
-        raise GrantError(f"{path} is not JSON", hint="log in with `gemini` again") from None
     match data:
         case {"access_token": str(access), "refresh_token": str(refresh)} if access and refresh:
             ends = data.get("expiry_date")  # milliseconds since the epoch

@@ -17,8 +17,8 @@ from moat.errors import GrantError
 from moat.grants import Secret
 from moat.vault.providers.docker import HUB
 from moat.vault.registry.service import IDENTITY
+from moat.vault.toolfile import read_json
 
-_MAX_BYTES = 1_000_000
 _PATIENCE = 120.0  # seconds: a helper may ask the user to unlock something
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", HUB)
@@ -37,7 +37,7 @@ def find(host: str) -> Login | None:
         _HUB_KEYS if host == HUB else (host, *(f"https://{host}{end}" for end in ("", "/", "/v1/", "/v2/")))
     )
     for path in _files():
-        config = _json(path)
+        config = read_json(path, hint="mend it, or give --username") or {}
         login = _helped(config, keys) or _written(path, config, keys)
         if login is not None:
             return login
@@ -103,19 +103,6 @@ def _written(path: Path, config: Mapping[str, Any], keys: tuple[str, ...]) -> Lo
         if password:
             return Login(str(path), username, Secret(password))
     return None
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return _table(json.loads(file.read(_MAX_BYTES)))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise GrantError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError:
-        # Not chained: the text of a JSON error may quote the file.
-        raise GrantError(f"{path} is not JSON", hint="mend it, or give --username") from None
 
 
 def _table(value: object) -> Mapping[str, Any]:
