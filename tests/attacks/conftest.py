@@ -11,10 +11,11 @@ import functools
 import json
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from typing import Any
 import pytest
 
 from tests.attacks.canary import Canary, canary
-from tests.attacks.origin import Origin, make_pki, origin
+from tests.attacks.origin import Origin, origin
+from tests.fakes.pki import make_pki
 
 PROBES = Path(__file__).parent / "probes"
 HOST = "api.anthropic.com"  # the host that the credential is bound to
 OTHER = "other.attack.test"  # a host that it is not bound to
+ELSEWHERE = "api.linear.app"  # the host of a credential that is not stored: a command prints it
+PRINTED = "lin_api_of-the-command"
 
 
 @dataclass
@@ -38,6 +42,11 @@ class World:
     stranger: Origin
     since: float
     environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> Path:
+        """A line for each time that the command was asked for its credential."""
+        return self.directory / "asked"
 
     def command(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -62,12 +71,18 @@ class World:
         return place
 
     def probe(
-        self, runtime: str, name: str, plan: object, *, grant: bool = True, as_root: bool = False
+        self,
+        runtime: str,
+        name: str,
+        plan: object,
+        *,
+        grants: Sequence[str] = ("anthropic",),
+        as_root: bool = False,
     ) -> dict[str, Any]:
         """Run probes/<name>.py in a fresh sandbox and return the JSON it printed."""
         if as_root:
             return self._probe_as_root(name, plan)
-        flags = ["--grant", "anthropic"] if grant else []
+        flags = [word for grant in grants for word in ("--grant", grant)]
         place = self.workspace("ws")
         (place / "plan.json").write_text(json.dumps(plan))
         done = self.command(
@@ -97,6 +112,17 @@ class World:
         assert len(found) == 1, f"one container expected for {run_id}: {found}"
         return found[0]
 
+    @contextlib.contextmanager
+    def configured(self, change: Callable[[str], str]) -> Iterator[None]:
+        """Runs that begin meanwhile find another config.yaml."""
+        file = Path(self.environment["MOAT_HOME"]) / "config.yaml"
+        before = file.read_text()
+        file.write_text(change(before))
+        try:
+            yield
+        finally:
+            file.write_text(before)
+
     def start(self, runtime: str, name: str, *flags: str) -> str:
         """A run that is alive in the background; its id. It ends with the world."""
         done = self.command(
@@ -110,7 +136,7 @@ class World:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory, moat_bin: str) -> Iterator[World]:
     directory = tmp_path_factory.mktemp("attacks")
-    ca, leaf = make_pki(directory, [HOST, OTHER, "*.attack.test"])
+    ca, leaf = make_pki(directory, [HOST, OTHER, ELSEWHERE, "*.attack.test"])
     secret = f"sk-ant-api03-{secrets.token_urlsafe(48)}"
     home = directory / "moat"
     home.mkdir(mode=0o700)
@@ -118,6 +144,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, moat_bin: str) -> Iterator[W
         (home / "config.yaml").write_text(
             f"upstream:\n  ca_bundle: {ca}\n  connect_to:\n"
             f'    "{HOST}:443": "127.0.0.1:{server.port}"\n'
+            f'    "{ELSEWHERE}:443": "127.0.0.1:{server.port}"\n'
             f'    "{OTHER}:443": "127.0.0.1:{stranger.port}"\n'
         )
         key = directory / "key"
@@ -140,12 +167,17 @@ def world(tmp_path_factory: pytest.TempPathFactory, moat_bin: str) -> Iterator[W
             },
         )
         (directory / "home").mkdir()
-        granted = subprocess.run(
-            [moat_bin, "grant", "anthropic", "--method", "api-key", "--no-validate"],
-            env=place.environment | {"ANTHROPIC_API_KEY": secret},
-            capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert granted.returncode == 0, granted.stderr
+        tell = shlex.join(["sh", "-c", f"echo >> {place.asked}; printf {PRINTED}"])
+        for grant in (
+            ["anthropic", "--method", "api-key", "--no-validate"],
+            ["linear", "--command", tell, "--ttl", "5s", "--no-validate"],
+        ):
+            granted = subprocess.run(
+                [moat_bin, "grant", *grant],
+                env=place.environment | {"ANTHROPIC_API_KEY": secret},
+                capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+            assert granted.returncode == 0, granted.stderr
         try:
             yield place
         finally:

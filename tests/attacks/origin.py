@@ -3,70 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import gzip
 import json
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-
-
-def make_pki(directory: Path, names: Sequence[str]) -> tuple[Path, Path]:
-    """A CA and one leaf for `names`; returns (CA certificate, leaf certificate with its key)."""
-    now = dt.datetime.now(dt.UTC)
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "attack suite CA")])
-    key = ec.generate_private_key(ec.SECP256R1())
-
-    def build(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        return (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(ca_name)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=2))
-        )
-
-    ca = (
-        build(ca_name, ca_key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
-        .sign(ca_key, hashes.SHA256())
-    )
-    leaf = (
-        build(x509.Name([]), key.public_key())
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), critical=True)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
-        )
-        .sign(ca_key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    ca_file, leaf_file = directory / "ca.pem", directory / "leaf.pem"
-    ca_file.write_bytes(ca.public_bytes(pem))
-    leaf_file.write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        + leaf.public_bytes(pem)
-    )
-    return ca_file, leaf_file
+_HANDSHAKE = b"\x16"  # first byte of every TLS connection
 
 
 class Origin:
-    """`received`: one bytes object per connection. `connections` counts TCP accepts, TLS or not."""
+    """`received`: one bytes object per connection, `plain`: what came without TLS. `connections` counts all."""
 
     def __init__(self, leaf: Path) -> None:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.load_cert_chain(leaf)
         self.received: list[bytearray] = []
+        self.plain: list[bytes] = []
         self.connections = 0
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
@@ -80,6 +35,10 @@ class Origin:
                 threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
 
     def _serve(self, peer: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            if peer.recv(1, socket.MSG_PEEK) not in {_HANDSHAKE, b""}:
+                self._listen(peer)
+                return
         log = bytearray()
         self.received.append(log)
         with contextlib.suppress(OSError), peer, self.context.wrap_socket(peer, server_side=True) as tls:
@@ -106,6 +65,11 @@ class Origin:
                     buffer += data
                 body, buffer = buffer[:length], buffer[length:]
                 tls.sendall(self._answer(head, body))
+
+    def _listen(self, peer: socket.socket) -> None:
+        with peer:
+            self.plain.append(peer.recv(65536))
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
     def _answer(self, head: bytes, body: bytes) -> bytes:
         text = json.dumps({"head": head.decode("latin-1"), "body": body.decode("latin-1")}).encode()

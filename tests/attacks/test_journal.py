@@ -137,20 +137,15 @@ def _fill(world: World, run: str) -> None:
 
 def test_a_flood_fills_no_disk_and_pushes_nothing_out(world: World, runtime: str) -> None:
     """Limits of 16 KiB, which a sandbox passes on purpose; then it wants the credential used unrecorded."""
-    config = Path(world.environment["MOAT_HOME"]) / "config.yaml"
-    before = config.read_text()
     seen = len(world.origin.received)
     flood = [
         {"name": f"flood {port}", "connect": f"169.254.169.254:{port}", "tls": None,
          "send": f"GET /{port}/{'x' * 900} HTTP/1.1\r\nHost: 169.254.169.254:{port}\r\nConnection: close\r\n\r\n"}
         for port in range(2000, 2040)
     ]  # fmt: skip
-    config.write_text(before + "journal: {max_size: 16k, max_trace: 16k}\n")
-    try:
-        use = step("use", request("/x", fields="x-api-key: sk-x\r\n"), pause=7)
+    use = step("use", request("/x", fields="x-api-key: sk-x\r\n"), pause=7)
+    with world.configured(lambda text: text + "journal: {max_size: 16k, max_trace: 16k}\n"):
         answers = world.probe(runtime, "through_proxy", [*flood, use])
-    finally:
-        config.write_text(before)
     run = newest(world)
     place = Path(world.environment["MOAT_HOME"]) / "runs" / run
     assert " 503 " in answers["use"].split("\r\n")[0]

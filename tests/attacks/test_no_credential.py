@@ -12,8 +12,13 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.attacks.conftest import HOST, OTHER, World
 
@@ -149,26 +154,67 @@ def test_the_placeholder_in_the_wrong_place_is_refused(world: World, runtime: st
 
 
 def test_plain_http_gets_no_credential(attacker: Attacker, world: World) -> None:
-    before = world.origin.connections
+    """Also at the very port that the credential is bound to, where it reaches the origin in clear text."""
+    before, clear = len(world.origin.received), len(world.origin.plain)
+    port = f"{HOST}:443"
     answers = attacker(
         "through_proxy",
         [
             {"name": "absolute", "connect": None, "tls": None,
              "send": f"GET http://{HOST}/ HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n"},
-            {"name": "tunnel", "connect": f"{HOST}:443", "tls": None, "send": request("/")},
+            {"name": "tunnel", "connect": port, "tls": None, "send": request("/")},
+            {"name": "absolute with port", "connect": None, "tls": None,
+             "send": f"GET http://{port}/ HTTP/1.1\r\nHost: {port}\r\nConnection: close\r\n\r\n"},
+            {"name": "tunnel with port", "connect": port, "tls": None, "send": request("/", port)},
         ],
     )  # fmt: skip
-    assert world.origin.connections == before
+    assert len(world.origin.received) == before, "nothing went over TLS"
+    arrived = world.origin.plain[clear:]
+    assert len(arrived) == 2, "else nothing was tried"
+    assert world.secret.encode() not in b"".join(arrived)
     for answer in answers.values():
         assert world.secret not in answer
 
 
+@pytest.fixture(scope="module")
+def neighbours(world: World) -> dict[str, str]:
+    """What a living run of each runtime has in its workspace, in its arguments and in its log."""
+    marks = {}
+    for runtime in ("embedded", "docker"):
+        mark = marks[runtime] = f"of-the-neighbour-{secrets.token_hex(16)}"
+        place = world.workspace(f"neighbour-{runtime}")
+        (place / "kept").write_text(mark)
+        done = world.command(
+            "run", str(place), "--runtime", runtime, "-d", "--name", f"neighbour-{runtime}", "--",
+            "sh", "-c", "echo $0; sleep 3600", mark,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        log = Path(world.environment["MOAT_HOME"]) / "runs" / done.stdout.strip() / "output.log"
+        deadline = time.monotonic() + 30
+        while mark.encode() not in log.read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    return marks
+
+
+def test_nothing_of_another_run_is_there(
+    attacker: Attacker, world: World, neighbours: dict[str, str]
+) -> None:
+    """Invariant 7. Seen to fail with MOAT_HOME mounted (`mounts` in `Assembly._spec`)."""
+    found = attacker("treasure", {"needles": neighbours, "since": world.since})
+    assert found["places"] == {"embedded": [], "docker": []}
+
+
 def test_another_run_has_its_own_credentials(world: World, runtime: str) -> None:
-    """Invariant 7: beside a run that holds the grant, a run without it is not served with the credential."""
+    """Invariant 7: beside a run that holds the grant, one without it, or with another, is not served with it.
+
+    Seen to fail with all grants of the vault in `granted.prepare`.
+    """
     other = world.start(runtime, f"beside-{runtime}", "--grant", "anthropic")
     before = len(world.origin.received)
-    answers = world.probe(runtime, "through_proxy", [step("x", request("/"))], grant=False)
-    assert " 200 " in answers["x"].split("\r\n")[0], answers
+    for grants in ((), ("linear",)):
+        answers = world.probe(runtime, "through_proxy", [step("x", request("/"))], grants=grants)
+        assert " 200 " in answers["x"].split("\r\n")[0], answers
     assert world.secret.encode() not in b"".join(bytes(x) for x in world.origin.received[before:])
     script = (
         "import os,socket,json\n"

@@ -44,19 +44,16 @@ def tells_all(connection: ServerConnection) -> None:
 @contextlib.contextmanager
 def websocket_origin(world: World) -> Iterator[None]:
     """In place of the world's origin: real frames by a real library."""
-    config = Path(world.environment["MOAT_HOME"]) / "config.yaml"
-    before = config.read_text()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(world.directory / "leaf.pem")
     with serve(tells_all, "127.0.0.1", 0, ssl=context) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        port = server.socket.getsockname()[1]
-        config.write_text(before.replace(f"127.0.0.1:{world.origin.port}", f"127.0.0.1:{port}"))
+        instead = f"127.0.0.1:{server.socket.getsockname()[1]}"
         try:
-            yield
+            with world.configured(lambda text: text.replace(f"127.0.0.1:{world.origin.port}", instead)):
+                yield
         finally:
-            config.write_text(before)
             server.shutdown()
             thread.join(10)
 

@@ -178,6 +178,8 @@ def test_everything_is_gone_after_a_restart_of_the_machine(
         silent.listen(64)
         monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 's'}")
         until(lambda: not records.owned(place.run(record.id)))
+        if runtime == "docker":
+            assert not goes_on(workspace), "no proxy, so no network"
         mounts.remove(Path(record.directory))
         began = time.monotonic()
         (row,) = json.loads(moat("list", "--json", timeout=20).stdout)
