@@ -1,7 +1,8 @@
 """Esc in every question of every wizard: back to the question before, to the list, and out of it.
 
 Seen to fail: without the binding of Esc in `moat.cli.menu` nothing happens and the first step waits in vain; with a
-`Console` in place of the `Walk`, Esc at the API key ends the command.
+`Console` in place of the `Walk`, Esc at the API key ends the command. Without one of the `Walk`'s questions Esc behind
+it goes one further; without its `print` all is said again; without the line in `_plain` a dumb terminal stays.
 """
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ def test_back_through_a_whole_wizard_and_on(start: Start, vendors: Vendor, tmp_p
     terminal.sees("Enter choice [1 or 2]: ")
     terminal.types("1\r")
     terminal.sees("New passphrase: ")
-    terminal.types(ESC)
-    terminal.sees("Enter choice [1 or 2]: ")
+    terminal.types("a-passphrase\r")
+    terminal.sees("The same again: ")
+    for question in ("New passphrase: ", "Enter choice [1 or 2]: "):
+        terminal.types(ESC)
+        terminal.sees(question)
     terminal.types("2\r")
     terminal.sees(METHOD)
     terminal.types("2\r")
@@ -67,8 +71,10 @@ def test_back_through_a_whole_wizard_and_on(start: Start, vendors: Vendor, tmp_p
     terminal.sees("this is a subscription token", "API Key: ")
     terminal.types(KEY + "\r")
     terminal.sees("[Y/n]: ")
+    before = len(terminal.raw)
     terminal.types(ESC)
     terminal.sees("Enter your Anthropic API key.", "API Key: ")
+    assert b"Choose authentication method" not in terminal.raw[before:], "that is on the screen"
     terminal.types(KEY + "\r")
     terminal.sees("[Y/n]: ")
     assert vendors.asked == []
@@ -91,6 +97,24 @@ def test_back_through_a_whole_wizard_and_on(start: Start, vendors: Vendor, tmp_p
     terminal.sees("Validating API key...", "API key is valid.", "Anthropic API key saved to")
     terminal.ends()
     assert stored() == (KEY, CredentialKind.API_KEY, "prompt")
+
+
+def test_back_over_a_yes_to_the_key(start: Start, tmp_path: Path) -> None:
+    """Nobody is there to check it: Esc at the second yes or no leads to the first, then to the key itself."""
+    with vendor(tmp_path / "vendor", lambda _: (500, {}), *HOSTS) as server:
+        server.config(Home.from_environment().root, "api.anthropic.com")
+        terminal = start("grant", "anthropic", MOAT_KEY_FILE=str(tmp_path / "key"))
+        for question, answer in ((METHOD, "2\r"), ("API Key: ", KEY + "\r"), ("[Y/n]: ", "\r")):
+            terminal.sees(question)
+            terminal.types(answer)
+        terminal.sees("Save it anyway? [y/N]: ")
+        for question in ("[Y/n]: ", "API Key: ", METHOD):
+            terminal.types(ESC)
+            terminal.sees(question)
+        terminal.types(ESC)
+        terminal.ends(130)
+    assert len(server.asked) == 1
+    assert nothing_stored()
 
 
 # What is typed at the list and after it, and the question that is there then.
