@@ -2,8 +2,8 @@
 
 How each was shown to fail: with the secret itself as the placeholder (granted.py) the hunt finds it; with
 `_masked` returning its text (scrub.py) the echo brings it back; with `InjectionTable.site` ignoring `bound_to`
-(inject.py), or without the comparison in `_authority_mismatch` (exchange.py), the stranger receives it or
-the exchange passes; with `leaks` returning None the placeholder travels in heads, with `guarded` false
+(inject.py), or without the comparison in `_authority_mismatch` (exchange.py) or the one in `_sni_check` (certs.py), the
+stranger receives it or the exchange passes; with `leaks` returning None the placeholder travels in heads, with `guarded` false
 (site_rules.py) in bodies, without its loop over `_at_home` to its own host's query; with `guarded` true
 at every host the prompt is refused.
 """
@@ -120,7 +120,7 @@ def test_a_stranger_never_gets_it(attacker: Attacker, world: World) -> None:
         ],
     )
     assert world.secret.encode() not in world.stranger.everything()
-    for name in ("inner Host is ours", "Host is theirs", "absolute form to ours", "two hosts"):
+    for name in ("inner Host is ours", "SNI is ours", "Host is theirs", "absolute form to ours", "two hosts"):
         assert " 200 " not in answers[name].split("\r\n")[0], (name, answers[name][:200])
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from moat.cli.menu import Console, SteppedBackError
+from moat.cli.walk import Walk
 from moat.grants import CredentialKind
 from moat.paths import Home
 from moat.vault.providers import entries
@@ -219,6 +221,26 @@ def test_a_dumb_terminal_goes_back_by_esc_and_enter(start: Start) -> None:
         terminal.types(ESC + "\n")
     terminal.ends()
     assert nothing_stored()
+
+
+def test_an_answer_is_for_the_question_that_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another `moat grant` may have settled one meanwhile. Fails without the look at the question in `Walk._answer`."""
+    questions = iter(("Passphrase: ", "Host: ", "Token: ", "Host: ", "Token: "))
+    asked: list[str] = []
+
+    def line(_: Console, question: str) -> str:
+        asked.append(question)
+        if len(asked) == 3:
+            raise SteppedBackError
+        return f"to {question}"
+
+    def wizard() -> list[str]:
+        return [walk.line(next(questions)) for _ in range(3 if len(asked) < 3 else 2)]
+
+    monkeypatch.setattr(Console, "line", line)
+    walk = Walk()
+    assert walk.through(wizard) == ["to Host: ", "to Token: "]
+    assert asked == ["Passphrase: ", "Host: ", "Token: ", "Host: ", "Token: "]
 
 
 def test_without_a_list_the_first_question_leads_out(start: Start) -> None:
