@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from moat.config import NetworkConfig, UserConfig
@@ -57,13 +59,16 @@ class Assembly:
         """Raises StartError, GrantError, VaultError, ConfigError, UsageError."""
         run = self._run
         given = _granted(run, run.vault) if run.vault else NOTHING
+        maker = runtime(run.runtime)
+        self._resources.add("launcher", maker.aclose)
+        maker.get_ready(run.id)
         extra = await self._ask_parts()
         given = with_more(given, rules=extra.rules, hosts=extra.hosts)
         _check_ports(run.request.ports.values(), _captured(extra.tunnels))
         if extra.endpoints:
             run.update(endpoints=dict(extra.endpoints))
         self.gateway = await self._make_gateway(given, extra)
-        sandbox = await runtime(run.runtime).create(
+        sandbox = await maker.create(
             self._spec(given, self.gateway.ca_bundle, extra), self.gateway.egress, run.progress
         )
         self._resources.add("sandbox", sandbox.destroy)
@@ -105,7 +110,7 @@ class Assembly:
             on_event=rejections.add,
         )
         self._resources.add("proxy", gateway.aclose)
-        run.start("imports", gateway.get_ready)
+        run.start("imports", partial(_import_ahead, gateway))
         return gateway
 
     def _credentials(self, vault: Vault, mcp: McpTable | None, rejections: Rejections) -> Credentials:
@@ -165,6 +170,12 @@ def _granted(run: RunContext, vault: Vault) -> Granted:
     from moat.runtime import granted  # with all providers: not for a run without grants
 
     return granted.prepare(vault, run.request.grants, run.request.mcp)
+
+
+async def _import_ahead(gateway: Gateway) -> None:
+    """While the sandbox is being made: what the end of a run needs. Later: what a first connection does."""
+    import_module("shutil")
+    await gateway.get_ready()
 
 
 def _check_ports(ports: Iterable[int], captured: tuple[int, ...]) -> None:

@@ -109,6 +109,11 @@ class DockerRuntime:
         limits = f"; it cannot limit {' and '.join(missing)}" if missing else ""
         return Probe(usable=True, reason=f"Docker {info.version} at {info.path}{limits}")
 
+    def get_ready(self, run_id: str) -> None:
+        """The engine is."""
+
+    async def aclose(self) -> None: ...
+
     async def create(self, spec: SandboxSpec, egress: Egress, progress: Progress) -> DockerSandbox:
         """Make the container with its files and its egress socket. Raises StartError with a hint."""
         info = await self._examine()

@@ -15,7 +15,6 @@ import dataclasses
 import os
 import signal
 import socket
-import tempfile
 from pathlib import Path
 
 import anyio
@@ -218,8 +217,22 @@ class EmbeddedRuntime:
 
     name = "embedded"
 
+    def __init__(self) -> None:
+        self._ahead: launcher.Standby | None = None
+
+    def get_ready(self, run_id: str) -> None:
+        """Start the launcher: an interpreter takes as long to come up as all the rest of `create`."""
+        self._ahead = launcher.stand_by(run_id)
+
+    async def aclose(self) -> None:
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            ahead.dismiss()
+
     async def probe(self) -> Probe:
         """Runs `true` in a sandbox made exactly as for a run; about a tenth of a second."""
+        import tempfile  # not for a run
+
         with tempfile.TemporaryDirectory(prefix="moat-probe-") as directory:
             path = Path(directory)
             spec = SandboxSpec(
@@ -249,7 +262,12 @@ class EmbeddedRuntime:
         if len(spec.host_ports) + len(spec.captured) > _MAX_PORTS:
             raise StartError(f"more than {_MAX_PORTS} host ports")
         progress("starting the sandbox")
-        sandbox = _launch(tool, spec, binds)
+        ahead, self._ahead = self._ahead or launcher.stand_by(spec.run_id), None
+        try:
+            sandbox = _launch(ahead, tool, spec, binds)
+        except BaseException:
+            ahead.dismiss()
+            raise
         try:
             fds = await sandbox.made(ingress=spec.ingress)
             await egress.serve_sockets(_sockets(fds, spec.host_ports))
@@ -288,8 +306,10 @@ def _binds(spec: SandboxSpec) -> list[bwrap.Bind]:
     return binds
 
 
-def _launch(tool: bwrap.Tool, spec: SandboxSpec, binds: list[bwrap.Bind]) -> EmbeddedSandbox:
-    """Start the launcher, which becomes bubblewrap. Raises StartError before anything runs."""
+def _launch(
+    ahead: launcher.Standby, tool: bwrap.Tool, spec: SandboxSpec, binds: list[bwrap.Bind]
+) -> EmbeddedSandbox:
+    """Have the launcher become bubblewrap. Raises StartError before anything runs."""
     root = os.geteuid() == 0
     uid, gid = (AGENT_UID, AGENT_UID) if root else (os.getuid(), os.getgid())
     memory = spec.memory or _default_memory()
@@ -310,7 +330,6 @@ def _launch(tool: bwrap.Tool, spec: SandboxSpec, binds: list[bwrap.Bind]) -> Emb
     group = cgroup.make(spec.run_id, memory=memory, pids=spec.pids, cpus=spec.cpus)
     plan = launcher.Plan(
         parent=os.getpid(),
-        control=-1,
         command=[tool.path],
         environment=launcher.environment(spec.run_id),
         drop_to=uid if root else None,
@@ -323,7 +342,9 @@ def _launch(tool: bwrap.Tool, spec: SandboxSpec, binds: list[bwrap.Bind]) -> Emb
     )
     stdio = open_terminal(spec.tty, uid) if spec.tty else open_pipes(stdin=spec.stdin)
     try:
-        launch = launcher.launch(plan, arguments, spec.argv, terminal=spec.tty is not None, stdio=stdio)
+        launch = launcher.launch(
+            ahead, plan, arguments, spec.argv, terminal=spec.tty is not None, stdio=stdio
+        )
     except BaseException:
         stdio.close()
         group.remove()

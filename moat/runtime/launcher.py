@@ -1,13 +1,13 @@
-"""Starting the launcher (`namespace.main`): its plan, its descriptors, its process."""
+"""Starting the launcher (`namespace.main`): its process, then its plan and its descriptors."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import marshal
 import math
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +15,7 @@ import sys
 import moat
 from moat.dataclass import dataclass
 from moat.errors import StartError
-from moat.runtime import bwrap
+from moat.runtime import bwrap, handover
 from moat.runtime.procfs import MARK
 from moat.runtime.sandbox import HOST_ADDRESS, PROXY_PORT
 from moat.runtime.stdio import Stdio
@@ -38,10 +38,9 @@ Listener = tuple[str, str, int, bool]  # kind, address, port, whether another li
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the launcher does; sent in a memfd."""
+    """What the launcher does; sent in a memfd, with everything that it names."""
 
     parent: int  # the supervisor's pid
-    control: int  # descriptor of the socket between attendant and supervisor
     command: list[str]
     environment: dict[str, str]  # of launcher, attendant and bubblewrap itself, not of the command
     drop_to: int | None  # run by root: the uid to become
@@ -54,8 +53,21 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Standby:
+    """A launcher that waits for its plan; it ends when `control` is closed."""
+
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+
+    def dismiss(self) -> None:
+        self.control.close()
+        self.process.kill()
+        self.process.wait()
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
-    """A launcher that runs. Writing a byte to `release` lets the command start."""
+    """A launcher that has its plan. Writing a byte to `release` lets the command start."""
 
     process: subprocess.Popen[bytes]
     control: socket.socket
@@ -91,49 +103,70 @@ def rlimits(*, memory: int, pids: int, cpus: float = 0.0) -> dict[str, int]:
     return limits
 
 
-def launch(
-    plan: Plan, arguments: bwrap.Arguments, argv: tuple[str, ...], *, terminal: bool, stdio: Stdio
-) -> Launch:
-    """Start it; `plan.command` and `plan.control` are filled in here. Closes `arguments`.
+def stand_by(run_id: str) -> Standby:
+    """Start a launcher that waits for its plan.
 
     The kernel ends the sandbox with the thread that calls this.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    held, release = _gate()
-    arguments.fds.append(held)
     with theirs:
         try:
-            words = arguments.data(b"".join(os.fsencode(word) + b"\0" for word in arguments.words))
-            command = [
-                "--args",
-                str(words),
-                "--block-fd",
-                str(held),
-                "--",
-                *_session(terminal=terminal),
-                *argv,
-            ]
-            plan = dataclasses.replace(plan, command=[*plan.command, *command], control=theirs.fileno())
-            content = arguments.data(marshal.dumps(dataclasses.asdict(plan)))
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", bootstrap("namespace"), str(content), moat.__path__[0]],
-                stdin=stdio.child[0],
-                stdout=stdio.child[1],
-                stderr=stdio.child[2],
-                pass_fds=(theirs.fileno(), *arguments.fds),
-                env=plan.environment
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    bootstrap("namespace"),
+                    str(theirs.fileno()),
+                    moat.__path__[0],
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env=environment(run_id)
                 | {name: os.environ[name] for name in _PYTHON_NEEDS if name in os.environ},
                 cwd="/",
                 start_new_session=True,  # ^C at the supervisor's terminal is not for the sandbox
             )
         except BaseException:
             ours.close()
-            os.close(release)
             raise
-        finally:
-            arguments.close()
+    return Standby(process, ours)
+
+
+def launch(
+    ahead: Standby,
+    plan: Plan,
+    arguments: bwrap.Arguments,
+    argv: tuple[str, ...],
+    *,
+    terminal: bool,
+    stdio: Stdio,
+) -> Launch:
+    """Have it carry out `plan`, whose command is completed here. Closes `arguments`."""
+    held, release = _gate()
+    arguments.fds.append(held)
+    try:
+        words = arguments.data(b"".join(os.fsencode(word) + b"\0" for word in arguments.words))
+        options = ["--args", str(words), "--block-fd", str(held), "--"]
+        command = [*plan.command, *options, *_session(terminal=terminal), *argv]
+        content = arguments.data(
+            marshal.dumps(dataclasses.asdict(dataclasses.replace(plan, command=command)))
+        )
+        same = [(fd, fd) for fd in arguments.fds if fd != content]
+        with contextlib.suppress(ConnectionError):  # it died, and whoever waits for its word is told so
+            handover.send(
+                ahead.control,
+                [(content, content), *same, *((fd, number) for number, fd in enumerate(stdio.child))],
+            )
+    except BaseException:
+        os.close(release)
+        raise
+    finally:
+        arguments.close()
     stdio.started()
-    return Launch(process, ours, release)
+    return Launch(ahead.process, ahead.control, release)
 
 
 def environment(run_id: str) -> dict[str, str]:
@@ -158,7 +191,7 @@ def _session(*, terminal: bool) -> list[str]:
 
     Bubblewrap stays outside that session: ^C is for the command and must not end the sandbox.
     """
-    path = shutil.which("setsid", path="/usr/bin:/bin:/usr/sbin:/sbin")
+    path = bwrap.program("setsid", "/usr/bin:/bin:/usr/sbin:/sbin")
     if path is None:
         raise StartError("setsid is missing", hint="apt-get install util-linux")
     return [path, *(["-c"] if terminal else []), "--"]

@@ -1,7 +1,7 @@
 """The launcher: a short-lived process between the supervisor and bubblewrap.
 
 A supervisor is asynchronous and may have threads, so it must not fork and enter namespaces itself. It
-starts `python -I -S` on `main`, which
+starts `python -I -S` on `main`, early, so that it is there by the time its plan is. With the plan it
 
 1. run by root: takes the directories to bind as mounts that the agent's uid may use, and gives up root
    for good (bubblewrap started by the real uid 0 leaves /proc/sys writable from inside);
@@ -30,7 +30,7 @@ import resource
 import struct
 import time
 
-from moat.runtime import idmap
+from moat.runtime import handover, idmap
 
 TYPE_CHECKING = False  # typing's own would import typing
 if TYPE_CHECKING:
@@ -60,13 +60,18 @@ class LaunchError(Exception):
         self.step = step
 
 
-def main(plan_fd: int) -> None:
-    """Carry out the plan (`launcher.Plan`, marshalled in a memfd); returns only by exec or exit."""
-    with os.fdopen(plan_fd, "rb") as file:
-        plan = marshal.load(file)  # noqa: S302 - our own parent wrote it, with the same interpreter
-    control = socket.socket(fileno=plan["control"])
-    os.set_inheritable(control.fileno(), False)
+def main(number: int) -> None:
+    """Wait at this socket for a plan (`launcher.Plan`, marshalled) and carry it out.
+
+    Returns only by exec or exit.
+    """
+    given = handover.take(socket.socket(fileno=number))
+    if given is None:  # the run ended before there was a plan
+        os._exit(0)
+    control, plan_fd = given
     try:
+        with os.fdopen(plan_fd, "rb") as file:
+            plan = marshal.load(file)  # noqa: S302 - our own parent wrote it, with the same interpreter
         _launch(plan, control)
     except BaseException as error:  # the supervisor is the one to tell, whatever it is
         _report(control, error)
