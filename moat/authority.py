@@ -6,7 +6,6 @@ spelling that some resolver understands and another does not is refused.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -14,10 +13,11 @@ from typing import NoReturn
 
 from moat.dataclass import dataclass
 from moat.errors import MoatError
+from moat.regex import regex
 
-_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
-_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a last label like this makes the host an IPv4 address (WHATWG)
-_PORT = re.compile(r"[1-9][0-9]{0,4}")
+_LABEL = regex(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_NUMERIC = regex(r"[0-9]+|0x[0-9a-f]*")  # a last label like this makes the host an IPv4 address (WHATWG)
+_PORT = regex(r"[1-9][0-9]{0,4}")
 _MAX_HOST = 253
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 

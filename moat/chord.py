@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from moat.dataclass import dataclass
 from moat.errors import UsageError
+from moat.regex import regex
 
-_SPELLING = re.compile(r"ctrl-([a-z/_\\\]^@])")
+_SPELLING = regex(r"ctrl-([a-z/_\\\]^@])")
 _KEYS_OF_THEIR_OWN = "him"  # backspace, tab, enter; `[` is Escape
 _HINT = "ctrl-/, ctrl- and a letter (not h, i or m) or one of \\ ] ^ @, or none"
 

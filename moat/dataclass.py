@@ -1,9 +1,10 @@
-"""`dataclass` of the standard library, whose frozen classes with slots are made without compiling them.
+"""`dataclass` of the standard library, whose classes with slots are made without compiling them.
 
 The standard one compiles six methods for each class while it is imported: for the 140 classes of a run two
 fifths of all imports, which are most of what `moat run -- true` takes. Here `__init__` is compiled when the
-first instance is made, and everything else is shared. What is not `frozen=True, slots=True`, or has more,
-is the standard one's. `replace`, `fields`, `asdict` and `is_dataclass` of `dataclasses` work with either.
+first instance is made, and everything else is shared. What is not `slots=True`, or has more than `frozen`,
+`kw_only` and `repr`, is the standard one's. `replace`, `fields`, `asdict` and `is_dataclass` of `dataclasses`
+work with either.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ _OPTIONS = {"frozen", "slots", "kw_only", "repr"}
 
 
 def _is_plain(options: dict[str, Any]) -> bool:
-    return bool(options.get("frozen") and options.get("slots")) and options.keys() <= _OPTIONS
+    return bool(options.get("slots")) and options.keys() <= _OPTIONS
 
 
-def _quick(given: type, *, frozen: bool, slots: bool, kw_only: bool = False, repr: bool = True) -> Any:
-    assert frozen
+def _quick(
+    given: type, *, slots: bool, frozen: bool = False, kw_only: bool = False, repr: bool = True
+) -> Any:
     given.__doc__ = given.__doc__ or given.__name__  # or the standard one derives it from the signature
     cls: Any = dataclasses.dataclass(given, init=False, repr=False, eq=False, slots=slots, kw_only=kw_only)
     every = dataclasses.fields(cls)
-    names = frozenset(field.name for field in every)
     key = _key(tuple(field.name for field in every if field.compare))
     shown = tuple(field.name for field in every if field.repr)
 
@@ -51,6 +52,20 @@ def _quick(given: type, *, frozen: bool, slots: bool, kw_only: bool = False, rep
 
     def __hash__(self: Any) -> int:
         return hash(key(self))
+
+    cls.__init__ = __init__
+    for method in (__eq__, *([__hash__] if frozen else ()), *([__repr__] if repr else ())):
+        if cls.__dict__.get(method.__name__) is None:  # with an `__eq__` of its own, `__hash__` is None
+            setattr(cls, method.__name__, method)
+    if frozen:
+        _freeze(cls, every)
+    elif "__hash__" not in cls.__dict__:
+        cls.__hash__ = None
+    return cls
+
+
+def _freeze(cls: Any, every: tuple[dataclasses.Field[Any], ...]) -> None:
+    names = frozenset(field.name for field in every)
 
     def __setattr__(self: Any, name: str, value: object) -> None:
         if type(self) is cls or name in names:
@@ -69,12 +84,10 @@ def _quick(given: type, *, frozen: bool, slots: bool, kw_only: bool = False, rep
         for field, value in zip(every, state, strict=True):
             object.__setattr__(self, field.name, value)
 
-    cls.__init__ = __init__
     cls.__setattr__, cls.__delattr__ = __setattr__, __delattr__
-    for method in (__eq__, __hash__, __getstate__, __setstate__, *([__repr__] if repr else ())):
-        if cls.__dict__.get(method.__name__) is None:  # with an `__eq__` of its own, `__hash__` is None
+    for method in (__getstate__, __setstate__):
+        if method.__name__ not in cls.__dict__:
             setattr(cls, method.__name__, method)
-    return cls
 
 
 def _key(names: tuple[str, ...]) -> Any:
@@ -85,7 +98,7 @@ def _key(names: tuple[str, ...]) -> Any:
 
 
 def _initializer(cls: Any, every: tuple[dataclasses.Field[Any], ...]) -> Any:
-    """`__init__`, which fills the slots directly: the class refuses to be assigned to."""
+    """`__init__`, which fills the slots directly: a frozen class refuses to be assigned to."""
     space: dict[str, Any] = {"missing": dataclasses.MISSING}
     positional: list[str] = ["self"]
     named: list[str] = []

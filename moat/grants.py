@@ -7,7 +7,6 @@ itself in `repr`, `str`, logs or pickles, so a credential can be passed around a
 from __future__ import annotations
 
 import datetime as dt
-import re
 from collections.abc import Mapping
 from dataclasses import field
 from enum import StrEnum
@@ -16,8 +15,9 @@ from typing import Literal, NoReturn, Protocol
 
 from moat.dataclass import dataclass
 from moat.errors import GrantError
+from moat.regex import regex
 
-_GRANT = re.compile(r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,253})?")
+_GRANT = regex(r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,253})?")
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 
 Surface = Literal["header", "path", "query", "body", "websocket"]

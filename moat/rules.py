@@ -26,20 +26,20 @@ A `warn` decides nothing: what it matches is recorded as a warning, and the next
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
 from moat.authority import AuthorityError, literal, split_host_port
 from moat.dataclass import dataclass
+from moat.regex import regex
 
 Action = Literal["allow", "deny", "warn"]
 
 _WEB_PORTS = (80, 443)
-_ANY_HOST = re.compile(r"\*(?::[0-9]+)?")
-_METHOD = re.compile(r"\*|[A-Z](?:[A-Z-]{0,30}[A-Z])?")
-_SEGMENT = re.compile(r"[A-Za-z0-9._~!$&'()+,=:@-]+")
+_ANY_HOST = regex(r"\*(?::[0-9]+)?")
+_METHOD = regex(r"\*|[A-Z](?:[A-Z-]{0,30}[A-Z])?")
+_SEGMENT = regex(r"[A-Za-z0-9._~!$&'()+,=:@-]+")
 _ACTIONS: dict[str, Action] = {"allow": "allow", "deny": "deny", "warn": "warn"}
 
 

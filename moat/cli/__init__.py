@@ -72,6 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     entry = COMMANDS.get(args[0])
     if entry is None:
         return _unknown(args[0])
+    if argv is None:
+        import gc
+
+        gc.disable()  # until `call` has imported the command: see `moat.importing`
     from moat.cli.output import call, leave
 
     alone, starts = argv is None, args[0] in _STARTERS

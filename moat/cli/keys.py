@@ -13,11 +13,12 @@ from collections.abc import Callable
 from enum import Enum
 
 from moat.chord import DEFAULT, Chord
+from moat.regex import regex
 
-_KITTY = re.compile(rb"\x1b\[(\d{1,7})(?::[\d:]*)?(?:;(\d{1,4})(?::(\d))?)?(?:;[\d:]*)?u")
-_XTERM = re.compile(rb"\x1b\[27;(\d{1,4});(\d{1,7})~")  # modifyOtherKeys
-_BEGUN = re.compile(rb"\x1b\[[\d:;]*\Z")
-_REPORT = re.compile(rb"\x1b\[[?>]?[\d;]*(?:\$y|[RcnIO])")  # answers of a terminal, and its focus
+_KITTY = regex(rb"\x1b\[(\d{1,7})(?::[\d:]*)?(?:;(\d{1,4})(?::(\d))?)?(?:;[\d:]*)?u")
+_XTERM = regex(rb"\x1b\[27;(\d{1,4});(\d{1,7})~")  # modifyOtherKeys
+_BEGUN = regex(rb"\x1b\[[\d:;]*\Z")
+_REPORT = regex(rb"\x1b\[[?>]?[\d;]*(?:\$y|[RcnIO])")  # answers of a terminal, and its focus
 _CONTROL, _RELEASE = 4, b"3"
 _LOCKS = 64 | 128  # caps lock and num lock are reported as modifiers
 

@@ -27,7 +27,7 @@ from moat.paths import Home, write_private
 from moat.proxy.events import ExchangeFinished
 from moat.proxy.feed import Reader
 from moat.proxy.trace import to_record
-from moat.runtime.loop import raise_limits, run_loop
+from moat.runtime.loop import keep_freed_memory, raise_limits, run_loop
 from moat.runtime.outside import OutsideProxy, injected, open_outside
 from moat.vault import Vault, open_vault
 
@@ -92,6 +92,7 @@ class _Serving:
 
     def run(self) -> int:
         raise_limits()
+        keep_freed_memory()
         run_loop(self._serve())
         for (grant, host), count in self._used.most_common():
             say(f"{grant} went to {host} ({count} {'request' if count == 1 else 'requests'})")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import struct
 import sys
@@ -30,6 +29,7 @@ from moat.cli.output import git_warning, safe, say
 from moat.cli.verdict import BY_KEY, Decision, Verdict
 from moat.errors import EXIT_INTERRUPTED, EXIT_START, StartError
 from moat.paths import Home
+from moat.regex import regex
 from moat.runtime import control, records
 from moat.runtime.control import Connection, Frame
 from moat.runtime.handle import RunHandle
@@ -38,7 +38,7 @@ from moat.runtime.records import RunRecord, State
 _TWICE = 0.5  # seconds in which a second Ctrl-C means "stop" and not "detach"
 _STUBBORN = 2.0  # seconds after which a command that Ctrl-C did not end is worth a word
 _GRACE = 10.0
-_CTRL_C = re.compile(rb"\x03|\x1b\[99;5(?::1)?u")  # as a byte, and in the kitty keyboard protocol
+_CTRL_C = regex(rb"\x03|\x1b\[99;5(?::1)?u")  # as a byte, and in the kitty keyboard protocol
 _EXIT_PIPE = 128 + signal.SIGPIPE
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 from moat.config.check import Checker, Node
 from moat.dataclass import dataclass
+from moat.regex import regex
 from moat.rules import HostPattern, parse_host_pattern
 
-_SECONDS = re.compile(r"([1-9][0-9]{0,3})([smh])")
+_SECONDS = regex(r"([1-9][0-9]{0,3})([smh])")
 _MOST = 3600  # seconds; no client waits that long
 
 

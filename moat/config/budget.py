@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 from moat.config.check import Checker, Node, kind_of
 from moat.dataclass import dataclass
+from moat.regex import regex
 from moat.rules import parse_entry_host
 
-_SIZE = re.compile(r"([1-9][0-9]{0,11})(?: ?([kKMGT])(i?)B)?")
+_SIZE = regex(r"([1-9][0-9]{0,11})(?: ?([kKMGT])(i?)B)?")
 _POWERS = {"k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
 _MOST_REQUESTS = 10**9
 _MOST_PER_MINUTE = 100_000  # each is remembered for a minute

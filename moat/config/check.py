@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from moat.errors import ConfigError
+from moat.regex import regex
 
 MAX_PROBLEMS = 50  # more do not help anybody
 MAX_NODES = 20_000  # aliases can make a small file long
 
 _TAG = "tag:yaml.org,2002:"
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_PLAIN_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,17}")
+_VARIABLE = regex(r"[A-Za-z_][A-Za-z0-9_]*")
+_PLAIN_INTEGER = regex(r"0|-?[1-9][0-9]{0,17}")
 _KINDS = {
     "int": "a number",
     "float": "a number",
@@ -211,5 +211,7 @@ def kind_of(node: Node) -> str:
 
 def meant(word: str, known: Collection[str]) -> str:
     """`; did you mean 'grants'?`, or nothing when no known word is near."""
+    from difflib import get_close_matches  # 2 ms, which only a mistake costs
+
     near = get_close_matches(word.lower(), known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -6,13 +6,12 @@ The rows are data. `moat.runtime.deps` makes images and directories of them, `mo
 
 from __future__ import annotations
 
-import difflib
-import re
 from enum import StrEnum
 
 from moat.config.elsewhere import elsewhere
 from moat.dataclass import dataclass
 from moat.errors import UsageError
+from moat.regex import regex
 
 
 class Kind(StrEnum):
@@ -214,12 +213,12 @@ _OTHER_NAMES = {
     "mariadb": "mysql",
 }
 # All of these end up in shell lines, paths and URLs: nothing else may pass.
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
-_PYTHON_VERSION = re.compile(r"3\.\d{1,2}(\.\d{1,3})?")
+_VERSION = regex(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_PYTHON_VERSION = regex(r"3\.\d{1,2}(\.\d{1,3})?")
 _NAMES = {
-    "npm": re.compile(r"(@[a-z0-9][a-z0-9._-]{0,63}/)?[a-z0-9][a-z0-9._-]{0,127}"),
-    "pip": re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?(\[[A-Za-z0-9,_-]{1,64}\])?"),
-    "uv": re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"),
+    "npm": regex(r"(@[a-z0-9][a-z0-9._-]{0,63}/)?[a-z0-9][a-z0-9._-]{0,127}"),
+    "pip": regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?(\[[A-Za-z0-9,_-]{1,64}\])?"),
+    "uv": regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"),
 }
 
 
@@ -285,7 +284,9 @@ def _meant(name: str) -> str:
     )
     if name in names:
         return f"; did you mean {names[name]!r}?"
-    near = difflib.get_close_matches(name.lower(), names, n=1)
+    from difflib import get_close_matches  # 2 ms, which only a mistake costs
+
+    near = get_close_matches(name.lower(), names, n=1)
     return f"; did you mean {names[near[0]]!r}?" if near else "; `moat deps list` shows them all"
 
 

@@ -12,15 +12,16 @@ from typing import Any
 from moat.config.check import Checker, Node, kind_of
 from moat.config.dependencies import BY_NAME, Kind
 from moat.dataclass import dataclass
+from moat.regex import regex
 
 LEAST_MEMORY = 128 << 20  # bytes; less does not even start an interpreter
 SERVICE_MEMORY = 2 << 30
 _MOST_MEMORY = 1 << 44
 _MOST_CPUS = 1024
-_MEMORY = re.compile(r"([1-9][0-9]{0,8})([mg])b?", re.IGNORECASE)
-_CPUS = re.compile(r"[0-9]{1,4}(\.[0-9]{1,2})?")
-_VOLUME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-_IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
+_MEMORY = regex(r"([1-9][0-9]{0,8})([mg])b?", re.IGNORECASE)
+_CPUS = regex(r"[0-9]{1,4}(\.[0-9]{1,2})?")
+_VOLUME = regex(r"[a-z0-9][a-z0-9_-]{0,62}")
+_IMAGE = regex(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
 _SERVICES = tuple(name for name, entry in BY_NAME.items() if entry.kind is Kind.SERVICE)
 SERVICE_PORTS = {"postgres": 5432, "mysql": 3306, "redis": 6379}
 _ENGINE_ONLY = "the sandbox has no network, so the engine's resolver would not be asked"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 from moat.config import size
 from moat.config.check import Checker, Node
 from moat.dataclass import dataclass
+from moat.regex import regex
 
-_SYSLOG = re.compile(r"local|(udp|tcp)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253}):[1-9][0-9]{0,4}")
+_SYSLOG = regex(r"local|(udp|tcp)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253}):[1-9][0-9]{0,4}")
 _PLACES = ("file", "syslog", "command")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from types import MappingProxyType
@@ -10,8 +9,9 @@ from typing import Any
 
 from moat.config.check import Checker, Node
 from moat.dataclass import dataclass
+from moat.regex import regex
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_NAME = regex(r"[a-z0-9][a-z0-9_-]{0,62}")
 _NO_GRANT = (
     "a program in the sandbox gets no credential; list the grant under `grants:`, and the proxy adds it to "
     "what the program sends"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
@@ -10,16 +9,17 @@ from urllib.parse import urlsplit
 
 from moat.config.check import Checker, Node, meant
 from moat.dataclass import dataclass
+from moat.regex import regex
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_NAME = regex(r"[a-z0-9][a-z0-9_-]{0,62}")
 _NAME_RULE = "a name of an MCP server: lower-case letters, digits, `_` and `-`, at most 63"
-_GRANT = re.compile(r"(?:mcp|oauth):[A-Za-z0-9][A-Za-z0-9._-]{0,253}")
-_HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{0,63}")
+_GRANT = regex(r"(?:mcp|oauth):[A-Za-z0-9][A-Za-z0-9._-]{0,253}")
+_HEADER = regex(r"[A-Za-z][A-Za-z0-9-]{0,63}")
 # What the proxy and every client set themselves, or what frames a message.
 _HEADERS_OF_HTTP = frozenset(
     {"host", "connection", "content-length", "content-type", "transfer-encoding", "accept", "te", "upgrade"}
 )
-_TOOL = re.compile(r"[A-Za-z0-9_./*?-]{1,128}")
+_TOOL = regex(r"[A-Za-z0-9_./*?-]{1,128}")
 _LOCAL = frozenset({"localhost", "127.0.0.1"})
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 

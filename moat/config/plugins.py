@@ -16,18 +16,17 @@ from urllib.parse import urlsplit
 from moat.config.check import Checker, Node
 from moat.dataclass import dataclass
 from moat.errors import UsageError
+from moat.regex import regex
 
 KINDS = {"github": "repo", "git": "url", "directory": "path"}  # source -> the key of its location
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-_MARKETPLACE = re.compile(_NAME)
-_PLUGIN = re.compile(rf"{_NAME}@{_NAME}")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}/[A-Za-z0-9_.-]{1,100}")
-_REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]{0,199}")
-_SSH = re.compile(
-    r"(?P<user>[A-Za-z0-9_][A-Za-z0-9._-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*):(?P<path>[!-~]+)"
-)
-_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]")
+_MARKETPLACE = regex(_NAME)
+_PLUGIN = regex(rf"{_NAME}@{_NAME}")
+_REPOSITORY = regex(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}/[A-Za-z0-9_.-]{1,100}")
+_REF = regex(r"[A-Za-z0-9_][A-Za-z0-9._/+-]{0,199}")
+_SSH = regex(r"(?P<user>[A-Za-z0-9_][A-Za-z0-9._-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*):(?P<path>[!-~]+)")
+_HOST = regex(r"[A-Za-z0-9][A-Za-z0-9.-]*|\[[0-9A-Fa-f:.]+\]")
 # Claude Code takes these from one owner only and drops others without a word.
 _RESERVED = frozenset(
     (
@@ -52,7 +51,7 @@ _RESERVED = frozenset(
         "life-sciences",
     )
 )
-_RESERVED_OWNER = re.compile(
+_RESERVED_OWNER = regex(
     r"(?:(?:https|ssh)://(?:git@)?github\.com/|git@github\.com:)?anthropics/[A-Za-z0-9_.-]+", re.IGNORECASE
 )
 

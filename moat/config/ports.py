@@ -7,8 +7,9 @@ from types import MappingProxyType
 
 from moat.config.check import Checker, Node
 from moat.errors import UsageError
+from moat.regex import regex
 
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_NAME = regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _RULE = "lower-case letters, digits and `-`, at most 63"
 _OURS = frozenset({80, 443, 3128})  # Moat's own listeners in every sandbox: behind them is the run's proxy
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 from moat.config.check import Checker, Node
+from moat.regex import regex
 
-_SIZE = re.compile(r"([1-9][0-9]{0,5})([kmg])")
+_SIZE = regex(r"([1-9][0-9]{0,5})([kmg])")
 _LEAST, _MOST = 16 << 10, 64 << 30  # bytes
 
 

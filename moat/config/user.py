@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
@@ -17,8 +16,9 @@ from moat.config.model import UpstreamConfig, UserClaudeConfig, UserConfig
 from moat.config.source import read_document, trusted
 from moat.errors import UsageError
 from moat.paths import Home
+from moat.regex import regex
 
-_ENDPOINT = re.compile(
+_ENDPOINT = regex(
     r"(?:\[(?P<ip6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]{1,253})):(?P<port>[1-9][0-9]{0,4})"
 )
 _LATER = "not supported yet"

@@ -16,13 +16,14 @@ from moat.config.model import MountConfig, RunConfig
 from moat.config.mounts import parse_mount, refused_target
 from moat.config.source import read_document
 from moat.errors import ConfigError, UsageError
+from moat.regex import regex
 
 FILES = ("agent.yaml", "moat.yaml")
 
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_LABEL = regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_RULE = "a name: lower-case letters, digits and `-`, at most 63"
-_GRANT = re.compile(r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,253})?")
-_IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
+_GRANT = regex(r"[a-z][a-z0-9_-]{0,63}(:[A-Za-z0-9][A-Za-z0-9._-]{0,253})?")
+_IMAGE = regex(r"[a-z0-9][A-Za-z0-9._/:@-]{0,254}")
 
 _REFUSED = {
     "ask": "belongs in ~/.moat/config.yaml; a workspace must not answer the questions of its own runs",

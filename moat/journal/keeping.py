@@ -6,7 +6,7 @@ import contextlib
 import logging
 
 from moat.errors import MoatError
-from moat.journal import ledger, verify
+from moat.journal import ledger
 from moat.journal.copies import Copies
 from moat.journal.key import installation_key
 from moat.journal.writer import LIMIT, Journal, copy_error
@@ -60,6 +60,8 @@ def close_abandoned(home: Home, run: str) -> None:
 
     Does nothing for one that is closed already or was tampered with.
     """
+    from moat.journal import verify  # not for a run that ends by itself
+
     known = ledger.known(ledger.about(ledger.lines(home), run)).get(run)
     if known is None or known.entries is not None or known.removed:
         return

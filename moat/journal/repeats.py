@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+from moat.dataclass import dataclass
 
 _MAX_KINDS = 100  # told apart between two notes; a sandbox can think of endless names
 

@@ -10,9 +10,11 @@ import re
 import unicodedata
 from urllib.parse import unquote_to_bytes
 
-_PLAIN = re.compile(r"/(?:[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9_~!$&'()*+,=:@.-]*+/?)*")
-_BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_UNRESERVED = re.compile(r"%([0-9A-Fa-f]{2})")
+from moat.regex import regex
+
+_PLAIN = regex(r"/(?:[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9_~!$&'()*+,=:@.-]*+/?)*")
+_BAD_PERCENT = regex(r"%(?![0-9A-Fa-f]{2})")
+_UNRESERVED = regex(r"%([0-9A-Fa-f]{2})")
 _MAX_DECODES = 3  # nothing honest is encoded even twice
 _MAX_SEGMENTS = 128  # honest paths have under 20; every reading is asked of every rule
 

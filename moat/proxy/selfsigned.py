@@ -34,9 +34,6 @@ def ca_certificate(
 
     `bounds` are further extensions, each with whether it is critical.
     """
-    from cryptography.hazmat.primitives import hashes
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     subject = _tlv(_SEQUENCE, _attribute(_ORGANIZATION, "Moat"), _attribute(_COMMON_NAME, name))
     point = _point(key.public_key().public_numbers())
     identifier = hashlib.sha1(point, usedforsecurity=False).digest()
@@ -59,8 +56,22 @@ def ca_certificate(
         _tlv(_SEQUENCE, _tlv(_SEQUENCE, _oid(_EC_KEY), _oid(_P256)), _tlv(_BITS, b"\0", point)),
         _tlv(_EXTENSIONS, _tlv(_SEQUENCE, *extensions)),
     )
-    signature = key.sign(signed, ec.ECDSA(hashes.SHA256()))
+    signature = key.sign(signed, _ecdsa_sha256())
     return _tlv(_SEQUENCE, signed, algorithm, _tlv(_BITS, b"\0", signature))
+
+
+def _ecdsa_sha256() -> ec.ECDSA:
+    """`ECDSA(SHA256())`, whose own `__init__` imports all ciphers of the library: 12 ms, for any kind."""
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    class EcdsaSha256(ec.ECDSA):
+        algorithm = hashes.SHA256()
+        deterministic_signing = False
+
+        def __init__(self) -> None: ...
+
+    return EcdsaSha256()
 
 
 def _point(public: ec.EllipticCurvePublicNumbers) -> bytes:

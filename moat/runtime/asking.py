@@ -16,11 +16,12 @@ import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 import anyio
 
 from moat.config import AskConfig
+from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.journal import Journal
 from moat.proxy.decider import Question

@@ -111,10 +111,10 @@ def _search_path() -> list[str]:
 
 def _call_it(title: bytes) -> None:
     """What `ps` shows: the command's words may be private, and are the command's (proc(5), `arg_start`)."""
-    import ctypes
-
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
     start, end = int(fields[45]), int(fields[46])
     if end - start > len(title):
-        ctypes.memmove(start, title.ljust(end - start, b"\0"), end - start)
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:  # `ctypes` takes 5 ms to import
+            memory.seek(start)
+            memory.write(title.ljust(end - start, b"\0"))

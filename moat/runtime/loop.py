@@ -39,7 +39,6 @@ def keep_freed_memory() -> None:
 
 def run_loop(main: Coroutine[Any, Any, None]) -> None:
     """Run `main` to its end, on uvloop where it is there and not switched off."""
-    keep_freed_memory()
     options: dict[str, Any] = {}
     if os.environ.get("MOAT_LOOP") != "asyncio":
         try:

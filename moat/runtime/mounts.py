@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 _DETACH = 2  # MNT_DETACH: also while somebody uses it
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def points() -> list[str]:
@@ -31,8 +29,18 @@ def remove(place: Path) -> None:
 
     Raises OSError when something stays mounted. Then nothing is deleted, for it would be the user's files.
     """
-    for point in reversed(below(place)):
-        _libc.umount2(os.fsencode(point), _DETACH)
+    import shutil  # at the end of a run, and not before its command starts
+
+    if mounted := below(place):
+        _unmount(reversed(mounted))
     if left := below(place):
         raise OSError(errno.EBUSY, "it cannot be unmounted", left[0])
     shutil.rmtree(place, ignore_errors=True)
+
+
+def _unmount(points: Iterable[str]) -> None:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    for point in points:
+        libc.umount2(os.fsencode(point), _DETACH)

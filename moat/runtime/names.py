@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 
 _ADJECTIVES = (
     "able amber ample bold brave brisk calm clear clever cosmic crisp deft eager early fair fast fine firm "
@@ -20,4 +20,8 @@ _ANIMALS = (
 
 
 def random_name() -> str:
-    return f"{secrets.choice(_ADJECTIVES.split())}-{secrets.choice(_ANIMALS.split())}"
+    return f"{_any_of(_ADJECTIVES.split())}-{_any_of(_ANIMALS.split())}"
+
+
+def _any_of(words: list[str]) -> str:
+    return words[int.from_bytes(os.urandom(4), "big") % len(words)]

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, Self
 
 from moat.dataclass import dataclass
+from moat.regex import regex
 from moat.runtime.sandbox import Output
 
 _NAME = "output.log"
 _PIECE = 65536
 _POLL = 0.1  # seconds between two looks at a growing file
 _SAME = 0.001  # seconds: what comes so soon after something else has its time
-_LINE = re.compile(rb"(\d{1,12}\.\d{3}) ([oe]) (\d{1,18})\n")
+_LINE = regex(rb"(\d{1,12}\.\d{3}) ([oe]) (\d{1,18})\n")
 
 
 _Entry = tuple[float, Literal["stdout", "stderr"], int]

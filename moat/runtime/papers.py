@@ -10,11 +10,12 @@ from pathlib import Path
 import anyio
 
 from moat import config
+from moat.config.journal import JournalConfig
 from moat.errors import MoatError, StartError
 from moat.journal import keeping
+from moat.journal.copies import Copies
 from moat.paths import Home, private_dir
 from moat.runtime import records
-from moat.runtime.copying import copies_of
 from moat.runtime.outcome import Outcome
 from moat.runtime.records import Ownership, RunRecord
 
@@ -34,6 +35,14 @@ def own(home: Home, run_id: str) -> Ownership:
         ) from error
 
 
+def _copies(settings: JournalConfig, shown: Iterable[Path]) -> Copies:
+    if not settings.copy_to:
+        return Copies()
+    from moat.runtime.copying import copies_of
+
+    return copies_of(settings, shown)
+
+
 class Papers:
     """The record (`outcome`) and the journal of a run that begins, and the user's wishes for both."""
 
@@ -47,7 +56,7 @@ class Papers:
             self.outcome = Outcome(home, record)
             self.user = config.load_user(home)
             settings = self.user.journal
-            self._copies = copies_of(settings, shown)
+            self._copies = _copies(settings, shown)
             self.journal = keeping.begin(home, record.id, self._copies, limit=settings.max_size)
         except (OSError, MoatError) as error:
             with contextlib.suppress(OSError):

@@ -52,6 +52,8 @@ def _is_second_of(pid: int, init: int) -> bool:
 
 def _has_mark(pid: int, mark: bytes) -> bool:
     try:
-        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:  # `Path` takes twice as long
+            data = file.read()
+        return mark in data and mark in data.split(b"\0")
     except OSError:
         return False

@@ -14,7 +14,6 @@ import fcntl
 import functools
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import field
@@ -27,10 +26,11 @@ from moat import paths
 from moat.dataclass import dataclass
 from moat.errors import RunNotFoundError, UsageError
 from moat.paths import Home, private_dir, write_private
+from moat.regex import regex
 
-_ID = re.compile(r"run_[0-9a-f]{12}")
+_ID = regex(r"run_[0-9a-f]{12}")
 _YOUNG = 60.0  # seconds in which the owner of a new directory certainly writes its record
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_NAME = regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class State(StrEnum):

@@ -25,11 +25,9 @@ from moat.errors import StartError, UsageError, one_error
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
 from moat.runtime import mounts, records
-from moat.runtime.asking import Asking
 from moat.runtime.assembly import Assembly
 from moat.runtime.choice import choose
 from moat.runtime.gateway import Gateway, read_exchanges
-from moat.runtime.local import LocalViewer
 from moat.runtime.names import random_name
 from moat.runtime.outcome import NEVER_BEGAN
 from moat.runtime.output_log import OutputLog
@@ -43,7 +41,6 @@ from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import TERM, Execution, Output, Progress, Sandbox
 from moat.runtime.session import Session
 from moat.runtime.size import Size
-from moat.runtime.standing import Standing
 from moat.runtime.stopping import GRACE, Stopping
 from moat.runtime.tasks import first_of
 from moat.runtime.viewers import ControlServer
@@ -51,6 +48,8 @@ from moat.runtime.workspace import check_mounts, check_workspace
 
 if TYPE_CHECKING:
     from moat.proxy.decider import Decider
+    from moat.runtime.asking import Asking
+    from moat.runtime.local import LocalViewer
     from moat.vault import Vault
 
 _HOLD = 10.0  # seconds to wait for the first viewer
@@ -98,6 +97,8 @@ async def run_here(
     about every request that policy does not refuse.
     Raises StartError, GrantError, VaultError, ConfigError, UsageError before the command has started.
     """
+    from moat.runtime.local import LocalViewer  # a supervisor has none
+
     run = LocalRun(request, home or Home.from_environment(), LocalViewer(), decider)
     async with hosted(run, handoff, progress):
         await run.started()
@@ -375,6 +376,9 @@ class LocalRun:
     def _assemble(self, handoff: bytes, progress: Progress, start: Start) -> Assembly:
         request = self._request
         if request.network.policy == "ask" and self._decider is None:
+            from moat.runtime.asking import Asking
+            from moat.runtime.standing import Standing
+
             self.asking = Asking(self.name, Standing(self._home), self.journal)
             start("questions", self.asking.tend)
             start("prompts", self._show_questions)

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import re
 
+from moat.regex import regex
+
 # ECMA-48: CSI with parameters, intermediates, final; ESC and one final; OSC, DCS, APC, PM, SOS strings.
-_SEQUENCE = re.compile(
+_SEQUENCE = regex(
     rb"\x1b(?:\[(?P<parameters>[0-?]*)(?P<between>[ -/]*)(?P<final>[@-~])"
     rb"|[\]P_^X][^\x07\x1b]*(?:\x07|\x1b\\)"
     rb"|(?P<escape>[ -/]*[0-OQ-WYZ\\`-~]))"
 )
-_UNFINISHED = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[\]P_^X][^\x07\x1b]*\x1b?|[ -/]*)?\Z")
-_BROKEN = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*|[\]P_^X][^\x07\x1b]*|[ -/]*)")
-_TITLE = re.compile(rb"\x1b\](?P<kind>[012]);(?P<text>[^\x00-\x1f\x7f]*)(?:\x07|\x1b\\)")
+_UNFINISHED = regex(rb"\x1b(?:\[[0-?]*[ -/]*|[\]P_^X][^\x07\x1b]*\x1b?|[ -/]*)?\Z")
+_BROKEN = regex(rb"\x1b(?:\[[0-?]*[ -/]*|[\]P_^X][^\x07\x1b]*|[ -/]*)")
+_TITLE = regex(rb"\x1b\](?P<kind>[012]);(?P<text>[^\x00-\x1f\x7f]*)(?:\x07|\x1b\\)")
 _MAX_UNFINISHED = 4096  # a string longer than this is not held back any more
 
 _ALTERNATE = (b"47", b"1047", b"1049")
@@ -39,13 +41,13 @@ _DRAWING = frozenset(b"@ABCDEFGHIJKLMPSTXZ`abdefmrsu")
 # Line wrapping, origin, insert mode: what follows is drawn elsewhere with them.
 _DRAWING_MODES = frozenset((b"\x1b[?7h", b"\x1b[?7l", b"\x1b[?6h", b"\x1b[?6l", b"\x1b[4h", b"\x1b[4l"))
 _DRAWING_ESCAPES = frozenset((b"7", b"8", b"D", b"E", b"M", b"(0", b"(B", b")0", b")B"))  # `(0`: line drawing
-_MOVED = re.compile(rb"\x1b\[[\d;]*[ABEFHdf]")
-_FORWARD = re.compile(rb"\x1b\[\d*[CG]")  # to a column: between words, instead of a space
-_BLANKED = re.compile(rb"\x1b\[(?:2J|\?[\d;]*(?:47|1047|1049)h)")
-_PLAIN = re.compile(rb"\x1b\[0*m")
-_COLOURS = re.compile(rb"\x1b\[[\d;:]+m")
-_REGION = re.compile(rb"\x1b\[[\d;]*r")
-_CLEARED = re.compile(rb"\x1bc|\x1b\[[23]J|\x1b\[\?(?:47|1047|1049)l")
+_MOVED = regex(rb"\x1b\[[\d;]*[ABEFHdf]")
+_FORWARD = regex(rb"\x1b\[\d*[CG]")  # to a column: between words, instead of a space
+_BLANKED = regex(rb"\x1b\[(?:2J|\?[\d;]*(?:47|1047|1049)h)")
+_PLAIN = regex(rb"\x1b\[0*m")
+_COLOURS = regex(rb"\x1b\[[\d;:]+m")
+_REGION = regex(rb"\x1b\[[\d;]*r")
+_CLEARED = regex(rb"\x1bc|\x1b\[[23]J|\x1b\[\?(?:47|1047|1049)l")
 
 
 class Modes:

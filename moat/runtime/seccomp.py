@@ -11,7 +11,6 @@ Also copied into containers: standard library only, nothing of `moat`, Python 3.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
@@ -191,18 +190,19 @@ def program(machine: str | None = None, bits: int = SET_USER_ID) -> bytes:
     return b"".join(parts)
 
 
-class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
-
-
 def install() -> None:
     """Put this process (one thread) and all its descendants under the filter, with no_new_privs.
 
     Raises OSError when the kernel refuses, UnsupportedMachineError as `program`.
     """
+    import ctypes  # who only makes the program does without
+
+    class Program(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+
     code = program()
     buffer = ctypes.create_string_buffer(code, len(code))
-    filter_program = _Program(len(code) // 8, ctypes.addressof(buffer))
+    filter_program = Program(len(code) // 8, ctypes.addressof(buffer))
     libc = ctypes.CDLL(None, use_errno=True)
     unsigned = ctypes.c_ulong
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, unsigned(1), unsigned(0), unsigned(0), unsigned(0)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import errno
 import json
 import logging
@@ -18,14 +19,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
+
 from moat.errors import MoatError
+from moat.importing import uncollected
 from moat.paths import Home
 from moat.proxy.tls import ignore_names_that_are_none
 from moat.runtime import warden
-from moat.runtime.loop import raise_limits, run_loop
+from moat.runtime.loop import keep_freed_memory, raise_limits, run_loop
 from moat.runtime.request import RunRequest
 from moat.runtime.run import LocalRun, hosted
 
+_MOMENT = 0.25  # seconds
 _log = logging.getLogger("moat.supervisor")
 
 
@@ -115,6 +120,8 @@ def _let_go_of_the_terminal() -> None:
 
 async def _own(home: Home, request: RunRequest, handoff: bytes, starter: Starter) -> None:
     ready = False
+    making = contextlib.ExitStack()
+    making.enter_context(uncollected())  # parts, keys and the sandbox bring half of all imports
     try:
         run = LocalRun(request, home, None)
         _log_to(home.run(run.id) / "supervisor.log")
@@ -125,7 +132,12 @@ async def _own(home: Home, request: RunRequest, handoff: bytes, starter: Starter
             starter.say(ready={"id": run.id, "name": run.name, "socket": run.record.socket})
             starter.goodbye()
             ready = True
-            await run.ended()
+            making.close()
+            with anyio.move_on_after(_MOMENT) as moment:
+                await run.ended()
+            if moment.cancelled_caught:
+                keep_freed_memory()  # imports `ctypes`, which a run that is over in a moment does without
+                await run.ended()
     except Exception as error:
         if not ready:
             starter.error(error)

@@ -8,14 +8,14 @@ upstream side and in image builds too, or nothing installs there.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from moat.errors import StartError
+from moat.regex import regex
 from moat.runtime.sandbox import CA_BUNDLE
 
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
+_CERTIFICATE = regex(rb"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END CERTIFICATE-----")
 
 # One file each, as OpenSSL, Go and Fedora, SUSE, Alpine, macOS with Homebrew lay them out.
 _SYSTEM_BUNDLES = (

@@ -9,22 +9,23 @@ import os
 import socket
 import struct
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
 
 from moat.errors import MoatError, UsageError, one_error
 from moat.runtime import control
-from moat.runtime.asking import Asking
 from moat.runtime.control import BrokenFrameError, Frame
-from moat.runtime.executing import carry
 from moat.runtime.questions import Answer, told
 from moat.runtime.records import RunRecord
 from moat.runtime.sandbox import TERM, Execution
 from moat.runtime.session import Session
 from moat.runtime.size import Size
 from moat.runtime.viewer import PATIENCE, SocketViewer
+
+if TYPE_CHECKING:
+    from moat.runtime.asking import Asking
 
 _HELLO_TIMEOUT = 10.0
 _LINGER = 5.0  # seconds to take the rest after the run has ended
@@ -246,6 +247,8 @@ class ControlServer:
         except MoatError as error:
             writer.write(control.pack(Frame.NOTICE, str(error).encode()))
         else:
+            from moat.runtime.executing import carry
+
             await carry(reader, writer, execution)
 
     def _note(self, value: dict[str, Any]) -> None:

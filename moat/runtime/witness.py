@@ -8,11 +8,12 @@ one of them, and a loop that runs for days does not fill it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from urllib.parse import urlsplit
 
 import anyio
 
+from moat.dataclass import dataclass
 from moat.errors import MoatError
 from moat.grants import Credential, CredentialSource, grant_of
 from moat.journal import Journal

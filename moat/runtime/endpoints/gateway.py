@@ -28,7 +28,7 @@ from moat.runtime.endpoints import spawn
 from moat.runtime.endpoints.ca import EndpointTLS
 from moat.runtime.endpoints.routes import Routes
 from moat.runtime.endpoints.server import Server
-from moat.runtime.loop import raise_limits, run_loop
+from moat.runtime.loop import keep_freed_memory, raise_limits, run_loop
 
 _LOOK = 2.0  # seconds between two looks at whether anybody needs us
 _BACKLOG = 256
@@ -58,6 +58,7 @@ def main() -> None:
     raise_limits()
     _log.info("listening on port %d of loopback", port)
     gateway = Gateway(home, tls, port, listeners, lock, frozenset(message["users"]))
+    keep_freed_memory()
     run_loop(gateway.run(float(message["linger"])))
 
 

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from moat.regex import regex
 from moat.runtime.git import links
 from moat.runtime.git.command import configured
 from moat.runtime.git.layout import DOT_GIT, Repository, content, find
@@ -31,13 +32,13 @@ _UNREAD = "unread"
 _PLAIN = (
     "plain "  # before the digest of a configuration that runs nothing: what `git init` and `git clone` write
 )
-_HARMLESS = re.compile(
+_HARMLESS = regex(
     r"core\.(repositoryformatversion|filemode|bare|logallrefupdates|ignorecase|precomposeunicode|symlinks)"
     r"|remote\..+\.(url|fetch)|branch\..+\.(remote|merge)|user\.(name|email)"
 )
 _TODO = "rebase-merge/git-rebase-todo"  # of a rebase that has begun; `git rebase --continue` obeys it
 _TODO_SIZE = 8000  # bytes; what is longer is not read to its end
-_COMMANDS = re.compile(r"^\s*(?:x|exec)\s", re.MULTILINE)
+_COMMANDS = regex(r"^\s*(?:x|exec)\s", re.MULTILINE)
 _SHOWN = 8
 
 

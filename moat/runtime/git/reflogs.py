@@ -12,13 +12,12 @@ import contextlib
 import hashlib
 import json
 import os
-import re
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from moat.paths import private_dir, write_private
+from moat.regex import regex
 from moat.runtime.sandbox import Mount
 from moat.runtime.snapshots.errors import SnapshotError
 from moat.runtime.snapshots.ignore import Rules
@@ -31,7 +30,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _LARGEST = 64 << 20  # bytes of one log
 _WORDS = rb"[^\x00-\x1f\x7f]*"
-_LINES = re.compile(rb"(?:[0-9a-f]{40,64} [0-9a-f]{40,64} %b> \d+ [+-]\d{4}(?:\t%b)?\n)+" % (_WORDS, _WORDS))
+_LINES = regex(rb"(?:[0-9a-f]{40,64} [0-9a-f]{40,64} %b> \d+ [+-]\d{4}(?:\t%b)?\n)+" % (_WORDS, _WORDS))
 
 
 def lend(common: Path, run: Path) -> tuple[Mount, ...]:
@@ -66,6 +65,8 @@ def bring_back(common: Path, run: Path) -> None:
                     _append(root, path, lines)
         finally:
             os.close(root)
+    import shutil  # most runs lend none
+
     (run / _BASE).unlink(missing_ok=True)
     shutil.rmtree(run / _COPY, ignore_errors=True)
 

@@ -8,16 +8,16 @@ hold on both, because a sandbox sees the worktree and its repository at these as
 from __future__ import annotations
 
 import os
-import re
 import stat
 from pathlib import Path
 
+from moat.regex import regex
 from moat.runtime.git.command import configured
 from moat.runtime.git.layout import DOT_GIT, Repository
 from moat.runtime.sandbox import WORKSPACE
 
 _SKIPPED = {"objects", "refs", "logs", "hooks", "info"}
-_POINTER = re.compile(rb"gitdir: [^\0\n]+\n?")
+_POINTER = regex(rb"gitdir: [^\0\n]+\n?")
 
 
 def settle(repository: Repository) -> None:

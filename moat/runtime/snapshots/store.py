@@ -20,8 +20,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -31,12 +29,13 @@ from typing import Any, NamedTuple
 from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.paths import Home, private_dir, write_private
+from moat.regex import regex
 from moat.runtime import codec
 from moat.runtime.snapshots.entry import Entry, Stamp, unpack
 from moat.runtime.snapshots.errors import SnapshotError, disk_error
 from moat.runtime.snapshots.objects import Objects
 
-_ID = re.compile(r"snap_[0-9a-f]{12}")
+_ID = regex(r"snap_[0-9a-f]{12}")
 _PIECE = 1 << 16
 _LINES = 1000  # that are compressed together
 
@@ -220,6 +219,8 @@ class Store:
                         os.unlink(directory / name)
 
     def destroy(self) -> None:
+        import shutil  # with its compressors 5 ms
+
         shutil.rmtree(self.root, ignore_errors=True)
 
 

@@ -10,9 +10,9 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from moat.dataclass import dataclass
 from moat.runtime.snapshots.errors import SnapshotError
 from moat.runtime.snapshots.ignore import Rules
 
