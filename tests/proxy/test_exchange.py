@@ -14,6 +14,7 @@ import pytest
 from moat.errors import GrantError
 from moat.grants import InjectionRule
 from moat.proxy import Budget, Denial, Limits, Policy
+from moat.proxy.stream import BUFFER
 from tests.proxy.conftest import PLACEHOLDER, RULE, SECRET, HouseMaker, tls_origin
 from tests.proxy.peers import Origin, Wire, echo, reply
 
@@ -500,6 +501,33 @@ def test_a_response_may_end_before_the_request_has(make: HouseMaker) -> None:
             assert wire.chunk() == word.upper()
         wire.send(b"0\r\n\r\n")
         assert wire.chunk() == b""
+
+
+def test_a_refusal_arrives_although_the_server_reads_nothing_more(make: HouseMaker) -> None:
+    """What it does not read waits in the client, not here, and nobody waits for it.
+
+    Seen to fail without `not took` in `Upload._send_ahead`.
+    """
+    full = threading.Event()
+
+    def script(wire: Wire) -> None:
+        wire.message(head_only=True)
+        full.wait(20)
+        wire.send(reply(413, b"too much"))
+        with contextlib.suppress(OSError):
+            time.sleep(1)
+
+    with tls_origin(script) as origin, make(origins={API: origin}) as house, house.tunnel() as wire:
+        wire.send(post(1 << 30))
+        wire.sock.settimeout(1)
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < 64 * BUFFER:
+                sent += wire.sock.send(b"x" * 16384)
+        assert sent < 64 * BUFFER
+        wire.sock.settimeout(20)
+        full.set()
+        assert wire.message().status == 413
 
 
 def test_a_complete_answer_needs_no_more_of_the_request(make: HouseMaker) -> None:
