@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import shutil
 import signal
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moat.dataclass import dataclass
 from moat.errors import StartError
-from moat.paths import Home, private_dir, write_private
-from moat.runtime import container, engine_socket
+from moat.paths import Home, private_dir
+from moat.runtime import container, engine_socket, furniture, premises
 from moat.runtime.binds import Binds, identity_of
-from moat.runtime.container import LABEL, Accounts, Identity
+from moat.runtime.container import LABEL, Identity
 from moat.runtime.dial import ForwarderDialler
 from moat.runtime.engine import Engine
 from moat.runtime.engine_http import EngineError
@@ -31,11 +30,9 @@ from moat.runtime.pod import Pod
 from moat.runtime.sandbox import TERM, Egress, Output, Probe, Progress, SandboxSpec, ServiceEnd
 from moat.runtime.size import Size
 
-if TYPE_CHECKING:
-    from moat.runtime.image import Image
-
 _LEAST_MEMORY = 4 << 30  # bytes; the default limit is half of the machine's, at least this
 _SOCKET = "proxy.sock"
+_FURNITURE = "furniture"  # in the run's directory: what is bound into its container
 _KILLED = 137
 _BACK = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds between attempts: an engine that restarts is back soon
 _log = logging.getLogger(__name__)
@@ -164,7 +161,10 @@ class DockerRuntime:
         if spec.services:
             sandbox.pod = Pod(engine, spec, limits_memory=info.limits_memory, userns_host=info.remapped)
             await sandbox.pod.make(image.id, progress)
+        found = await premises.of(engine, image, spec.run_id, self._cache)
+        home = furniture.home(spec, identity, found)
         binds = sandbox.binds.make(spec, identity, directory)
+        binds += furniture.bound(spec, identity, found, spec.directory / _FURNITURE)
         config = container.configuration(
             spec,
             image=image.id,
@@ -176,32 +176,13 @@ class DockerRuntime:
             userns_host=info.remapped,
         )
         sandbox.container = await engine.create(f"moat-{spec.run_id}", config)
-        accounts = await self._accounts(engine, sandbox.container, image)
-        files = await asyncio.to_thread(_files, spec, identity, accounts)
-        await engine.put(sandbox.container, files)
+        if home:
+            await engine.put(sandbox.container, home)
         return sandbox
-
-    async def _accounts(self, engine: Engine, name: str, image: Image) -> Accounts:
-        """From the cache by image id, else out of the container (100 ms)."""
-        place = self._cache / "accounts" / f"{image.id.replace(':', '-')}.json"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads(place.read_bytes())
-            return Accounts(known["passwd"].encode(), known["group"].encode(), tuple(known["java"]))
-        passwd = await engine.read_file(name, "/etc/passwd") or b"root:x:0:0:root:/root:/bin/sh\n"
-        group = await engine.read_file(name, "/etc/group") or b"root:x:0:\n"
-        java = tuple([p for p in container.java_places(image.env) if await engine.read_file(name, p)])
-        text = {"passwd": passwd.decode("utf-8", "replace"), "group": group.decode("utf-8", "replace")}
-        write_private(place, json.dumps(text | {"java": java}).encode())
-        return Accounts(passwd, group, java)
 
     async def reap(self, run_id: str) -> None:
         """Remove a dead run's container and mounts. Raises EngineUnreachableError: it may still be there."""
         await asyncio.to_thread(_reap, run_id)
-
-
-def _files(spec: SandboxSpec, identity: Identity, accounts: Accounts) -> bytes:
-    store = container.java_truststore(spec.ca_bundle) if accounts.java else None
-    return container.archive(spec, identity, accounts, container.programs(), store)
 
 
 def _reap(run_id: str) -> None:
@@ -369,4 +350,5 @@ class DockerSandbox:
         if self.dialler:
             self.dialler.close()
         self.binds.remove()
-        shutil.rmtree(self.spec.directory / "egress", ignore_errors=True)
+        for name in ("egress", _FURNITURE):
+            shutil.rmtree(self.spec.directory / name, ignore_errors=True)

@@ -7,6 +7,7 @@ packages (and what hooks do) are fetched during a build.
 from __future__ import annotations
 
 import dataclasses
+import posixpath
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -137,7 +138,9 @@ def render(plan: Plan) -> str:
         lines.append(f"COPY hooks/ {_SCRATCH}/")
     lines += [f"RUN {_hook(name, plan.identity)}" for name in plan.scripts]
     title = plan.title.replace("\\", "").replace('"', "").replace("$", "")
-    lines += [f"RUN : clear up; rm -rf {_SCRATCH}", f'LABEL moat.image="1" moat.contents="{title}"', ""]
+    # In /home the agent makes its own HOME, whatever its uid: the first thing that a container does.
+    lines.append(f"RUN : clear up; rm -rf {_SCRATCH}; chmod 1777 {posixpath.dirname(HOME)}")
+    lines += [f'LABEL moat.image="1" moat.contents="{title}"', ""]
     return "\n".join(lines)
 
 

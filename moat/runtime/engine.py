@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import json
@@ -73,6 +74,15 @@ class Engine:
             data = await self._bytes("GET", f"{_of(container)}/archive", {"path": path})
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
                 return _first_file(archive)
+        return None
+
+    async def mode(self, container: str, path: str) -> int | None:
+        """The permissions of a file of a container that need not run; None when there is none."""
+        with Refusals(404):
+            exchange = await self._begin("HEAD", f"{_of(container)}/archive", {"path": path})
+            with contextlib.closing(exchange):
+                told = exchange.headers[b"x-docker-container-path-stat"]
+            return int(json.loads(base64.b64decode(told))["mode"]) & 0o777
         return None
 
     async def put(self, container: str, archive: bytes) -> None:

@@ -103,6 +103,11 @@ class Exchange:
         if status >= 400 or (upgrade and status != _SWITCHED):
             raise EngineError(_reason(await self.body()), status=status)
 
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        """Of the answer; names in lower case."""
+        return {name.lower(): value for name, value in self._head.headers} if self._head else {}
+
     async def body(self) -> bytes:
         """All of it. A reader that is cancelled may ask again."""
         assert self._head is not None

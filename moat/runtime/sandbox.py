@@ -21,6 +21,7 @@ from moat.config.image import SERVICE_MEMORY
 from moat.dataclass import dataclass
 from moat.runtime.size import Size
 
+USER = "agent"
 HOME = "/home/agent"
 WORKSPACE = "/workspace"
 PROXY_PORT = 3128

@@ -30,6 +30,7 @@ PROXY = ("127.0.0.1", 3128)
 DNS = ("127.0.0.1", 53)
 CAPTURED = (("0.0.0.0", 80), ("0.0.0.0", 443))  # noqa: S104 - every address of a namespace with only `lo`
 HOST_ADDRESS = "127.63.0.1"
+HOME = "/home/agent"
 DIAL = "/run/moat/egress/dial.sock"  # where the run says which of our ports it wants
 HEAD_START = 0.15  # seconds
 EXIT_BROKEN, EXIT_DENIED, EXIT_MISSING = 125, 126, 127  # as `docker run` and the shell have them
@@ -57,13 +58,14 @@ def main(arguments: list[str]) -> int:
         return join(arguments[1:])
     size, ports, captured, ingress, command = parse(arguments)
     try:
+        make_home()
         if size:
             set_size(size)
         listeners = bind(ports, captured) + ([Listener("dial", connect(DIAL))] if ingress else [])
         seccomp.install()  # inherited by the forwarder and by the command
         start_forwarder(listeners)
     except (OSError, seccomp.UnsupportedMachineError) as error:
-        say(f"the sandbox's network could not be made: {error}")
+        say(f"the sandbox could not be made: {error}")
         return EXIT_BROKEN
     return execute(command)
 
@@ -79,6 +81,12 @@ def join(arguments: list[str]) -> int:
         say(f"the command cannot be started: {error}")
         return EXIT_BROKEN
     return execute(command)
+
+
+def make_home() -> None:
+    """As the agent, so that it is the agent's. It is there where the run has put something in it."""
+    if not os.path.isdir(HOME):
+        os.mkdir(HOME, 0o700)
 
 
 def say(text: str) -> None:

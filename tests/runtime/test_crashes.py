@@ -55,9 +55,9 @@ STAGES = {
         ("os.kill", "", 0, State.LOST),  # a fork held the lock: the run counted as alive for ever
         ("os.mkdir", ".binds/0", 0, State.LOST),
         *AFTER[:2],
-        ("shutil.rmtree", "/moat/run_", 0, State.LOST),  # of the mounts; the next is of the way to the proxy
+        ("shutil.rmtree", "/moat/run_", 0, State.LOST),  # of the mounts; the next are of what is bound
         *AFTER[-1:],
-        ("shutil.rmtree", "/moat/run_", 2, State.STOPPED),
+        ("shutil.rmtree", "/moat/run_", 3, State.STOPPED),
     ),
 }
 HOOK = """\

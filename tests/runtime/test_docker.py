@@ -240,6 +240,22 @@ async def test_certificates_are_the_run_s() -> None:
     assert result.stdout == bundle
 
 
+async def test_what_moat_put_there_cannot_be_changed_by_who_owns_it() -> None:
+    """A user's run has the user's uid, so these files are its own. Fails where one is not bound read-only."""
+    script = (
+        "read x; for f in /run/moat/programs/*.py /etc/passwd /etc/group $SSL_CERT_FILE; do echo x >>$f; done"
+    )
+    bundle = {"SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt"}
+    async with sandbox("bash", "-c", f"{script}; mv $SSL_CERT_FILE /tmp", stdin=True, env=bundle) as made:
+        for path in (made.spec.directory / "furniture").rglob("*"):
+            os.chown(path, 4321, 4321)
+        await made.write(b"\n")
+        result = await finish(made)
+    said = result.stderr.splitlines()
+    assert len([line for line in said if line.endswith(b": Read-only file system")]) == 7, said
+    assert result.status != 0, "the way to the bundle is root's, and it is a mount"
+
+
 # Nothing left
 
 
@@ -284,7 +300,8 @@ async def test_a_cancelled_create_leaves_nothing(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("moat.runtime.engine.Engine.put", stuck)
     with short_directory() as directory:
-        creating = asyncio.create_task(run("true", workspace=workspace(directory, uid=0)))
+        files = (HomeFile("x", b""),)
+        creating = asyncio.create_task(run("true", workspace=workspace(directory, uid=0), home_files=files))
         while not made:
             await asyncio.sleep(0.05)
         creating.cancel()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from moat.runtime import container, engine_socket
+from moat.runtime import engine_socket, furniture
 from moat.runtime.docker import DockerRuntime, examine
 from moat.runtime.engine_socket import EngineUnreachableError
 
@@ -138,10 +138,10 @@ def test_the_real_engine_shares_this_machine_s_mounts() -> None:
     assert engine_socket.shares_mounts(examine().path)
 
 
-@pytest.mark.parametrize("name", container.PROGRAMS)
+@pytest.mark.parametrize("name", furniture.FILES)
 def test_what_runs_in_containers_is_old_python_without_moat(name: str) -> None:
     """A base image may have Python 3.7, and has no Moat."""
-    tree = ast.parse(container.programs()[name], feature_version=(3, 7))
+    tree = ast.parse(furniture.programs()[name], feature_version=(3, 7))
     guarded = {id(n) for i in ast.walk(tree) if isinstance(i, ast.If) for n in ast.walk(i) if i is not n}
     modules: list[Any] = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and id(n) not in guarded]
     assert not [n.module for n in modules if (n.module or "").startswith("moat")]
