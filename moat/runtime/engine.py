@@ -6,7 +6,6 @@ import base64
 import contextlib
 import io
 import json
-import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -72,8 +71,7 @@ class Engine:
         """A file of a container that need not run; None when there is none."""
         with Refusals(404):
             data = await self._bytes("GET", f"{_of(container)}/archive", {"path": path})
-            with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-                return _first_file(archive)
+            return _first_file(data)
         return None
 
     async def mode(self, container: str, path: str) -> int | None:
@@ -262,9 +260,12 @@ def _without_heads(log: bytes) -> bytes:
     return bytes(text)
 
 
-def _first_file(archive: tarfile.TarFile) -> bytes | None:
-    for member in archive:
-        file = archive.extractfile(member) if member.isreg() else None
-        if file:
-            return file.read()
+def _first_file(data: bytes) -> bytes | None:
+    import tarfile  # for an image that nobody has looked at yet
+
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        for member in archive:
+            file = archive.extractfile(member) if member.isreg() else None
+            if file:
+                return file.read()
     return None

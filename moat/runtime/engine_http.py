@@ -1,7 +1,6 @@
 """HTTP over the engine's socket, one connection for each request: no more than what every run needs.
 
-A client library would cost a run a fifth of a second for its import alone, and gives no way to end one
-direction of a stream, or to drop it. Heads and chunks are read by the parsers of the proxy.
+A client library gives no way to end one direction of a stream, or to drop it.
 """
 
 from __future__ import annotations
@@ -15,12 +14,8 @@ from types import TracebackType
 from typing import Any
 
 from moat.errors import MoatError
-from moat.proxy.chunked import ChunkedReader
-from moat.proxy.http1 import Framing, MalformedError, ResponseHead, parse_response
-from moat.proxy.limits import Limits
+from moat.runtime.engine_wire import PIECE, MalformedError, Reply, request
 
-_LIMITS = Limits()
-_PIECE = 65536
 _SWITCHED = 101
 
 
@@ -56,12 +51,10 @@ def translated() -> Iterator[None]:
 class Exchange:
     """One request whose answer has begun. Close it."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reply: Reply) -> None:
         self.reader = reader
         self.writer = writer
-        self._head: ResponseHead | None = None
-        self._chunks = ChunkedReader(_LIMITS, blame="upstream")
-        self._received = bytearray()
+        self._reply = reply
 
     @classmethod
     async def begin(
@@ -79,63 +72,35 @@ class Exchange:
         Raises EngineError, for an answer that is a refusal too.
         """
         with translated():
-            exchange = cls(*await asyncio.open_unix_connection(str(path)))
+            streams = await asyncio.open_unix_connection(str(path))
+            exchange = cls(*streams, Reply(method, upgrade=upgrade))
             try:
-                await exchange._ask(method, target, body, content, upgrade=upgrade)
+                asked = request(method, target, body, content=content, upgrade=upgrade)
+                await exchange._ask(asked, upgrade=upgrade)
             except BaseException:
                 exchange.close()
                 raise
         return exchange
 
-    async def _ask(self, method: str, target: str, body: bytes, content: str, *, upgrade: bool) -> None:
-        lines = [
-            f"{method} {target} HTTP/1.1",
-            "Host: docker",
-            f"Content-Type: {content}",
-            f"Content-Length: {len(body)}",
-            *(("Connection: Upgrade", "Upgrade: tcp") if upgrade else ("Connection: close",)),
-        ]
-        self.writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+    async def _ask(self, asked: bytes, *, upgrade: bool) -> None:
+        self.writer.write(asked)
         await self.writer.drain()
-        block = await self.reader.readuntil(b"\r\n\r\n")
-        self._head = parse_response(block, method.encode(), _LIMITS, upgrade=b"tcp" if upgrade else b"")
-        status = self._head.status if self._head else 0
+        self._reply.begin(await self.reader.readuntil(b"\r\n\r\n"))
+        status = self._reply.status
         if status >= 400 or (upgrade and status != _SWITCHED):
             raise EngineError(_reason(await self.body()), status=status)
 
     @property
     def headers(self) -> dict[bytes, bytes]:
         """Of the answer; names in lower case."""
-        return {name.lower(): value for name, value in self._head.headers} if self._head else {}
+        return self._reply.headers
 
     async def body(self) -> bytes:
         """All of it. A reader that is cancelled may ask again."""
-        assert self._head is not None
         with translated():
-            while not self._complete(self._head):
-                data = await self.reader.read(_PIECE)
-                if not data and self._head.framing is Framing.UNTIL_CLOSE:
-                    break
-                if not data:
-                    raise EOFError("it closed in the middle of an answer")
-                self._take(data)
-        return bytes(self._received)
-
-    def _complete(self, head: ResponseHead) -> bool:
-        match head.framing:
-            case Framing.CHUNKED:
-                return self._chunks.done
-            case Framing.UNTIL_CLOSE:
-                return False
-        return len(self._received) >= head.length
-
-    def _take(self, data: bytes) -> None:
-        assert self._head is not None
-        if self._head.framing is not Framing.CHUNKED:
-            self._received += data
-            return
-        for piece in self._chunks.feed(data)[0]:
-            self._received += piece
+            while not self._reply.complete:
+                self._reply.take(await self.reader.read(PIECE))
+        return self._reply.body
 
     def close(self) -> None:
         """At once: what is on its way is dropped."""
