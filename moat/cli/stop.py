@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import struct
@@ -22,6 +23,7 @@ from moat.runtime.records import RunRecord
 _GRACE = 10.0
 _MARGIN = 30.0  # seconds beyond the grace in which a healthy supervisor has cleared up
 _CONNECT = 5.0
+_UNWRITTEN = {errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,6 +76,8 @@ def stop(home: Home, record: RunRecord, grace: float) -> None:
                 pass
         if _ended(home, record):
             return
+        if frame:
+            _let_go(home, record)  # it has ended, and could not write that down
     _force(home, record)
 
 
@@ -88,11 +92,19 @@ def _force(home: Home, record: RunRecord) -> None:
         say(f"the supervisor of {record.name} does not answer; it is killed")
         with contextlib.suppress(ProcessLookupError):
             os.kill(record.pid, signal.SIGKILL)
-        deadline = time.monotonic() + _CONNECT
-        while records.owned(home.run(record.id)) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        _let_go(home, record)
     try:
         known.clear(home, records.read(home, record.id) or record)
     except (MoatError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _UNWRITTEN:
+            say(f"warning: how {record.name} ended cannot be written: {error.strerror}")
+            return
         say(f"warning: something of {record.name} may be left: {error}")
         say(f"hint: `moat destroy {record.id}` tries again")
+
+
+def _let_go(home: Home, record: RunRecord) -> None:
+    """Wait until nobody owns the run, for a while."""
+    deadline = time.monotonic() + _CONNECT
+    while records.owned(home.run(record.id)) and time.monotonic() < deadline:
+        time.sleep(0.02)

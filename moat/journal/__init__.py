@@ -7,6 +7,6 @@ docs/audit.md specifies the format and says what is proven and what is not.
 """
 
 from moat.journal.lines import LineWriter, parse_line, read_lines
-from moat.journal.writer import Journal
+from moat.journal.writer import Journal, remedy
 
-__all__ = ["Journal", "LineWriter", "parse_line", "read_lines"]
+__all__ = ["Journal", "LineWriter", "parse_line", "read_lines", "remedy"]

@@ -41,9 +41,15 @@ class HeadFile:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._content = b""
 
     def write(self, head: Head, sign: Callable[[bytes], bytes]) -> None:
-        if os.pwrite(self._fd, compose(head, sign), 0) != SIZE:
+        self._content = compose(head, sign)
+        self.again()
+
+    def again(self) -> None:
+        """Write the newest head once more, which tells whether anything can be written."""
+        if os.pwrite(self._fd, self._content, 0) != len(self._content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:

@@ -23,6 +23,7 @@ from moat.journal.repeats import Repeats
 
 HEAD = "journal.head"
 LIMIT = 64 << 20  # bytes
+_PROBE = 0.02  # seconds between two probes
 _MAX_WAITING = 1_000  # entries kept while nothing can be written; more are counted
 # Written beyond the limit: a sandbox cannot cause these in a loop, since no credential is used any more.
 _ENDINGS = ("run.", "trace.", "journal.", "grant.used", "git.changed", "snapshot.re")
@@ -63,6 +64,7 @@ class Journal:
         self._closed = False
         self._boot = boot_id()
         self._failed: OSError | None = None
+        self._probed = 0.0  # monotonic
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o600)
         self._head = HeadFile(path.with_name(HEAD))
@@ -123,6 +125,24 @@ class Journal:
         with self._lock:
             if self._failed and not self._closed:
                 self._write()
+
+    def probe(self) -> None:
+        """Find out, before something happens, whether the journal can still be written.
+
+        A file system that has turned read-only, or a disk that is gone, would otherwise show at the next
+        entry, which for a repeated use comes later. (A full disk shows at the next entry only.)
+        """
+        now = time.monotonic()
+        if now - self._probed < _PROBE:
+            return
+        self._probed = now
+        with self._lock:
+            if self._failed is None and not self._closed:
+                try:
+                    self._untouched()
+                    self._head.again()
+                except OSError as error:
+                    self._failed = error
 
     def sync(self) -> None:
         """Bring the entries so far to the disk. Blocks, so not for an event loop."""
@@ -231,6 +251,13 @@ class Journal:
     def _commit(self) -> None:
         seq, line_hash = self._written
         self._head.write(Head(self._run, seq, line_hash, self._synced, self._boot), self._signer)
+
+
+def remedy(error: OSError) -> str:
+    """What the user can do about it."""
+    if error.errno == errno.EROFS:
+        return "make the file system writable where Moat keeps its runs, then try again"
+    return "free space where Moat keeps its runs, then try again"
 
 
 def copy_error(place: str, error: OSError) -> OSError:

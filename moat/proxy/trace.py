@@ -22,7 +22,7 @@ from typing import Any, overload
 import anyio
 from anyio.abc import TaskStatus
 
-from moat.journal import LineWriter
+from moat.journal import LineWriter, remedy
 from moat.proxy.events import Denial, ExchangeFinished
 
 FLUSH_SECONDS = 0.1
@@ -213,7 +213,7 @@ class Trace:
             code="journal",
             reason=f"the network trace cannot be written: {self._writer.failed.strerror}",
             rule="nothing happens unrecorded",
-            hint="free space where Moat keeps its runs, then try again",
+            hint=remedy(self._writer.failed),
         )
 
     def flush(self) -> None:

@@ -108,6 +108,7 @@ class Assembly:
             decider=self._decider,
             patient=self._patient,
             on_event=rejections.add,
+            tell=run.tell,
         )
         self._resources.add("proxy", gateway.aclose)
         run.start("imports", partial(_import_ahead, gateway))

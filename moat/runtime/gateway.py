@@ -24,7 +24,7 @@ from moat.journal import Journal, LineWriter, read_lines
 from moat.paths import Home
 from moat.proxy.budget import Budget
 from moat.proxy.certs import RunCA
-from moat.proxy.events import Denial, ExchangeFinished
+from moat.proxy.events import ExchangeFinished
 from moat.proxy.limits import Limits
 from moat.proxy.policy import Policy
 from moat.proxy.trace import Trace, from_record
@@ -32,6 +32,7 @@ from moat.rules import HostRule, parse_entry_host, parse_host_rule
 from moat.runtime import trust
 from moat.runtime.egress import RunEgress, Start
 from moat.runtime.given import Granted
+from moat.runtime.recording import Recording
 from moat.runtime.witness import Witness, WitnessedSource
 
 if TYPE_CHECKING:
@@ -133,9 +134,11 @@ class Gateway:
         decider: Decider | None = None,
         patient: bool = False,
         on_event: Callable[[ExchangeFinished], None] = lambda _event: None,
+        tell: Callable[[str], None] = lambda _text: None,
     ) -> None:
         """Listens nowhere yet. `on_event` hears of every exchange, after the records.
 
+        tell: gets a word for whoever watches, when the network closes because nothing can be recorded.
         patient: the decider waits for a person, and is asked about what no rule decides alone.
         Raises ConfigError, OSError.
         """
@@ -149,6 +152,7 @@ class Gateway:
             limit=trace_limit,
             on_full=lambda: journal.record("trace.full", bytes=trace_limit),
         )
+        recording = Recording(journal, self._trace, self._witness, tell)
         policy, budgets = policy_of(network, granted.hosts), budgets_of(network)
 
         def make() -> tuple[Proxy, Upstream]:
@@ -164,8 +168,8 @@ class Gateway:
                 credentials=credentials and WitnessedSource(credentials, journal),
                 upstream=reach,
                 on_event=self._record,
-                ready=self._ready,
-                on_use=self._witness.on_use,
+                ready=recording.ready,
+                on_use=recording.on_use,
                 tunnels=tunnels,
                 mcp=mcp or McpTable(),
                 logins=logins,
@@ -221,6 +225,3 @@ class Gateway:
         self._trace.add(event)
         self._witness.add(event)
         self._on_event(event)
-
-    def _ready(self) -> Denial | None:
-        return self._trace.ready() or self._witness.ready()

@@ -106,12 +106,19 @@ def clear(home: Home, record: RunRecord) -> RunRecord:
     """Record a dead run as lost and remove what is left of it. Blocks.
 
     Raises MoatError, OSError or TimeoutError when the runtime cannot clear up now; the run is then still
-    dead, and the next one to try.
+    dead, and the next one to try. A home that cannot be written keeps nothing from being removed.
     """
-    record = settle(home, record)
+    unwritten: OSError | None = None
+    try:
+        record = settle(home, record)
+    except OSError as error:
+        unwritten = error
     if is_dead(home, record):
         _reap(record)
-        record = records.released(home, record)
+        if unwritten is None:
+            record = records.released(home, record)
+    if unwritten is not None:
+        raise unwritten
     return record
 
 

@@ -16,7 +16,7 @@ import anyio
 from moat.dataclass import dataclass
 from moat.errors import MoatError
 from moat.grants import Credential, CredentialSource, grant_of
-from moat.journal import Journal
+from moat.journal import Journal, remedy
 from moat.proxy.events import Denial, ExchangeFinished
 
 _TICK = 0.5  # seconds
@@ -46,7 +46,7 @@ def unrecorded(journal: Journal) -> Denial | None:
         rule="nothing happens unrecorded",
         hint="start a new run; journal.max_size in ~/.moat/config.yaml is the limit"
         if journal.full
-        else "free space where Moat keeps its runs, then try again",
+        else remedy(failed),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,6 +68,27 @@ def small_disk(directory: Path, size: str = "256k") -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "none", directory], check=True)
     try:
         yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@contextlib.contextmanager
+def failing_disk(directory: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A disk, and what makes it fail: its file system finds an error and turns read-only, under open files too."""
+    directory.mkdir()
+    image = directory.with_suffix(".img")
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    subprocess.run(["mount", "-o", "loop,errors=remount-ro", image, directory], check=True)
+    told = ["findmnt", "--noheadings", "--output", "SOURCE", directory]
+    device = subprocess.run(told, check=True, capture_output=True, text=True).stdout.strip()
+
+    def fail() -> None:
+        Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
+
+    try:
+        yield directory, fail
     finally:
         subprocess.run(["umount", "--lazy", directory], check=True)
 

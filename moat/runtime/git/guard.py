@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -118,9 +119,10 @@ class GitGuard(Part):
             if changes:
                 self._run.journal.record("git.changed", changes=changes)
                 self._run.update(git_changes=changes)
-        (self._run.home.run(self._run.id) / FILE).unlink(missing_ok=True)
         if self._placeholder is not None:
             self._placeholder.release()
+        with contextlib.suppress(OSError):  # it cannot be written there: who looks next compares once more
+            (self._run.home.run(self._run.id) / FILE).unlink(missing_ok=True)
 
 
 class _Config:

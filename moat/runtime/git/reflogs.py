@@ -67,7 +67,8 @@ def bring_back(common: Path, run: Path) -> None:
             os.close(root)
     import shutil  # most runs lend none
 
-    (run / _BASE).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a home that turned read-only
+        (run / _BASE).unlink(missing_ok=True)
     shutil.rmtree(run / _COPY, ignore_errors=True)
 
 
