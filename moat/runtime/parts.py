@@ -38,7 +38,7 @@ Start = Callable[[str, Callable[[], Awaitable[Any]]], None]  # (what it is, the 
 
 
 def _unheard(_text: str) -> None:
-    """Nobody is attached."""
+    """There is nobody to hear it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class RunContext:
     start: Start  # a task that lives as long as the run; its failure ends the run
     progress: Progress
     update: Callable[..., None]  # changes fields of the run's record
-    tell: Callable[[str], None] = _unheard  # a line for whoever is attached at this moment
+    tell: Callable[[str], None] = _unheard  # a line for whoever is attached, now or next
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from moat.runtime.questions import Asked
 from moat.runtime.sandbox import Output, Sandbox
 from moat.runtime.screen import Modes, drawing_only, full_screen
 from moat.runtime.size import Size
+from moat.runtime.unheard import Unheard
 
 RING = 256 * 1024  # bytes of output that somebody who attaches later may see
 _REDRAW_PAUSE = 0.03  # seconds between the two sizes: shorter, and a program sees one change only
@@ -69,6 +70,7 @@ class Session:
         self._ring_size = 0
         self._modes = Modes()
         self._waiting: Sequence[Asked] = ()
+        self._unheard = Unheard()
         self._writing = asyncio.Lock()
         self._sizing = asyncio.Lock()  # the size that was asked for last must arrive last
         self.joined = asyncio.Event()  # the first viewer is there
@@ -81,16 +83,25 @@ class Session:
             while (output := await self._sandbox.read()) is not None:
                 if self._log.write(output):
                     self._on_log_error(self._log.error)
-                    self.tell(f"the log of this run has a hole: {self._log.error}")
+                    self._tell_all(self._hole())
                 self._remember(output)
                 await self._hand_out(output)
         finally:
             self.drained.set()
 
     def tell(self, text: str) -> None:
-        """A notice for everybody who watches."""
+        """A notice for everybody who watches; if nobody does, for the next one."""
+        if self._viewers:
+            self._tell_all(text)
+        else:
+            self._unheard.keep(text)
+
+    def _tell_all(self, text: str) -> None:
         for viewer in self._viewers:
             viewer.notice(text)
+
+    def _hole(self) -> str:
+        return f"the log of this run has a hole: {self._log.error}"
 
     async def ask(self, waiting: Sequence[Asked]) -> None:
         """Show everybody who watches what waits for the user; with the last question gone, repaint."""
@@ -117,7 +128,9 @@ class Session:
         elif self.begun.is_set():
             viewer.show(self._screen())
         if self._log.error:
-            viewer.notice(f"the log of this run has a hole: {self._log.error}")
+            viewer.notice(self._hole())
+        for text in self._unheard.take():
+            viewer.notice(text)
         self.remind(viewer)
         self._viewers.append(viewer)
         self.joined.set()

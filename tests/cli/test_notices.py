@@ -7,7 +7,9 @@ drawing stays behind. With `_repeat` empty the word is lost with the program's s
 from __future__ import annotations
 
 import datetime as dt
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +48,7 @@ while True:
         break
     n += 1
 """
+Moat = Callable[..., subprocess.CompletedProcess[str]]
 REFUSED = "warning: api.linear.app does not take the credential linear (401): `moat grant linear`"
 
 
@@ -97,6 +100,33 @@ def test_the_program_does_not_notice(start: Start, tmp_path: Path) -> None:
     assert lines[3] == "+------+"
     assert lines[4].startswith(f"moat: {REFUSED} (told at ")
     assert not any(lines[6:]), lines
+
+
+@pytest.mark.embedded
+@pytest.mark.usefixtures("refusing")
+def test_what_nobody_heard_is_told_to_the_next_one_once(start: Start, moat: Moat, tmp_path: Path) -> None:
+    """Seen failing with a `Session.tell` that keeps nothing, and with an `Unheard.take` that keeps all."""
+    put(dt.timedelta(days=1))
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "inline.py").write_text(INLINE)
+    run = ("run", str(project), "-d", "--runtime", "embedded", "-i", "--name", "x", "-g", "linear")
+    assert moat(*run, "--", "python3", "inline.py").returncode == 0
+    deadline = time.monotonic() + 20
+    while "grant.rejected" not in moat("audit", "x").stdout:
+        assert time.monotonic() < deadline
+    for heard in (True, False):
+        terminal = start("attach", "x", size=(24, 160))
+        terminal.shows("| ", "+------+")
+        if heard:
+            terminal.shows(f" moat: {REFUSED} (", "nobody was attached)")
+            terminal.types("\x1f")
+            terminal.types("d")
+            terminal.sees("nobody was attached) (told at ")
+        else:
+            terminal.types("q")
+        terminal.ends()
+        assert ("nobody was attached" in terminal.raw.decode(errors="replace")) is heard
 
 
 class Screen:

@@ -382,3 +382,19 @@ class TestLocalViewer:
                 seen += len(output.data)
         assert seen == 64 * 65536
         assert viewer.patience is None
+
+
+async def test_what_nobody_heard_is_kept_for_the_next_one(tmp_path: Path) -> None:
+    """The newest 20, each once, in order; and nothing while somebody is there."""
+    session, _ = make(tmp_path)
+    for number in (0, 1, *range(25), 7):
+        session.tell(f"word {number}")
+    first, second = Eyes(), Eyes()
+    session.add(first)
+    session.add(second)
+    numbers = [int(text.split()[1]) for text in first.told]
+    assert numbers == [5, 6, *range(8, 25), 7]
+    assert first.told[0].endswith(", nobody was attached)")
+    session.tell("heard")
+    assert second.told == ["heard"]
+    assert first.told[-1] == "heard"
