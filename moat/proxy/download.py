@@ -6,6 +6,7 @@ Nothing is read ahead: what has arrived is framed and sent before anything is wa
 from __future__ import annotations
 
 import math
+from functools import partial
 from time import monotonic
 from typing import Literal
 
@@ -29,7 +30,7 @@ from moat.proxy.relay import Traffic, Watch, relay
 from moat.proxy.scrub import BodyScrubber, Scrubber, UnreadableBodyError, mask, mask_fields, scrub_headers
 from moat.proxy.stream import BUFFER
 from moat.proxy.upload import Upload
-from moat.proxy.websocket import ClientFrames, Closing, ServerFrames
+from moat.proxy.websocket import ClientFrames, Closing, Direction, Passing, ServerFrames
 
 Unreadable = Literal["withhold", "pass"]
 """What becomes of a response to a request with a credential whose body cannot be looked into."""
@@ -238,24 +239,33 @@ class Download:
         for reader in (client, upstream):
             reader.stream.unread(reader.buffer)
             reader.buffer = b""
-        up: ClientFrames | None = None
-        down: ServerFrames | Scrubber | None = None
+        frames = self._frames(head)
+        closing = Closing(*frames) if frames is not None else None
+        other = Scrubber(self._secrets, prompt=True) if self._secrets else None
+        up, down = frames if frames is not None else (None, other)
         watch: Watch | None = self._spending
-        if self._secrets and head.upgrade == b"websocket":
-            up, down = ClientFrames(self._swaps), ServerFrames(self._secrets)
-            watch = Closing(watch) if watch is not None else None
-        elif self._secrets:
-            down = Scrubber(self._secrets, prompt=True)
+        if closing is not None and watch is not None:
+            watch = closing.watch(watch)
+        idle = client.limits.tunnel_idle_timeout
         try:
             await relay(
                 client.stream,
                 upstream.stream,
                 self.traffic,
-                idle=client.limits.tunnel_idle_timeout,
+                idle=idle,
                 up=up,
                 down=down,
                 watches=(watch,) if watch is not None else (),
+                at_idle=partial(closing.idle, idle) if closing is not None else None,
             )
         finally:
-            if isinstance(down, ServerFrames) and up is not None:
-                self.traffic.messages = (up.messages, down.messages)
+            if frames is not None:
+                self.traffic.messages = (frames[0].messages, frames[1].messages)
+
+    def _frames(self, head: ResponseHead) -> tuple[Direction, Direction] | None:
+        """Both directions of a WebSocket; None where nobody has to know its frames."""
+        if head.upgrade != b"websocket":
+            return None
+        if self._secrets:
+            return ClientFrames(self._swaps), ServerFrames(self._secrets)
+        return (Passing(), Passing()) if self._spending is not None else None

@@ -60,12 +60,13 @@ async def relay(
     up: Filter | None = None,
     down: Filter | None = None,
     watches: Sequence[Watch] = (),
+    at_idle: Callable[[], PartingError] | None = None,
 ) -> None:
     """Pass bytes on until both sides have finished, one breaks, or nothing moves for `idle` seconds.
 
     A side that finishes its direction is told to the other side, and may go on reading. `up` and `down`
     change what goes there. Closes neither stream unless one broke; then both are dropped, after a last word
-    if there is one.
+    if there is one: of what went wrong, or, when nothing moves, of `at_idle`.
     """
     if (
         POSSIBLE
@@ -78,12 +79,23 @@ async def relay(
         await _past_us(client, upstream, traffic, idle)
         return
     parting: PartingError | None = None
+    # The time of a stream must not be over before a last word is said.
+    patience = idle if at_idle is None else idle + CLOSE_SECONDS
+
+    def end(error: PartingError) -> None:
+        nonlocal parting
+        traffic.error, parting = traffic.error or str(error), error
+        pumps.cancel_scope.cancel()
+
+    async def wait_for_idle(last_word: Callable[[], PartingError]) -> None:
+        while (left := client.deadline - CLOSE_SECONDS - monotonic()) > 0:
+            await anyio.sleep(left)
+        end(last_word())
 
     async def pump(source: Stream, sink: Stream, change: Filter | None, *, downwards: bool) -> None:
-        nonlocal parting
         try:
             while data := await source.receive():
-                client.deadline = upstream.deadline = monotonic() + idle
+                client.deadline = upstream.deadline = monotonic() + patience
                 for watch in watches:
                     (watch.down if downwards else watch.up)(data)
                 if downwards:
@@ -98,17 +110,20 @@ async def relay(
                 await sink.send(rest)
             await sink.send_eof()
         except PartingError as error:
-            traffic.error, parting = traffic.error or str(error), error
-            pumps.cancel_scope.cancel()
+            end(error)
         except StreamError as error:
             traffic.error = traffic.error or str(error)
             source.abort()
             sink.abort()
 
-    client.deadline = upstream.deadline = monotonic() + idle
+    client.deadline = upstream.deadline = monotonic() + patience
     async with anyio.create_task_group() as pumps:
-        pumps.start_soon(lambda: pump(client, upstream, up, downwards=False))
-        await pump(upstream, client, down, downwards=True)
+        if at_idle is not None:
+            pumps.start_soon(wait_for_idle, at_idle)
+        async with anyio.create_task_group() as both:
+            both.start_soon(lambda: pump(client, upstream, up, downwards=False))
+            await pump(upstream, client, down, downwards=True)
+        pumps.cancel_scope.cancel()
     if parting is not None:
         async with anyio.create_task_group() as partings:
             partings.start_soon(_part, client, parting.to_client)
@@ -163,7 +178,13 @@ async def _past_us(client: PausableStream, upstream: PausableStream, traffic: Tr
 
 
 async def _part(stream: Stream, last: bytes) -> None:
-    """Say a last word. What still comes is dropped: unread, it would reset the connection, past the word."""
+    """Say a last word. What still comes is dropped: unread, it would reset the connection, past the word.
+
+    Where there is none to be said the stream is dropped.
+    """
+    if not last:
+        stream.abort()
+        return
     stream.deadline = monotonic() + CLOSE_SECONDS
     with contextlib.suppress(StreamError):
         await stream.send(last)

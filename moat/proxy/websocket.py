@@ -1,7 +1,8 @@
-"""Frames of a WebSocket that carries a credential (RFC 6455). Sans-IO: bytes in, bytes out, either direction.
+"""Frames of a WebSocket (RFC 6455). Sans-IO: bytes in, bytes out, either direction.
 
-    ServerFrames   what comes down: credentials in messages and control frames are masked
-    ClientFrames   what goes up: placeholders in text messages become credentials
+    ServerFrames   what comes down with a credential: it is masked in messages and control frames
+    ClientFrames   what goes up with a credential: placeholders in text messages become credentials
+    Passing        without a credential: what passes as it comes, and where a frame of it ends
 
 A message is one text for both, however it is cut into frames: what could be the beginning of a needle at the
 end of a frame waits for the next one, and no longer than to the end of its message. A credential that is cut
@@ -10,7 +11,9 @@ follows them in the next is masked (`Scrubber.pause`). A frame of up to 64 KiB l
 longer one the pieces leave as they come, as frames of the same message: no message is too big. No
 extension is negotiated on such a connection (`site_rules.inspectable`), so a reserved bit is an error like
 any other in a frame. An error ends the connection, for both sides with close code 1002: who reads such a
-frame differently would see what was not looked at. What a budget does not allow ends it with 1008.
+frame differently would see what was not looked at. What a budget does not allow ends it with 1008, and
+with 1001 it ends when nothing has moved for too long. Inside of a frame that passes as it comes nobody can be
+told: a Close frame would be taken for its payload.
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from moat.dataclass import dataclass
 from moat.proxy.placeholders import finder
-from moat.proxy.relay import PartingError, Watch
+from moat.proxy.relay import Filter, PartingError, Watch
 from moat.proxy.scrub import Scrubber, mask
 from moat.proxy.stream import StreamError
 from moat.proxy.substitute import Substituted
@@ -29,7 +33,7 @@ from moat.proxy.substitute import Substituted
 _LONGEST_HEAD = 14
 _WHOLE = 64 * 1024  # a frame of this size is waited for; messages of honest servers are seldom longer
 _CONTINUATION, _TEXT, _BINARY, _CLOSE = 0, 1, 2, 8
-_PROTOCOL_ERROR, _POLICY_VIOLATION = 1002, 1008  # §7.4.1
+_GOING_AWAY, _PROTOCOL_ERROR, _POLICY_VIOLATION = 1001, 1002, 1008  # §7.4.1
 _LONGEST_REASON = 123
 _DATA = frozenset({_CONTINUATION, _TEXT, _BINARY})
 _CONTROL = frozenset({_CLOSE, 9, 10})
@@ -56,11 +60,43 @@ class FrameError(ClosedError):
         super().__init__(_PROTOCOL_ERROR, reason, f"websocket: {reason}")
 
 
-class Closing:
-    """A `relay.Watch` whose objection ends a WebSocket as one is ended."""
+class Direction(Filter, Protocol):
+    """One direction of a WebSocket."""
 
-    def __init__(self, watch: Watch) -> None:
+    messages: int  # that were complete
+
+    @property
+    def whole(self) -> bool:
+        """Whether what has left so far ends with a frame, after which another may follow."""
+        ...
+
+
+class Closing:
+    """Ends a WebSocket as one is ended: both sides are told, as far as they can be."""
+
+    def __init__(self, up: Direction, down: Direction) -> None:
+        self._up = up
+        self._down = down
+
+    def watch(self, watch: Watch) -> Watch:
+        """`watch`, whose objection ends the WebSocket."""
+        return _ClosingWatch(watch, self)
+
+    def idle(self, seconds: float) -> ClosedError:
+        return self.told(ClosedError(_GOING_AWAY, f"nothing has moved for {seconds:g} s", "timed out"))
+
+    def told(self, error: ClosedError) -> ClosedError:
+        if not self._up.whole:
+            error.to_upstream = b""
+        if not self._down.whole:
+            error.to_client = b""
+        return error
+
+
+class _ClosingWatch:
+    def __init__(self, watch: Watch, closing: Closing) -> None:
         self._watch = watch
+        self._closing = closing
 
     def up(self, data: bytes) -> None:
         self._ask(self._watch.up, data)
@@ -68,18 +104,66 @@ class Closing:
     def down(self, data: bytes) -> None:
         self._ask(self._watch.down, data)
 
-    @staticmethod
-    def _ask(may_pass: Callable[[bytes], None], data: bytes) -> None:
+    def _ask(self, may_pass: Callable[[bytes], None], data: bytes) -> None:
         try:
             may_pass(data)
         except StreamError as error:
-            raise ClosedError(_POLICY_VIOLATION, str(error), str(error)) from None
+            raise self._closing.told(ClosedError(_POLICY_VIOLATION, str(error), str(error))) from None
+
+
+class Passing:
+    """A direction that passes as it comes, extensions included. Only lengths are read."""
+
+    messages = 0  # nobody counts them
+
+    def __init__(self) -> None:
+        self._head = b""  # the beginning of one
+        self._left = 0  # bytes of the frame under way
+        self._over = False  # a Close frame has passed
+
+    @property
+    def whole(self) -> bool:
+        return not (self._head or self._left or self._over)
+
+    def feed(self, data: bytes) -> bytes:
+        at, end = self._left, len(data)
+        if at >= end:
+            self._left = at - end
+            return data
+        buffer, self._head = self._head + data[at:], b""
+        at, end = 0, len(buffer)
+        while at < end:
+            size = _size(buffer, at)
+            if size == 0:
+                self._head = buffer[at:]
+                break
+            self._over = self._over or buffer[at] & 0x0F == _CLOSE
+            at += size
+        self._left = max(0, at - end)
+        return data
+
+    def finish(self) -> bytes:
+        return b""
+
+
+def _size(buffer: bytes, at: int) -> int:
+    """The size of the frame that begins there; 0 while its length is not all there."""
+    if at + 2 > len(buffer):
+        return 0
+    length, mask = buffer[at + 1] & 0x7F, 4 if buffer[at + 1] & 0x80 else 0
+    extended = {126: 2, 127: 8}.get(length, 0)
+    if at + 2 + extended > len(buffer):
+        return 0
+    if extended:
+        length = int.from_bytes(buffer[at + 2 : at + 2 + extended])
+    return 2 + extended + mask + length
 
 
 class _Frames(ABC):
     """One direction, taken apart and put together again. `messages` counts those that are complete."""
 
     masked = False  # clients mask, servers do not (RFC 6455 §5.1)
+    whole = True  # pieces of a long frame leave as frames
 
     def __init__(self) -> None:
         self.messages = 0

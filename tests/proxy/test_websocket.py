@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,8 +23,9 @@ from websockets.sync.client import connect
 from websockets.sync.server import Server, ServerConnection, serve
 
 from moat.proxy.budget import Budget
+from moat.proxy.limits import Limits
 from moat.proxy.stream import StreamError
-from moat.proxy.websocket import _WHOLE, ClientFrames, ClosedError, FrameError, ServerFrames
+from moat.proxy.websocket import _WHOLE, ClientFrames, ClosedError, FrameError, Passing, ServerFrames
 from tests.proxy.conftest import PLACEHOLDER, RULE, SECRET, House, house, tls_origin
 from tests.proxy.peers import Wire, world
 from tests.proxy.test_exchange import API, get
@@ -339,24 +341,30 @@ def test_without_a_credential_nothing_is_read() -> None:
         assert made.event().messages == (0, 0)
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
-def test_a_budget_ends_a_socket_and_both_sides_are_told(loop: str) -> None:
-    """Close code 1008 and the reason, also for a client that goes on sending without reading.
+def quiet(ended: list[Any]) -> Callable[[ServerConnection], None]:
+    """A server that reads, and notes which Close frame came."""
 
-    Seen to fail with `Closing` left out.
-    """
-    ended: list[Any] = []
-
-    def quiet(connection: ServerConnection) -> None:
+    def serve(connection: ServerConnection) -> None:
         with contextlib.suppress(ConnectionClosed):
             while True:
                 connection.recv()
         ended.append(connection.protocol.close_rcvd)
 
-    with running(quiet, loop, budgets=[Budget(upload=50_000)]) as made:
+    return serve
+
+
+@pytest.mark.parametrize("rules", [(RULE,), ()], ids=["credential", "none"])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
+def test_a_budget_ends_a_socket_and_both_sides_are_told(loop: str, rules: tuple[Any, ...]) -> None:
+    """Close code 1008 and the reason, also for a client that goes on sending without reading.
+
+    Seen to fail with `Closing` left out.
+    """
+    ended: list[Any] = []
+    with running(quiet(ended), loop, budgets=[Budget(upload=50_000)], rules=rules) as made:
         with dial(made) as socket, pytest.raises(ConnectionClosed) as closed:  # noqa: PT012
             while True:
-                socket.send("x" * 1000)
+                socket.send(os.urandom(1000))
         event = made.event()
     reason = "moat: the budget of 50000 bytes of upload for this run does not allow it"
     for told in (closed.value.rcvd, *ended):
@@ -365,6 +373,82 @@ def test_a_budget_ends_a_socket_and_both_sides_are_told(loop: str) -> None:
     assert len(ended) == 1
     assert event.denial is not None
     assert (event.denial.code, event.error) == ("budget", reason.removeprefix("moat: "))
+
+
+def test_a_budget_that_ends_inside_a_frame_tells_who_can_be_told() -> None:
+    """A Close frame would be payload of what the server is reading. Seen failing with `Passing.whole` always true."""
+    received = bytearray()
+    begun, ended = threading.Event(), threading.Event()
+
+    def origin(wire: Wire) -> None:
+        wire.message()
+        wire.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while data := wire.receive():
+                received.extend(data)
+                begun.set()
+        ended.set()
+
+    sent = frame(2, b"x" * 100_000, key=KEY)
+    with (
+        tls_origin(origin) as server,
+        house(origins={API: server}, budgets=[Budget(upload=50_000)], rules=()) as made,
+    ):
+        with made.tunnel() as wire:
+            wire.send(get("/", "Connection: Upgrade", "Upgrade: websocket"))
+            assert b" 101 " in wire.until(b"\r\n\r\n")
+            wire.send(sent[:10_000])
+            assert begun.wait(10)
+            with contextlib.suppress(OSError):
+                wire.send(sent[10_000:])
+            code, text = wire.exactly(4), wire.until(b"does not allow it")
+        assert made.event().denial is not None
+        assert ended.wait(10)
+    assert (code[0], code[2:]) == (0x88, (1008).to_bytes(2))
+    assert text.startswith(b"moat: the budget of 50000 bytes")
+    assert sent.startswith(bytes(received))
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop", "trio"])
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [({}, 1001), ({"rules": (), "budgets": [Budget(upload=50_000)]}, 1001), ({"rules": ()}, None)],
+    ids=["credential", "budget", "neither"],
+)
+def test_a_socket_in_which_nothing_moves_ends_and_both_sides_are_told(
+    loop: str, options: dict[str, Any], code: int | None
+) -> None:
+    """With neither a credential nor a budget nobody knows where a frame ends (docs/limits.md)."""
+    ended: list[Any] = []
+    limits = replace(Limits(), tunnel_idle_timeout=0.5)
+    with running(quiet(ended), loop, limits=limits, **options) as made:
+        with dial(made, ping_interval=None) as socket, pytest.raises(ConnectionClosed) as closed:  # noqa: PT012
+            socket.send("hello")
+            socket.recv()
+        assert made.event().error == "timed out"
+    for told in (closed.value.rcvd, *ended):
+        assert (told and (told.code, told.reason)) == (
+            (code, "moat: nothing has moved for 0.5 s") if code else None
+        )
+    assert len(ended) == 1
+
+
+def test_where_a_frame_ends_is_known_at_every_byte() -> None:
+    """Extensions, masks and all lengths; after a Close frame nothing may follow."""
+    frames = [
+        frame(1, b"x", rsv=0x40), frame(9), frame(2, b"y" * 300, last=False, key=KEY), frame(0, b"z" * 70_000),
+        frame(8, b"\x03\xe8"),
+    ]  # fmt: skip
+    ends = set(itertools.accumulate(map(len, frames[:-1]), initial=0))
+    data = b"".join(frames)
+    for seed in range(20):
+        choose, passing, at = random.Random(seed), Passing(), 0
+        while at < len(data):
+            assert passing.whole is (at in ends)
+            size = min(choose.choice([1, 1, 2, 3, 200, 5000]), len(data) - at)
+            assert passing.feed(data[at : at + size]) == data[at : at + size]
+            at += size
+        assert not passing.whole
 
 
 def test_a_reason_fits_into_its_frame() -> None:
