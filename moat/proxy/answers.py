@@ -11,7 +11,9 @@ from http import HTTPStatus
 
 from moat.dataclass import dataclass
 from moat.proxy.events import Denial
-from moat.proxy.http1 import Headers, MalformedError, render_response
+from moat.proxy.fields import Headers
+from moat.proxy.head import MalformedError
+from moat.proxy.render import render_response
 
 ESTABLISHED = b"HTTP/1.1 200 Connection Established\r\n\r\n"
 # Basic: git, curl and every SDK know it. Only TCP listeners with a token ever ask (DESIGN §4).

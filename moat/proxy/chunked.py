@@ -6,7 +6,8 @@ from enum import Enum
 from typing import NoReturn
 
 from moat.proxy import grammar
-from moat.proxy.http1 import Blame, Headers, MalformedError
+from moat.proxy.fields import Headers
+from moat.proxy.head import Blame, MalformedError
 from moat.proxy.limits import Limits
 
 LAST_CHUNK = b"0\r\n\r\n"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from moat.errors import MoatError
-from moat.proxy.http1 import Headers
+from moat.proxy.fields import Headers
 
 _GZIP = 16 + zlib.MAX_WBITS
 # gRPC and Connect compress message by message, inside a body that looks plain.

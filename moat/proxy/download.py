@@ -11,22 +11,12 @@ from time import monotonic
 from typing import Literal
 
 from moat.proxy.budget import Spending
-from moat.proxy.http1 import (
-    CHUNKED,
-    LENGTH,
-    NONE,
-    UNTIL_CLOSE,
-    MalformedError,
-    RequestHead,
-    ResponseHead,
-    join_fields,
-    response_fields,
-    response_wire,
-    split_fields,
-)
+from moat.proxy.fields import join_fields, split_fields
+from moat.proxy.head import CHUNKED, LENGTH, NONE, UNTIL_CLOSE, MalformedError, RequestHead, ResponseHead
 from moat.proxy.mcp_filter import McpResponse, ToolFilter
 from moat.proxy.message import PLAIN, Body, BodyWriter, MessageReader
 from moat.proxy.relay import Traffic, Watch, relay
+from moat.proxy.render import response_fields, response_wire
 from moat.proxy.scrub import BodyScrubber, Scrubber, UnreadableBodyError, mask, mask_fields, scrub_headers
 from moat.proxy.stream import BUFFER
 from moat.proxy.upload import Upload

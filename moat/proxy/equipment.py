@@ -14,19 +14,13 @@ from moat.grants import Credential, part_of
 from moat.proxy.answers import RefusedError, failed
 from moat.proxy.download import Unreadable
 from moat.proxy.events import DeniedError
-from moat.proxy.http1 import (
-    LENGTH,
-    NONE,
-    RequestHead,
-    join_fields,
-    request_fields,
-    request_wire,
-    split_fields,
-)
+from moat.proxy.fields import join_fields, split_fields
+from moat.proxy.head import LENGTH, NONE, RequestHead
 from moat.proxy.inject import CompiledRule, in_frames, secret_of
 from moat.proxy.mcp import McpEndpoint
 from moat.proxy.message import Body
 from moat.proxy.registry import scope_of
+from moat.proxy.render import request_fields, request_wire
 from moat.proxy.request_body import FilteredBody, resized, resized_fields, substituted
 from moat.proxy.signing import LONGEST_BODY, SIGNED_FIELDS, TOO_LONG, Signature, Signer, sign
 from moat.proxy.site import Setup, Site

@@ -23,17 +23,10 @@ from moat.proxy.decider import Desk, Question
 from moat.proxy.download import Download
 from moat.proxy.equipment import NOTHING, Equipment
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
+from moat.proxy.fields import join_fields
 from moat.proxy.h2_pool import begins_h2
-from moat.proxy.http1 import (
-    LENGTH,
-    NONE,
-    ORIGIN,
-    Form,
-    MalformedError,
-    RequestHead,
-    join_fields,
-    split_absolute,
-)
+from moat.proxy.head import LENGTH, NONE, ORIGIN, Form, MalformedError, RequestHead
+from moat.proxy.http1 import split_absolute
 from moat.proxy.leak_guard import Strangers, guard
 from moat.proxy.logins import LONGEST as LONGEST_LOGIN, endpoint
 from moat.proxy.mcp import Judgement, McpEndpoint, judge, unclear

@@ -31,7 +31,7 @@ from moat.proxy.h2_link import (
     StreamReset,
     TrailersReceived,
 )
-from moat.proxy.http1 import MalformedError, RequestHead
+from moat.proxy.head import MalformedError, RequestHead
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.pipe import PipeEnd

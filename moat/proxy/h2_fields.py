@@ -14,7 +14,8 @@ from typing import NoReturn
 from moat.dataclass import dataclass
 from moat.proxy import grammar
 from moat.proxy.answers import reason_phrase
-from moat.proxy.http1 import Blame, Framing, Headers, MalformedError, RequestHead, ResponseHead
+from moat.proxy.fields import Headers
+from moat.proxy.head import Blame, Framing, MalformedError, RequestHead, ResponseHead
 
 Fields = Iterable[tuple[bytes, bytes]]
 

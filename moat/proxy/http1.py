@@ -1,23 +1,34 @@
-"""HTTP/1.1 heads, strict and sans-IO: bytes in, frozen values out (RFC 9110, RFC 9112).
+"""HTTP/1.1 heads, strict and sans-IO: bytes in, frozen values (`head`) out (RFC 9110, RFC 9112).
 
-No await, no socket, no clock may enter this file. Chunked bodies are in `chunked`, patterns in `grammar`.
+No await, no socket, no clock may enter this file. Chunked bodies are in `chunked`, patterns in `grammar`; how
+a head goes on is in `render`.
 Whatever two servers could read in two ways is refused, never repaired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from enum import Enum
+from collections.abc import Collection
 from functools import lru_cache
-from typing import Literal, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
-from moat.errors import MoatError
 from moat.proxy import diagnosis, grammar
+from moat.proxy.fields import without
+from moat.proxy.head import (
+    CHUNKED,
+    LENGTH,
+    NONE,
+    ORIGIN,
+    UNTIL_CLOSE,
+    Blame,
+    Form,
+    Framing,
+    MalformedError,
+    RequestHead,
+    ResponseHead,
+)
 from moat.proxy.limits import Limits
 
-Headers = tuple[tuple[bytes, bytes], ...]
 Buffer = bytes | bytearray
-Blame = Literal["client", "upstream"]
 
 _MAX_LENGTH = 2**63 - 1  # what every other parser's signed 64-bit integer holds
 # Never hop-by-hop, whatever Connection says.
@@ -27,9 +38,6 @@ _LOOK_ALIKE = frozenset({b"content_length", b"transfer_encoding"})
 # Of the fields that `grammar.SPECIAL` names, those that are the next hop's business too.
 _ENCODED_BY = frozenset({b"content-encoding", b"grpc-encoding", b"connect-content-encoding"})
 _END_TO_END = _ENCODED_BY | {b"host", b"content-length", b"content-type"}
-_CONTENT_LENGTH = frozenset({b"content-length"})
-_TE_CHUNKED = b"\r\nTransfer-Encoding: chunked"
-_UPGRADE = b"\r\nConnection: Upgrade\r\nUpgrade: %b"
 _CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"compress", b"x-compress", b"identity"})
 _COMMON_OPTIONS = {
     value: frozenset({value.lower()}) for value in (b"keep-alive", b"Keep-Alive", b"close", b"Upgrade")
@@ -39,90 +47,6 @@ _MEMORABLE = 4096  # bytes of a block of fields up to which what it means is rem
 _HARMLESS_OPTIONS = frozenset({b"", b"close", b"keep-alive", b"upgrade"})
 # Upgrading to HTTP once more would carry requests past policy (h2c smuggling); TLS would hide them.
 _HTTP_AGAIN = (b"h2", b"h3", b"http/", b"tls/")
-
-
-class Framing(Enum):
-    """How the end of a body is known."""
-
-    NONE = "none"  # no body bytes follow the head
-    LENGTH = "length"  # exactly `length` bytes, at least one
-    CHUNKED = "chunked"
-    UNTIL_CLOSE = "until-close"  # responses only
-
-
-class Form(Enum):
-    """Shape of a request target (RFC 9112 §3.2)."""
-
-    ORIGIN = "origin"  # /path?query
-    ABSOLUTE = "absolute"  # http://host/path
-    AUTHORITY = "authority"  # host:port, CONNECT only
-    ASTERISK = "asterisk"  # *, OPTIONS only
-
-
-# Before Python 3.12 a member of an Enum costs ten times as much by its class as by a name.
-NONE, LENGTH, CHUNKED, UNTIL_CLOSE = Framing
-ORIGIN = Form.ORIGIN
-
-
-class MalformedError(MoatError):
-    """Bytes that are not HTTP/1.1 as this proxy accepts it. The connection cannot be used further.
-
-    `code` is stable and machine-readable (`bare-lf`, `length-and-chunked`…), `reason` is for a person,
-    `status` is what to answer the sandbox: 4xx/5xx for its own fault, 502 for the upstream's.
-    """
-
-    def __init__(self, code: str, reason: str, status: int, blame: Blame) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
-        self.status = status
-        self.blame = blame
-
-
-class RequestHead(NamedTuple):
-    """A request head that is framed beyond doubt. `size` bytes of the buffer belong to it."""
-
-    method: bytes  # as sent; tokens are case-sensitive
-    target: bytes  # as sent: visible ASCII, no `#`
-    form: Form
-    minor: int  # 0 or 1
-    block: bytes  # all header fields as sent, each with a CRLF before it
-    kept: bytes  # those of them that go on to the next hop, whatever the framing; the same shape
-    host: bytes  # the one Host field; b"" only when HTTP/1.0 sent none
-    framing: Framing  # NONE, LENGTH or CHUNKED
-    length: int  # body bytes when framing is LENGTH, else 0
-    keep_alive: bool
-    expect_continue: bool  # the client waits for `100 Continue` (and there is a body)
-    upgrade: bytes  # lower-case protocol token the client asks to switch to, or b""
-    size: int
-
-    @property
-    def headers(self) -> Headers:
-        """Names as sent, values without surrounding white space. Taken apart anew each time."""
-        return split_fields(self.block)
-
-
-class ResponseHead(NamedTuple):
-    """A response head. A 1xx other than 101 is followed by another head."""
-
-    status: int  # 100..999
-    reason: bytes
-    minor: int
-    block: bytes  # all header fields as sent, each with a CRLF before it
-    kept: bytes  # those of them that go on to the next hop, whatever the framing; the same shape
-    framing: Framing
-    length: int
-    measured: bool  # there is a Content-Length, which need not be the body's: HEAD, 304
-    content_type: bytes  # the media type, lower case, without parameters; b"" when none is named
-    encoded: bool  # a Content-Encoding is named, or one of messages inside the body
-    keep_alive: bool  # the upstream connection can carry another request after the body
-    upgrade: bytes  # lower-case token of a 101, else b""
-    size: int
-
-    @property
-    def headers(self) -> Headers:
-        """Names as sent, values without surrounding white space. Taken apart anew each time."""
-        return split_fields(self.block)
 
 
 def parse_request(buffer: Buffer, limits: Limits) -> RequestHead | None:
@@ -201,106 +125,6 @@ def split_absolute(target: bytes) -> tuple[bytes, bytes, bytes]:
     elif path[:1] == b"?":
         path = b"/" + path
     return scheme.lower(), authority, path
-
-
-def request_fields(head: RequestHead) -> bytes:
-    """Fields that go upstream, as a block: no hop-by-hop or Proxy-* field, framing written anew.
-
-    Content-Length stays (leading zeros dropped), `Transfer-Encoding: chunked` is appended when the body is
-    chunked, `Connection: Upgrade` with `Upgrade` when `head.upgrade` asks for it, Expect when
-    `head.expect_continue` says that it means something. All else stays as sent.
-    """
-    fields = head.kept
-    if head.expect_continue:
-        fields += b"\r\nExpect: 100-continue"
-    if head.framing is CHUNKED:
-        fields += _TE_CHUNKED
-    if head.upgrade:
-        fields += _UPGRADE % head.upgrade
-    return fields
-
-
-def response_fields(head: ResponseHead, *, framing: Framing | None = None, close: bool = False) -> bytes:
-    """Fields that go to the client, as a block: no hop-by-hop field, framing written anew.
-
-    `framing` says how the body leaves here when that differs from how it came (re-chunked, decoded):
-    LENGTH and NONE keep the upstream's Content-Length, CHUNKED writes Transfer-Encoding, UNTIL_CLOSE
-    neither. A bodiless answer to HEAD and a 304 keep their Content-Length; a 1xx and a 204 have none
-    (RFC 9110 §8.6). `close` appends `Connection: close`.
-    """
-    framing = framing or head.framing
-    fields = head.kept
-    unmeasured = framing is CHUNKED or framing is UNTIL_CLOSE
-    if head.measured and (unmeasured or head.status < 200 or head.status == 204):
-        fields = without(fields, _CONTENT_LENGTH)
-    if framing is CHUNKED:
-        fields += _TE_CHUNKED
-    if head.upgrade:
-        fields += _UPGRADE % head.upgrade
-    elif close:
-        fields += b"\r\nConnection: close"
-    return fields
-
-
-def forward_request_headers(head: RequestHead) -> Headers:
-    """`request_fields`, taken apart."""
-    return split_fields(request_fields(head))
-
-
-def forward_response_headers(
-    head: ResponseHead, *, framing: Framing | None = None, close: bool = False
-) -> Headers:
-    """`response_fields`, taken apart."""
-    return split_fields(response_fields(head, framing=framing, close=close))
-
-
-def split_fields(block: bytes) -> Headers:
-    """The fields of a block that the grammar has matched; values without white space around them."""
-    fields = grammar.FIELD.findall(block)
-    if b" \r" in block or b"\t\r" in block or block.endswith((b" ", b"\t")):
-        return tuple([(name, value.rstrip(b" \t")) for name, value in fields])
-    return tuple(fields)
-
-
-def join_fields(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The reverse of `split_fields`. Raises ValueError when a field would break out of its line."""
-    lines = [b"\r\n%b: %b" % field for field in headers]
-    block = b"".join(lines)
-    # An injected credential or a rewritten field with a line end in it would be a request of its own.
-    if block.count(b"\n") != len(lines) or block.count(b"\r") != len(lines) or b"\x00" in block:
-        raise ValueError("a header field holds a line end or a NUL")
-    return block
-
-
-def without(block: bytes, names: Collection[bytes]) -> bytes:
-    """A block of fields without those with one of the (lower-case) names."""
-    return join_fields(field for field in split_fields(block) if field[0].lower() not in names)
-
-
-def render_request(method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A request head on the wire. Raises ValueError when a field would break out of its line."""
-    return request_wire(method, target, join_fields(headers))
-
-
-def render_response(status: int, reason: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A response head on the wire. Raises ValueError when a field would break out of its line."""
-    return response_wire(status, reason, join_fields(headers))
-
-
-def request_wire(method: bytes, target: bytes, fields: bytes) -> bytes:
-    """The same, of a block of fields that is known to be one."""
-    return b"%b%b\r\n\r\n" % (_one_line(b"%b %b HTTP/1.1" % (method, target)), fields)
-
-
-def response_wire(status: int, reason: bytes, fields: bytes) -> bytes:
-    """The same, of a block of fields that is known to be one."""
-    return b"%b%b\r\n\r\n" % (_one_line(b"HTTP/1.1 %d %b" % (status, reason)), fields)
-
-
-def _one_line(start: bytes) -> bytes:
-    if b"\r" in start or b"\n" in start or b"\x00" in start:
-        raise ValueError("a start line holds a line end or a NUL")
-    return start
 
 
 def _refuse(blame: Blame, code: str, reason: str, status: int = 400) -> NoReturn:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from moat.dataclass import dataclass
 from moat.errors import MoatError
 from moat.grants import Credential, InjectionRule
-from moat.proxy.http1 import Headers
+from moat.proxy.fields import Headers
 from moat.rules import HostPattern, parse_host_pattern
 
 _BASIC = re.compile(rb"(basic[ \t]++)([A-Za-z0-9+/_-]++=*+)", re.IGNORECASE)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from moat.grants import InjectionRule, Rule
 from moat.proxy.decoding import Decoder, UnreadableBodyError, decoder
 from moat.proxy.events import Denial, DeniedError
-from moat.proxy.http1 import Headers
+from moat.proxy.fields import Headers
 from moat.proxy.inject import CompiledRule
 from moat.proxy.limits import Limits
 from moat.proxy.needles import needles

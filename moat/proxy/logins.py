@@ -18,7 +18,7 @@ from moat.errors import MoatError
 from moat.grants import LoginRule
 from moat.proxy.answers import Answer, denied
 from moat.proxy.events import Denial
-from moat.proxy.http1 import Headers
+from moat.proxy.fields import Headers
 from moat.proxy.paths import AmbiguousPathError, readings
 
 LONGEST = 64 * 1024  # bytes of a request; no refresh token is longer

@@ -15,7 +15,7 @@ from typing import Any
 from moat.dataclass import dataclass
 from moat.proxy.answers import Answer, denied
 from moat.proxy.events import Denial
-from moat.proxy.http1 import Headers
+from moat.proxy.fields import Headers
 from moat.proxy.paths import AmbiguousPathError, readings
 from moat.proxy.policy import HOST_NAME
 

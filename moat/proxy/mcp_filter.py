@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from moat.dataclass import dataclass
-from moat.proxy.http1 import Headers, ResponseHead
+from moat.proxy.fields import Headers
+from moat.proxy.head import ResponseHead
 from moat.proxy.mcp import McpEndpoint, ToolPolicy
 from moat.proxy.scrub import BodyScrubber, UnreadableBodyError
 

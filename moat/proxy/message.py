@@ -11,18 +11,9 @@ from time import monotonic
 from typing import Literal
 
 from moat.proxy.chunked import ChunkedReader, encode_chunk
-from moat.proxy.http1 import (
-    CHUNKED,
-    LENGTH,
-    NONE,
-    UNTIL_CLOSE,
-    Framing,
-    Headers,
-    RequestHead,
-    ResponseHead,
-    parse_request,
-    parse_response,
-)
+from moat.proxy.fields import Headers
+from moat.proxy.head import CHUNKED, LENGTH, NONE, UNTIL_CLOSE, Framing, RequestHead, ResponseHead
+from moat.proxy.http1 import parse_request, parse_response
 from moat.proxy.limits import Limits
 from moat.proxy.stream import Stream, StreamError
 

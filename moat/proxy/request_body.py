@@ -13,7 +13,8 @@ import anyio.lowlevel
 
 from moat.proxy.decoding import Decoder, UnreadableBodyError, decoder
 from moat.proxy.events import DeniedError
-from moat.proxy.http1 import CHUNKED, LENGTH, MalformedError, RequestHead, without
+from moat.proxy.fields import without
+from moat.proxy.head import CHUNKED, LENGTH, MalformedError, RequestHead
 from moat.proxy.limits import Limits
 from moat.proxy.message import Body
 from moat.proxy.substitute import Substitution, spelling_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from moat.proxy.decoding import Decoder, UnreadableBodyError, decoder
-from moat.proxy.http1 import Headers
+from moat.proxy.fields import Headers
 from moat.proxy.limits import Limits
 from moat.proxy.needles import needles
 from moat.proxy.unescape import has_opener

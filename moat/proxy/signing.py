@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, quote_from_bytes, unquote_to_bytes
 from moat.dataclass import dataclass
 from moat.grants import Credential, SigningRule
 from moat.proxy.events import Denial, DeniedError
-from moat.proxy.http1 import Headers, join_fields, split_fields
+from moat.proxy.fields import Headers, join_fields, split_fields
 from moat.proxy.inject import InjectionError
 from moat.rules import HostPattern, parse_host_pattern
 from moat.sigv4 import (

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from moat.grants import Credential, InjectionRule, Rule, SigningRule
 from moat.proxy import grammar
 from moat.proxy.events import Denial
-from moat.proxy.http1 import Headers, join_fields, split_fields
+from moat.proxy.fields import Headers, join_fields, split_fields
 from moat.proxy.inject import CompiledRule, Plan, carry_out, make_plan, opened
 from moat.proxy.leak_guard import Strangers, misplaced
 from moat.proxy.signing import Signer

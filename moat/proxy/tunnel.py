@@ -24,11 +24,13 @@ from moat.proxy.answers import CHALLENGE, ESTABLISHED, Answer, denied, malformed
 from moat.proxy.budget import Spending
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.exchange import After, Exchange
-from moat.proxy.http1 import Form, Framing, MalformedError, RequestHead, render_response, split_absolute
+from moat.proxy.head import Form, Framing, MalformedError, RequestHead
+from moat.proxy.http1 import split_absolute
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import HOST_NAME, ssh_denial
 from moat.proxy.relay import Traffic, Watch, relay
+from moat.proxy.render import render_response
 from moat.proxy.site import Setup, Site
 from moat.proxy.ssh import IDENTIFICATION, SshWatch, refusal
 from moat.proxy.stream import Stream, StreamError

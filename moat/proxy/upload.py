@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from time import monotonic
 
 from moat.proxy.events import DeniedError
-from moat.proxy.http1 import NONE, MalformedError, RequestHead
+from moat.proxy.head import NONE, MalformedError, RequestHead
 from moat.proxy.message import Body, BodyWriter, MessageReader
 from moat.proxy.request_body import FilteredBody
 from moat.proxy.stream import PausableStream, Stream, StreamError

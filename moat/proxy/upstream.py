@@ -26,11 +26,12 @@ from moat.errors import ConfigError, MoatError
 from moat.proxy.address import refuse
 from moat.proxy.events import Denial, DeniedError
 from moat.proxy.h2_pool import Multiplexed
-from moat.proxy.http1 import MalformedError, render_request
+from moat.proxy.head import MalformedError
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.policy import HOST_NAME
 from moat.proxy.race import connect_first
+from moat.proxy.render import render_request
 from moat.proxy.stream import Stream, StreamError, StreamTimeoutError, Watch
 from moat.proxy.tls import H2, HTTP1, TLSError, verifying_context
 

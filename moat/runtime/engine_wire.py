@@ -7,7 +7,8 @@ chunks are read by the parsers of the proxy.
 from __future__ import annotations
 
 from moat.proxy.chunked import ChunkedReader
-from moat.proxy.http1 import Framing, MalformedError, ResponseHead, parse_response
+from moat.proxy.head import Framing, MalformedError, ResponseHead
+from moat.proxy.http1 import parse_response
 from moat.proxy.limits import Limits
 
 __all__ = ["PIECE", "MalformedError", "Reply", "request"]

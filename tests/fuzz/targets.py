@@ -14,19 +14,13 @@ from contextlib import suppress
 from moat.authority import AuthorityError, parse_authority
 from moat.proxy.address import refuse
 from moat.proxy.certs import RunCA
-from moat.proxy.http1 import (
-    Form,
-    Framing,
-    MalformedError,
-    RequestHead,
-    ResponseHead,
+from moat.proxy.head import Form, Framing, MalformedError, RequestHead, ResponseHead
+from moat.proxy.http1 import parse_request, parse_response, split_absolute
+from moat.proxy.render import (
     forward_request_headers,
     forward_response_headers,
-    parse_request,
-    parse_response,
     render_request,
     render_response,
-    split_absolute,
 )
 from moat.proxy.tls import TLSError, TLSSession
 from tests.fuzz.h2 import h2_client, h2_server

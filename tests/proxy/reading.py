@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from moat.proxy.chunked import ChunkedReader
-from moat.proxy.http1 import Framing, MalformedError, RequestHead, ResponseHead
+from moat.proxy.head import Framing, MalformedError, RequestHead, ResponseHead
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.stream import StreamError

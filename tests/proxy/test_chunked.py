@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from moat.proxy.chunked import LAST_CHUNK, ChunkedReader, encode_chunk
-from moat.proxy.http1 import MalformedError
+from moat.proxy.head import MalformedError
 from moat.proxy.limits import Limits
 
 LIMITS = Limits()

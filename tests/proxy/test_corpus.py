@@ -10,7 +10,8 @@ import re
 
 import pytest
 
-from moat.proxy.http1 import MalformedError, parse_request, parse_response
+from moat.proxy.head import MalformedError
+from moat.proxy.http1 import parse_request, parse_response
 from tests.proxy import cases
 from tests.proxy.cases import Accepted, Case, Refused, Unfinished
 from tests.proxy.reading import LIMITS, read

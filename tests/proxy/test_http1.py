@@ -16,19 +16,15 @@ import h11
 import pytest
 
 from moat.proxy import grammar, h2_fields, paths
-from moat.proxy.http1 import (
-    Form,
-    Framing,
-    MalformedError,
+from moat.proxy.head import Form, Framing, MalformedError
+from moat.proxy.http1 import parse_request, parse_response, split_absolute
+from moat.proxy.limits import Limits
+from moat.proxy.render import (
     forward_request_headers,
     forward_response_headers,
-    parse_request,
-    parse_response,
     render_request,
     render_response,
-    split_absolute,
 )
-from moat.proxy.limits import Limits
 
 LIMITS = Limits()
 

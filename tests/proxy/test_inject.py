@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from moat.grants import Credential, CredentialInfo, CredentialKind, InjectionRule, Secret
-from moat.proxy.http1 import join_fields, split_fields
+from moat.proxy.fields import join_fields, split_fields
 from moat.proxy.inject import InjectionError, apply, needed
 from moat.proxy.site_rules import InjectionTable, equip, inspectable
 

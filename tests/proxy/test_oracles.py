@@ -13,7 +13,8 @@ from collections import defaultdict
 from hypothesis import example, given, settings, strategies as st
 
 from moat.proxy.chunked import ChunkedReader
-from moat.proxy.http1 import Framing, MalformedError, parse_request, parse_response
+from moat.proxy.head import Framing, MalformedError
+from moat.proxy.http1 import parse_request, parse_response
 from moat.proxy.limits import Limits
 from tests.proxy import cases
 from tests.proxy.cases import Accepted, Case, Refused

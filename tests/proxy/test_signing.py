@@ -21,7 +21,7 @@ from moat.grants import Credential, CredentialInfo, CredentialKind, InjectionRul
 from moat.proxy.answers import denied
 from moat.proxy.aws_errors import shaped
 from moat.proxy.events import DeniedError
-from moat.proxy.http1 import Headers, join_fields, split_fields
+from moat.proxy.fields import Headers, join_fields, split_fields
 from moat.proxy.inject import InjectionError
 from moat.proxy.signing import Signed, Signer, sign
 from moat.proxy.site_rules import InjectionTable

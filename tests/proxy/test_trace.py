@@ -10,7 +10,7 @@ import pytest
 
 from moat.journal import LineWriter, read_lines
 from moat.proxy import Denial, ExchangeFinished, Trace
-from moat.proxy.http1 import join_fields
+from moat.proxy.fields import join_fields
 from moat.proxy.trace import Shown, from_record, to_record
 from tests.journal.kit import fill, small_disk
 from tests.proxy.conftest import PLACEHOLDER, SECRET, HouseMaker

@@ -16,9 +16,11 @@ import anyio
 from moat.dataclass import dataclass
 from moat.proxy.download import Download
 from moat.proxy.events import DeniedError
-from moat.proxy.http1 import Headers, MalformedError, RequestHead, forward_request_headers, render_request
+from moat.proxy.fields import Headers
+from moat.proxy.head import MalformedError, RequestHead
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
+from moat.proxy.render import forward_request_headers, render_request
 from moat.proxy.stream import Stream, StreamError, StreamTimeoutError, Watch, open_stream
 from moat.proxy.upload import Upload
 from moat.runtime.endpoints.ingress import CONNECTED, FAILED, WORD

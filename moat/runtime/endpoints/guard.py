@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from moat.proxy.http1 import Headers, RequestHead
+from moat.proxy.fields import Headers
+from moat.proxy.head import RequestHead
 from moat.runtime.endpoints.names import Place, parse_name
 
 _SAFE = frozenset({b"GET", b"HEAD"})

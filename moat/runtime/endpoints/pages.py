@@ -15,7 +15,9 @@ from dataclasses import field
 from typing import Any
 
 from moat.dataclass import dataclass
-from moat.proxy.http1 import Headers, RequestHead, render_response
+from moat.proxy.fields import Headers
+from moat.proxy.head import RequestHead
+from moat.proxy.render import render_response
 from moat.runtime.endpoints.names import Place
 from moat.runtime.endpoints.routes import Route
 

@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 
 from moat.paths import Home
 from moat.proxy.accepting import accept
-from moat.proxy.http1 import Form, Framing, MalformedError, RequestHead
+from moat.proxy.head import Form, Framing, MalformedError, RequestHead
 from moat.proxy.message import MessageReader
 from moat.proxy.stream import Stream, StreamError, Watch, open_stream
 from moat.proxy.tls import TLSError
