@@ -1,7 +1,7 @@
 """What is judged beyond a head, for clients that speak HTTP/2: tools of MCP servers, budgets, deciders, warnings.
 
 The same objects judge both protocols; these tests hold that the way of an HTTP/2 stream leads through them.
-Seen to fail with `_judge_tools`, `_spend` and `_ask` left out of `Exchange._converse` for `site.protocol == H2`.
+Seen to fail with `_judge_tools`, `_spend` and `_ask` left out of `Admission._ask_all` for `site.protocol == H2`.
 """
 
 from __future__ import annotations
