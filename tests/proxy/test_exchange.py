@@ -425,7 +425,7 @@ def test_a_client_that_leaves_takes_the_upstream_request_with_it(make: HouseMake
         stream = wire.message().target == "/stream"
         if stream:
             wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
-        wire.sock.settimeout(5)
+        wire.sock.settimeout(20)
         try:
             while wire.sock.recv(100):
                 pass
@@ -585,7 +585,7 @@ def test_100_continue_is_the_upstreams_to_give(make: HouseMaker) -> None:
         wire.sock.settimeout(0.4)
         with pytest.raises(TimeoutError):
             wire.receive()  # nothing may come before we have agreed
-        wire.sock.settimeout(5)
+        wire.sock.settimeout(20)
         wire.send(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n")
         wire.send(reply(200, wire.exactly(5)))
 
