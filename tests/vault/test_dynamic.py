@@ -148,6 +148,7 @@ async def test_the_way_to_the_vault_is_nobodys_business(
         ("echo one; echo two", "gave more than one line"),
         ("printf 'a\\033[1mb'", "gave more than one line, or characters"),
         ("echo SECRET-MARK; echo SECRET-MARK >&2; exit 3", "failed with status 3$"),
+        ("echo SECRET-MARK >&2; exit 3", "failed with status 3$"),
         ("kill -9 $$", "failed with status -9$"),
         ("yes", f"gave more than {LIMIT} bytes"),
         ("yes >&2 & sleep 0.2; kill $!; echo token; exit 1", "failed with status 1$"),

@@ -118,7 +118,7 @@ async def test_a_token_is_bought_again_when_it_ends(world: World, monkeypatch: p
         ((401, {"details": PASSWORD}), "does not accept the login for repository:x:pull"),
         ((307, {}, {"Location": f"https://{HOST}/elsewhere"}), "answered HTTP 307"),
         ((200, {"token": "a\r\nX: b"}), "without a token"),
-        ((200, {"token": 7}), "without a token"),
+        ((200, {"token": 7, "else": PASSWORD}), "without a token"),
         ((200, b"["), "without a token"),
     ],
 )

@@ -12,9 +12,11 @@ from types import MappingProxyType
 import pytest
 
 from moat.config import UpstreamConfig, load_user
-from moat.grants import CredentialKind, Secret
+from moat.grants import CredentialKind, Grant, Secret
 from moat.paths import Home
-from moat.vault.validate import Outcome, Verdict, check_anthropic, check_github
+from moat.vault.providers import provider
+from moat.vault.providers.declared import Declared
+from moat.vault.validate import Outcome, Verdict, check_anthropic, check_declared, check_github
 from tests.vault.vendor import Answer, Asked, Vendor, vendor
 
 KEY = "sk-ant-api03-RIGHT"
@@ -89,7 +91,7 @@ def test_the_wrong_key_is_rejected_and_never_repeated(api: Vendor, upstream: Ups
         ((400, {"error": {"message": "bad model"}}), Outcome.UNKNOWN, "api.anthropic.com answered HTTP 400"),
         ((400, "no object"), Outcome.UNKNOWN, "HTTP 400"),
         ((429, {}), Outcome.UNKNOWN, "HTTP 429"),
-        ((500, {}), Outcome.UNKNOWN, "HTTP 500"),
+        ((500, {"error": {"message": f"no such key: {KEY}"}}), Outcome.UNKNOWN, "HTTP 500"),
         ((302, {}), Outcome.UNKNOWN, "HTTP 302"),
     ],
 )
@@ -99,6 +101,9 @@ def test_other_answers(tmp_path: Path, state: Home, answer: Answer, outcome: Out
         verdict = anthropic(KEY, load_user(state).upstream)
     assert verdict.outcome is outcome
     assert reason in verdict.reason
+    assert KEY not in verdict.reason, (
+        "what a vendor says may quote it: seen to fail with the answer in `_unknown`"
+    )
 
 
 def test_github_tells_the_login(api: Vendor, upstream: UpstreamConfig) -> None:
@@ -115,6 +120,21 @@ def test_a_strange_login_is_not_shown(tmp_path: Path, state: Home, login: object
     with vendor(tmp_path / "vendor", lambda _: (200, {"login": login}), *HOSTS) as server:
         server.config(state.root, *HOSTS)
         verdict = asyncio.run(check_github(Secret("ghp_right"), load_user(state).upstream))
+    assert verdict == Verdict(Outcome.VALID, login="")
+
+
+@pytest.mark.parametrize("login", ["x\x1b[31m", "a\nb", 7, "a" * 200])
+def test_no_vendor_writes_on_the_terminal_as_a_login(tmp_path: Path, state: Home, login: object) -> None:
+    """Seen to fail with `_login` returning every text."""
+    grant = provider("vercel")
+    assert isinstance(grant, Declared)
+    assert grant.check is not None
+    with vendor(
+        tmp_path / "vendor", lambda _: (200, {"user": {"username": login}}), "api.vercel.com"
+    ) as server:
+        server.config(state.root, "api.vercel.com")
+        upstream = load_user(state).upstream
+        verdict = asyncio.run(check_declared(grant, grant.check, Grant("vercel"), Secret("right"), upstream))
     assert verdict == Verdict(Outcome.VALID, login="")
 
 
