@@ -171,7 +171,9 @@ def test_everything_is_gone_after_a_restart_of_the_machine(
     inside of `known.all_runs`: `moat list` then takes 30 s.
     """
     place = Home.from_environment()
-    moat("run", "-d", "--runtime", runtime, "--name", "gone", "--", "python3", "agent.py", cwd=workspace)
+    # It writes to no pipe whose other end would go: that alone would end it.
+    agent = "echo 403; exec python3 agent.py > /dev/null"
+    moat("run", "-d", "--runtime", runtime, "--name", "gone", "--", "sh", "-c", agent, cwd=workspace)
     assert goes_on(workspace)
     record = only(place)
     records.write(place, dataclasses.replace(record, boot="another"))
@@ -184,6 +186,8 @@ def test_everything_is_gone_after_a_restart_of_the_machine(
         until(lambda: not records.owned(place.run(record.id)))
         if runtime == "docker":
             assert not goes_on(workspace), "no proxy, so no network"
+        else:
+            until(lambda: is_still(workspace))
         mounts.remove(Path(record.directory))
         began = time.monotonic()
         (row,) = json.loads(moat("list", "--json", timeout=20).stdout)

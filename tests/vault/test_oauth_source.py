@@ -9,6 +9,7 @@ spent whose successor nobody can store; without `aclose` the one that could not 
 from __future__ import annotations
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -28,7 +29,8 @@ from moat.paths import Home
 from moat.vault import Vault, open_vault
 from moat.vault.oauth import source as source_module
 from moat.vault.oauth.source import RunCredentials
-from moat.vault.oauth.tokens import Client, Tokens
+from moat.vault.oauth.tokens import Client, Tokens, renew
+from moat.vault.oauth.web import Reply, WebError
 from tests.conftest import REPOSITORY
 from tests.fakes.oauth_server import ISSUER, RESOURCE, AuthorizationServer
 from tests.fakes.pki import make_pki
@@ -339,6 +341,30 @@ async def test_a_run_that_was_handed_the_key_of_the_vault_can_store_what_it_rene
     found = await source.credential(NAME)
     monkeypatch.setenv("MOAT_PASSPHRASE", "correct horse")
     assert place.stored().access == found.secret.reveal()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"error": "REAL-refresh"}),
+        (400, {"error": "invalid_request", "error_description": "REAL-refresh"}),
+        (200, {"access_token": "REAL-refresh\n", "token_type": "bearer"}),
+        (200, {"access_token": "REAL-refresh", "token_type": "mac"}),
+        (200, {"access_token": "REAL-refresh", "token_type": "bearer", "refresh_token": 7}),
+    ],
+)
+async def test_what_a_server_says_is_in_no_message(status: int, body: object) -> None:
+    """It may quote what it was sent. Seen to fail with the answer, or any `code`, in the message."""
+
+    class Server:
+        async def send(self, *_: object, **__: object) -> Reply:
+            return Reply(status, {}, json.dumps(body).encode())
+
+    client = Client(token_endpoint="https://auth.example.test/token", client_id="moat", resource="")
+    tokens = Tokens(client=client, access="REAL-access", refresh="REAL-refresh", obtained_at=0.0)
+    with pytest.raises(WebError, match=r"^auth\.example\.test ") as caught:
+        await renew(Server(), tokens)
+    assert "REAL" not in str(caught.value)
 
 
 async def test_a_damaged_login_is_told(place):
