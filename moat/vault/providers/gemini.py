@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from moat.dataclass import dataclass
-from moat.grants import CredentialInfo, CredentialKind, InjectionRule, LoginRule
-from moat.vault.providers.declared import Declared, Injection, Shape, plain
+from moat.grants import CredentialInfo, CredentialKind, LoginRule
+from moat.vault.providers.declared import Injection, Shape, plain
 from moat.vault.providers.model import Check, Held
+from moat.vault.providers.tool_login import KeyOrLogin
 
 LOGIN_HOSTS = ("cloudcode-pa.googleapis.com",)
 SCOPES = "scopes"  # in the metadata of a login
@@ -21,19 +22,11 @@ _LIFE = 365 * 24 * 3600  # seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Gemini(Declared):
+class Gemini(KeyOrLogin):
     def placeholder(self, info: CredentialInfo, token: str) -> str:
         if info.kind is CredentialKind.OAUTH:
             return f"ya29.moat-placeholder-not-a-real-token-{token}"
         return self.shape.placeholder(token)
-
-    def rules(self, info: CredentialInfo, placeholder: str) -> tuple[InjectionRule, ...]:
-        if info.kind is not CredentialKind.OAUTH:
-            return Declared.rules(self, info, placeholder)
-        rule = InjectionRule(
-            credential=info.name, hosts=LOGIN_HOSTS, header="authorization", placeholder=placeholder
-        )
-        return (rule,)
 
     def logins(self, info: CredentialInfo, placeholder: str) -> tuple[LoginRule, ...]:
         if info.kind is not CredentialKind.OAUTH:
@@ -49,10 +42,6 @@ class Gemini(Declared):
             shared=True,
         )
         return (rule,)
-
-    def environment(self, held: Sequence[Held]) -> Mapping[str, str]:
-        one = plain(held)
-        return {} if one.info.kind is CredentialKind.OAUTH else Declared.environment(self, held)
 
     def files(self, held: Sequence[Held]) -> tuple[tuple[str, bytes], ...]:
         """The CLI asks how to log in unless its settings say so."""
@@ -85,6 +74,7 @@ PROVIDER = Gemini(
     summary="Gemini API and the Gemini CLI",
     hosts=("generativelanguage.googleapis.com",),
     opens=LOGIN_HOSTS,
+    login_hosts=LOGIN_HOSTS,
     aliases=("google",),
     # Older clients, and the examples of the documentation, have it in the query: `?key=…`.
     injection=Injection("x-goog-api-key", "raw", surfaces=("header", "query")),

@@ -12,9 +12,10 @@ import json
 from collections.abc import Mapping, Sequence
 
 from moat.dataclass import dataclass
-from moat.grants import CredentialInfo, CredentialKind, InjectionRule, LoginRule
-from moat.vault.providers.declared import Declared, Shape, plain
+from moat.grants import CredentialInfo, CredentialKind, LoginRule
+from moat.vault.providers.declared import Shape, plain
 from moat.vault.providers.model import Check, Held
+from moat.vault.providers.tool_login import KeyOrLogin
 
 _SETTINGS = """\
 approval_policy = "never"
@@ -38,19 +39,11 @@ _FAR_FUTURE = 4102444800  # 2100-01-01; whether the real login has ended is for 
 
 
 @dataclass(frozen=True, slots=True)
-class OpenAI(Declared):
+class OpenAI(KeyOrLogin):
     def placeholder(self, info: CredentialInfo, token: str) -> str:
         if info.kind is not CredentialKind.OAUTH:
             return self.shape.placeholder(token)
         return _unsigned(info, f"moat-placeholder-not-a-real-token-{token}", exp=_FAR_FUTURE)
-
-    def rules(self, info: CredentialInfo, placeholder: str) -> tuple[InjectionRule, ...]:
-        if info.kind is not CredentialKind.OAUTH:
-            return Declared.rules(self, info, placeholder)
-        rule = InjectionRule(
-            credential=info.name, hosts=LOGIN_HOSTS, header="authorization", placeholder=placeholder
-        )
-        return (rule,)
 
     def logins(self, info: CredentialInfo, placeholder: str) -> tuple[LoginRule, ...]:
         """With an API key, too: Codex may try a ChatGPT login, whose tokens would be real."""
@@ -62,10 +55,6 @@ class OpenAI(Declared):
             refresh=_refresh(placeholder),
         )
         return (rule,)
-
-    def environment(self, held: Sequence[Held]) -> Mapping[str, str]:
-        one = plain(held)
-        return {} if one.info.kind is CredentialKind.OAUTH else Declared.environment(self, held)
 
     def files(self, held: Sequence[Held]) -> tuple[tuple[str, bytes], ...]:
         one = plain(held)
@@ -115,6 +104,7 @@ PROVIDER = OpenAI(
     summary="OpenAI API and Codex",
     hosts=("api.openai.com",),
     aliases=("codex",),
+    login_hosts=LOGIN_HOSTS,
     opens=("chatgpt.com", "*.openai.com"),
     shape=Shape("sk-proj-", 64),
     marks=("sk-proj-", "sk-svcacct-"),
