@@ -22,6 +22,7 @@ from moat.grants import CredentialSource, Rule
 from moat.proxy.accepting import accept
 from moat.proxy.budget import Accounts, Budget
 from moat.proxy.certs import RunCA
+from moat.proxy.connection_tasks import connection_tasks
 from moat.proxy.decider import Decider, Desk
 from moat.proxy.download import Unreadable
 from moat.proxy.events import Denial, ExchangeFinished
@@ -239,13 +240,11 @@ class Proxy:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._setup.upstream.watch.run)
                     tasks.start_soon(self._setup.upstream.multiplexed.keep)
-                    async with anyio.create_task_group() as connections:
+                    async with connection_tasks() as start:
                         with listening:
                             task_status.started()
                             await accept(
-                                sock,
-                                self._slots,
-                                lambda accepted: connections.start_soon(self._connection, accepted, serve),
+                                sock, self._slots, lambda accepted: start(self._connection(accepted, serve))
                             )
                         sock.close()
                     if self._tunnels:

@@ -1,8 +1,8 @@
-"""Streams on asyncio and uvloop: a thin Protocol. The only file of the proxy that knows asyncio.
+"""Streams on asyncio and uvloop: a thin Protocol.
 
-anyio's own streams cost two to three times as much per request here (facts in benchmarks/README.md): a
-queue, an event and a checkpoint for every read. This one keeps what came in in a list and wakes at most
-one reader and one writer.
+Besides `connection_tasks` the only file of the proxy that knows asyncio. anyio's own streams cost two to
+three times as much per request here (facts in benchmarks/README.md): a queue, an event and a checkpoint for
+every read. This one keeps what came in in a list and wakes at most one reader and one writer.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from base64 import b64decode
 from binascii import Error as Base64Error
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
@@ -338,6 +339,7 @@ async def linger(stream: Stream, limits: Limits) -> None:
             dropped += len(data)
 
 
+@lru_cache(maxsize=8)  # clients of one run say the same, once for each connection
 def _password(value: bytes) -> bytes:
     """The password of Basic credentials, whatever the user name, or the token of Bearer ones."""
     scheme, _, rest = value.partition(b" ")

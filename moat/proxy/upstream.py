@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import anyio
 import anyio.to_thread
 
-from moat.authority import Authority, parse_authority
+from moat.authority import Authority, literal, parse_authority
 from moat.dataclass import dataclass
 from moat.errors import ConfigError, MoatError
 from moat.proxy.address import refuse
@@ -86,6 +86,8 @@ class Connection:
 
 async def resolve(host: str, port: int, *, threads: anyio.CapacityLimiter) -> Sequence[str]:
     """The addresses of a name, by the system's resolver, in its order. Raises OSError."""
+    if literal(host) is not None:
+        return [host]  # no thread has to be woken for it
     found = await anyio.to_thread.run_sync(
         lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
         abandon_on_cancel=True,
