@@ -74,16 +74,17 @@ def stop(home: Home, record: RunRecord, grace: float) -> None:
             run.socket.settimeout(grace + _MARGIN)
             while (frame := run.receive()) and frame[0] is not Frame.EXIT:
                 pass
-        if _ended(home, record):
-            return
-        if frame:
-            _let_go(home, record)  # it has ended, and could not write that down
-    _force(home, record)
+        if not _released(home, record):
+            # Something broke, or cannot be written: it clears up what it can, and has no more to say.
+            _let_go(home, record, _MARGIN)
+    if not _released(home, record):
+        _force(home, record)
 
 
-def _ended(home: Home, record: RunRecord) -> bool:
+def _released(home: Home, record: RunRecord) -> bool:
+    """Whether it has ended, and nothing of it is left."""
     current = records.read(home, record.id)
-    return current is None or current.state.ended
+    return current is None or (current.state.ended and not current.directory)
 
 
 def _force(home: Home, record: RunRecord) -> None:
@@ -92,7 +93,7 @@ def _force(home: Home, record: RunRecord) -> None:
         say(f"the supervisor of {record.name} does not answer; it is killed")
         with contextlib.suppress(ProcessLookupError):
             os.kill(record.pid, signal.SIGKILL)
-        _let_go(home, record)
+        _let_go(home, record, _CONNECT)
     try:
         known.clear(home, records.read(home, record.id) or record)
     except (MoatError, OSError) as error:
@@ -103,8 +104,8 @@ def _force(home: Home, record: RunRecord) -> None:
         say(f"hint: `moat destroy {record.id}` tries again")
 
 
-def _let_go(home: Home, record: RunRecord) -> None:
+def _let_go(home: Home, record: RunRecord, seconds: float) -> None:
     """Wait until nobody owns the run, for a while."""
-    deadline = time.monotonic() + _CONNECT
+    deadline = time.monotonic() + seconds
     while records.owned(home.run(record.id)) and time.monotonic() < deadline:
         time.sleep(0.02)

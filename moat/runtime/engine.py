@@ -6,22 +6,26 @@ import base64
 import contextlib
 import io
 import json
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, urlencode
 
-from moat.runtime.engine_http import EngineError, Exchange, Refusals, decoded
+from moat.runtime.engine_http import EngineError, Exchange, Refusals, decoded, within
 from moat.runtime.engine_streams import Attachment, ContainerExecution, Ending
 from moat.runtime.size import Size
 
 # Never none: that means ctrl-p,ctrl-q, and ^P would be swallowed until the next key.
 _DETACH_KEYS = "ctrl-^,ctrl-^,ctrl-@,ctrl-^"
 _BEING_REMOVED = 409
+_PATIENCE = 60.0  # seconds for an answer: on a busy machine a container takes a while to make and to start
+_QUICK = 10.0  # for what an engine that is well does in a moment; `moat stop` waits for it
+_ENDLESS = math.inf  # the answer is that a container has ended
 
 
 class Engine:
-    """The engine at one unix socket. Its calls raise EngineError."""
+    """The engine at one unix socket. Its calls raise EngineError, also when it takes too long."""
 
     def __init__(self, path: Path, *, api_version: str) -> None:
         """`api_version`: as the engine told it (`1.41`)."""
@@ -104,17 +108,18 @@ class Engine:
 
     async def wait(self, container: str) -> int:
         """The exit status, once it has ended. Works on one that has ended already."""
-        return int((await self._ask("POST", f"{_of(container)}/wait"))["StatusCode"])
+        target = f"{_of(container)}/wait"
+        return int((await self._ask("POST", target, patience=_ENDLESS))["StatusCode"])
 
     async def resize(self, container: str, size: Size) -> None:
-        """Set the window's size; too early or too late does nothing."""
-        with Refusals(404, 409, 500):
-            await self._ask("POST", f"{_of(container)}/resize", _window(size))
+        """Set the window's size; too early or too late does nothing, nor does an engine that stands still."""
+        with Refusals(0, 404, 409, 500):
+            await self._ask("POST", f"{_of(container)}/resize", _window(size), patience=_QUICK)
 
     async def kill(self, container: str, number: int) -> None:
         """Send a signal to the container's first process; one that has ended already is fine."""
         with Refusals(404, 409):
-            await self._ask("POST", f"{_of(container)}/kill", {"signal": number})
+            await self._ask("POST", f"{_of(container)}/kill", {"signal": number}, patience=_QUICK)
 
     async def pid(self, container: str) -> int:
         """The host's number of a container's first process; 0: it does not run."""
@@ -130,7 +135,7 @@ class Engine:
     async def _state(self, container: str) -> dict[str, Any]:
         """Empty for one that is gone."""
         with Refusals(404):
-            return dict((await self._ask("GET", f"{_of(container)}/json"))["State"])
+            return dict((await self._ask("GET", f"{_of(container)}/json", patience=_QUICK))["State"])
         return {}
 
     async def pause(self, container: str) -> None:
@@ -147,9 +152,9 @@ class Engine:
         """The last lines that a container without a terminal printed, which keeps a log."""
         query = {"stdout": 1, "stderr": 1, "tail": lines}
         with Refusals(404):
-            exchange = await self._begin("GET", f"{_of(container)}/logs", query)
-            with contextlib.closing(exchange):
-                text = _without_heads(await exchange.body()).decode(errors="replace")
+            text = _without_heads(await self._bytes("GET", f"{_of(container)}/logs", query)).decode(
+                errors="replace"
+            )
             return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
         return []
 
@@ -170,9 +175,10 @@ class Engine:
         with Refusals(404, 409):
             execution = await self.execute(container, command, terminal=False, stdin=False)
             try:
-                while await execution.read() is not None:
-                    pass
-                return await execution.wait()
+                with within(_PATIENCE):
+                    while await execution.read() is not None:
+                        pass
+                    return await execution.wait()
             finally:
                 await execution.close()
         return 1
@@ -196,15 +202,15 @@ class Engine:
             "DetachKeys": _DETACH_KEYS,
             "Env": [f"{name}={value}" for name, value in (environment or {}).items()],
         }
-        made = await self._ask("POST", f"{_of(container)}/exec", None, wanted)
+        made = await self._ask("POST", f"{_of(container)}/exec", None, wanted, patience=_QUICK)
         target = f"/exec/{made['Id']}"
 
         async def inspect() -> dict[str, Any]:
-            return dict(await self._ask("GET", f"{target}/json"))
+            return dict(await self._ask("GET", f"{target}/json", patience=_QUICK))
 
         async def resize(size: Size) -> None:
-            with Refusals(404, 409, 500):
-                await self._ask("POST", f"{target}/resize", _window(size))
+            with Refusals(0, 404, 409, 500):
+                await self._ask("POST", f"{target}/resize", _window(size), patience=_QUICK)
 
         start = json.dumps({"Detach": False, "Tty": terminal}).encode()
         exchange = await self._begin("POST", f"{target}/start", None, start, upgrade=True)
@@ -221,15 +227,25 @@ class Engine:
         body: bytes = b"",
         **how: Any,
     ) -> Exchange:
+        """Only the head of the answer has its time here: what follows may be a stream."""
         asked = f"?{urlencode(query)}" if query else ""
-        return await Exchange.begin(self._path, method, f"/v{self._version}{target}{asked}", body, **how)
+        with within(_PATIENCE):
+            return await Exchange.begin(self._path, method, f"/v{self._version}{target}{asked}", body, **how)
 
     async def _bytes(
-        self, method: str, target: str, query: Mapping[str, Any] | None = None, body: bytes = b"", **how: Any
+        self,
+        method: str,
+        target: str,
+        query: Mapping[str, Any] | None = None,
+        body: bytes = b"",
+        *,
+        patience: float | None = None,
+        **how: Any,
     ) -> bytes:
-        exchange = await self._begin(method, target, query, body, **how)
-        with contextlib.closing(exchange):
-            return await exchange.body()
+        with within(_PATIENCE if patience is None else patience):
+            exchange = await self._begin(method, target, query, body, **how)
+            with contextlib.closing(exchange):
+                return await exchange.body()
 
     async def _ask(
         self,
@@ -237,9 +253,12 @@ class Engine:
         target: str,
         query: Mapping[str, Any] | None = None,
         body: Mapping[str, Any] | None = None,
+        *,
+        patience: float | None = None,
     ) -> Any:
         """The answer's JSON; None when it has none."""
-        return decoded(await self._bytes(method, target, query, json.dumps(body).encode() if body else b""))
+        data = json.dumps(body).encode() if body else b""
+        return decoded(await self._bytes(method, target, query, data, patience=patience))
 
 
 def _of(container: str) -> str:

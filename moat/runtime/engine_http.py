@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import anyio
+
 from moat.errors import MoatError
 from moat.runtime.engine_wire import PIECE, MalformedError, Reply, request
 
@@ -22,8 +24,8 @@ _SWITCHED = 101
 class EngineError(MoatError):
     """The engine refused, or went away. `status` is its HTTP status; 0: none."""
 
-    def __init__(self, message: str, *, status: int = 0) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, status: int = 0, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
         self.status = status
 
 
@@ -46,6 +48,19 @@ def translated() -> Iterator[None]:
         yield
     except (OSError, EOFError, TimeoutError, MalformedError) as error:
         raise EngineError(f"the Docker engine went away: {error}") from None
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """What takes longer is an EngineError: an engine can stand still, and keep its socket."""
+    try:
+        with anyio.fail_after(seconds):
+            yield
+    except TimeoutError:
+        raise EngineError(
+            f"the Docker engine has not answered for {seconds:g} s",
+            hint="`docker info` tells whether it is well; `systemctl restart docker` starts it anew",
+        ) from None
 
 
 class Exchange:

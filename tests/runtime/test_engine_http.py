@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
+import anyio
 import pytest
 
+from moat.runtime import engine as engine_calls
 from moat.runtime.engine import Engine
 from moat.runtime.engine_http import EngineError, Exchange
 from moat.runtime.engine_streams import Attachment
 from moat.runtime.sandbox import Output
+from moat.runtime.size import Size
 
 pytestmark = pytest.mark.anyio
 
@@ -115,3 +118,45 @@ async def test_streams_without_an_upgrade_are_refused(tmp_path: Path) -> None:
     async with engine(tmp_path, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as (path, _):
         with pytest.raises(EngineError):
             await Exchange.begin(path, "POST", "/attach", upgrade=True)
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}"], ids=["nothing", "half"]
+)
+async def test_an_engine_that_stands_still_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """Seen failing without `within`: each call then waits until the engine hangs up."""
+    monkeypatch.setattr(engine_calls, "_PATIENCE", 0.1)
+    monkeypatch.setattr(engine_calls, "_QUICK", 0.1)
+    async with engine(tmp_path, said, pause=3.0) as (path, _):
+        it = Engine(path, api_version="1.41")
+        calls: list[Awaitable[object]] = [
+            it.image("debian"), it.create("c", {}), it.put("c", b""), it.read_file("c", "/x"), it.start("c"),
+            it.pid("c"), it.running("c"), it.kill("c", 15), it.pause("c"), it.unpause("c"), it.log("c", 9),
+            it.remove("c"), it.remove_image("i"), it.run_inside("c", ["true"]),
+            it.execute("c", ["true"], terminal=False, stdin=False),
+        ]  # fmt: skip
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert [str(end) for end in ends] == ["the Docker engine has not answered for 0.1 s"] * len(calls)
+        assert all(isinstance(end, EngineError) and end.hint for end in ends)
+        with anyio.fail_after(2):
+            await it.resize("c", Size(80, 24))
+
+
+async def test_what_streams_has_time_for_its_head_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_calls, "_PATIENCE", 0.1)
+    async with engine(tmp_path, b"", pause=0.5) as (path, _):
+        it = Engine(path, api_version="1.41")
+        for call in (it.attach("c", stdin=False, terminal=True), it.ending("c")):
+            with pytest.raises(EngineError):
+                await call
+    (tmp_path / "d.sock").unlink()
+    async with engine(tmp_path, CHUNKED, b'11\r\n{"StatusCode": 7}\r\n0\r\n\r\n', pause=0.5) as (path, _):
+        it = Engine(path, api_version="1.41")
+        ending = await it.ending("c")
+        assert await ending.status() == 7
+        ending.close()
+        assert await it.wait("c") == 7

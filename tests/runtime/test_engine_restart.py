@@ -6,11 +6,13 @@ import json
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from moat.paths import Home
+from moat.runtime import known
 from moat.runtime.records import State
 from tests.runtime.private_engine import PrivateEngine, private_engine
 from tests.runtime.survival_kit import AGENT, goes_on, is_still, leftovers, only, until
@@ -72,3 +74,36 @@ def test_the_engine_ends_and_comes_back(moat: Moat, workspace: Path, engine: Pri
         assert moat("audit", ended.id, "--verify").returncode == 0
         assert moat("destroy", ended.id).returncode == 0
         (workspace / "beat").unlink()
+
+
+@pytest.mark.docker
+def test_the_engine_stands_still(moat: Moat, workspace: Path, engine: PrivateEngine) -> None:
+    """Whoever needs it is told within half a minute; whoever does not notices nothing.
+
+    Seen failing without the time that calls have (`engine_http.within`): `moat exec` then waits for ever, and the
+    supervisor of a run that is stopped is killed.
+    """
+    place = Home.from_environment()
+    run = ("run", "--runtime", "docker", "--no-snapshots")
+    assert moat(*run, "-d", "--name", "x", "--", "python3", "agent.py", cwd=workspace).returncode == 0
+    assert goes_on(workspace)
+    x = only(place)
+    with engine.standing_still():
+        assert goes_on(workspace)
+        for looking in ("list", "status", "logs", "trace"):
+            assert moat(looking, timeout=10).returncode == 0
+        with ThreadPoolExecutor() as threads:
+            refused = threads.submit(moat, *run, "--", "true", timeout=30)
+            executed = moat("exec", "x", "--", "true", timeout=30)
+        told = f"no Docker engine answers at {engine.socket} (timed out)"
+        assert refused.result().stderr.splitlines()[0] == f"moat: error: {told}"
+        assert "the Docker engine has not answered for 10 s" in executed.stderr
+        stopped = moat("stop", "x", "-t", "1", timeout=60)
+        assert stopped.stderr.splitlines() == [
+            f"moat: warning: something of x may be left: {told}",
+            f"moat: hint: `moat destroy {x.id}` tries again",
+        ]
+        ended = known.find(place, "x")
+        assert (ended.state, ended.error) == (State.STOPPED, "the Docker engine has not answered for 10 s")
+    until(lambda: not known.find(place, "x").directory and not leftovers(x), 30)
+    assert is_still(workspace)

@@ -568,6 +568,7 @@ ROWS = {
     "the machine restarts": test_everything_is_gone_after_a_restart_of_the_machine,
     "the Docker engine is stopped and started": test_engine_restart.test_the_engine_ends_and_comes_back,
     "the Docker engine is killed and started": test_engine_restart.test_the_engine_ends_and_comes_back,
+    "the Docker engine stands still": test_engine_restart.test_the_engine_stands_still,
     "an engine that does not answer": test_everything_is_gone_after_a_restart_of_the_machine,
     "the disk is full": test_the_disk_fills_up_under_a_run,
     "the clock jumps, by days, forward or back": test_the_clock_jumps,
