@@ -27,8 +27,8 @@ CASES: dict[str, tuple[list[str], float | None]] = {
     "moat version": ([MOAT, "version"], 2.5),
     "moat list": ([MOAT, "list"], 3.5),
     "moat list (100)": ([MOAT, "list"], 4.0),
-    "moat grant list": ([MOAT, "grant", "list"], 3.5),
-    "moat run --help": ([MOAT, "run", "--help"], 3.5),
+    "moat grant list": ([MOAT, "grant", "list"], 5.0),
+    "moat run --help": ([MOAT, "run", "--help"], 6.5),
 }
 
 

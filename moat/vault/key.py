@@ -10,7 +10,6 @@ import base64
 import binascii
 import hashlib
 import os
-import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +69,7 @@ class KeyFinder:
 
     def make(self, choice: NewKey) -> tuple[Sealing, bytes]:
         """A key for the first sealed file. Raises VaultError."""
-        salt = secrets.token_bytes(16)
+        salt = os.urandom(16)
         if choice.passphrase is not None:
             self._passphrase = choice.passphrase
             return Sealing("passphrase", salt), derive(choice.passphrase, salt)
@@ -162,7 +161,7 @@ def create_key_file(path: Path) -> bytes:
     """A new key in `path` (0600), or the key that is there already: an existing one is never replaced."""
     if not path.parent.exists():
         private_dir(path.parent)
-    key = secrets.token_bytes(KEY_BYTES)
+    key = os.urandom(KEY_BYTES)
     try:
         create_file(path, base64.b64encode(key) + b"\n")
     except FileExistsError:

@@ -10,7 +10,7 @@ Its calls block on D-Bus or on a dialog of the desktop: each runs in a thread wi
 from __future__ import annotations
 
 import importlib
-import secrets
+import os
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -209,7 +209,7 @@ def _forget(backend: Any, account: str) -> None:
 
 def _probe(backend: Any) -> None:
     """Write, read and delete a random value. Raises VaultError when it does not come back."""
-    account, value = f"probe/{secrets.token_hex(8)}", secrets.token_hex(16)
+    account, value = f"probe/{os.urandom(8).hex()}", os.urandom(16).hex()
     backend.set_password(SERVICE, account, value)
     returned = backend.get_password(SERVICE, account)
     _forget(backend, account)

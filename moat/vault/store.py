@@ -7,7 +7,6 @@ import datetime as dt
 import json
 import os
 import resource
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -178,7 +177,7 @@ class Vault:
         payload = Secret(json.dumps({**describe(credential.info), "secret": credential.secret.reveal()}))
         sealing = self._files.agree(before.sealing) if choice == "file" else before.sealing
         store = self._store(choice)
-        ref = Ref(choice, secrets.token_hex(8), len(split(payload.reveal())) if choice == "keyring" else 1)
+        ref = Ref(choice, os.urandom(8).hex(), len(split(payload.reveal())) if choice == "keyring" else 1)
         staged = replace(before, sealing=sealing, pending=(*before.pending, (name, ref)))
         write_index(self._index_file, staged)
         store.write(name, ref, payload)

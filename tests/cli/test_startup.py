@@ -21,6 +21,9 @@ HEAVY = {
     "anyio", "asyncio", "trio", "ssl", "http", "multiprocessing",
 }  # fmt: skip
 
+# What only a mistake, the end of a run or a mounted directory needs: 25 ms of every start.
+LATER = {"tempfile", "random", "shutil", "secrets", "difflib", "ctypes"}
+
 _LOADED = """
 import sys
 from moat.cli import main
@@ -105,7 +108,25 @@ def test_a_run_without_grants_imports_neither_what_gets_credentials_nor_what_car
         "urllib.request",
         "xml",
         "email",
+        *LATER,
     }
+
+
+def test_what_makes_an_embedded_sandbox_imports_nothing_that_can_wait() -> None:
+    program = (
+        "import sys, moat.runtime.embedded, moat.runtime.git.guard, moat.runtime.snapshots.part; "
+        "from moat.proxy.certs import RunCA; RunCA.generate('run'); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert "cryptography.hazmat.primitives.asymmetric.ec" in modules
+    assert not modules & {*LATER, "cryptography.x509", "cryptography.hazmat.backends.openssl"}
+
+
+def test_stored_credentials_are_listed_without_the_grammar_of_configuration(tmp_path: Path) -> None:
+    status, modules, _ = loaded("grant", "list", home=tmp_path)
+    assert status == 0
+    assert not modules & {"moat.config", *LATER}
 
 
 def test_the_help_of_all_commands_needs_no_parser(tmp_path: Path) -> None:

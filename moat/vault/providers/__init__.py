@@ -8,7 +8,6 @@ placeholders and rules.
 from __future__ import annotations
 
 import importlib
-from difflib import get_close_matches
 from shlex import quote
 from typing import cast
 
@@ -172,6 +171,8 @@ def is_built_in(name: str) -> bool:
 
 def _unknown(name: str) -> GrantError:
     known = [*_VENDORS, *_ALIASES, *(row.name for row in _SCOPED), *yaml_file.names()]
+    from difflib import get_close_matches
+
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean `{near[0]}`?" if near else "`moat grant providers` lists them"
     return GrantError(f"no provider {name!r}", hint=hint)

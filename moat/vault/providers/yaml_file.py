@@ -14,17 +14,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlsplit
 
-from moat.config import parse_host
-from moat.config.check import Checker, Node, TooMuchError
-from moat.config.source import read_document, trusted
 from moat.errors import ConfigError, GrantError, UsageError
 from moat.grants import Surface
 from moat.paths import Home
 from moat.vault.providers.declared import Declared, Injection, Shape
 from moat.vault.providers.model import Check
+
+if TYPE_CHECKING:
+    from moat.config.check import Checker, Node
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")  # of a grant
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")  # RFC 9110 §5.6.2
@@ -49,6 +49,9 @@ def names() -> tuple[str, ...]:
 
 def load(name: str) -> Declared:
     """The provider of one file. Raises ConfigError with every problem of it."""
+    from moat.config.check import Checker, TooMuchError  # 20 ms, for who has such files
+    from moat.config.source import read_document, trusted
+
     path = _directory() / f"{name}.yaml"
     checker = Checker(str(path))
     found: dict[str, Any] = {}
@@ -121,6 +124,8 @@ class _Reader:
         return {renamed.get(key, key): value for key, value in found.items()}
 
     def _hosts(self, node: Node, what: str) -> tuple[str, ...]:
+        from moat.config import parse_host
+
         found = []
         for item in self._check.items(node, what, f"{what}: [api.example.com]"):
             text = self._check.text(item, f"an entry of {what}")
