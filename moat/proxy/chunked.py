@@ -29,6 +29,10 @@ class _State(Enum):
     DONE = "done"
 
 
+# Each look-up of a member by its class costs as much as ten of a name, until Python 3.12.
+_SIZE, _DATA, _DATA_END, _TRAILERS, _DONE = _State
+
+
 class ChunkedReader:
     """Takes a chunked body apart, at any split point.
 
@@ -51,7 +55,7 @@ class ChunkedReader:
     def __init__(self, limits: Limits, *, blame: Blame) -> None:
         self._limits = limits
         self._blame = blame
-        self._state = _State.SIZE
+        self._state = _SIZE
         self._left = 0  # payload bytes of this chunk, or bytes of its CRLF, still to come
         self._line = b""  # start of a size or trailer line whose end has not come yet
         self._extensions = 0  # bytes of chunk extensions so far
@@ -64,7 +68,7 @@ class ChunkedReader:
     @property
     def done(self) -> bool:
         """Whether the body has ended."""
-        return self._state is _State.DONE
+        return self._state is _DONE
 
     @property
     def trailers(self) -> Headers:
@@ -75,19 +79,19 @@ class ChunkedReader:
         slices: list[memoryview] = []
         view = memoryview(data)
         at, end = 0, len(data)
-        while at < end and self._state is not _State.DONE:
-            if self._state is _State.SIZE and not self._line:
+        while at < end and self._state is not _DONE:
+            if self._state is _SIZE and not self._line:
                 at = self._whole_chunks(data, view, at, slices)
                 if at == end:
                     break
-            if self._state is _State.DATA:
+            if self._state is _DATA:
                 stop = min(end, at + self._left)
                 slices.append(view[at:stop])
                 self._left -= stop - at
                 at = stop
                 if not self._left:
-                    self._state, self._left = _State.DATA_END, 2
-            elif self._state is _State.DATA_END:
+                    self._state, self._left = _DATA_END, 2
+            elif self._state is _DATA_END:
                 at = self._data_end(data, at)
             else:
                 at = self._take_line(data, at)
@@ -115,7 +119,7 @@ class ChunkedReader:
             self._refuse("chunk-end", "chunk data is not followed by CRLF")
         self._left -= len(got)
         if not self._left:
-            self._state = _State.SIZE
+            self._state = _SIZE
         return at + len(got)
 
     def _take_line(self, data: bytes | bytearray, at: int) -> int:
@@ -131,14 +135,14 @@ class ChunkedReader:
         self._line = b""
         if not line.endswith(b"\r\n"):
             self._refuse("bare-lf", "a chunk line ends in LF without CR")
-        if self._state is _State.SIZE:
+        if self._state is _SIZE:
             self._size_line(line[:-2])
         else:
             self._trailer_line(line[:-2])
         return stop
 
     def _line_limit(self) -> int:
-        if self._state is _State.SIZE:
+        if self._state is _SIZE:
             return self._limits.chunk_digits + self._limits.chunk_extension + 2
         return self._limits.trailers - self._trailers_size + 2
 
@@ -154,11 +158,11 @@ class ChunkedReader:
         if len(extension) > self._limits.chunk_extension or self._extensions > self._limits.chunk_extensions:
             self._refuse("chunk-extension", "chunk extensions are too long")
         self._left = size
-        self._state = _State.DATA if size else _State.TRAILERS
+        self._state = _DATA if size else _TRAILERS
 
     def _trailer_line(self, line: bytes) -> None:
         if not line:
-            self._state = _State.DONE
+            self._state = _DONE
             return
         self._trailers_size += len(line) + 2
         match = grammar.FIELD_LINE.fullmatch(line)

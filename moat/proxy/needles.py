@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _WINDOW = 8  # bytes; fewer give false alarms, more do not fit between the special characters of a key
 _ENCODED_FROM = 8  # bytes of a secret from which on its encoded forms are long enough to mean something
 _BREAK = b"\r\n\t \x00"
+_LINE_ENDS = b"\r\n"
 # Characters of a beginning that are held back; fewer are only remembered.
 _ENOUGH = 4  # of a short secret: an eighth of it
 _ENOUGH_OF_A_LINE = 8  # before a line break
@@ -149,13 +150,26 @@ class Needles:
         """
         if not text or (text[-1] not in self._material and text[-1] not in self._inside):
             return 0, False
+        if self._ends_for_good(text):
+            return 0, False
+        return self._held_closely(text, enough)
+
+    def _ends_for_good(self, text: bytes) -> bool:
+        """Whether a line ends here after what is in no spelling, as most events do. Then nothing is held."""
+        if text[-1] not in _LINE_ENDS or text[-1] in self._inside or has_opener(text):
+            return False
+        stem = text.rstrip(_BREAK)
+        return not stem or stem[-1] not in self._inside
+
+    def _held_closely(self, text: bytes, enough: int) -> tuple[int, bool]:
+        """`held` without its short ways."""
         size = matched = self._beginning(text, self._all_texts)
         run = text[self._run_before(text, len(text)) :]
         stem = run.rstrip(_BREAK)
         at_break = b"\n" in run[len(stem) :] or run.endswith(b"\r")
         if not stem or not (at_break or has_escape(run)):
             return size, matched >= enough
-        if at_break and stem[-1] not in self._inside and not has_opener(stem):  # most events end so
+        if at_break and stem[-1] not in self._inside and not has_opener(stem):
             return size, matched >= _ENOUGH_OF_A_LINE
         for opened, alone in ((views, False), (all_views, True))[: 1 + self._alike]:
             for view in opened(stem if at_break else run):
