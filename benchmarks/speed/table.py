@@ -1,6 +1,7 @@
 """The speed of the proxy beside nginx, row by row, as the table of benchmarks/README.md.
 
     python -m benchmarks.speed.table [--rounds 5] [--seconds 2] [--tests keep1,down] [--tree NAME=DIR]...
+                                     [--mitmproxy MITMDUMP]
 
 Moat, nginx and no proxy at all take turns in every test of every round; ratios are formed within a round. CPU
 is what the kernel has scheduled, of all threads. Every response is checked by the client. Needs nginx with
@@ -31,7 +32,7 @@ from pathlib import Path
 from benchmarks.speed.peers import Peers, free_ports, peers, running
 
 AUTH = base64.b64encode(b"run1:token").decode()
-SEEN = {"direct": "placeholder-token", "nginx": "real-secret-token"}
+SEEN = {"direct": "placeholder-token", "nginx": "real-secret-token", "mitmproxy": "real-secret-token"}
 MASKED = "Bearer *****************"  # an echo of the credential, as Moat lets it through
 HOSTS = 24  # of `mint`
 EVENTS, PAUSE = 60, 15  # of `sse`; milliseconds
@@ -65,6 +66,7 @@ class Row:
 
 ROWS = (
     Row("keep16v rate", "keep16v", "rate", 0.45, "nginx", more=True),
+    Row("keep16v rate over mitmproxy", "keep16v", "rate", 25, "mitmproxy", more=True),
     Row("keep16v CPU", "keep16v", "cpu", 3.0, "nginx"),
     Row("keep1 added p50 over direct", "keep1", "p50", 130, "direct", unit=" µs"),
     Row("post CPU", "post", "cpu", 1.4, "nginx"),
@@ -221,6 +223,23 @@ def moat(name: str, tree: Path, made: Peers) -> Iterator[Target]:
         yield Target(name, made, port, str(ca), (process.pid,))
 
 
+@contextmanager
+def mitmproxy(command: str, made: Peers) -> Iterator[Target]:
+    """`command` is mitmdump; it takes part in keep16v only."""
+    (port,) = free_ports(1)
+    home, record = made.place / "mitmproxy", made.place / "mitmproxy.jsonl"
+    settings = (
+        f"confdir={home}",
+        f"ssl_verify_upstream_trusted_ca={made.ca}",
+        "connection_strategy=lazy",  # or the name would be looked up
+    )
+    line = ["env", f"MITM_RECORD={record}", command, "-q", "--listen-host", "127.0.0.1", "-p", str(port)]
+    line += ["-s", str(Path(__file__).with_name("mitm_addon.py"))]
+    line += [each for setting in settings for each in ("--set", setting)]
+    with running(line, port, made.place / "mitmproxy.log") as process:
+        yield Target("mitmproxy", made, port, str(home / "mitmproxy-ca-cert.pem"), (process.pid,))
+
+
 def starts(options: argparse.Namespace, trees: dict[str, Path], made: Peers, samples: Samples) -> None:
     """What a proxy is started for: its memory, and hosts that it has never seen."""
     wanted = ["idle"] * ("idle" in options.tests) + ["mint"] * (options.starts * ("mint" in options.tests))
@@ -238,23 +257,34 @@ def rounds(options: argparse.Namespace, trees: dict[str, Path], made: Peers, sam
     with ExitStack() as ends:
         targets = [Target("direct", made), Target("nginx", made, pids=made.nginx)]
         targets += [ends.enter_context(moat(name, tree, made)) for name, tree in trees.items()]
+        if options.mitmproxy:
+            targets.append(ends.enter_context(mitmproxy(options.mitmproxy, made)))
         for number in range(options.rounds):
             targets = [*targets[1:], targets[0]]
             for test in options.tests:
                 for target in targets:
-                    if test in {"mint", "idle"} or (test, target.name) == ("opaque", "direct"):
+                    if not takes_part(target.name, test):
                         continue
                     for metric, value in measure(target, test, options.seconds).items():
                         samples[target.name, test, metric].append(value)
             print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
 
 
+def takes_part(target: str, test: str) -> bool:
+    """`mint` and `idle` are `starts`'s."""
+    if target == "mitmproxy":
+        return test == "keep16v"
+    return test not in {"mint", "idle"} and (test, target) != ("opaque", "direct")
+
+
 def row(each: Row, samples: Samples, name: str) -> str | None:
-    """`| test | Moat | against | ratio or difference | goal | |`; None for a test that was not made."""
+    """`| test | Moat | against | ratio or difference | goal | |`; None for what was not measured."""
     ours = samples[name, each.test, each.metric]
     if not ours:
         return None
     theirs = samples[each.against, each.test, each.metric]
+    if each.against and not theirs:
+        return None
     how: Callable[[float, float], float] = (
         (lambda a, b: a - b) if each.against == "direct" else (lambda a, b: a / b)
     )
@@ -280,6 +310,9 @@ def main() -> None:
     parser.add_argument("--tests", type=lambda text: text.split(","), default=TESTS)
     parser.add_argument(
         "--tree", action="append", default=[], metavar="NAME=DIRECTORY", help="also the proxy of another tree"
+    )
+    parser.add_argument(
+        "--mitmproxy", metavar="MITMDUMP", help="its rate too: `pip install mitmproxy` elsewhere"
     )
     options = parser.parse_args()
     trees = {"Moat": Path(__file__).resolve().parents[2]}
