@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from moat.proxy.budget import Budget
     from moat.proxy.certs import RunCA
     from moat.proxy.decider import Decider, Question
+    from moat.proxy.dialling import UpstreamOptions
     from moat.proxy.events import Denial, ExchangeFinished
     from moat.proxy.feed import Missed, Reader
     from moat.proxy.limits import Limits
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from moat.proxy.server import Proxy
     from moat.proxy.standalone import OpenProxy
     from moat.proxy.trace import Trace
-    from moat.proxy.upstream import Upstream, UpstreamOptions
+    from moat.proxy.upstream import Upstream
     from moat.rules import HostRule, parse_host_rule
 
 __all__ = [
@@ -73,7 +74,7 @@ _HOME = {
     "RunCA": "moat.proxy.certs",
     "Trace": "moat.proxy.trace",
     "Upstream": "moat.proxy.upstream",
-    "UpstreamOptions": "moat.proxy.upstream",
+    "UpstreamOptions": "moat.proxy.dialling",
     "parse_host_rule": "moat.rules",
 }
 

@@ -17,6 +17,7 @@ from moat.errors import MoatError
 from moat.proxy.admission import Admission
 from moat.proxy.answers import Answer, RefusedError, denied, failed, malformed
 from moat.proxy.aws_errors import shaped
+from moat.proxy.dialling import UpstreamError
 from moat.proxy.download import Download
 from moat.proxy.equipment import NOTHING, Equipment
 from moat.proxy.events import DeniedError, ExchangeFinished
@@ -32,7 +33,7 @@ from moat.proxy.stream import PausableStream, StreamError, StreamTimeoutError
 from moat.proxy.tls import H2
 from moat.proxy.trace import Shown
 from moat.proxy.upload import GONE, Upload
-from moat.proxy.upstream import Connection, UpstreamError
+from moat.proxy.upstream import Connection
 
 _IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})  # RFC 9110 §9.2.2
 _UNREADABLE = (

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import anyio
 
+from moat.proxy.connect import connect
 from moat.proxy.limits import Limits
-from moat.proxy.stream import Stream, StreamError, Watch, connect
+from moat.proxy.stream import Stream, StreamError, Watch
 
 
 async def connect_first(addresses: Sequence[str], port: int, watch: Watch, limits: Limits) -> Stream:

@@ -24,6 +24,7 @@ from moat.proxy.budget import Accounts, Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.connection_tasks import connection_tasks
 from moat.proxy.decider import Decider, Desk
+from moat.proxy.dialling import UpstreamOptions
 from moat.proxy.download import Unreadable
 from moat.proxy.events import Denial, ExchangeFinished
 from moat.proxy.limits import Limits
@@ -36,7 +37,7 @@ from moat.proxy.site_rules import BodyLeaks, InjectionTable
 from moat.proxy.ssh import SshTunnel
 from moat.proxy.stream import StreamError, open_stream
 from moat.proxy.tunnel import Tunnel
-from moat.proxy.upstream import Upstream, UpstreamOptions
+from moat.proxy.upstream import Upstream
 
 if TYPE_CHECKING:
     from moat.proxy.standalone import OpenProxy

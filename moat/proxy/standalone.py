@@ -26,13 +26,14 @@ from moat.journal import LineWriter
 from moat.proxy.budget import Budget
 from moat.proxy.certs import RunCA
 from moat.proxy.decider import Decider
+from moat.proxy.dialling import UpstreamOptions
 from moat.proxy.events import ExchangeFinished
 from moat.proxy.feed import Feed, Reader
 from moat.proxy.limits import Limits
 from moat.proxy.policy import Policy
 from moat.proxy.server import Proxy, always_ready
 from moat.proxy.trace import Trace
-from moat.proxy.upstream import Upstream, UpstreamOptions
+from moat.proxy.upstream import Upstream
 
 _BACKLOG = 512
 _BUFFER = 1024

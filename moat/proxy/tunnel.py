@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from moat.authority import Authority, AuthorityError, parse_authority
 from moat.proxy.answers import CHALLENGE, ESTABLISHED, Answer, denied, malformed
 from moat.proxy.budget import Spending
+from moat.proxy.dialling import UpstreamError
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.exchange import After, Exchange
 from moat.proxy.head import Form, Framing, MalformedError, RequestHead
@@ -36,7 +37,6 @@ from moat.proxy.site import Setup, Site
 from moat.proxy.ssh import IDENTIFICATION, SshWatch, refusal
 from moat.proxy.stream import Stream, StreamError
 from moat.proxy.tls import H2, HTTP1, TLSError
-from moat.proxy.upstream import UpstreamError
 
 if TYPE_CHECKING:
     from moat.proxy.h2_server import Server

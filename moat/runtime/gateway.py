@@ -37,11 +37,12 @@ from moat.runtime.witness import Witness, WitnessedSource
 
 if TYPE_CHECKING:
     from moat.proxy.decider import Decider
+    from moat.proxy.dialling import UpstreamOptions
     from moat.proxy.logins import LoginTable
     from moat.proxy.mcp import McpTable
     from moat.proxy.server import Proxy
     from moat.proxy.ssh import SshTunnel
-    from moat.proxy.upstream import Upstream, UpstreamOptions
+    from moat.proxy.upstream import Upstream
 
 _LONGEST = 3660.0  # seconds: more than `ask.timeout` can be, for the proxy's own deadline
 _MOMENT = 0.25  # seconds, of which making the sandbox takes a third
@@ -95,7 +96,7 @@ def upstream_options(
     config: UpstreamConfig, host_ports: tuple[int, ...], environ: Mapping[str, str] = os.environ
 ) -> UpstreamOptions:
     """The user's own options."""
-    from moat.proxy.upstream import UpstreamOptions
+    from moat.proxy.dialling import UpstreamOptions
 
     return UpstreamOptions(
         ca_bundle=config.ca_bundle,

@@ -1,7 +1,7 @@
 """What must not pass, over the wire, with proof that nothing was opened, fetched or sent.
 
 Defences, and the tests that fail without them: policy before everything (`Admission._judge`, `Tunnel._judge`),
-the address guard (`Upstream._guard`), one authority (`Admission._authority_mismatch`, `RunCA`'s SNI check),
+the address guard (`Dialler._guard`), one authority (`Admission._authority_mismatch`, `RunCA`'s SNI check),
 the leak guard (`InjectionTable.leaks`), strict heads (`http1`), the token (`Tunnel._authorised`), answers
 that survive (`tunnel.linger`), verification (`tls.verifying_context`), deadlines (`Watch.tick`). Each was
 replaced by a function that does nothing, and the test named after it was seen to fail.

@@ -14,10 +14,10 @@ import pytest
 
 from moat.authority import Authority
 from moat.proxy import Policy
+from moat.proxy.dialling import UpstreamOptions
 from moat.proxy.exchange import Exchange
 from moat.proxy.ssh import KeyExchange, SshTunnel, refusal
 from moat.proxy.tunnel import Tunnel
-from moat.proxy.upstream import UpstreamOptions
 from moat.sshwire import Fields, string
 from tests.proxy.conftest import HouseMaker
 from tests.proxy.peers import Origin, Wire

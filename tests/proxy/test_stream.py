@@ -13,6 +13,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
+from moat.proxy.connect import connect
 from moat.proxy.stream import (
     BUFFER,
     PausableStream,
@@ -20,7 +21,6 @@ from moat.proxy.stream import (
     StreamError,
     StreamTimeoutError,
     Watch,
-    connect,
     open_stream,
 )
 from moat.proxy.tls import TLSError, verifying_context

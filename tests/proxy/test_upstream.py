@@ -225,7 +225,7 @@ def test_only_so_many_names_are_looked_up_at_a_time(backend: str, monkeypatch: p
         upstream = Upstream()
         async with anyio.create_task_group() as tasks:
             for number in range(40):
-                tasks.start_soon(upstream._resolve, f"h{number}.test", 443)
+                tasks.start_soon(upstream._dialler._resolve, f"h{number}.test", 443)
             await anyio.sleep(0.3)
             go.set()
 
