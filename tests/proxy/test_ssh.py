@@ -14,8 +14,8 @@ import pytest
 
 from moat.authority import Authority
 from moat.proxy import Policy
+from moat.proxy.admission import Admission
 from moat.proxy.dialling import UpstreamOptions
-from moat.proxy.exchange import Exchange
 from moat.proxy.ssh import KeyExchange, SshTunnel, refusal
 from moat.proxy.tunnel import Tunnel
 from moat.sshwire import Fields, string
@@ -87,7 +87,7 @@ def ask_by_http(make: HouseMaker, server: Origin) -> bytes:
     return b""
 
 
-LAYERS = [(Tunnel, "_judge"), (Exchange, "_policy_denial")]
+LAYERS = [(Tunnel, "_judge"), (Admission, "_policy_denial")]
 
 
 @pytest.mark.parametrize("broken", [None, *LAYERS], ids=["none", "tunnel", "exchange"])

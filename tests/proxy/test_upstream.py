@@ -15,7 +15,7 @@ import pytest
 
 from moat.errors import ConfigError
 from moat.proxy import Limits, Upstream, UpstreamOptions
-from moat.proxy.upstream import _RESOLVERS
+from moat.proxy.dialling import _RESOLVERS
 from tests.proxy.conftest import HouseMaker, tls_origin
 from tests.proxy.peers import Origin, TestCA, Wire, echo
 from tests.proxy.test_exchange import API, get
