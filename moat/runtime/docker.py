@@ -93,6 +93,7 @@ class DockerRuntime:
 
     def __init__(self, cache: Path | None = None) -> None:
         self._cache = cache or Home.from_environment().cache / "docker"
+        self._asked: asyncio.Task[EngineInfo] | None = None  # what the engine is
 
     async def probe(self) -> Probe:
         """Reach the engine and see whether its containers can share a socket with this machine."""
@@ -107,9 +108,14 @@ class DockerRuntime:
         return Probe(usable=True, reason=f"Docker {info.version} at {info.path}{limits}")
 
     def get_ready(self, run_id: str) -> None:
-        """The engine is."""
+        """Ask the engine what it is, over which it takes a while."""
+        del run_id
+        self._asked = asyncio.create_task(asyncio.to_thread(examine))
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        if self._asked is not None:
+            self._asked.cancel()
+            await asyncio.gather(self._asked, return_exceptions=True)
 
     async def create(self, spec: SandboxSpec, egress: Egress, progress: Progress) -> DockerSandbox:
         """Make the container with its files and its egress socket. Raises StartError with a hint."""
@@ -125,10 +131,9 @@ class DockerRuntime:
                 raise StartError(f"the Docker engine refused: {error}") from None
             raise
 
-    @staticmethod
-    async def _examine() -> EngineInfo:
+    async def _examine(self) -> EngineInfo:
         try:
-            return await asyncio.to_thread(examine)
+            return await (self._asked or asyncio.to_thread(examine))
         except EngineUnreachableError as error:
             raise StartError(str(error), hint=error.hint) from None
 

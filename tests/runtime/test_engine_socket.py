@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import hashlib
 import json
 import platform
@@ -145,3 +146,14 @@ def test_what_runs_in_containers_is_old_python_without_moat(name: str) -> None:
     guarded = {id(n) for i in ast.walk(tree) if isinstance(i, ast.If) for n in ast.walk(i) if i is not n}
     modules: list[Any] = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and id(n) not in guarded]
     assert not [n.module for n in modules if (n.module or "").startswith("moat")]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("engine", [{}], indirect=True)
+async def test_an_answer_that_nobody_wants_any_more_is_not_waited_for(engine: Impostor) -> None:
+    """A run that fails while it is prepared ends at once, and says nothing of a task."""
+    runtime = DockerRuntime(engine.path)
+    runtime.get_ready("run_1")
+    async with asyncio.timeout(5):
+        await runtime.aclose()
+        await runtime.aclose()
