@@ -93,7 +93,7 @@ class DockerRuntime:
 
     def __init__(self, cache: Path | None = None) -> None:
         self._cache = cache or Home.from_environment().cache / "docker"
-        self._asked: asyncio.Task[EngineInfo] | None = None  # what the engine is
+        self._asked: asyncio.Future[EngineInfo] | None = None  # what the engine is
 
     async def probe(self) -> Probe:
         """Reach the engine and see whether its containers can share a socket with this machine."""
@@ -110,7 +110,7 @@ class DockerRuntime:
     def get_ready(self, run_id: str) -> None:
         """Ask the engine what it is, over which it takes a while."""
         del run_id
-        self._asked = asyncio.create_task(asyncio.to_thread(examine))
+        self._asked = asyncio.get_running_loop().run_in_executor(None, examine)  # at once
 
     async def aclose(self) -> None:
         if self._asked is not None:
