@@ -171,7 +171,7 @@ def test_what_has_no_slots_is_the_standard_one() -> None:
         size: int = 1
 
     it = Open()
-    it.colour = "red"  # type: ignore[attr-defined]
+    it.colour = "red"
     assert vars(it) == {"size": 1, "colour": "red"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from typing import Any
 
 
 def add_credential_options(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +30,8 @@ def add_chord_option(parser: argparse.ArgumentParser) -> None:
 class _Environment(argparse.Action):
     """Puts the option's value, or `1`, into a variable of this process."""
 
-    def __init__(self, *, variable: str, option_strings: Sequence[str], dest: str, **options: object) -> None:
-        super().__init__(option_strings, dest, default=argparse.SUPPRESS, **options)  # type: ignore[arg-type]
+    def __init__(self, *, variable: str, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, default=argparse.SUPPRESS, **options)
         self._variable = variable
 
     def __call__(

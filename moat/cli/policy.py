@@ -25,11 +25,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     match argv[0]:
         case "learn":
-            from moat.cli import policy_learn as action
+            from moat.cli.policy_learn import main as action
         case "check":
-            from moat.cli import policy_check as action  # type: ignore[no-redef]
+            from moat.cli.policy_check import main as action
         case "test":
-            from moat.cli import policy_test as action  # type: ignore[no-redef]
+            from moat.cli.policy_test import main as action
         case other:
             raise UsageError(f"no action {other!r}", hint="moat policy learn, check or test")
-    return action.main(argv[1:])
+    return action(argv[1:])

@@ -9,11 +9,11 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from ruamel.yaml import YAML  # noqa: TID253 - this file is imported when a file has to be read
-from ruamel.yaml.composer import Composer  # noqa: TID253 - as above
-from ruamel.yaml.error import MarkedYAMLError, YAMLError  # noqa: TID253 - as above
-from ruamel.yaml.events import AliasEvent  # noqa: TID253 - as above
-from ruamel.yaml.reader import ReaderError  # noqa: TID253 - as above
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.reader import ReaderError
 
 from moat.config.check import Node
 

@@ -6,6 +6,7 @@ import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -61,8 +62,7 @@ class ContainerConfig:
 def read_hooks(check: Checker, node: Node) -> HooksConfig:
     names = ("post_build_root", "post_build", "pre_run")
     known: dict[str, Callable[[Node], object]] = {
-        name: lambda value, name=name: check.text(value, f"hooks.{name}")  # type: ignore[misc]
-        for name in names
+        name: partial(check.text, what=f"hooks.{name}") for name in names
     }
     found: dict[str, Any] = check.fields(node, "hooks", known, {})
     return HooksConfig(**found)
@@ -110,8 +110,7 @@ def _cpus(check: Checker, node: Node) -> float | None:
 def read_services(check: Checker, node: Node) -> Mapping[str, ServiceConfig]:
     """By the service's name. Whether `dependencies` has it is checked with the whole file."""
     known: dict[str, Callable[[Node], object]] = {
-        name: lambda value, name=name: _service(check, value, name)  # type: ignore[misc]
-        for name in _SERVICES
+        name: partial(_service, check, name=name) for name in _SERVICES
     }
     found: dict[str, Any] = check.fields(node, "services", known, {})
     return MappingProxyType(found)

@@ -139,7 +139,8 @@ class McpReader:
             "auth": self._auth,
             "tools": self._tools,
         }
-        found = self._check.fields(node, "an entry of mcp", known, {"policy": "write tools: {allow, deny}"})
+        refused = {"policy": "write tools: {allow, deny}"}
+        found: dict[str, Any] = self._check.fields(node, "an entry of mcp", known, refused)
         if node.id != "mapping":
             return None
         written = {str(key.value) for key, _ in node.value}
@@ -154,10 +155,10 @@ class McpReader:
         url = found.get("url") or ("url" not in written and shorthand and shorthand.url)
         if not isinstance(url, str):
             return None
-        auth: dict[str, Any] = dict(found.get("auth") or {})  # type: ignore[call-overload]
+        auth: dict[str, Any] = dict(found.get("auth") or {})
         if shorthand is not None and url == shorthand.url and "auth" not in written:
             auth = {"grant": shorthand.grant}
-        server = McpServer(name=name, url=url, **auth, **(found.get("tools") or {}))  # type: ignore[arg-type]
+        server = McpServer(name=name, url=url, **auth, **(found.get("tools") or {}))
         if server.local and server.grant is not None:
             self._check.wrong(
                 node,

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ruamel.yaml import YAML  # noqa: TID253 - this file is imported when a file has to be written
-from ruamel.yaml.comments import CommentedMap  # noqa: TID253 - as above
-from ruamel.yaml.util import load_yaml_guess_indent  # noqa: TID253 - as above
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.util import load_yaml_guess_indent
 
 _INDENTED_KEY = re.compile(r"^( +)[^\s#-]", re.MULTILINE)
 

@@ -194,9 +194,8 @@ def _shortened(text: bytes, policy: ToolPolicy) -> bytes:
 
 def _shorten(message: Any, policy: ToolPolicy) -> bool:
     result = message.get("result") if isinstance(message, dict) else None
-    tools = result.get("tools") if isinstance(result, dict) else None
-    if not isinstance(tools, list):
+    if not isinstance(result, dict) or not isinstance(tools := result.get("tools"), list):
         return False
     kept = [tool for tool in tools if not isinstance(tool, dict) or policy.shows(tool.get("name"))]
-    result["tools"] = kept  # type: ignore[index]
+    result["tools"] = kept
     return len(kept) != len(tools)

@@ -67,7 +67,7 @@ class Proxy:
         credentials: CredentialSource | None = None,
         upstream: Upstream,
         on_event: Callable[[ExchangeFinished], None],
-        limits: Limits = Limits(),  # noqa: B008 - frozen
+        limits: Limits = Limits(),
         token: str | None = None,
         ready: Callable[[], Denial | None] = always_ready,
         on_use: Callable[[int, str, tuple[str, ...]], Denial | None] = always_allowed,
@@ -128,13 +128,13 @@ class Proxy:
         *,
         port: int = 0,
         token: str | bool = True,
-        policy: Policy = Policy(),  # noqa: B008 - frozen
+        policy: Policy = Policy(),
         rules: Sequence[Rule] = (),
         credentials: CredentialSource | Mapping[str, str] = MappingProxyType({}),
         budgets: Sequence[Budget] = (),
         decider: Decider | None = None,
-        upstream: UpstreamOptions = UpstreamOptions(),  # noqa: B008 - frozen
-        limits: Limits = Limits(),  # noqa: B008 - frozen
+        upstream: UpstreamOptions = UpstreamOptions(),
+        limits: Limits = Limits(),
         record: Path | None = None,
         grace: float = 1.0,
     ) -> AbstractAsyncContextManager[OpenProxy]:

@@ -46,9 +46,9 @@ class Upstream:
 
     def __init__(
         self,
-        options: UpstreamOptions = UpstreamOptions(),  # noqa: B008 - frozen
+        options: UpstreamOptions = UpstreamOptions(),
         *,
-        limits: Limits = Limits(),  # noqa: B008 - frozen
+        limits: Limits = Limits(),
         resolver: Resolver | None = None,
     ) -> None:
         """`resolver` None: the system's. Raises ConfigError when `options.proxy` is not a usable URL."""

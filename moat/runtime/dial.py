@@ -155,7 +155,7 @@ async def _spoken(sock: socket.socket) -> socket.socket:
                 break
             word += piece
         if word != b"+\n":
-            raise _error((int(word) if word.strip().isdigit() else 0) or errno.ECONNRESET)  # noqa: TRY301
+            raise _error((int(word) if word.strip().isdigit() else 0) or errno.ECONNRESET)  # noqa: TRY301 - closed below
     except BaseException:
         sock.close()
         raise

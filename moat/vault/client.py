@@ -12,8 +12,8 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 
-import aiohttp  # noqa: TID253 - this file is the client; it is imported when a credential is checked
-from aiohttp.abc import AbstractResolver, ResolveResult  # noqa: TID253 - as above
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from moat.config import UpstreamConfig
 from moat.errors import GrantError

@@ -188,8 +188,9 @@ def _decode_sealing(data: Mapping[str, Any]) -> Sealing:
 
 
 def _store(name: object) -> StoreName:
-    if name == "keyring" or name == "file":  # noqa: PLR1714 - mypy narrows each comparison, not a set
-        return name
+    match name:
+        case "keyring" | "file":
+            return name
     raise ValueError(name)
 
 

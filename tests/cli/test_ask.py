@@ -165,7 +165,7 @@ def test_for_good_and_what_is_wrong(moat: Moat, home: Path, workspace: Path) -> 
     )
     for name in ("one", "two"):
         assert moat("run", "-d", "--name", name, "--", "sh", "-c", fetch).returncode == 0
-        until(lambda name=name: called("ask", name, "--json")[1] != "[]\n")  # type: ignore[misc]
+        until(lambda name=name: called("ask", name, "--json")[1] != "[]\n")
     for words, said in (
         (("approve", "new.test:8080"), "several runs ask about"),
         (("approve",), "which host is meant? "),
@@ -225,7 +225,7 @@ def called(*words: str) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(list(words))
         out.flush()
-    return status, out.buffer.getvalue().decode(), err.getvalue()  # type: ignore[attr-defined]
+    return status, out.buffer.getvalue().decode(), err.getvalue()
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -449,7 +449,8 @@ def test_two_grants_at_once(moat_bin: str) -> None:
         process.stdin.write(secret)
         process.stdin.close()
     for process in running:
-        assert process.stdout and process.stderr  # noqa: PT018 - for mypy
+        assert process.stdout
+        assert process.stderr
         assert process.wait(60) == 0, process.stderr.read()
         process.stdout.close()
         process.stderr.close()

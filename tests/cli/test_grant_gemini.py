@@ -75,7 +75,7 @@ def login(home: Path, **changes: object) -> None:
     """What the CLI of the user has written, an hour and more ago."""
     (home / ".gemini").mkdir(exist_ok=True)
     data = {"access_token": "ya29.old", "refresh_token": REFRESH, "scope": SCOPE, "token_type": "Bearer"}
-    data |= {"expiry_date": (time.time() - 60) * 1000} | changes  # type: ignore[dict-item]
+    data |= {"expiry_date": (time.time() - 60) * 1000} | changes
     (home / ".gemini/oauth_creds.json").write_text(json.dumps(data))
 
 

@@ -289,7 +289,7 @@ You can now run 'moat claude' to start Claude Code."""
     shown = re.sub(r"\n\n+", "\n\n", terminal.shown())  # the program's own lines end with empty ones
     assert shown == (MENU + after).strip("\n")
     assert stored() == (TOKEN, CredentialKind.OAUTH, "setup-token")
-    left = open_vault(Home.from_environment()).info("anthropic").expires_at - dt.datetime.now(dt.UTC)  # type: ignore[operator]
+    left = open_vault(Home.from_environment()).info("anthropic").expires_at - dt.datetime.now(dt.UTC)
     assert dt.timedelta(days=364) < left < dt.timedelta(days=366)
     seen = (home / "seen").read_text()
     assert "'setup-token'" in seen
@@ -615,5 +615,5 @@ def test_a_secret_is_shown_at_a_terminal_after_a_question(
     yes.sees(PYPI)
     yes.ends()
     piped = moat("grant", "show", "pypi", "--show-token")
-    assert (piped.returncode, piped.stdout) == (2, "")  # type: ignore[attr-defined]
-    assert "a secret is shown at a terminal only" in piped.stderr  # type: ignore[attr-defined]
+    assert (piped.returncode, piped.stdout) == (2, "")
+    assert "a secret is shown at a terminal only" in piped.stderr

@@ -196,7 +196,7 @@ def test_an_end_is_told_twice_before_it_comes(monkeypatch: pytest.MonkeyPatch) -
 
     async def scenario() -> None:
         part = ExpiryPart()
-        await part.prepare(run)  # type: ignore[arg-type]
+        await part.prepare(run)
         await part.started()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watching[0])

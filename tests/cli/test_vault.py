@@ -92,7 +92,7 @@ def test_a_passphrase_through_a_pipe(moat: Moat, vault: Vault, tmp_path: Path) -
         fd = right.fileno()
         done = moat("vault", "export", "-", "--passphrase-fd", str(fd), pass_fds=[fd], text=False)
     assert done.returncode == 0, done.stderr
-    file.write_bytes(done.stdout)  # type: ignore[arg-type]
+    file.write_bytes(done.stdout)
     for name, status, said in (("wrong", 3, "cannot be opened: another key or passphrase"), ("right", 0, "")):
         with (tmp_path / name).open() as passphrase:
             fd = passphrase.fileno()

@@ -26,7 +26,7 @@ Start = Callable[..., "Terminal"]
 _PATIENCE = 60  # seconds: on a machine under load, a program may take that long to begin
 
 
-class Terminal(pexpect.spawn):  # type: ignore[misc] - pexpect has no types
+class Terminal(pexpect.spawn):
     """`moat …` on a terminal of that many lines and columns, and what a person sees on it."""
 
     def __init__(

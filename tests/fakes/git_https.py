@@ -64,7 +64,7 @@ class _Server(ThreadingHTTPServer):
     git: GitServer
     context: ssl.SSLContext
 
-    def finish_request(self, request, client_address):  # type: ignore[no-untyped-def,override]
+    def finish_request(self, request, client_address):
         try:
             with self.context.wrap_socket(request, server_side=True) as tls:
                 self.RequestHandlerClass(tls, client_address, self)

@@ -158,7 +158,7 @@ class AuthorizationServer:
             shown |= {"authorization_response_iss_parameter_supported": True} | self.metadata
             return JSONResponse(shown)
 
-        routes = create_auth_routes(self, issuer, None, options, RevocationOptions())  # type: ignore[arg-type]
+        routes = create_auth_routes(self, issuer, None, options, RevocationOptions())
         app = Starlette(routes=[Route("/.well-known/oauth-authorization-server", metadata), *routes])
         self._serving = served(app, self.certificate, self.port)
         self.port = self._serving.__enter__()

@@ -99,7 +99,7 @@ class World:
             _ca(),
             InjectionTable([RULE]),
             self.credentials,
-            self,  # type: ignore[arg-type]  # of `Upstream` what an exchange uses
+            self,
             LIMITS,
             lambda _event: None,
             lambda: None,

@@ -178,7 +178,7 @@ class Client(Peer):
         return answer
 
     def get(self, *extra: tuple[str, str], **options: object) -> Answer:
-        return self.until(self.ask(*extra, **options))  # type: ignore[arg-type]
+        return self.until(self.ask(*extra, **options))
 
     def drained(self) -> ConnectionTerminated | None:
         """Read until the connection ends; the GOAWAY that it ended with."""

@@ -45,7 +45,7 @@ def read(case: Case, pieces: Iterable[bytes]) -> tuple[Verdict, bytes]:
 
 def _message(case: Case, pieces: Iterable[bytes]) -> tuple[Verdict, bytes]:
     stream = Pieces(pieces)
-    reader = MessageReader(stream, LIMITS)  # type: ignore[arg-type]
+    reader = MessageReader(stream, LIMITS)
     head: RequestHead | ResponseHead | None
     request = case.reads == "request"
     head = run(reader.request() if request else reader.response(case.method, case.asked))

@@ -75,7 +75,7 @@ class _Watched:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         steps = self.coroutine.__await__()
-        step: Callable[[], Any] = lambda: steps.send(None)  # noqa: E731
+        step: Callable[[], Any] = partial(steps.send, None)
         while True:
             try:
                 waits_for = step()
@@ -85,9 +85,9 @@ class _Watched:
             try:
                 result = yield waits_for
             except BaseException as error:
-                step = lambda error=error: steps.throw(error)  # noqa: E731
+                step = partial(steps.throw, error)
             else:
-                step = lambda result=result: steps.send(result)  # noqa: E731
+                step = partial(steps.send, result)
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def test_no_alternative_over_http2() -> None:
             heard.extend(data)
             return data
 
-        client.wire.receive = listening  # type: ignore[method-assign]
+        client.wire.receive = listening
         for _ in range(2):
             answer = client.get(("alt-used", "evil.test"))
             assert (answer.status, answer.body, answer.headers.get("x-end")) == (200, b"ok", "1")

@@ -61,7 +61,7 @@ def post(
 
 
 def ask(made: object, request: bytes, **tunnel: object) -> Message:
-    with made.tunnel(**tunnel) as wire:  # type: ignore[attr-defined]
+    with made.tunnel(**tunnel) as wire:
         wire.send(request)
         return wire.message()
 

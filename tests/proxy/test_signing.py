@@ -119,13 +119,13 @@ def test_what_a_client_signs_is_signed_anew(client: Client) -> None:
 
 
 def changed(name: str, value: str, **options: object) -> Client:
-    client = Client(S3, "/bucket/x", b"body", method="PUT", **options)  # type: ignore[arg-type]
+    client = Client(S3, "/bucket/x", b"body", method="PUT", **options)
     client.change(name, value)
     return client
 
 
 def other_target(path: str, **options: object) -> Client:
-    client = Client(S3, "/bucket/x", **options)  # type: ignore[arg-type]
+    client = Client(S3, "/bucket/x", **options)
     client.target = client.target.replace(b"/bucket/x", path.encode())
     return client
 

@@ -362,7 +362,7 @@ def test_a_budget_ends_a_socket_and_both_sides_are_told(loop: str, rules: tuple[
     """
     ended: list[Any] = []
     with running(quiet(ended), loop, budgets=[Budget(upload=50_000)], rules=rules) as made:
-        with dial(made) as socket, pytest.raises(ConnectionClosed) as closed:  # noqa: PT012
+        with dial(made) as socket, pytest.raises(ConnectionClosed) as closed:  # noqa: PT012 - it ends somewhere in the block
             while True:
                 socket.send(os.urandom(1000))
         event = made.event()
@@ -422,7 +422,7 @@ def test_a_socket_in_which_nothing_moves_ends_and_both_sides_are_told(
     ended: list[Any] = []
     limits = replace(Limits(), tunnel_idle_timeout=0.5)
     with running(quiet(ended), loop, limits=limits, **options) as made:
-        with dial(made, ping_interval=None) as socket, pytest.raises(ConnectionClosed) as closed:  # noqa: PT012
+        with dial(made, ping_interval=None) as socket, pytest.raises(ConnectionClosed) as closed:  # noqa: PT012 - as above
             socket.send("hello")
             socket.recv()
         assert made.event().error == "timed out"

@@ -46,7 +46,7 @@ class Desk:
 
     def __init__(self, tasks: anyio.abc.TaskGroup, config: AskConfig) -> None:
         self.tasks, self.config, self.notes = tasks, config, Notes()
-        self.asking = Asking("demo", lambda: self.config, self.notes)  # type: ignore[arg-type]
+        self.asking = Asking("demo", lambda: self.config, self.notes)
         self.verdicts: dict[str, bool | Denial] = {}
         tasks.start_soon(self.asking.tend)
 

@@ -227,7 +227,7 @@ async def test_the_newest_wheel_that_fits_this_machine(tmp_path: Path) -> None:
     page = "".join(f'<a href="{f["url"]}#sha256={"0" * 64}">x</a>' for f in listed if "yanked" not in f)
     for document in ((json.dumps({"files": listed}).encode(), SIMPLE), (page.encode(), "text/html")):
         index = Index("https://h.test/simple", {"https://h.test/simple/rust-just/": document})
-        registry = pypi.PyPI(index, tmp_path)  # type: ignore[arg-type]
+        registry = pypi.PyPI(index, tmp_path)
         assert await registry.find(Package("pypi", "rust_just")) == "1.10.0"
         wheels = [w for w in await registry._wheels("Rust.Just") if w.version == "1.10.0"]
         assert [w.url for w in wheels] == [
@@ -249,7 +249,7 @@ async def test_a_download_that_is_not_what_was_promised_is_refused(tmp_path: Pat
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+    port = site._server.sockets[0].getsockname()[1]
     try:
         async with aiohttp.ClientSession() as session:
             fetcher = Fetcher(session, Place.of(f"http://127.0.0.1:{port}", "hint"))
@@ -333,7 +333,7 @@ def test_a_tool_finds_its_modules_wherever_its_tree_is(tmp_path: Path) -> None:
 
 
 async def test_a_tree_that_could_not_be_made_leaves_nothing(tmp_path: Path) -> None:
-    maker = trees._Maker(None, tmp_path, print, fresh=False)  # type: ignore[arg-type]
+    maker = trees._Maker(None, tmp_path, print, fresh=False)
 
     async def fail(tree: Path) -> None:
         (tree / "half").write_text("x")

@@ -42,7 +42,7 @@ async def ensure(
 def docker(*arguments: str, **options: object) -> str:
     return subprocess.run(
         ["docker", *arguments], check=True, capture_output=True, text=True, **options
-    ).stdout  # type: ignore[call-overload,no-any-return]
+    ).stdout
 
 
 @pytest.fixture

@@ -308,7 +308,7 @@ async def test_what_cannot_start_says_why_and_leaves_nothing(workspace: Path, ho
     ]
     for options in refused:
         with pytest.raises(UsageError):
-            async with moat.runtime.start(["true"], **options):  # type: ignore[arg-type] - a table of them
+            async with moat.runtime.start(["true"], **options):
                 pytest.fail("it must not start")
     with pytest.raises(UsageError):
         moat.runtime.start("true")

@@ -37,7 +37,7 @@ async def addition(*names: str, **changed: ServiceConfig) -> Addition:
     configs = {name: changed.get(name) or ServiceConfig(image=stand_in(name)) for name in names}
     request = RunRequest(argv=(), workspace=Path("/"), dependencies=names, services=configs)
     journal = SimpleNamespace(record=lambda *_, **__: None)
-    return await Services().prepare(SimpleNamespace(request=request, journal=journal))  # type: ignore[arg-type]
+    return await Services().prepare(SimpleNamespace(request=request, journal=journal))
 
 
 @contextlib.asynccontextmanager

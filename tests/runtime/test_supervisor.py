@@ -47,7 +47,7 @@ def workspace(tmp_path: Path) -> Path:
 
 def request(workspace: Path, *argv: str, **options: object) -> RunRequest:
     fields = {"runtime": "embedded"} | options
-    return RunRequest(argv=argv, workspace=workspace, **fields)  # type: ignore[arg-type] - a table of them
+    return RunRequest(argv=argv, workspace=workspace, **fields)
 
 
 @contextlib.contextmanager

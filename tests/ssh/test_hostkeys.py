@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_openssh_reads_the_same(name: str, file: Path) -> None:
 def test_what_is_expected_of_the_file(file: Path, keys: list[str]) -> None:
     """So that the comparison above compares something."""
     one, two, three = (base64.b64decode(key.split()[1]) for key in keys)
-    look = lambda name: hostkeys.look_up(name, [str(file)])  # noqa: E731
+    look = partial(hostkeys.look_up, files=[str(file)])
     assert look("github.com").keys == (one, two)
     assert look("[git.example.com]:2222").keys == ()  # the RSA key is revoked for every host
     assert look("a.wild.example.com").keys == (one,)

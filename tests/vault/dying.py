@@ -125,9 +125,9 @@ def _do(vault: Vault, step: int, action: str, *argv: str) -> NoReturn:
 
 def main() -> None:
     import aiohttp  # noqa: F401 - once, and not for every death
-    import keyring.backends.SecretService  # noqa: F401
-    import pyrage  # noqa: F401
-    from cryptography.hazmat.primitives.ciphers import aead  # noqa: F401
+    import keyring.backends.SecretService  # noqa: F401 - as above
+    import pyrage  # noqa: F401 - as above
+    from cryptography.hazmat.primitives.ciphers import aead  # noqa: F401 - as above
 
     home = Home.from_environment()
     vault = open_vault(home, new_key=lambda: NewKey(key_file=home.credentials / "key"))

@@ -284,7 +284,7 @@ def test_a_read_that_meets_a_new_grant_looks_again(
     def overtaken(self: SealedFiles, *arguments: object) -> str:
         monkeypatch.setattr(SealedFiles, "read", read)
         open_vault(sealed).put(make(secret="new"))
-        return read(self, *arguments)  # type: ignore[arg-type]
+        return read(self, *arguments)
 
     monkeypatch.setattr(SealedFiles, "read", overtaken)
     assert open_vault(sealed).get("anthropic").secret.reveal() == "new"
@@ -408,7 +408,7 @@ def test_many_requests_read_the_store_once(sealed: Home, make: Make, monkeypatch
     def counted(self: SealedFiles, *arguments: object) -> str:
         reads.append(threading.get_ident())
         time.sleep(0.05)
-        return read(self, *arguments)  # type: ignore[arg-type]
+        return read(self, *arguments)
 
     monkeypatch.setattr(SealedFiles, "read", counted)
 

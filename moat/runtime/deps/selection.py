@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from moat.config.dependencies import BY_NAME, Dependency, Entry, Kind, parse
 from moat.dataclass import dataclass
@@ -109,8 +110,8 @@ def _rows(rows: Iterable[tuple[Entry, str]], kind: Kind, machine: str) -> list[P
 
 
 def _package(entry: Entry, version: str, machine: str) -> Package:
-    registry = "npm" if entry.kind in {Kind.NPM, Kind.NODE_TOOL} else "pypi"
+    registry: Literal["npm", "pypi"] = "npm" if entry.kind in {Kind.NPM, Kind.NODE_TOOL} else "pypi"
     name = entry.package or entry.name
     if entry.name == "node":
         name = "node-linux-{arch}"
-    return Package(registry, name.replace("{arch}", machine), version)  # type: ignore[arg-type] # one of two
+    return Package(registry, name.replace("{arch}", machine), version)

@@ -12,6 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from moat.dataclass import dataclass
@@ -366,7 +367,7 @@ class _Work:
                 continue
             with contextlib.suppress(PermissionError):
                 if entry is not None:
-                    _own(entry, lambda uid, gid, fd=fd: os.fchown(fd, uid, gid))  # type: ignore[misc] # bound now
+                    _own(entry, partial(os.fchown, fd))
                     os.fchmod(fd, entry.mode)
                     self._dress(fd, entry)
                     os.utime(fd, ns=(entry.mtime, entry.mtime))

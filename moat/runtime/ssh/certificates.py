@@ -14,6 +14,7 @@ from moat.sshwire import WireError, key_type
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.serialization import SSHCertificate
+    from cryptography.hazmat.primitives.serialization.ssh import SSHCertPublicKeyTypes
 
 SUFFIX = "-cert-v01@openssh.com"
 
@@ -68,8 +69,7 @@ def _glob(pattern: str) -> str:
     return pattern.replace("[", "[[]")
 
 
-def _plain(key: object) -> bytes:
+def _plain(key: SSHCertPublicKeyTypes) -> bytes:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    text: bytes = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)  # type: ignore[attr-defined]
-    return base64.b64decode(text.split()[1])
+    return base64.b64decode(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1])

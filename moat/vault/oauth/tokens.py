@@ -120,11 +120,11 @@ def _tokens(client: Client, answer: Mapping[str, Any], now: float) -> Tokens:
     if refresh is not None and not (isinstance(refresh, str) and _TOKEN.fullmatch(refresh)):
         raise WebError(f"{where} gave no usable refresh token")
     life = answer.get("expires_in")
-    known = isinstance(life, (int, float)) and not isinstance(life, bool) and 0 < life < 10**9
+    number = life if isinstance(life, (int, float)) and not isinstance(life, bool) else 0
     return Tokens(
         client=client,
         access=access,
         refresh=refresh,
         obtained_at=now,
-        lifetime=float(life) if known else None,  # type: ignore[arg-type]
+        lifetime=float(number) if 0 < number < 10**9 else None,
     )

@@ -66,7 +66,7 @@ def store_for(tmp_path: Path, name: str = "ws") -> tuple[Store, Path]:
 
 def keep(store: Store, **wish: object) -> Snapshot:
     with store.exclusive():
-        snapshot = take(store, Wish(**{"kind": Kind.MANUAL, **wish}))  # type: ignore[arg-type]
+        snapshot = take(store, Wish(**{"kind": Kind.MANUAL, **wish}))
     assert snapshot is not None
     return snapshot
 
