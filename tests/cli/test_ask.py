@@ -130,11 +130,6 @@ def test_a_plain_run_asks_where_its_terminal_is_idle(terminal: Open, moat: Moat,
     assert re.findall(rb"(\d{3})\r?$", it.raw, re.MULTILINE) == [b"502", b"403", b"502", b"502"]
 
 
-@pytest.fixture
-def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOAT_RUNTIME", "embedded")
-
-
 @pytest.mark.embedded
 @pytest.mark.usefixtures("embedded")
 def test_nobody_there(moat: Moat, home: Path) -> None:

@@ -112,11 +112,6 @@ def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
-@pytest.fixture
-def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOAT_RUNTIME", "embedded")
-
-
 def state(moat: Moat, name: str) -> str:
     return next(run["state"] for run in json.loads(moat("list", "--json").stdout) if run["name"] == name)
 

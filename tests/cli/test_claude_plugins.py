@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-
-import pytest
 
 from tests.fakes.plugins import write_marketplace
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    place = tmp_path / "workspace"
-    place.mkdir(exist_ok=True)
-    return place
 
 
 def test_none_says_so_with_an_example(moat):

@@ -20,7 +20,7 @@ from moat.cli.walk import Walk
 from moat.grants import CredentialKind
 from moat.paths import Home
 from moat.vault.providers import entries
-from tests.cli.wizard import HOSTS, KEY, TOKEN, Start, Terminal, api, nothing_stored, stored, terminals
+from tests.cli.wizard import HOSTS, KEY, TOKEN, Start, Terminal, api, nothing_stored, stored
 from tests.ssh.world import agent, make_key
 from tests.vault.vendor import Answer, Asked, Vendor, vendor
 
@@ -32,12 +32,6 @@ METHOD = "Enter choice [1, 2, or 3]: "
 def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
     """In files whose protection the user chooses: that question, too, can be gone back to."""
     monkeypatch.setenv("MOAT_KEYRING_BACKEND", "file")
-
-
-@pytest.fixture
-def start(moat_bin: str) -> Iterator[Start]:
-    with terminals(moat_bin) as spawn:
-        yield spawn
 
 
 @pytest.fixture

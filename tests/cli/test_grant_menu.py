@@ -20,7 +20,7 @@ from moat.grants import CredentialKind
 from moat.paths import Home
 from moat.vault import open_vault
 from moat.vault.providers import entries
-from tests.cli.wizard import GITHUB, HOSTS, KEY, TOKEN, Start, api, nothing_stored, stored, terminals
+from tests.cli.wizard import GITHUB, HOSTS, KEY, TOKEN, Start, api, nothing_stored, stored
 from tests.vault.conftest import Make, make
 from tests.vault.vendor import Vendor, vendor
 
@@ -47,12 +47,6 @@ Choose authentication method:
 def sealed(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     monkeypatch.setenv("MOAT_KEYRING_BACKEND", "file")
     monkeypatch.setenv("MOAT_KEY_FILE", str(home / ".moat/credentials/key"))
-
-
-@pytest.fixture
-def start(moat_bin: str) -> Iterator[Start]:
-    with terminals(moat_bin) as spawn:
-        yield spawn
 
 
 @pytest.fixture

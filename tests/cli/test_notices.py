@@ -29,7 +29,7 @@ from moat.runtime.size import Size
 from moat.vault import open_vault
 from moat.vault.expiry import LAST, SOON
 from moat.vault.providers import entry
-from tests.cli.wizard import Start, terminals
+from tests.cli.wizard import Start
 from tests.vault.vendor import Vendor, vendor
 
 # Draws as Ink does: erases its lines upwards and draws them anew. Asks a vendor between, and ends at a key.
@@ -56,12 +56,6 @@ REFUSED = "warning: api.linear.app does not take the credential linear (401): `m
 def sealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MOAT_KEYRING_BACKEND", "file")
     monkeypatch.setenv("MOAT_KEY_FILE", str(tmp_path / "key"))
-
-
-@pytest.fixture
-def start(moat_bin: str) -> Iterator[Start]:
-    with terminals(moat_bin) as spawn:
-        yield spawn
 
 
 @pytest.fixture

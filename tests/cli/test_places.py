@@ -43,13 +43,6 @@ done
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    path = tmp_path / "workspace"
-    path.mkdir(exist_ok=True)
-    return path
-
-
-@pytest.fixture
 def ssh(workspace: Path, tmp_path: Path, moat_bin: str) -> Iterator[Callable[..., list[str]]]:
     """`ssh("attach", "x", terminal=True)`: the command that logs in to this machine and starts moat there."""
     key = make_key(tmp_path / "key")

@@ -27,18 +27,6 @@ def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
-@pytest.fixture
-def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOAT_RUNTIME", "embedded")
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    path = tmp_path / "workspace"
-    path.mkdir(exist_ok=True)
-    return path
-
-
 Begin = Callable[..., subprocess.Popen[bytes]]
 
 

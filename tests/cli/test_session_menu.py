@@ -46,11 +46,6 @@ def tmux(workspace: Path, runtime_directory: Path) -> Iterator[Open]:
         one.close()
 
 
-@pytest.fixture
-def embedded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOAT_RUNTIME", "embedded")
-
-
 PROGRAMS = {
     "vim": (
         "vim -u NONE -N lines",

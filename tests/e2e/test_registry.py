@@ -89,7 +89,7 @@ def world(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     found = World(TokenService(USER, PASSWORD, IDENTITY), Vendor(lambda _: (500, {})))
     hosts = (TOKENS, PLAIN, ECHO, FILES, FOREIGN, THIEF, REAL)
     with vendor(tmp_path / "vendor", found, *hosts) as server:
-        pem = tmp_path / "vendor/vendor.pem"
+        pem = tmp_path / "vendor/server.pem"
         with registry(tmp_path / "registry", found.tokens, f"https://{TOKENS}/token", pem) as port:
             server.config(home / ".moat", *hosts[:-1])
             with (home / ".moat/config.yaml").open("a") as file:

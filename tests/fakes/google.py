@@ -6,19 +6,15 @@ A prompt `FAKE_SHELL <command>` makes the model call the tool that runs commands
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import secrets
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
-from tests.fakes.pki import make_pki
-from tests.fakes.web import served
+from tests.fakes.hosts import FakeHosts
 
 API, ASSIST, LOGIN = (
     "generativelanguage.googleapis.com",
@@ -41,31 +37,8 @@ class Asked:
 
 
 @dataclass
-class FakeGoogle:
-    directory: Path
-    api_key: str = ""
-    access: str = ""
-    refresh: str = ""
-    asked: list[Asked] = field(default_factory=list)
-    seen: list[str] = field(default_factory=list)  # what clients sent, as text
-    renewals: int = 0
-    ca_file: Path = Path()
-    port: int = 0
-
-    @contextlib.contextmanager
-    def serve(self) -> Iterator[FakeGoogle]:
-        self.ca_file, certificate = make_pki(self.directory, HOSTS)
-        app = web.Application(client_max_size=1 << 24)
-        app.router.add_route("*", "/{path:.*}", self._serve)
-        with served(app, certificate) as self.port:
-            yield self
-
-    def connect_to(self) -> dict[str, str]:
-        """For `upstream.connect_to` of config.yaml."""
-        return {f"{host}:443": f"127.0.0.1:{self.port}" for host in HOSTS}
-
-    def answered(self, host: str) -> list[Asked]:
-        return [one for one in self.asked if one.host == host]
+class FakeGoogle(FakeHosts):
+    hosts = HOSTS
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         host = request.host.partition(":")[0]

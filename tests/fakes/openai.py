@@ -9,20 +9,17 @@ A prompt `FAKE_SHELL <command>` makes the model call the tool that runs commands
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import re
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
-from tests.fakes.pki import make_pki
-from tests.fakes.web import served
+from tests.fakes.hosts import FakeHosts
 
 API, CHATGPT, LOGIN = "api.openai.com", "chatgpt.com", "auth.openai.com"
 HOSTS = (API, CHATGPT, LOGIN)
@@ -63,38 +60,16 @@ class Asked:
 
 
 @dataclass
-class FakeOpenAI:
-    directory: Path
-    api_key: str = ""
-    access: str = ""
-    refresh: str = ""
-    asked: list[Asked] = field(default_factory=list)
-    seen: list[str] = field(default_factory=list)  # what clients sent, as text
-    renewals: int = 0
+class FakeOpenAI(FakeHosts):
+    hosts = HOSTS
+
     reused: int = 0  # refresh tokens that came a second time
-    ca_file: Path = Path()
-    port: int = 0
-
-    @contextlib.contextmanager
-    def serve(self) -> Iterator[FakeOpenAI]:
-        self.ca_file, certificate = make_pki(self.directory, HOSTS)
-        app = web.Application(client_max_size=1 << 24)
-        app.router.add_route("*", "/{path:.*}", self._serve)
-        with served(app, certificate) as self.port:
-            yield self
-
-    def connect_to(self) -> dict[str, str]:
-        """For `upstream.connect_to` of config.yaml."""
-        return {f"{host}:443": f"127.0.0.1:{self.port}" for host in HOSTS}
 
     def new_login(self) -> dict[str, Any]:
         """Fresh tokens; the ones before are good no longer."""
         self.access = token(exp=int(time.time()) + 3600)
         self.refresh = f"rt_{secrets.token_hex(24)}"
         return {"id_token": identity(), "access_token": self.access, "refresh_token": self.refresh}
-
-    def answered(self, host: str) -> list[Asked]:
-        return [one for one in self.asked if one.host == host]
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         asked = Asked(

@@ -29,6 +29,7 @@ from moat.runtime.records import RunRecord, State
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Mount
 from tests.runtime.single import single_threaded
+from tests.runtime.survival_kit import until
 
 pytestmark = pytest.mark.embedded
 
@@ -55,13 +56,6 @@ def standing_by(*, fork: bool = True) -> Iterator[Fork | None]:
     """What `launch.start` takes: a fork that is ready for it, or nothing."""
     with launch.standby() if fork else contextlib.nullcontext() as ahead:
         yield ahead
-
-
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
