@@ -370,8 +370,9 @@ async def test_what_a_server_says_is_in_no_message(status: int, body: object) ->
 async def test_a_damaged_login_is_told(place):
     tokens = place.grant(age=0)
     found = place.vault.get(NAME)
-    for secret in ("{}", "x", '{"client": 1}'):
+    for secret in ("{}", "x", '{"client": 1}', f'{{"access": "{tokens.access}"}}'):
         place.vault.put(replace(found, secret=type(found.secret)(secret)))
-        with pytest.raises(VaultError, match="damaged"):
+        with pytest.raises(VaultError, match="damaged") as caught:
             await place.source().credential(NAME)
+        assert tokens.access not in str(caught.value), "seen to fail with the secret in the message"
     assert tokens.access not in repr(tokens)
