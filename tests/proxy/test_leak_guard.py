@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
+import lzma
 import random
+import tarfile
+import zipfile
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -106,6 +110,37 @@ def test_compressed_bodies_are_looked_into_and_leave_as_they_came(coding: str) -
 def _through(looking: object, body: bytes, size: int) -> bytes:
     passed = [looking.feed(body[at : at + size]) for at in range(0, len(body), size)]
     return b"".join(passed) + looking.finish()
+
+
+def archive(kind: str) -> bytes:
+    """A file with a placeholder, in an archive."""
+    made, text = io.BytesIO(), b"TOKEN=" + PH.encode() + b"\n" * 200
+    if kind.startswith("tar"):
+        with tarfile.open(fileobj=made, mode="w:" if kind == "tar" else "w:gz") as tar:
+            entry = tarfile.TarInfo("env")
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text))
+    else:
+        method = zipfile.ZIP_STORED if kind == "zip, stored" else zipfile.ZIP_DEFLATED
+        with zipfile.ZipFile(made, "w", method) as packed:
+            packed.writestr("env", text)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (archive("tar"), True), (archive("zip, stored"), True), (archive("zip"), False), (archive("tar.gz"), False),
+        (gzip.compress(PH.encode()), False), (lzma.compress(PH.encode() * 9), False),
+        (base64.b64encode(gzip.compress(PH.encode())), False), (PH[::-1].encode(), False),
+    ],
+    ids=["tar", "zip, stored", "zip", "tar.gz", "gzip", "xz", "gzip in base64", "reversed"],
+)  # fmt: skip
+def test_what_is_not_found(body: bytes, found: bool) -> None:
+    """docs/limits.md says so: what nobody announces is not opened."""
+    looking = guard((), strangers(PATH, ELSE), LIMITS)
+    with pytest.raises(DeniedError) if found else nullcontext():
+        assert looking.feed(body) + looking.finish() == body
 
 
 @pytest.mark.parametrize(
