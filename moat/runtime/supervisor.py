@@ -136,7 +136,8 @@ async def _own(home: Home, request: RunRequest, handoff: bytes, starter: Starter
             with anyio.move_on_after(_MOMENT) as moment:
                 await run.ended()
             if moment.cancelled_caught:
-                keep_freed_memory()  # imports `ctypes`, which a run that is over in a moment does without
+                with contextlib.suppress(OSError):  # no descriptor is left to import with: it does without
+                    keep_freed_memory()  # imports `ctypes`, which a run that is over in a moment does without
                 await run.ended()
     except Exception as error:
         if not ready:
