@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from moat.authority import literal
 from moat.proxy import certs
 from moat.proxy.certs import RunCA
 
@@ -83,7 +84,7 @@ def test_python_verifies_the_leaf_for_its_host(ca, host):
 def test_a_strict_verifier_accepts_the_chain(ca, host):
     """The verifier of `cryptography` applies the Web PKI profile: AKI, criticality, key usage, validity."""
     root = x509.load_pem_x509_certificate(ca.certificate_pem)
-    address = certs.literal(host)
+    address = literal(host)
     subject = x509.IPAddress(address) if address else x509.DNSName(host)
     builder = verification.PolicyBuilder().store(verification.Store([root]))
     chain = builder.build_server_verifier(subject).verify(leaf(ca, host), [])
@@ -95,7 +96,7 @@ def test_openssl_verifies_strictly(ca, host, tmp_path):
     root, certificate = tmp_path / "ca.pem", tmp_path / "leaf.pem"
     root.write_bytes(ca.certificate_pem)
     certificate.write_bytes(leaf(ca, host).public_bytes(serialization.Encoding.PEM))
-    kind = "-verify_ip" if certs.literal(host) else "-verify_hostname"
+    kind = "-verify_ip" if literal(host) else "-verify_hostname"
     command = [
         "openssl",
         "verify",
