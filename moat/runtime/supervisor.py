@@ -136,7 +136,7 @@ async def _own(home: Home, request: RunRequest, handoff: bytes, starter: Starter
             with anyio.move_on_after(_MOMENT) as moment:
                 await run.ended()
             if moment.cancelled_caught:
-                with contextlib.suppress(OSError):  # no descriptor is left to import with: it does without
+                with contextlib.suppress(OSError, ImportError):  # no descriptor is left to import with
                     keep_freed_memory()  # imports `ctypes`, which a run that is over in a moment does without
                 await run.ended()
     except Exception as error:

@@ -35,3 +35,32 @@ def test_memory_for_bodies_is_not_fetched_from_the_kernel_again_and_again():
     """Without `keep_freed_memory` each piece is given back and faulted in anew: some 35,000 pages here."""
     assert faults("kept") < 1_000
     assert faults("given back") > 10_000
+
+
+_NO_DESCRIPTOR = """
+import os, resource, types
+import anyio
+from moat.runtime import gateway
+
+gateway._MOMENT = 0.01
+
+async def main():
+    await anyio.to_thread.run_sync(int)  # the thread is there
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    held = []
+    try:
+        while True:
+            held.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+    await gateway.Gateway.get_ready(types.SimpleNamespace())
+    for fd in held:
+        os.close(fd)
+    import cryptography.x509, moat.proxy.server
+
+anyio.run(main)
+"""
+
+
+def test_imports_that_find_no_descriptor_left_do_not_end_the_run() -> None:
+    subprocess.run([sys.executable, "-c", _NO_DESCRIPTOR], check=True, timeout=60)
