@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +43,7 @@ def tells_all(connection: ServerConnection) -> None:
 @contextlib.contextmanager
 def websocket_origin(world: World) -> Iterator[None]:
     """In place of the world's origin: real frames by a real library."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(world.directory / "leaf.pem")
-    with serve(tells_all, "127.0.0.1", 0, ssl=context) as server:
+    with serve(tells_all, "127.0.0.1", 0, ssl=world.origin.context) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         instead = f"127.0.0.1:{server.socket.getsockname()[1]}"
