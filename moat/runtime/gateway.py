@@ -193,11 +193,10 @@ class Gateway:
         start("journal", self._witness.run)
 
     async def get_ready(self) -> None:
-        """Import the proxy, and what makes its first leaf, once the command has lived for a moment."""
+        """Import the proxy, once the command has lived for a moment."""
         await anyio.sleep(_MOMENT)
-        for name in ("moat.proxy.server", "cryptography.x509", "cryptography.hazmat.backends.openssl"):
-            with contextlib.suppress(OSError, ImportError):  # no descriptor is left: who needs it tries again
-                await to_thread.run_sync(import_module, name, abandon_on_cancel=True)
+        with contextlib.suppress(OSError, ImportError):  # no descriptor is left: who needs it tries again
+            await to_thread.run_sync(import_module, "moat.proxy.server", abandon_on_cancel=True)
 
     def _open(self) -> Proxy:
         """The proxy, from now on open. Raises ConfigError, OSError."""

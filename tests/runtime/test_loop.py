@@ -56,7 +56,7 @@ async def main():
     await gateway.Gateway.get_ready(types.SimpleNamespace())
     for fd in held:
         os.close(fd)
-    import cryptography.x509, moat.proxy.server
+    import moat.proxy.server
 
 anyio.run(main)
 """
