@@ -80,8 +80,8 @@ def test_the_engine_ends_and_comes_back(moat: Moat, workspace: Path, engine: Pri
 def test_the_engine_stands_still(moat: Moat, workspace: Path, engine: PrivateEngine) -> None:
     """Whoever needs it is told within half a minute; whoever does not notices nothing.
 
-    Seen failing without the time that calls have (`engine_http.within`): `moat exec` then waits for ever, and the
-    supervisor of a run that is stopped is killed.
+    Seen failing without the time that calls have (`engine_http.within`): `moat exec` then waits for ever; with a
+    `moat stop` that kills a supervisor which has hung up to clear up, the run is `lost`.
     """
     place = Home.from_environment()
     run = ("run", "--runtime", "docker", "--no-snapshots")

@@ -265,7 +265,8 @@ def test_the_home_turns_read_only_under_runs(
     """A real file system that finds an error. One run is stopped afterwards, the supervisor of another killed.
 
     Seen failing: without `Journal.probe` a request with the credential reaches the vendor; with a `known.clear`
-    that gives up when it cannot write, the container of the killed one stays; with a `GitGuard` that fails at its
+    that gives up when it cannot write, what is left
+    of the killed one stays (seen for embedded); with a `GitGuard` that fails at its
     own file, so does its placeholder in the repository.
     """
     tmp_path = workspace.parent
