@@ -29,7 +29,7 @@ from moat.proxy.message import MessageReader
 from moat.proxy.scrub import UnreadableBodyError
 from moat.proxy.site import Setup, Site
 from moat.proxy.site_rules import Equipped
-from moat.proxy.stream import PausableStream, StreamError, StreamTimeoutError
+from moat.proxy.stream import StreamError, StreamTimeoutError
 from moat.proxy.tls import H2
 from moat.proxy.trace import Shown
 from moat.proxy.upload import GONE, Upload
@@ -186,13 +186,7 @@ class Exchange:
         stream.deadline = monotonic() + self._patience
         try:
             await upload.send_start(stream)
-            if (
-                not upload.done
-                and isinstance(stream, PausableStream)
-                and isinstance(self._client.stream, PausableStream)
-            ):
-                await upload.send_ahead(stream)
-            if upload.done:
+            if upload.whole:
                 reusable = await download.run(connection.reader, upload)
             else:
                 reusable = await self._both_ways(connection, upload, download)

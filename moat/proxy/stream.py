@@ -164,12 +164,6 @@ class Stream(ABC):
             return False
         return not (self._plain or self.ended or self._broken)
 
-    def ready(self) -> bool:
-        """Whether `receive` would not wait."""
-        if self._inbox:
-            self._plain = self._available()
-        return bool(self._plain) or self.ended or self._broken is not None
-
     def _available(self) -> bytes:
         inbox, plain = self._inbox, self._plain
         if not inbox:
@@ -301,7 +295,7 @@ class Stream(ABC):
 
 
 class PausableStream(Stream):
-    """A stream whose bytes somebody else can move, from socket to socket, and beside which one can wait."""
+    """A stream whose bytes somebody else can move, from socket to socket."""
 
     __slots__ = ()
 
@@ -313,14 +307,6 @@ class PausableStream(Stream):
     @abstractmethod
     def pause(self) -> bytes:
         """Read no more; what has come in."""
-
-    @abstractmethod
-    def post(self, data: bytes) -> bool:
-        """Send without waiting; whether more can follow at once. Raises StreamError."""
-
-    @abstractmethod
-    def either(self, other: Stream) -> Awaitable[None]:
-        """Wait for news of either of two streams of this kind, neither of which is `ready` now."""
 
     @abstractmethod
     async def flushed(self) -> None:

@@ -15,7 +15,7 @@ from typing import cast
 
 import anyio
 
-from moat.proxy.stream import BUFFER, CLOSE_SECONDS, PausableStream, Stream, StreamError, Watch, broken
+from moat.proxy.stream import BUFFER, CLOSE_SECONDS, PausableStream, StreamError, Watch, broken
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -145,17 +145,6 @@ class AsyncioStream(PausableStream, asyncio.Protocol):
         came = self._available()
         self._transport.pause_reading()
         return came
-
-    def post(self, data: bytes) -> bool:
-        if self._broken is not None:
-            raise self._broken
-        self._transport.write(self._tls.send(data) if self._tls is not None else data)
-        return self._drained is None
-
-    def either(self, other: Stream) -> asyncio.Future[None]:
-        assert isinstance(other, AsyncioStream)
-        other._reader = self._more()
-        return other._reader
 
     async def flushed(self) -> None:
         self._transport.set_write_buffer_limits(0)

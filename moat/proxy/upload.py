@@ -7,14 +7,13 @@ and the client then sends its body. A client that does not wait just sends; both
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable
 from time import monotonic
 
 from moat.proxy.events import DeniedError
 from moat.proxy.head import NONE, MalformedError, RequestHead
 from moat.proxy.message import Body, BodyWriter, MessageReader
 from moat.proxy.request_body import FilteredBody
-from moat.proxy.stream import PausableStream, Stream, StreamError
+from moat.proxy.stream import Stream, StreamError
 
 GONE = "client went away"
 Judged = tuple[Body | FilteredBody, bytes]  # a body, and its beginning
@@ -59,67 +58,28 @@ class Upload:
         if self.whole:
             self._finish()
 
-    async def send_ahead(self, upstream: PausableStream) -> None:
-        """Carry up what comes for as long as the upstream takes it and says nothing. Never raises.
-
-        Most bodies have gone by then, and nobody had to listen meanwhile. `send_rest` carries what is left.
-        """
-        if isinstance(self.body, Body):
-            await self._blaming(self._send_ahead(self._client.stream, self.body, upstream), upstream)
-
     async def send_rest(self, upstream: Stream) -> None:
         """Carry the rest up. Never raises: what the upstream answers decides what comes of it."""
-        if self.fault is None:
-            await self._blaming(self._send_rest(upstream), upstream)
-
-    async def _send_ahead(self, client: Stream, body: Body, upstream: PausableStream) -> None:
-        self._expect()
-        while upstream.quiet():
-            payload = body.take()
-            if payload or body.done:
-                try:
-                    took = upstream.post(self._next(payload, upstream))
-                except StreamError:
-                    return
-                if body.done:
-                    self._finish()
-                if body.done or not took:
-                    return  # who takes nothing may be about to refuse what it does not read
-                self._expect()
-            elif client.ready():
-                await body.wait()
-            else:
-                await upstream.either(client)
-
-    async def _send_rest(self, upstream: Stream) -> None:
-        while not self.done:
-            self._expect()
-            wire = self._next(await self.body.next(), upstream)
-            try:
-                await upstream.send(wire)
-            except StreamError:
-                return  # it takes no more, but it may have answered, and that answer counts
-            if self.body.done:
-                self._finish()
-
-    async def _blaming(self, sending: Awaitable[None], upstream: Stream) -> None:
-        """What breaks on its way up was broken by the client."""
+        client, limits, body = self._client.stream, self._client.limits, self.body
+        patience = self._patience
         try:
-            await sending
+            while not self.done:
+                client.deadline = monotonic() + limits.body_idle_timeout
+                piece = self._writer.piece(await body.next())
+                last = body.done
+                # While the request moves, its answer is not late.
+                upstream.deadline = monotonic() + patience
+                try:
+                    await upstream.send(piece + self._writer.end() if last else piece)
+                except StreamError:
+                    return  # it takes no more, but it may have answered, and that answer counts
+                if last:
+                    self._finish()
         except (MalformedError, DeniedError) as error:
             self.fault = error
             upstream.abort(str(error))
         except StreamError:
             self.leave()
-
-    def _expect(self) -> None:
-        self._client.stream.deadline = monotonic() + self._client.limits.body_idle_timeout
-
-    def _next(self, payload: bytes, upstream: Stream) -> bytes:
-        """What comes next on the wire. While the request moves, its answer is not late."""
-        upstream.deadline = monotonic() + self._patience
-        wire = self._writer.piece(payload)
-        return wire + self._writer.end() if self.body.done else wire
 
     def _finish(self) -> None:
         self.done = True

@@ -9,14 +9,12 @@ import time
 from collections.abc import AsyncIterator, Iterator
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
 from moat.proxy.connect import connect
 from moat.proxy.stream import (
     BUFFER,
-    PausableStream,
     Stream,
     StreamError,
     StreamTimeoutError,
@@ -146,41 +144,6 @@ async def test_sending_waits_for_a_peer_that_does_not_read(stream: Stream, peer:
             sent += 65536
     assert sent < 64 * BUFFER
     stream.abort()
-
-
-async def test_posting_does_not_wait_and_tells_when_the_peer_takes_no_more(stream: Stream) -> None:
-    if not isinstance(stream, PausableStream):
-        pytest.skip("not on this loop")
-    sent = 0
-    while stream.post(b"x" * 65536):
-        sent += 65536
-        assert sent < 64 * BUFFER
-        await anyio.lowlevel.checkpoint()
-    stream.abort()
-    with pytest.raises(StreamError):
-        stream.post(b"x")
-
-
-async def test_one_can_wait_for_the_first_of_two_streams(stream: Stream, peer: Wire, watch: Watch) -> None:
-    if not isinstance(stream, PausableStream):
-        pytest.skip("not on this loop")
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    other = await open_stream(ours, watch)
-    for writer, reader in ((peer.sock, stream), (theirs, other)) * 2:
-        assert not stream.ready()
-        assert not other.ready()
-        writer.send(b"news")
-        with anyio.fail_after(5):
-            await stream.either(other)
-        assert reader.ready()
-        assert await reader.receive() == b"news"
-    theirs.close()
-    with anyio.fail_after(5):
-        await stream.either(other)
-    assert other.ready()
-    assert await other.receive() == b""
-    await other.aclose()
 
 
 async def test_cancelling_receive_loses_nothing(stream: Stream, peer: Wire) -> None:
