@@ -41,6 +41,10 @@ MESSAGES = {
     ),
     "The credential store cannot be changed": "vault/test_disk.py::test_a_disk_that_refuses_loses_nothing",
     "The journal cannot be written": "attacks/test_journal.py::test_a_credential_stays_when_its_use_cannot_be_recorded",
+    "The network of this run is closed: the journal cannot be written": (
+        "runtime/test_survival.py::test_the_home_turns_read_only_under_runs"
+    ),
+    "The Docker engine has not answered for … s": "runtime/test_engine_restart.py::test_the_engine_stands_still",
     "moat refused this request: the budget of … does not allow it": (
         "proxy/test_budget.py::test_an_upload_that_says_its_length_is_refused_before_anything_is_opened"
     ),
