@@ -185,8 +185,8 @@ def test_a_body_is_as_long_as_it_said(make: HouseMaker, length: str | None) -> N
             client.h2.reset_stream(stream)
             client.flush()
         assert house.event().error == "client went away"
-        whole = {"4": [b"123"], "6": [b"123", b"12345"], None: [b"3\r\n123\r\n"]}
-        assert got.get(timeout=10) in whole[length]
+        cut = {"4": [b"123"], "6": [b"123", b"12345"], None: [b"3\r\n123\r\n"]}
+        assert got.get(timeout=10) in [b"", *cut[length]]  # a reset overtakes what was not read yet
 
 
 # --- responses -----------------------------------------------------------------------------------
