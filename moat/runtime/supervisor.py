@@ -50,14 +50,24 @@ class Starter:
         self.say(progress=text)
 
     def error(self, error: BaseException) -> None:
-        text = str(error) or type(error).__name__
-        hint = error.hint if isinstance(error, MoatError) else None
-        if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
-            text, hint = "a run needs more open files than it may have here", "ulimit -n 4096"
+        text, hint = _reason(error)
         self.say(error={"kind": type(error).__name__, "message": text, "hint": hint})
 
     def goodbye(self) -> None:
         os.close(self._fd)
+
+
+def _reason(error: BaseException) -> tuple[str, str | None]:
+    """Why a run does not begin, and what helps."""
+    if isinstance(error, MoatError):
+        return str(error), error.hint
+    if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+        return "a run needs more open files than it may have here", "ulimit -n 4096"
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
+        where = f" ({error.filename})" if error.filename else ""
+        reason = f"what a run needs cannot be written: {error.strerror}{where}"
+        return reason, "free space where Moat keeps its runs (`moat clean` removes ended ones)"
+    return str(error) or type(error).__name__, None
 
 
 Orders = tuple[Home, RunRequest, bytes]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 import resource
 import shutil
@@ -28,6 +30,7 @@ from moat.runtime.forking import Fork
 from moat.runtime.records import RunRecord, State
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Mount
+from moat.runtime.supervisor import Starter
 from tests.runtime.single import single_threaded
 from tests.runtime.survival_kit import until
 
@@ -425,3 +428,16 @@ def test_a_killed_supervisor_leaves_no_container(place: Home, workspace: Path) -
     assert known.all_runs(place)[0].error == "the supervisor was killed"
     assert not subprocess.run(label, capture_output=True, text=True, check=True).stdout.strip()
     assert {path.name for path in runtime_dir().iterdir()} <= {"keyring.lock"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_run_that_cannot_be_written_says_what_helps(code: int) -> None:
+    """Wherever in a start the disk turns out to be full: a bare `[Errno 28]` was all that was told."""
+    theirs, ours = os.pipe()
+    with open(theirs) as told:
+        starter = Starter(ours)
+        starter.error(OSError(code, os.strerror(code), "a/file"))
+        starter.goodbye()
+        error = json.loads(told.read())["error"]
+    assert error["message"] == f"what a run needs cannot be written: {os.strerror(code)} (a/file)"
+    assert "moat clean" in error["hint"]
