@@ -89,6 +89,22 @@ def test_everything_else_is_asked_of_the_aws_command(tmp_path: Path) -> None:
         host_keys("sso", {"PATH": str(tmp_path)})
 
 
+def test_what_the_aws_command_quotes_is_not_told(tmp_path: Path) -> None:
+    """Seen failing without the search for what it gave: a key stood in the message."""
+    aws = tmp_path / "aws"
+    aws.write_text(
+        """#!/bin/sh
+echo '{"SecretAccessKey": "made-up/secret+key="}'
+echo 'no id beside made-up/secret+key=' >&2
+"""
+    )
+    aws.chmod(0o755)
+    with pytest.raises(GrantError) as caught:
+        host_keys("sso", {"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert "made-up" not in str(caught.value) + str(caught.value.hint)
+    assert "no AWS credentials for the profile sso: it printed no credentials" in str(caught.value)
+
+
 # --- the command -----------------------------------------------------------------------------------------
 
 

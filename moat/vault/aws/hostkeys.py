@@ -15,10 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from moat.errors import GrantError
+from moat.regex import regex
 from moat.sigv4 import Keys
 
 _DEADLINE = 60.0  # seconds for `aws`; a single sign-on may have to be renewed
 _SAID = 300  # characters of an error
+_LONG_WORD = regex(rb"[A-Za-z0-9+/=_-]{8,}")  # as long as a part of a key that tells something
 
 
 def host_keys(profile: str, environment: Mapping[str, str] = os.environ) -> Keys:
@@ -90,8 +92,14 @@ def _exported(name: str, environment: Mapping[str, str]) -> Keys:
             str(data["AccessKeyId"]), str(data["SecretAccessKey"]), str(data.get("SessionToken") or "")
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        lines = [line.strip() for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
-        said = (
-            "".join(c for c in lines[-1] if c.isprintable())[:_SAID] if lines else "it printed no credentials"
-        )
+        said = _last_words(done.stdout, done.stderr)
         raise GrantError(f"no AWS credentials for the profile {name}: {said}", hint=log_in) from None
+
+
+def _last_words(given: bytes, errors: bytes) -> str:
+    """The last line of its errors, unless that quotes what it has given: half of a pair of keys, say."""
+    lines = [line.strip() for line in errors.decode("utf-8", "replace").splitlines() if line.strip()]
+    quotes = lines and any(word.decode() in lines[-1] for word in _LONG_WORD.findall(given))
+    if not lines or quotes:
+        return "it printed no credentials"
+    return "".join(c for c in lines[-1] if c.isprintable())[:_SAID]
