@@ -164,7 +164,7 @@ def pieces(directory: Path, start: int, alive: Callable[[], bool]) -> Iterator[P
                     if not going:
                         return
                     time.sleep(_POLL)
-                start = part.start + part.size
+                start = max(start, part.start + part.size)
 
 
 class _Index:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, strategies as st
 
 from moat.cli.log_lines import Lines
 from moat.runtime import output_log
@@ -173,3 +175,36 @@ def test_it_is_private(tmp_path: Path) -> None:
     written(tmp_path, out(b"b"), limit=2).close()
     assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("output.*")} == {0o600}
     assert os.path.getsize(tmp_path / "output.log") == 2
+
+
+@given(
+    numbers=st.integers(1, 300),
+    end=st.sampled_from([b"last\n", b"part"]),
+    sizes=st.lists(st.sampled_from([1, 3, 7, 50, 200]), min_size=1),
+    limit=st.sampled_from([200, 400, 1000]),
+    count=st.integers(0, 12),
+)
+def test_the_last_lines_of_a_log_in_two_files(
+    numbers: int, end: bytes, sizes: list[int], limit: int, count: int
+) -> None:
+    """Wherever it was put aside. Seen failing: all of the newer file was read once there was an older one."""
+    text = b"".join(b"%d\n" % number for number in range(numbers)) + end
+    with tempfile.TemporaryDirectory() as name:
+        directory, left = Path(name), text
+        log = OutputLog(directory, limit=limit)
+        for size in itertools.cycle(sizes):
+            if not left:
+                break
+            log.write(Output("stdout", left[:size]))
+            left = left[size:]
+        log.close()
+        held = _all(directory, 0)
+        assert text.endswith(held)
+        lines = held.splitlines(keepends=True)
+        assert _all(directory, output_log.last_lines(directory, count)) == b"".join(
+            lines[-count:] if count else []
+        )
+
+
+def _all(directory: Path, start: int) -> bytes:
+    return b"".join(piece.output.data for piece in kept(directory, start))
