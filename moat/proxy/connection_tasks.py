@@ -42,18 +42,17 @@ async def connection_tasks() -> AsyncIterator[Callable[[Connection], object]]:
 class _AsyncioTasks:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._running: set[asyncio.Task[None]] = set()
-        self._last: asyncio.Future[None] = (
-            loop.create_future()
-        )  # done once the last has ended, when waited for
+        self._running: dict[asyncio.Task[None], Connection] = {}
+        # Done once the last has ended, when somebody waits for that.
+        self._last: asyncio.Future[None] = loop.create_future()
 
     def start(self, connection: Connection) -> None:
         task = self._loop.create_task(connection)
-        self._running.add(task)
+        self._running[task] = connection
         task.add_done_callback(self._gone)
 
     def _gone(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        del self._running[task]
         if not self._running and not self._last.done():
             self._last.set_result(None)
 
@@ -70,9 +69,9 @@ class _AsyncioTasks:
         """Cancel what runs until nothing does, whatever else is cancelled meanwhile."""
         interrupted: asyncio.CancelledError | None = None
         while self._running:
-            for task in self._running:
+            for task, connection in self._running.items():
                 # One that has not begun would never learn that it owns a socket.
-                if getcoroutinestate(task.get_coro()) != CORO_CREATED:  # type: ignore[arg-type]
+                if getcoroutinestate(connection) != CORO_CREATED:
                     task.cancel()
             try:
                 await asyncio.sleep(0)

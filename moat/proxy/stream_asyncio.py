@@ -1,6 +1,6 @@
 """Streams on asyncio and uvloop: a thin Protocol.
 
-Besides `connection_tasks` the only file of the proxy that knows asyncio. anyio's own streams cost two to
+With `accepting` and `connection_tasks` all of the proxy that knows asyncio. anyio's own streams cost two to
 three times as much per request here (facts in benchmarks/README.md): a queue, an event and a checkpoint for
 every read. This one keeps what came in in a list and wakes at most one reader and one writer.
 """

@@ -506,16 +506,15 @@ def test_a_response_may_end_before_the_request_has(make: HouseMaker) -> None:
 def test_a_refusal_arrives_although_the_server_reads_nothing_more(make: HouseMaker) -> None:
     """What it does not read waits in the client, not here, and nobody waits for it.
 
-    Seen to fail without `not took` in `Upload._send_ahead`.
+    Seen to fail with the body sent before the answer is listened for (`Exchange._both_ways`).
     """
-    full = threading.Event()
+    full, answered = threading.Event(), threading.Event()
 
     def script(wire: Wire) -> None:
         wire.message(head_only=True)
         full.wait(20)
         wire.send(reply(413, b"too much"))
-        with contextlib.suppress(OSError):
-            time.sleep(1)
+        answered.wait(20)  # the end of the connection would end the waiting too
 
     with tls_origin(script) as origin, make(origins={API: origin}) as house, house.tunnel() as wire:
         wire.send(post(1 << 30))
@@ -525,9 +524,10 @@ def test_a_refusal_arrives_although_the_server_reads_nothing_more(make: HouseMak
             while sent < 64 * BUFFER:
                 sent += wire.sock.send(b"x" * 16384)
         assert sent < 64 * BUFFER
-        wire.sock.settimeout(20)
+        wire.sock.settimeout(10)
         full.set()
         assert wire.message().status == 413
+        answered.set()
 
 
 def test_a_complete_answer_needs_no_more_of_the_request(make: HouseMaker) -> None:
