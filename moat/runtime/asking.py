@@ -194,6 +194,15 @@ class Asking:
             await changed.wait()
             await anyio.sleep(_TICK / 2)
 
+    async def new(self) -> AsyncIterator[Asked]:
+        """Each question once, when it comes up."""
+        shown: set[Asked] = set()
+        async for waiting in self.changes():
+            now = {replace(question, requests=0) for question in waiting}
+            for question in now - shown:
+                yield question
+            shown = now
+
     def close(self) -> None:
         """The run is over: nobody asks any more."""
         self._closed = True

@@ -12,8 +12,6 @@ the run. Leaving the block ends the run.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -26,14 +24,13 @@ from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
 from moat.runtime import mounts, records
 from moat.runtime.assembly import Assembly
-from moat.runtime.choice import choose
 from moat.runtime.gateway import Gateway, read_exchanges
-from moat.runtime.names import random_name
+from moat.runtime.new_run import checked, first_record, tell_created
 from moat.runtime.outcome import NEVER_BEGAN
 from moat.runtime.output_log import OutputLog
 from moat.runtime.papers import Papers, own
 from moat.runtime.parts import Part, RunContext, Start
-from moat.runtime.plugins.fetch import tell
+from moat.runtime.pausing import Pausing
 from moat.runtime.questions import Answer, Asked, Scope, exactly
 from moat.runtime.records import RunRecord, State
 from moat.runtime.releasing import Resources
@@ -44,7 +41,6 @@ from moat.runtime.size import Size
 from moat.runtime.stopping import GRACE, Stopping
 from moat.runtime.tasks import first_of
 from moat.runtime.viewers import ControlServer
-from moat.runtime.workspace import check_mounts, check_workspace
 
 if TYPE_CHECKING:
     from moat.proxy.decider import Decider
@@ -54,22 +50,6 @@ if TYPE_CHECKING:
 
 _HOLD = 10.0  # seconds to wait for the first viewer
 _LOOK = 2.0  # seconds between two looks at the run's own directory
-
-
-def _grants(request: RunRequest) -> tuple[str, ...]:
-    """What was asked for by name, and what the MCP servers of the run need. Raises GrantError."""
-    names = (*request.grants, *(server.grant for server in request.mcp if server.grant))
-    if not names:
-        return ()  # and nothing of the vault is loaded, here and below
-    from moat.runtime.granted import unique
-
-    return unique(names)
-
-
-def _profile() -> str:
-    from moat.vault.profile import current
-
-    return current()
 
 
 def _vault(home: Home, handoff: bytes) -> Vault:
@@ -128,36 +108,14 @@ class LocalRun:
     def __init__(
         self, request: RunRequest, home: Home, viewer: LocalViewer | None, decider: Decider | None = None
     ) -> None:
-        workspace = check_workspace(request.workspace, home)
-        check_mounts(request.mounts, home)
-        chosen = choose(request.runtime)
-        name = records.check_name(request.name) if request.name else random_name()
         run_id = records.new_id()
-        self._request = dataclasses.replace(request, workspace=workspace, grants=_grants(request))
+        self._request = checked(request, home)
         self._home = home
         self.ownership = own(home, run_id)
         self._directory = runtime_dir() / run_id  # made once the record names it
-        record = RunRecord(
-            id=run_id,
-            name=name,
-            workspace=str(workspace),
-            argv=request.argv,
-            created_at=time.time(),
-            runtime=chosen,
-            grants=self._request.grants,
-            profile=_profile() if request.grants else "",
-            agent=request.agent,
-            config=request.config,
-            ports=dict(request.ports),
-            worktree=request.worktree,
-            tty=request.tty is not None,
-            pid=os.getpid(),
-            boot=records.boot_id(),
-            socket=str(self._directory / "control.sock"),
-            directory=str(self._directory),
-        )
-        shown = [workspace, *(mount.source for mount in request.mounts if not mount.read_only)]
-        self._papers = Papers(home, self.ownership, record, shown)
+        record = first_record(self._request, run_id, self._directory)
+        shown = [mount.source for mount in self._request.mounts if not mount.read_only]
+        self._papers = Papers(home, self.ownership, record, [self._request.workspace, *shown])
         self.outcome, self.journal = self._papers.outcome, self._papers.journal
         self.asking: Asking | None = None
         self._assembly: Assembly | None = None
@@ -169,8 +127,7 @@ class LocalRun:
         self._session_made = anyio.Event()
         self._preparing = anyio.CancelScope()
         self._stopping = Stopping()
-        self._pauses = 0
-        self._pausing = anyio.Lock()
+        self._pausing = Pausing(self._running)
         self._started = anyio.Event()
         self._ended = anyio.Event()
         self._finishing = anyio.Lock()
@@ -229,8 +186,8 @@ class LocalRun:
 
     async def signal(self, number: int) -> None:
         """Send a signal to the command."""
-        if self._sandbox and self.record.state is State.RUNNING:
-            await self._sandbox.signal(number)
+        if sandbox := self._running():
+            await sandbox.signal(number)
 
     async def execute(
         self, argv: tuple[str, ...], *, tty: Size | None = None, stdin: bool = False, term: str = TERM
@@ -239,10 +196,11 @@ class LocalRun:
 
         term: what a command with a terminal finds as TERM.
         """
-        if self._sandbox is None or self.record.state is not State.RUNNING:
+        sandbox = self._running()
+        if sandbox is None:
             raise StartError(f"{self.name} is {self.record.state}", hint="`moat list` shows the runs")
         self.journal.record("run.executed", program=argv[0])
-        return await self._sandbox.execute(argv, tty=tty, stdin=stdin, term=term)
+        return await sandbox.execute(argv, tty=tty, stdin=stdin, term=term)
 
     async def stop(self, grace: float = GRACE) -> int | None:
         """SIGTERM, then SIGKILL after `grace` seconds. Returns the exit status; None: it never ran."""
@@ -261,14 +219,8 @@ class LocalRun:
 
     async def questions(self) -> AsyncIterator[Asked]:
         """Each question of a run with `policy="ask"` and no decider, when it comes up, until the run ends."""
-        if self.asking is None:
-            raise UsageError("this run asks nothing", hint='NetworkConfig(policy="ask"), and no decider')
-        shown: set[Asked] = set()
-        async for waiting in self.asking.changes():
-            new = {dataclasses.replace(question, requests=0) for question in waiting}
-            for question in new - shown:
-                yield question
-            shown = new
+        async for question in self._asked.new():
+            yield question
 
     async def answer(self, host: str, *, allow: bool, scope: Scope = "run", seconds: int = 0) -> int:
         """Answer what waits for `host` (`name`, `name:port`, `*.name`; without a port 443 is meant).
@@ -276,26 +228,27 @@ class LocalRun:
         scope: `once` for the requests that wait now, `for` some seconds, `run`. Returns how many requests
         waited. Raises UsageError.
         """
-        if self.asking is None:
-            raise UsageError("this run asks nothing", hint='NetworkConfig(policy="ask"), and no decider')
         said = Answer(pattern=exactly(host), allow=allow, scope=scope, seconds=seconds, by="program")
-        return self.asking.answer(said)
+        return self._asked.answer(said)
 
     async def pause(self) -> None:
         """Hold every process of the sandbox still; each call wants its `resume`. Raises MoatError."""
-        async with self._pausing:
-            if self._pauses == 0 and self._sandbox and self.record.state is State.RUNNING:
-                await self._sandbox.pause()
-            self._pauses += 1
+        await self._pausing.pause()
 
     async def resume(self) -> None:
         """Let the sandbox go on, when nobody else wants it held."""
-        async with self._pausing:
-            self._pauses -= 1
-            if self._pauses == 0 and self._sandbox:
-                for part in self._parts:
-                    await part.resuming()
-                await self._sandbox.resume()
+        await self._pausing.resume(self._sandbox, self._parts)
+
+    def _running(self) -> Sandbox | None:
+        """The sandbox, while its command runs."""
+        return self._sandbox if self.record.state is State.RUNNING else None
+
+    @property
+    def _asked(self) -> Asking:
+        """Raises UsageError where nobody is asked."""
+        if self.asking is None:
+            raise UsageError("this run asks nothing", hint='NetworkConfig(policy="ask"), and no decider')
+        return self.asking
 
     @property
     def _gateway(self) -> Gateway | None:
@@ -342,20 +295,7 @@ class LocalRun:
         start("control socket", self._server.serve)
         log = OutputLog(self._home.run(self.id), limit=self._papers.user.output.max_size)
         self._resources.add("log", log.aclose)
-        self.journal.record(
-            "run.created",
-            name=self.name,
-            runtime=self.record.runtime,
-            workspace=self.record.workspace,
-            agent=self.record.agent,
-            grants=self.record.grants,
-            policy=self._request.network.policy,
-            mode=self._request.network.mode,
-            budgets=tuple(map(str, self._request.network.budgets)),
-            host_ports=self._request.network.host,
-        )
-        for fetch in self._request.fetches:
-            tell(self.journal, fetch)
+        tell_created(self.journal, self._request)
         with self._preparing:
             self._sandbox = await self._assemble(handoff, progress, start).make()
         if self._sandbox is None:
