@@ -169,6 +169,8 @@ def arguments(tool: Tool, tree: Tree) -> Arguments:
 
 def _namespaces(result: Arguments, tool: Tool) -> None:
     result.add("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts")
+    # The attendant (`namespace`) ends a sandbox as well, but only with the supervisor, and not when it was
+    # killed itself: bubblewrap that is killed would leave its sandbox behind.
     result.add("--unshare-cgroup-try", "--die-with-parent", "--cap-drop", "ALL", "--hostname", "moat")
     if tool.disables_userns:
         result.add("--disable-userns")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 
 import pytest
 
+from tests.attacks.canary import canary, host_addresses
 from tests.runtime.docker_kit import Listener, read_until, run, sandbox
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
@@ -100,17 +102,35 @@ with f.ThreadPoolExecutor(40) as pool:
 
 
 async def test_without_its_supervisor_a_sandbox_has_no_network_and_keeps_its_fence() -> None:
+    """Neither by the proxy nor around it, and root there has none either.
+
+    Seen failing with `NetworkMode: bridge`: the host is reached.
+    """
     egress = Listener()
     code = (
         "print('ready', flush=True); input(); print(attempt(('127.0.0.1', 3128)), attempt(('a.test', 443)))"
     )
-    async with sandbox("python3", "-c", TALK + code, egress=egress, stdin=True) as made:
-        await read_until(made, b"ready\n")
-        egress.close()
-        assert egress.path
-        egress.path.unlink()
-        await made.write(b"\n")
-        assert await read_until(made, b"Error\n") == b"ConnectionResetError ConnectionResetError\n"
+    with canary() as bird:
+        direct = f"print({{attempt((host, {bird.tcp})) for host in {_of_the_host()}}})"
+        async with sandbox("python3", "-c", TALK + code + "\n" + direct, egress=egress, stdin=True) as made:
+            await read_until(made, b"ready\n")
+            egress.close()
+            assert egress.path
+            egress.path.unlink()
+            as_root = ["docker", "exec", "-u", "0:0", made.container, "python3", "-c", TALK + direct]
+            done = await asyncio.to_thread(
+                subprocess.run, as_root, capture_output=True, timeout=60, check=True
+            )
+            await made.write(b"\n")
+            told = b"ConnectionResetError ConnectionResetError\n"
+            assert await read_until(made, b"}\n") == told + b"{'OSError'}\n"
+            assert done.stdout == b"{'OSError'}\n"
+        assert bird.knocks == []
+
+
+def _of_the_host() -> list[str]:
+    """Addresses that the sandbox has not as well."""
+    return [a for a in host_addresses() if not a.startswith("127.") and a != "::1"]
 
 
 async def test_the_command_starts_after_the_listeners() -> None:

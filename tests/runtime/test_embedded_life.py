@@ -204,6 +204,7 @@ def test_the_kernel_ends_the_sandbox_even_without_the_attendant(who: str) -> Non
 
 @everybody
 def test_killing_bubblewrap_ends_the_sandbox(who: str) -> None:
+    """Shown to fail without `--die-with-parent`: the supervisor lives, so the attendant does nothing."""
     argv, number = sleeper()
     with held(who, started=True, argv=argv) as (_, about):
         os.kill(about["bwrap"], signal.SIGKILL)

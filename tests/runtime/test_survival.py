@@ -31,6 +31,7 @@ from moat.paths import Home, runtime_dir
 from moat.runtime import engine_socket, known, mounts, records, sweep
 from moat.runtime.records import RunRecord, State
 from moat.vault import open_vault
+from tests.attacks.canary import canary, host_addresses
 from tests.conftest import REPOSITORY
 from tests.journal.kit import failing_disk, fill, small_disk
 from tests.runtime import test_crashes, test_engine_restart
@@ -168,7 +169,7 @@ def test_everything_is_gone_after_a_restart_of_the_machine(
     """Looking neither waits for an engine that does not answer nor believes the record.
 
     The sockets' directory is gone as well, as in a /run that is in memory. Seen failing with the clearing up
-    inside of `known.all_runs`: `moat list` then takes 30 s.
+    inside of `known.all_runs`: `moat list` then takes 30 s; and with `NetworkMode: bridge`: the host is reached.
     """
     place = Home.from_environment()
     # It writes to no pipe whose other end would go: that alone would end it.
@@ -179,14 +180,15 @@ def test_everything_is_gone_after_a_restart_of_the_machine(
     records.write(place, dataclasses.replace(record, boot="another"))
     wardens = [pid for pid in processes_of(place) if pid != record.pid]
     kill(*wardens, record.pid)
+    until(lambda: not records.owned(place.run(record.id)))
+    if runtime == "docker":
+        assert not goes_on(workspace), "no proxy, so no network"
+        assert knocks_from_inside(record) == []
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "s"))
         silent.listen(64)
         monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 's'}")
-        until(lambda: not records.owned(place.run(record.id)))
-        if runtime == "docker":
-            assert not goes_on(workspace), "no proxy, so no network"
-        else:
+        if runtime == "embedded":
             until(lambda: is_still(workspace))
         mounts.remove(Path(record.directory))
         began = time.monotonic()
@@ -201,6 +203,25 @@ def test_everything_is_gone_after_a_restart_of_the_machine(
     assert "403" in moat("logs", "gone").stdout
     assert {path.name for path in runtime_dir().iterdir()} <= {"keyring.lock"}
     assert moat("destroy", "gone").stdout == f"{record.id}\n"
+
+
+KNOCK = """\
+import socket, sys
+for host in sys.argv[2:]:
+    try: socket.create_connection((host, int(sys.argv[1])), 2).close()
+    except OSError: pass
+"""
+
+
+def knocks_from_inside(record: RunRecord) -> list[str]:
+    """What the host hears when the agent, and root in its container, try around the proxy."""
+    (container,) = containers(record.id)
+    hosts = [host for host in host_addresses() if not host.startswith("127.") and host != "::1"]
+    with canary() as bird:
+        command = [container["Id"], "python3", "-c", KNOCK, str(bird.tcp), *hosts]
+        for user in ([], ["--user", "0:0"]):
+            subprocess.run(["docker", "exec", *user, *command], check=True, timeout=60)
+        return bird.knocks
 
 
 def test_a_process_that_has_the_number_of_a_dead_supervisor_is_let_live(place: Home, tmp_path: Path) -> None:

@@ -135,21 +135,24 @@ def _bring_back(
     now: Iterable[Entry], then: Iterable[Entry], left: list[Missing], wanted: Callable[[str], bool]
 ) -> Iterator[Change]:
     """What has to change. Of what was not kept then, or cannot be kept now, nothing is touched."""
-    unknown: set[str] = set()
+    unknown: dict[str, str] = {}  # path -> what to tell of what is below it, if that is all that is wanted
     for a, b in merge(now, then):
         entry = a or b
         assert entry is not None
         if b is not None and not b.kept:
-            unknown.add(b.path)
+            unknown[b.path] = ""
             if a is not None and a.kept and wanted(b.path):
                 left.append(Missing(b.path, f"it was not kept then: {b.data}"))
         elif a is not None and not a.kept:
+            unknown[a.path] = f"what is at {a.path} cannot be kept: {a.data}"
             if b is not None and wanted(b.path):
-                left.append(Missing(b.path, f"{a.data} is in its place"))
+                left.append(Missing(b.path, f"what is there cannot be kept: {a.data}"))
         elif a is None or b is None or not exactly(a, b):
-            if unknown and any(path in unknown for path in _ancestors(entry.path)):
-                continue
-            if wanted(entry.path) or entry.path.rpartition("/")[2].startswith(TEMPORARY):
+            above = next((path for path in _ancestors(entry.path) if path in unknown), None)
+            if above is not None:
+                if unknown[above] and wanted(entry.path) and not wanted(above):
+                    left.append(Missing(entry.path, unknown[above]))
+            elif wanted(entry.path) or entry.path.rpartition("/")[2].startswith(TEMPORARY):
                 yield Change(entry.path, a, b)
 
 

@@ -319,3 +319,33 @@ def test_what_changed_after_the_safety_snapshot_is_left_alone(
     assert (workspace / "a").read_text() == "edited just now"
     assert (workspace / "new").read_text() == "edited as well"
     assert (workspace / "b").read_text() == "1"
+
+
+def test_what_appeared_after_the_safety_snapshot_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen failing without `_make`'s look at what is there: the file is lost; without `_directory`'s, nothing is told."""
+    from moat.runtime.snapshots import restore as restoring
+
+    store, workspace = store_for(tmp_path)
+    write(workspace, {"file": "1", "directory/inner": "1", "other/inner": "1"})
+    target = keep(store)
+    for path in ("file", "directory", "other"):
+        subprocess.run(["rm", "-r", workspace / path], check=True)
+    real = restoring._Work.run
+
+    def editing(self, changes, directories):
+        write(workspace, {"file": "made just now", "directory": "as well"})
+        real(self, changes, directories)
+
+    monkeypatch.setattr(restoring._Work, "run", editing)
+    with store.exclusive():
+        done = restore(store, target)
+    assert {item.path: item.why for item in done.left} == {
+        "file": "something that is not in the snapshots is in its place",
+        "directory": "not a directory",
+        "directory/inner": "not a directory",
+    }
+    assert (workspace / "file").read_text() == "made just now"
+    assert (workspace / "directory").read_text() == "as well"
+    assert (workspace / "other/inner").read_text() == "1"

@@ -261,6 +261,35 @@ def test_what_was_not_kept_is_not_taken_for_new(tmp_path: Path) -> None:
     assert (workspace / "x").read_text() == "a file now"
 
 
+def test_what_cannot_be_kept_now_is_told_and_nothing_is_brought_back_below_it(tmp_path: Path) -> None:
+    """A file system that was mounted meanwhile gets nothing. Seen failing: it got the files of the snapshot."""
+    store, workspace = store_for(tmp_path)
+    write(workspace, {"mounted/inner": "1", "file": "1", "directory/inner": "1", "changed": "1"})
+    snapshot = keep(store)
+    subprocess.run(["rm", "-r", workspace / "file", workspace / "directory"], check=True)
+    os.mkfifo(workspace / "file")
+    os.mkfifo(workspace / "directory")
+    write(workspace, {"changed": "2"})
+    pipe = "what is there cannot be kept: a named pipe"
+    foreign = "cannot be kept: another file system is mounted here"
+    subprocess.run(["mount", "-t", "tmpfs", "none", workspace / "mounted"], check=True)
+    try:
+        part = bring_back(store, snapshot, "mounted/inner")
+        done = bring_back(store, snapshot)
+        assert os.listdir(workspace / "mounted") == []
+    finally:
+        subprocess.run(["umount", workspace / "mounted"], check=True)
+    assert {item.path: item.why for item in part.left} == {"mounted/inner": f"what is at mounted {foreign}"}
+    assert {item.path: item.why for item in done.left} == {
+        "mounted": f"what is there {foreign}",
+        "file": pipe,
+        "directory": pipe,
+    }
+    assert (workspace / "changed").read_text() == "1"
+    assert stat.S_ISFIFO((workspace / "file").stat().st_mode)
+    assert stat.S_ISFIFO((workspace / "directory").stat().st_mode)
+
+
 def test_special_files_are_told_and_never_opened(tmp_path: Path) -> None:
     store, workspace = store_for(tmp_path)
     os.mkfifo(workspace / "pipe")
