@@ -26,10 +26,11 @@ from moat.proxy.events import Denial, DeniedError
 from moat.proxy.head import MalformedError
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
+from moat.proxy.own import is_own
 from moat.proxy.policy import HOST_NAME
 from moat.proxy.race import connect_first
 from moat.proxy.render import render_request
-from moat.proxy.stream import Stream, StreamError, StreamTimeoutError, Watch
+from moat.proxy.stream import Stream, StreamError, StreamTimeoutError, Watch, broken
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 _RESOLVERS = 16  # names looked up at one time: getaddrinfo holds a thread while it waits
@@ -149,8 +150,8 @@ class Dialler:
     def _guard(authority: Authority, addresses: Sequence[str]) -> None:
         """One address that is not public condemns the name: its owner chooses which one we would try."""
         for address in addresses:
-            if (reason := refuse(address)) is not None:
-                raise AddressDeniedError(_address_denial(authority.host, address, reason))
+            if (why := refuse(address) or _why_own(authority, address)) is not None:
+                raise AddressDeniedError(_address_denial(authority.host, address, why))
 
     async def _connect(self, authority: Authority, addresses: Sequence[str], port: int) -> Stream:
         """Connect to one of the checked addresses, never to a name: it could resolve differently now."""
@@ -230,6 +231,14 @@ def _parse_proxy(url: str) -> ProxyAddress:
         return ProxyAddress(authority.host, authority.port)
     login = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
     return ProxyAddress(authority.host, authority.port, b"Basic " + b64encode(login))
+
+
+def _why_own(authority: Authority, address: str) -> str | None:
+    """Why an address must not be dialled that is public, and this machine's. Raises UpstreamError."""
+    try:
+        return "this machine's own" if is_own(address) else None
+    except OSError as error:
+        raise UpstreamError("connect", f"{authority} cannot be reached: {broken(error)}") from error
 
 
 def _address_denial(host: str, address: str, reason: str) -> Denial:

@@ -7,6 +7,7 @@ What can be worked out for an authority is worked out once for its connection (`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import parse_qsl
@@ -14,6 +15,7 @@ from urllib.parse import parse_qsl
 from moat.dataclass import dataclass
 from moat.proxy.events import Denial, Undecided, Warned
 from moat.proxy.paths import AmbiguousPathError, readings
+from moat.regex import regex
 from moat.rules import HostPattern, HostRule, PathRule
 
 HOST_NAME = "moat-host"  # synthetic name of the machine that Moat runs on
@@ -23,6 +25,8 @@ _NO_RULE = "no rule"
 # Servers that honour these act on another method or path than the request line says.
 _METHOD_OVERRIDES = frozenset({b"x-http-method-override", b"x-http-method", b"x-method-override"})
 _PATH_OVERRIDES = frozenset({b"x-original-url", b"x-rewrite-url"})
+# PHP takes a dot, a space or an open bracket in a name for `_`, skips spaces before it, and ends it at a NUL.
+_METHOD_NAME = regex(r" *[_. \[]method(?:\0.*)?", re.IGNORECASE | re.DOTALL)
 _BY_DESIGN = (
     "this is a decision of the person who started the run, not a fault to work around: "
     "do not try other hosts, encodings or tools; "
@@ -166,7 +170,7 @@ def _overriding(headers: Sequence[tuple[bytes, bytes]]) -> list[str]:
     """Methods that header fields put in place of the request's own. Raises AmbiguousPathError for paths."""
     methods = []
     for name, value in headers:
-        lower = name.lower()
+        lower = name.lower().replace(b"_", b"-")  # CGI-style servers read one as the other
         if lower in _PATH_OVERRIDES:
             raise AmbiguousPathError(f"the header {name.decode('latin-1')} names another path")
         if lower in _METHOD_OVERRIDES:
@@ -176,9 +180,9 @@ def _overriding(headers: Sequence[tuple[bytes, bytes]]) -> list[str]:
 
 def _named_methods(query: str) -> list[str]:
     """Methods that a query puts in place of the request's own (Rails, Symfony, Laravel: `_method`)."""
-    if "method" not in query.lower():
+    if "%" not in query and "method" not in query.lower():
         return []
-    return [value.strip().upper() for name, value in parse_qsl(query) if name.lower() == "_method"]
+    return [value.strip().upper() for name, value in parse_qsl(query) if _METHOD_NAME.fullmatch(name)]
 
 
 def _exactly(host: str, port: int) -> HostPattern:

@@ -126,6 +126,50 @@ def test_files_of_the_workspace_that_its_configuration_names(tmp_path: Path) -> 
     }
 
 
+def test_what_the_configuration_names_inside_of_the_git_directory(tmp_path: Path) -> None:
+    """No mount is on it, so that a run can write it. Seen failing while `.git` was left out there."""
+    place = repository(tmp_path / "x")
+    git("config", "core.hooksPath", ".git/own-hooks", cwd=place)
+    git("config", "include.path", "extra", cwd=place)
+    (place / ".git/own-hooks").mkdir()
+    (place / ".git/extra").write_text("[user]\n")
+    before = obeyed.look(place)
+    (place / ".git/own-hooks/pre-commit").write_text("#!/bin/sh\n")
+    (place / ".git/extra").write_text("[core]\n\tfsmonitor = ./x\n")
+    assert obeyed.compare(before, obeyed.look(place)) == (
+        "made .git/own-hooks/pre-commit",
+        "changed .git/extra",
+    )
+
+
+def test_what_is_named_by_what_the_configuration_includes(tmp_path: Path) -> None:
+    """Seen failing while only the repository's own file was asked what it names."""
+    place = repository(tmp_path / "x")
+    git("config", "include.path", "../team.gitconfig", cwd=place)
+    (place / "team.gitconfig").write_text(
+        "[core]\n\thooksPath = .githooks\n[include]\n\tpath = more.gitconfig\n\tpath = team.gitconfig\n"
+    )
+    (place / ".githooks").mkdir()
+    before = obeyed.look(place)
+    (place / ".githooks/post-checkout").write_text("#!/bin/sh\n")
+    (place / "more.gitconfig").write_text("[core]\n\tfsmonitor = ./x\n")
+    assert set(obeyed.compare(before, obeyed.look(place))) == {
+        "made .githooks/post-checkout",
+        "made more.gitconfig",
+    }
+
+
+def test_includes_without_end_are_not_followed(tmp_path: Path) -> None:
+    place = repository(tmp_path / "x")
+    git("config", "include.path", "../0.inc", cwd=place)
+    for number in range(100):
+        lines = (f"\tpath = {(number + step) % 100}.inc\n" for step in range(1, 50))
+        (place / f"{number}.inc").write_text("[include]\n" + "".join(lines))
+    began = time.monotonic()
+    obeyed.look(place)
+    assert time.monotonic() - began < 20
+
+
 def told_at_once(moat_bin: str, name: str, place: Path, script: str, line: str) -> str:
     """Run `script`, and go on only when `line` was told; returns what is told after that.
 

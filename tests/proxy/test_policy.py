@@ -217,6 +217,8 @@ def test_odd_paths_pass_where_no_path_rule_applies(target):
         ((b"X-Method-Override", b"PATCH"), True),
         ((b"X-Original-URL", b"/admin"), False),
         ((b"X-Rewrite-Url", b"/"), False),
+        ((b"X_HTTP_Method_Override", b"DELETE"), False),
+        ((b"X-Original_URL", b"/admin"), False),
         ((b"X-Other", b"DELETE"), True),
     ],
 )
@@ -229,7 +231,9 @@ def test_headers_that_change_method_or_path(header, passes):
 @pytest.mark.parametrize(
     ("query", "passes"),
     [("_method=delete", False), ("a=b&_METHOD=DELETE", False), ("%5fmethod=DELETE", False), ("_method=patch", True),
-     ("x_method=delete", True), ("q=_method%3Ddelete", True)],
+     ("_m%65thod=DELETE", False), ("%5f%6d%65%74%68%6f%64=DELETE", False),
+     (".method=DELETE", False), ("[method=DELETE", False), ("%20_method=DELETE", False), ("_method%00x=DELETE", False),
+     ("x_method=delete", True), ("q=_method%3Ddelete", True), ("a.method=delete", True), ("_methods=delete", True)],
 )  # fmt: skip
 def test_a_query_that_names_the_method(query, passes):
     subject = policy("permissive", {"a.example": ["deny DELETE /**"]})

@@ -39,6 +39,7 @@ _HARMLESS = regex(
 _TODO = "rebase-merge/git-rebase-todo"  # of a rebase that has begun; `git rebase --continue` obeys it
 _TODO_SIZE = 8000  # bytes; what is longer is not read to its end
 _COMMANDS = regex(r"^\s*(?:x|exec)\s", re.MULTILINE)
+_MOST_INCLUDED = 32  # files of configuration; git is asked about each
 _SHOWN = 8
 
 
@@ -191,18 +192,29 @@ def _runs_nothing(config: Path) -> bool:
 
 
 def _named(config: Path, tree: Path, workspace: Path, found: dict[str, str]) -> None:
-    """Files of the workspace that its configuration makes into hooks or configuration."""
+    """Files of the workspace that a configuration, and what it includes, makes into hooks or configuration."""
+    waiting, seen = [config], {config}
+    while waiting:
+        file = waiting.pop()
+        for key, place in _places(file, tree):
+            if key != "core.hookspath" and place not in seen and len(seen) < _MOST_INCLUDED:
+                seen.add(place)
+                waiting.append(place)
+            if not place.is_relative_to(workspace):
+                continue
+            for path in _listed(place) if place.is_dir() else [place]:
+                if os.path.lexists(path):
+                    found.setdefault(_name(path, workspace), _digest(path))
+
+
+def _places(config: Path, tree: Path) -> Iterator[tuple[str, Path]]:
+    """What one file of configuration names: key, and where that is."""
     names = r"^(core\.hookspath|include\.path|includeif\..*\.path)$"
     told = configured(config, "-z", "--get-regexp", names) or ""
     for item in filter(None, told.split("\0")):
         key, _, value = item.partition("\n")
         base = tree if key == "core.hookspath" else config.parent
-        place = Path(os.path.normpath(base / os.path.expanduser(value)))
-        if not place.is_relative_to(workspace) or place.is_relative_to(workspace / DOT_GIT):
-            continue
-        for path in _listed(place) if place.is_dir() else [place]:
-            if os.path.lexists(path):
-                found[_name(path, workspace)] = _digest(path)
+        yield key, Path(os.path.normpath(base / os.path.expanduser(value)))
 
 
 def _listed(directory: Path) -> list[Path]:
