@@ -15,7 +15,7 @@ _SPENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 def is_own(address: str) -> bool:
-    """Whether what is sent to this address stays on this machine. Raises OSError when that cannot be asked."""
+    """Whether what is sent there stays on this machine. Raises OSError when that cannot be asked."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:

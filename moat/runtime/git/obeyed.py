@@ -192,7 +192,7 @@ def _runs_nothing(config: Path) -> bool:
 
 
 def _named(config: Path, tree: Path, workspace: Path, found: dict[str, str]) -> None:
-    """Files of the workspace that a configuration, and what it includes, makes into hooks or configuration."""
+    """Files of the workspace that a configuration, and what it includes, makes into such or into hooks."""
     waiting, seen = [config], {config}
     while waiting:
         file = waiting.pop()
