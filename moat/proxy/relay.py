@@ -1,12 +1,11 @@
 """Opaque relays, for upgrades and for ports of this machine: bytes both ways, each ending on its own.
 
-Bytes that nobody has to see are moved by the kernel (`splice`).
+Bytes that nobody has to see are moved by the kernel (`bypass`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -14,8 +13,8 @@ from typing import Protocol
 
 import anyio
 
-from moat.proxy.splice import POSSIBLE, splice
-from moat.proxy.stream import CLOSE_SECONDS, PausableStream, Stream, StreamError, broken
+from moat.proxy.bypass import Bypass, bypassable
+from moat.proxy.stream import CLOSE_SECONDS, Stream, StreamError
 
 
 @dataclass(slots=True)
@@ -68,40 +67,83 @@ async def relay(
     change what goes there. Closes neither stream unless one broke; then both are dropped, after a last word
     if there is one: of what went wrong, or, when nothing moves, of `at_idle`.
     """
-    if (
-        POSSIBLE
-        and not (up or down or watches)
-        and isinstance(client, PausableStream)
-        and isinstance(upstream, PausableStream)
-        and client.bare
-        and upstream.bare
-    ):
-        await _past_us(client, upstream, traffic, idle)
-        return
-    parting: PartingError | None = None
-    # The time of a stream must not be over before a last word is said.
-    patience = idle if at_idle is None else idle + CLOSE_SECONDS
+    if not (up or down or watches) and bypassable(client) and bypassable(upstream):
+        await Bypass(client, upstream, traffic, idle).run()
+    else:
+        await _Relay(client, upstream, traffic, idle=idle, watches=watches, at_idle=at_idle).run(up, down)
 
-    def end(error: PartingError) -> None:
-        nonlocal parting
-        traffic.error, parting = traffic.error or str(error), error
-        pumps.cancel_scope.cancel()
 
-    async def wait_for_idle(last_word: Callable[[], PartingError]) -> None:
-        while (left := client.deadline - CLOSE_SECONDS - monotonic()) > 0:
+class _Relay:
+    def __init__(
+        self,
+        client: Stream,
+        upstream: Stream,
+        traffic: Traffic,
+        *,
+        idle: float,
+        watches: Sequence[Watch],
+        at_idle: Callable[[], PartingError] | None,
+    ) -> None:
+        self._client = client
+        self._upstream = upstream
+        self._traffic = traffic
+        # The time of a stream must not be over before a last word is said.
+        self._patience = idle if at_idle is None else idle + CLOSE_SECONDS
+        self._watches = watches
+        self._at_idle = at_idle
+        self._parting: PartingError | None = None
+        self._pumps = anyio.CancelScope()
+
+    async def run(self, up: Filter | None, down: Filter | None) -> None:
+        self._moved()
+        with self._pumps:
+            async with anyio.create_task_group() as guard:
+                if self._at_idle is not None:
+                    guard.start_soon(self._end_when_idle, self._at_idle)
+                async with anyio.create_task_group() as both:
+                    both.start_soon(self._up, up)
+                    await self._down(down)
+                guard.cancel_scope.cancel()
+        if self._parting is not None:
+            async with anyio.create_task_group() as partings:
+                partings.start_soon(_part, self._client, self._parting.to_client)
+                partings.start_soon(_part, self._upstream, self._parting.to_upstream)
+
+    def _moved(self) -> None:
+        self._client.deadline = self._upstream.deadline = monotonic() + self._patience
+
+    async def _end_when_idle(self, last_word: Callable[[], PartingError]) -> None:
+        while (left := self._client.deadline - CLOSE_SECONDS - monotonic()) > 0:
             await anyio.sleep(left)
-        end(last_word())
+        self._end(last_word())
 
-    async def pump(source: Stream, sink: Stream, change: Filter | None, *, downwards: bool) -> None:
+    def _end(self, error: PartingError) -> None:
+        self._traffic.error, self._parting = self._traffic.error or str(error), error
+        self._pumps.cancel()
+
+    async def _up(self, change: Filter | None) -> None:
+        def seen(data: bytes) -> None:
+            for watch in self._watches:
+                watch.up(data)
+            self._traffic.up += len(data)
+
+        await self._pump(self._client, self._upstream, seen, change)
+
+    async def _down(self, change: Filter | None) -> None:
+        def seen(data: bytes) -> None:
+            for watch in self._watches:
+                watch.down(data)
+            self._traffic.down += len(data)
+
+        await self._pump(self._upstream, self._client, seen, change)
+
+    async def _pump(
+        self, source: Stream, sink: Stream, seen: Callable[[bytes], None], change: Filter | None
+    ) -> None:
         try:
             while data := await source.receive():
-                client.deadline = upstream.deadline = monotonic() + patience
-                for watch in watches:
-                    (watch.down if downwards else watch.up)(data)
-                if downwards:
-                    traffic.down += len(data)
-                else:
-                    traffic.up += len(data)
+                self._moved()
+                seen(data)
                 if change is not None:
                     data = change.feed(data)
                 if data:
@@ -110,71 +152,11 @@ async def relay(
                 await sink.send(rest)
             await sink.send_eof()
         except PartingError as error:
-            end(error)
+            self._end(error)
         except StreamError as error:
-            traffic.error = traffic.error or str(error)
+            self._traffic.error = self._traffic.error or str(error)
             source.abort()
             sink.abort()
-
-    client.deadline = upstream.deadline = monotonic() + patience
-    async with anyio.create_task_group() as pumps:
-        if at_idle is not None:
-            pumps.start_soon(wait_for_idle, at_idle)
-        async with anyio.create_task_group() as both:
-            both.start_soon(lambda: pump(client, upstream, up, downwards=False))
-            await pump(upstream, client, down, downwards=True)
-        pumps.cancel_scope.cancel()
-    if parting is not None:
-        async with anyio.create_task_group() as partings:
-            partings.start_soon(_part, client, parting.to_client)
-            partings.start_soon(_part, upstream, parting.to_upstream)
-
-
-async def _past_us(client: PausableStream, upstream: PausableStream, traffic: Traffic, idle: float) -> None:
-    """The same from socket to socket. The streams keep the time, and tell when it is over."""
-
-    def went_up(size: int) -> None:
-        traffic.up += size
-        client.deadline = upstream.deadline = monotonic() + idle
-
-    def came_down(size: int) -> None:
-        traffic.down += size
-        client.deadline = upstream.deadline = monotonic() + idle
-
-    async def pump(source: PausableStream, sink: PausableStream, on_moved: Callable[[int], None]) -> None:
-        try:
-            if data := source.pause():
-                on_moved(len(data))
-                await sink.send(data)
-            await sink.flushed()
-            await splice(sockets[source], sockets[sink], on_moved)
-            with contextlib.suppress(OSError):  # the peer has reset the connection: the other pump is told
-                sockets[sink].shutdown(socket.SHUT_WR)
-        except StreamError as error:
-            end(error)
-
-    def end(error: StreamError) -> None:
-        traffic.error = traffic.error or str(error)
-        client.abort()
-        upstream.abort()
-        guards.cancel_scope.cancel()
-
-    async def guard(stream: PausableStream) -> None:
-        end(await stream.lost())
-
-    client.deadline = upstream.deadline = monotonic() + idle
-    with contextlib.ExitStack() as second:
-        try:
-            sockets = {stream: second.enter_context(stream.sock.dup()) for stream in (client, upstream)}
-        except OSError as error:  # no descriptor is left
-            raise broken(error) from error
-        async with anyio.create_task_group() as guards:
-            guards.start_soon(guard, client)
-            guards.start_soon(guard, upstream)
-            async with anyio.create_task_group() as pumps:
-                pumps.start_soon(pump, client, upstream, went_up)
-                await pump(upstream, client, came_down)
-            guards.cancel_scope.cancel()
 
 
 async def _part(stream: Stream, last: bytes) -> None:

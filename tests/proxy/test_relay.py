@@ -1,6 +1,6 @@
 """Opaque relays from socket to socket, on each event loop: moved by the kernel where there is asyncio.
 
-Seen failing: `flushed` left out of `_past_us` (bytes overtake what had come before), `guard` left out (an idle relay
+Seen failing: `flushed` left out of `Bypass` (bytes overtake what had come before), `guard` left out (an idle relay
 never ends).
 """
 
