@@ -93,6 +93,38 @@ def test_sources_that_hold_credentials_or_engines_are_refused(workspace, home):
             parse_mount(f"{source}:/data", workspace)
 
 
+@pytest.mark.parametrize(
+    "mount",
+    [
+        "~/.bashrc:/rc",
+        "~/bin:/b",
+        "~/bin:/b:rw",
+        "link:/b",
+        "~/.mozilla:/m:ro",
+        "~/.bashrc:/rc:ro",
+        "cookies:/m:ro",
+    ],
+)
+def test_a_file_of_the_workspace_opens_little_of_what_is_outside(workspace, home, mount):
+    """`~/.bashrc` is a program of the user's machine. Seen failing without `refused_to_workspace`."""
+    for name in ("bin", ".mozilla"):
+        (home / name).mkdir()
+    (home / ".bashrc").touch()
+    (workspace / "link").symlink_to(home / "bin")
+    (workspace / "cookies").symlink_to(home / ".mozilla")
+    with pytest.raises(ConfigError) as caught:
+        load(write(workspace, f"mounts: ['{mount}']"))
+    assert "--mount " in caught.value.problems[0]
+    assert parse_mount(mount, workspace), "the user may ask for it"
+
+
+def test_what_a_file_of_the_workspace_may_still_open(workspace, home):
+    (home / "shared").mkdir()
+    (workspace / "data").mkdir()
+    text = "mounts: ['~/shared:/s:ro', 'data:/data', 'data:/more:rw', '.:/again']"
+    assert [mount.read_only for mount in load(write(workspace, text)).mounts] == [True, False, False, False]
+
+
 def test_two_mounts_with_one_target(workspace):
     (workspace / "a").mkdir()
     with pytest.raises(ConfigError) as caught:

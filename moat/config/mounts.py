@@ -103,5 +103,24 @@ def refused_source(source: Path) -> str | None:
     return None
 
 
+def refused_to_workspace(mount: MountConfig, workspace: Path) -> str | None:
+    """Why a file of the workspace may not ask for this mount, or None. What the user asks for is the user's.
+
+    Outside of the workspace are files that this machine obeys (`~/.bashrc`, another project's hooks): they
+    are shown for reading alone, and hidden ones of the home directory, with logins and cookies, not at all.
+    """
+    source, place = str(mount.source.resolve()), str(workspace.resolve())
+    if _within(source, place):
+        return None
+    flag = f"--mount {mount.source}:{mount.target}{':ro' if mount.read_only else ''}"
+    if not mount.read_only:
+        return f"{mount.source} lies outside of the workspace: only `:ro` may be asked for here, else {flag}"
+    home = Path.home().resolve()
+    hidden = Path(source).relative_to(home).parts[:1] if _within(source, str(home)) else ()
+    if hidden and hidden[0].startswith(".") and not _within(place, str(home / hidden[0])):
+        return f"{mount.source} is one of your hidden files: it can be mounted with {flag}, and not from here"
+    return None
+
+
 def _within(path: str, tree: str) -> bool:
     return path == tree or path.startswith(tree.rstrip("/") + "/")

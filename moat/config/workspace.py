@@ -13,7 +13,7 @@ from moat.config.claude import ClaudeConfig, ClaudeReader
 from moat.config.dependencies import parse
 from moat.config.mcp import McpReader
 from moat.config.model import MountConfig, RunConfig
-from moat.config.mounts import parse_mount, refused_target
+from moat.config.mounts import parse_mount, refused_target, refused_to_workspace
 from moat.config.source import read_document
 from moat.errors import ConfigError, UsageError
 from moat.regex import regex
@@ -177,6 +177,9 @@ class _Workspace:
                 mount = parse_mount(text, self._workspace)
             except UsageError as error:
                 self._check.wrong(item, str(error))
+                continue
+            if reason := refused_to_workspace(mount, self._workspace):
+                self._check.wrong(item, reason)
                 continue
             if mount.target in found:
                 self._check.wrong(item, f"two mounts have the target {mount.target}")

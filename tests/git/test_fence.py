@@ -42,6 +42,53 @@ def test_hooks_and_configuration_cannot_be_written(
     assert "warning" not in done.stderr
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_another_mount_of_the_repository_opens_nothing(
+    runtime: str, moat: Callable[..., object], tmp_path: Path
+) -> None:
+    """agent.yaml of a cloned project can ask for it. Seen failing without `fence.shown_again`: all say `ok`."""
+    place = repository(tmp_path / "project")
+    (place / "agent.yaml").write_text("mounts: ['.:/again', '.git:/its', './.git/../:/third']\n")
+    attacks = [f"cd {there} && {attack}" for there in ("/again", "/third") for attack in ATTACKS]
+    attacks += [f"cd /its && {attack.replace('.git/', '')}" for attack in ATTACKS if ".git2" not in attack]
+    config = (place / ".git/config").read_bytes()
+    script = tries(*(f"( {attack} )" for attack in attacks))
+    done = moat("run", "--runtime", runtime, "--", "sh", "-c", script, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:-1] == [f"no {number}" for number in range(len(attacks))]
+    assert (place / ".git/config").read_bytes() == config
+    assert not (place / ".git/hooks/pre-commit").exists()
+
+
+@pytest.mark.embedded
+def test_a_mount_of_hooks_alone_is_refused(moat: Callable[..., object], tmp_path: Path) -> None:
+    """Seen failing without `fence.shown_again`: the hook is there."""
+    place = repository(tmp_path / "project")
+    (place / ".git/hooks").mkdir(exist_ok=True)
+    words = ("--runtime", "embedded", "--", "sh", "-c", "echo x > /h/pre-commit")
+    (place / "agent.yaml").write_text("mounts: ['.git/hooks:/h']\n")
+    done = moat("run", *words, cwd=place)
+    assert "/.git/hooks may not be written by a run, and is to be mounted at /h for that" in done.stderr
+    assert not (place / ".git/hooks/pre-commit").exists()
+    (place / "agent.yaml").write_text("mounts: ['.git/hooks:/h:ro']\n")
+    assert "Read-only" in moat("run", *words, cwd=place).stderr
+
+
+@pytest.mark.embedded
+def test_the_repository_of_a_worktree_in_a_mount_of_the_users(
+    moat: Callable[..., object], tmp_path: Path
+) -> None:
+    """Seen failing without `fence.shown_again`."""
+    place, tree = repository(tmp_path / "project"), tmp_path / "tree"
+    git("worktree", "add", "-q", "-b", "side", str(tree), cwd=place)
+    (place / ".git/hooks").mkdir(exist_ok=True)
+    script = "cd /up; echo x > .git/hooks/pre-commit; echo x >> .git/config; echo two > file"
+    words = ("--mount", f"{place}:/up", "--runtime", "embedded", "--", "sh", "-c", script)
+    done = moat("run", *words, cwd=tree)
+    assert done.stderr.count("Read-only file system") == 2, done.stderr
+    assert (place / "file").read_text() == "two\n", "the rest of it is as the user asked for it"
+
+
 @pytest.mark.embedded
 def test_ordinary_work_goes_on(moat: Callable[..., object], tmp_path: Path) -> None:
     place = repository(tmp_path / "project")

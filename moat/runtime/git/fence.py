@@ -25,6 +25,7 @@ from __future__ import annotations
 import os
 import shlex
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from moat.errors import StartError
@@ -65,6 +66,41 @@ def mounts(repository: Repository, *, writable: bool) -> tuple[Mount, ...]:
                 hint="move it, e.g. to your home directory",
             )
     return tuple(found)
+
+
+def shown_again(repository: Repository, others: Iterable[Mount]) -> tuple[Mount, ...]:
+    """The same guards wherever other writable mounts of a run show the repository once more.
+
+    Raises StartError for a mount that is nothing but what is guarded.
+    """
+    found: list[Mount] = []
+    for mount in others:
+        if mount.read_only:
+            continue
+        source = Path(os.path.realpath(mount.source))
+        for path, read_only in _guarded(repository):
+            if read_only and source.is_relative_to(path):
+                raise _guarded_error(source, mount)
+            if path != source and path.is_relative_to(source):
+                found.append(Mount(path, f"{mount.target}/{path.relative_to(source)}", read_only))
+    return tuple(found)
+
+
+def _guarded(repository: Repository) -> list[tuple[Path, bool]]:
+    """What is a mount point, and whether it can only be read; outer ones first."""
+    own, common = repository.own, repository.common
+    places = [(common, False), *((common / name, True) for name in READ_ONLY)]
+    if repository.linked:
+        places = [(repository.tree / DOT_GIT, True), *places]
+        places += [(own / name, True) for name in _POINTERS]
+    return [(path, read_only) for path, read_only in places if _plain(path)]
+
+
+def _guarded_error(source: Path, mount: Mount) -> StartError:
+    return StartError(
+        f"{source} may not be written by a run, and is to be mounted at {mount.target} for that",
+        hint="mount it with `:ro`, or let the run write what git obeys with --writable-git",
+    )
 
 
 def complete(repository: Repository) -> None:

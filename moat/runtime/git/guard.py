@@ -49,6 +49,8 @@ class GitGuard(Part):
             if not writable and not repository.linked:
                 self._placeholder = _Placeholder(run.home, repository.own)
             mounts = fence.mounts(repository, writable=writable)
+            if not writable:
+                mounts += fence.shown_again(repository, run.request.mounts)
             if repository.linked:
                 where = run.home.run(run.id)
                 mounts += await to_thread.run_sync(reflogs.lend, repository.common, where)
