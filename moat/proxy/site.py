@@ -31,7 +31,7 @@ from moat.proxy.ssh import SshTunnel
 from moat.proxy.tls import HTTP1
 from moat.proxy.upstream import Upstream
 
-_SITES = 256  # authorities that are remembered
+SITES = 256  # authorities that are remembered
 
 
 @dataclass(slots=True)
@@ -73,6 +73,8 @@ class Setup:
     unreadable: Unreadable = "withhold"
     sites: OrderedDict[tuple[str, Authority, str], Site] = field(default_factory=OrderedDict)
     """Where connections went that were not refused: by scheme, authority and protocol."""
+    refusals: OrderedDict[tuple[Authority, bool], Denial | None] = field(default_factory=OrderedDict)
+    """What is said of an authority before its name is resolved, by whether its tunnel is for SSH alone."""
 
     def refused(
         self,
@@ -140,7 +142,7 @@ class Site:
         site = setup.sites.get(key)
         if site is None:
             site = setup.sites[key] = cls._made(setup, scheme, authority, None, protocol)
-            if len(setup.sites) > _SITES:
+            if len(setup.sites) > SITES:
                 setup.sites.popitem(last=False)
         return site
 

@@ -26,6 +26,7 @@ from moat.proxy.budget import Spending
 from moat.proxy.dialling import UpstreamError
 from moat.proxy.events import Denial, DeniedError, ExchangeFinished, Undecided, Warned
 from moat.proxy.exchange import After, Exchange
+from moat.proxy.fields import split_fields
 from moat.proxy.head import Form, Framing, MalformedError, RequestHead
 from moat.proxy.http1 import split_absolute
 from moat.proxy.limits import Limits
@@ -33,7 +34,7 @@ from moat.proxy.message import MessageReader
 from moat.proxy.policy import HOST_NAME, ssh_denial
 from moat.proxy.relay import Traffic, Watch, relay
 from moat.proxy.render import render_response
-from moat.proxy.site import Setup, Site
+from moat.proxy.site import SITES, Setup, Site
 from moat.proxy.ssh import IDENTIFICATION, SshWatch, refusal
 from moat.proxy.stream import Stream, StreamError
 from moat.proxy.tls import H2, HTTP1, TLSError
@@ -41,6 +42,7 @@ from moat.proxy.tls import H2, HTTP1, TLSError
 if TYPE_CHECKING:
     from moat.proxy.h2_server import Server
 
+_MEMORABLE = 4096  # bytes of a block of fields whose password is remembered
 _TLS_HANDSHAKE = b"\x16"  # first byte of every TLS connection: content type "handshake"
 
 
@@ -100,11 +102,16 @@ class Tunnel:
         ssh: for a tunnel that carries SSH and nothing else, which its grant opens whatever policy says.
         """
         setup = self.setup
-        return (
-            setup.ready()
-            or (None if ssh else self._policy_denial(authority))
-            or setup.upstream.check(authority)
-        )
+        if (denial := setup.ready()) is not None:
+            return denial
+        key, known = (authority, ssh), setup.refusals
+        if key not in known:
+            denial = (None if ssh else self._policy_denial(authority)) or setup.upstream.check(authority)
+            known[key] = denial
+            if len(known) > SITES:
+                known.popitem(last=False)
+            return denial
+        return known[key]
 
     def _policy_denial(self, authority: Authority) -> Denial | None:
         """What ends a tunnel. What is only warned of, or is to be asked about, is each exchange's."""
@@ -144,9 +151,9 @@ class Tunnel:
     def _authorised(self, head: RequestHead) -> bool:
         if self.token is None:
             return True
-        given = [value for name, value in head.headers if name.lower() == b"proxy-authorization"]
+        password = (_password if len(head.block) <= _MEMORABLE else _password.__wrapped__)(head.block)
         # Compared in any case, and in constant time: a TCP listener may be in reach of other users.
-        return hmac.compare_digest(_password(given[0]) if len(given) == 1 else b"", self.token.encode())
+        return hmac.compare_digest(password, self.token.encode())
 
     async def _challenge(self, head: RequestHead) -> bool:
         """Ask for the token; True when the client may try again on this connection, as git does."""
@@ -339,10 +346,13 @@ async def linger(stream: Stream, limits: Limits) -> None:
             dropped += len(data)
 
 
-@lru_cache(maxsize=8)  # clients of one run say the same, once for each connection
-def _password(value: bytes) -> bytes:
-    """The password of Basic credentials, whatever the user name, or the token of Bearer ones."""
-    scheme, _, rest = value.partition(b" ")
+@lru_cache(maxsize=64)  # clients of one run say the same, once for each connection
+def _password(block: bytes) -> bytes:
+    """The password of Basic credentials, whatever the user name, or the token of Bearer ones; b"": none."""
+    given = [value for name, value in split_fields(block) if name.lower() == b"proxy-authorization"]
+    if len(given) != 1:
+        return b""
+    scheme, _, rest = given[0].partition(b" ")
     if scheme.lower() == b"bearer":
         return rest.strip()
     if scheme.lower() != b"basic":

@@ -116,6 +116,23 @@ def test_without_either_layer_http_would_get_through(
         assert server.accepted == 1
 
 
+def test_what_a_tunnel_was_allowed_is_not_remembered_for_http(
+    make: HouseMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judgement of an authority is kept for connections to come. Seen to fail when kept by authority alone."""
+    monkeypatch.setattr(Admission, "_policy_denial", lambda *_: None)
+    policy = Policy(mode="strict")
+    with Origin(greeter) as server:
+        with make(origins={(HOST.host, 22): server}, policy=policy, tunnels=[tunnel()]) as house:
+            with house.connected("git.test:22") as wire:
+                wire.send(b"SSH-2.0-me\r\n")
+                assert wire.until(b"\n").startswith(b"SSH-")
+            with house.connect() as wire:
+                wire.send(b"GET http://git.test:22/ HTTP/1.1\r\nHost: git.test:22\r\n\r\n")
+                assert wire.until(b"\n").startswith(b"HTTP/1.1 403 ")
+        assert server.accepted == 1
+
+
 @pytest.mark.parametrize("first", [b"\x16\x03\x01\x00\x05hello", b"GET / HTTP/1.1\r\n\r\n", b"SSX-"])
 def test_only_ssh_passes(make: HouseMaker, first: bytes) -> None:
     """Seen to fail with `SshWatch.up` empty: the greeter then shows what it got."""
