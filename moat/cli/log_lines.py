@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections.abc import Iterator
 
+from moat.cli.output import json_text
 from moat.dataclass import dataclass
 from moat.runtime.output_log import Piece
 from moat.runtime.screen import text_only
@@ -43,7 +43,7 @@ class Line:
     def as_json(self, *, tty: bool) -> bytes:
         text = self.shown(tty=tty).decode(errors="backslashreplace")
         shown = {"time": self.stamp, "stream": self.stream, "text": text, "partial": self.partial}
-        return json.dumps(shown, ensure_ascii=False).encode() + b"\n"
+        return json_text(shown).encode() + b"\n"
 
 
 class Lines:

@@ -17,7 +17,10 @@ from typing import NoReturn
 
 from moat.errors import EXIT_INTERRUPTED, EXIT_START, MoatError
 from moat.importing import uncollected
+from moat.regex import regex
 
+# Control characters that JSON leaves as they are, and what turns the direction of writing.
+_DRAWING = regex("[\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
 _LINE_EVERY = 1.0  # seconds between two lines of progress
 
 
@@ -116,7 +119,13 @@ def emit(text: str) -> None:
 
 
 def emit_json(value: object) -> None:
-    emit(json.dumps(value, indent=2, ensure_ascii=False))
+    emit(json_text(value, indent=2))
+
+
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """JSON that reads well and draws on no terminal: what a sandbox named may be in it."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _DRAWING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

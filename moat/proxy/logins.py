@@ -102,7 +102,9 @@ def endpoint(logins: Mapping[str, object], target: str) -> str | None:
         found = readings(path)
     except AmbiguousPathError:
         return None
-    return next((each for reading in found if (each := reading.rstrip("/")) in logins), None)
+    folded = {known.casefold(): known for known in logins}
+    spelled = (reading.casefold().rstrip("/") for reading in found)
+    return next((folded[each] for each in spelled if each in folded), None)
 
 
 def _tokens(rule: LoginRule) -> Mapping[str, Any]:

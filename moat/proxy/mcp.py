@@ -93,7 +93,8 @@ class McpEndpoint:
         except AmbiguousPathError:
             return None
         for path in paths:
-            if path.startswith(_LOGIN_METADATA) or path.rstrip("/") in _LOGIN_PATHS:
+            folded = path.casefold()  # as many servers have it
+            if folded.startswith(_LOGIN_METADATA) or folded.rstrip("/") in _LOGIN_PATHS:
                 return Denial(
                     code="mcp-login",
                     reason=f"logging in to the MCP server {self.name} from within the sandbox would leave "
@@ -141,10 +142,10 @@ class McpTable:
 
     def asked(self, host: str, target: str) -> McpEndpoint | None:
         """A server that is not configured, when a client asks `host` where it could log in."""
-        if "well-known" not in target and "%" not in target:
+        if "well-known" not in target.lower() and "%" not in target:
             return None  # nearly all requests
         try:
-            login = any(path.startswith(_PROTECTED) for path in readings(target))
+            login = any(path.casefold().startswith(_PROTECTED) for path in readings(target))
         except AmbiguousPathError:
             return None
         return self._meet(host) if login else None
@@ -220,6 +221,8 @@ def _messages(headers: Headers, body: bytes) -> list[dict[str, Any]]:
         if name.lower() == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
             raise _UnclearError("it is compressed")
         if name.lower() == b"content-type" and b"charset" in value.lower():
+            if value.lower().count(b"charset") > 1:
+                raise _UnclearError("it is in two character sets")
             charset = value.lower().partition(b"charset")[2].strip(b" \t=\"'")
             if charset.partition(b";")[0].strip(b" \t\"'") not in {b"utf-8", b"utf8"}:
                 raise _UnclearError("it is not in UTF-8")

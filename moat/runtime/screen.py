@@ -47,6 +47,9 @@ _BLANKED = regex(rb"\x1b\[(?:2J|\?[\d;]*(?:47|1047|1049)h)")
 _PLAIN = regex(rb"\x1b\[0*m")
 _COLOURS = regex(rb"\x1b\[[\d;:]+m")
 _REGION = regex(rb"\x1b\[[\d;]*r")
+# Control characters of ISO 6429 in UTF-8, which many terminals obey as they do `ESC [` and its like. What is
+# left when they go makes no new one.
+_CONTROLS = regex(rb"\xc2+[\x80-\x9f]+")
 _CLEARED = regex(rb"\x1bc|\x1b\[[23]J|\x1b\[\?(?:47|1047|1049)l")
 
 
@@ -82,7 +85,8 @@ class Modes:
             elif match["escape"]:
                 self._escape(match["escape"])
             elif (title := _TITLE.fullmatch(match.group())) and len(match.group()) <= _MAX_TITLE:
-                self._title = b"\x1b]" + title["kind"] + b";" + title["text"] + b"\x07"
+                text = _CONTROLS.sub(b"", title["text"])
+                self._title = b"\x1b]" + title["kind"] + b";" + text + b"\x07"
         unfinished = _UNFINISHED.search(data, max(0, len(data) - _MAX_UNFINISHED))
         self._rest = unfinished.group() if unfinished else b""
 
@@ -244,7 +248,7 @@ def drawing_only(data: bytes) -> bytes:
     for match in _SEQUENCE.finditer(data, start):
         parts += (_unbroken(data[at : match.start()]), _keep_drawing(match))
         at = match.end()
-    return b"".join([*parts, _unbroken(data[at:])])
+    return _CONTROLS.sub(b"", b"".join([*parts, _unbroken(data[at:])]))
 
 
 def _unbroken(text: bytes) -> bytes:
@@ -284,7 +288,7 @@ def text_only(data: bytes) -> bytes:
     """
     text = _UNFINISHED.sub(b"", _SEQUENCE.sub(b"", _FORWARD.sub(b" ", data)))
     text = re.sub(rb"\r*\n|\r", b"\n", text)
-    return re.sub(rb"[\x00-\x08\x0b-\x1f\x7f]", b"", text)
+    return _CONTROLS.sub(b"", re.sub(rb"[\x00-\x08\x0b-\x1f\x7f]", b"", text))
 
 
 def last_line(data: bytes) -> str:

@@ -37,6 +37,16 @@ def test_the_last_lines(moat: Moat) -> None:
     assert len(moat("logs", "x").stdout.splitlines()) == 100000
 
 
+def test_json_draws_on_no_terminal(moat: Moat) -> None:
+    """Seen failing with `json.dumps` alone."""
+    text = "a\u009b2Jb\u202ec\x7f é"
+    moat("run", "--name", "x", "--", "printf", text)
+    shown = moat("logs", "--json", "x").stdout
+    assert json.loads(shown)["text"] == text
+    assert "a\\u009b2Jb\\u202ec\\u007f é" in shown
+    assert all(c.isprintable() or c == "\n" for c in moat("list", "--json").stdout)
+
+
 def test_following_until_the_end(moat: Moat, moat_bin: str) -> None:
     moat("run", "--name", "x", "-d", "--", "sh", "-c", "echo a; sleep 0.7; echo b; sleep 0.7; printf c")
     with subprocess.Popen([moat_bin, "logs", "-f", "x"], stdout=subprocess.PIPE) as process:

@@ -132,6 +132,7 @@ def test_a_real_token_is_not_fetched(body: bytes | dict[str, str]) -> None:
         "/x/../oauth/token",
         "/oauth/./token;y=1",
         "/oauth%2ftoken",
+        "/OAuth/Token",
     ],
 )
 def test_no_spelling_of_its_path_hides_a_login(spelled: str) -> None:

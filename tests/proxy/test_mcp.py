@@ -122,6 +122,7 @@ def test_what_two_parsers_read_in_two_ways_is_refused(body):
         (b"content-encoding", b"br"),
         (b"Content-Type", b"application/json; charset=utf-16"),
         (b"Content-Type", b'application/json; Charset = "utf-7"'),
+        (b"Content-Type", b"application/json; charset=utf-8; charset=utf-7"),
     ],
 )
 def test_a_body_in_disguise_is_refused(header):
@@ -413,6 +414,7 @@ def test_a_list_comes_back_without_what_may_not_be_called(make: HouseMaker, told
     "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration",
     "/%2ewell-known/oauth-authorization-server", "/x/../.well-known/openid-configuration?x",
     "/register", "/token", "/token/", "/authorize?client_id=x",
+    "/.Well-Known/OAuth-Protected-Resource", "/Register", "/%54oken",
 ])  # fmt: skip
 def test_a_client_cannot_fetch_a_token_of_its_own(make: HouseMaker, origin: Origin, path):
     table = Told(endpoint(None)).table
@@ -446,7 +448,12 @@ def test_a_server_that_wants_a_login_is_told_to_the_user_and_not_to_the_client(m
 
 
 @pytest.mark.parametrize(
-    "first", ["/.well-known/oauth-protected-resource/mcp", "/.well-known/oauth%2dprotected-resource"]
+    "first",
+    [
+        "/.well-known/oauth-protected-resource/mcp",
+        "/.well-known/oauth%2dprotected-resource",
+        "/.WELL-known/OAuth-protected-resource",
+    ],
 )
 def test_a_server_that_is_not_configured_cannot_be_logged_in_to_either(
     make: HouseMaker, origin: Origin, first

@@ -208,10 +208,34 @@ def test_an_endless_string_is_not_kept() -> None:
         b"\x1b[?1049h",
         b"\x1b]52;c;?\x07",
         b"\x1bZ",
+        b"\xc2\x85",
+        b"\xc2\x1b]0;x\x07\x9b",
     ],
 )
 def test_old_output_never_asks_or_switches_again(question: bytes) -> None:
     assert drawing_only(b"a" + question + b"b") == b"ab"
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "\u009b2J\u009b31m",
+        "\u009d52;c;QQ==\u009c\u0090q\u009c",
+        b"\xc2\x00\x9bc",
+        b"\xc2\xc2\x9b\x9bc",
+        b"\xc2\x1b[0c\x9bc",
+        b"\xc2\x07\xc2\x9b\x9b\x9bc",
+    ],
+)
+def test_controls_in_utf_8_are_no_text(printed: str | bytes) -> None:
+    """Xterm and others obey them. Seen failing without `_CONTROLS`, and with one that takes a pair at a time."""
+    data = printed.encode() if isinstance(printed, str) else printed
+    for shown in (text_only(data), drawing_only(data)):
+        assert not re.search(rb"\xc2[\x80-\x9f]", shown), shown
+    assert text_only("a\u00a0b \u00c2\u2019s ✓".encode()) == "a\u00a0b \u00c2\u2019s ✓".encode()
+    modes = Modes()
+    modes.feed(b"\x1b]2;" + data.replace(b"\x1b", b"").replace(b"\0", b"").replace(b"\x07", b"") + b"\x07")
+    assert not re.search(rb"\xc2[\x80-\x9f]", modes.enter())
 
 
 def test_drawing_is_repeated() -> None:
