@@ -55,6 +55,7 @@ class Display:
         self._lock = threading.RLock()  # the menu is drawn by the thread that reads keys
         self._modes = Modes()
         self._covered = False
+        self._box = Size(0, 0)  # what is covered: a smaller page than the one before must hide all of that
         self._held = bytearray()
         self._missed = False  # what is held is not all, or not what the screen shows: the run will send it
         self._within_a_line = False  # where the program has left the cursor, as far as its last byte tells
@@ -181,9 +182,12 @@ class Display:
             begin = blank = b""
             if not self._modes.alternate:
                 begin, blank = b"\x1b[?1049h", b"\x1b[2J"
+            area = size()
             if not self._covered:
-                write(1, self.bar.hide(size()) + begin)
-            write(1, self._modes.pause() + blank + _box(lines, size()))
+                write(1, self.bar.hide(area) + begin)
+                self._box = Size(0, 0)
+            self._box = _room(lines, self._box)
+            write(1, self._modes.pause() + blank + _box(lines, self._box, area))
             self._covered = True
 
     def uncover(self) -> None:
@@ -212,10 +216,17 @@ class Display:
             return self.bar.interruptible(self._modes)
 
 
-def _box(lines: Sequence[str], area: Size) -> bytes:
+def _room(lines: Sequence[str], least: Size) -> Size:
+    """Of the block that has `lines` and is not smaller than `least`."""
+    width = max(map(len, lines), default=0) + 2
+    return Size(max(width, least.columns), max(len(lines), least.rows))
+
+
+def _box(lines: Sequence[str], room: Size, area: Size) -> bytes:
     """The lines as a block in the middle, in reverse, its title bold."""
-    width = min(area.columns, max(map(len, lines), default=0) + 2)
-    shown = [f" {line}"[:width].ljust(width) for line in lines[: area.rows]]
+    width = min(area.columns, room.columns)
+    filled = [*lines, *[""] * (room.rows - len(lines))]
+    shown = [f" {line}"[:width].ljust(width) for line in filled[: area.rows]]
     top = (area.rows - len(shown)) // 2 + 1
     left = (area.columns - width) // 2 + 1
     out = [

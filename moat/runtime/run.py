@@ -371,6 +371,7 @@ class LocalRun:
         """Until the command has ended and its output was handed on; its status."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(session.pump)
+            tasks.start_soon(session.continue_suspended)
             tasks.start_soon(self._obey_stop, sandbox)
             code = await sandbox.wait()
             await first_of(session.drained.wait, self._stopping.gave_up)

@@ -9,12 +9,16 @@ any other misses what it is too slow for, so that nobody who merely watches can 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
+import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import anyio
 
+from moat.errors import MoatError
 from moat.runtime.output_log import OutputLog
 from moat.runtime.questions import Asked
 from moat.runtime.sandbox import Output, Sandbox
@@ -24,6 +28,8 @@ from moat.runtime.unheard import Unheard
 
 RING = 256 * 1024  # bytes of output that somebody who attaches later may see
 _REDRAW_PAUSE = 0.03  # seconds between the two sizes: shorter, and a program sees one change only
+_SUSPENDED = re.compile(rb"\x1a|\x1b\[122;5(?::1)?u|\x1b\[27;5;122~")  # Ctrl-Z, in each way terminals send it
+_SHELL_PAUSE = 0.3  # seconds in which a shell in the sandbox has taken the terminal back from what it ran
 
 
 class Viewer(Protocol):
@@ -75,6 +81,7 @@ class Session:
         self._sizing = asyncio.Lock()  # the size that was asked for last must arrive last
         self.joined = asyncio.Event()  # the first viewer is there
         self.begun = asyncio.Event()  # the command was started: only now is there anybody to write to
+        self._suspended = asyncio.Event()  # Ctrl-Z was typed
         self.drained = asyncio.Event()  # the last output has been handed over
 
     async def pump(self) -> None:
@@ -179,6 +186,22 @@ class Session:
         await self.begun.wait()
         async with self._writing:  # two people may type; their pieces must not be torn apart
             await self._sandbox.write(data)
+        if self._size is not None and _SUSPENDED.search(data):
+            self._suspended.set()
+
+    async def continue_suspended(self) -> None:
+        """Wake what Ctrl-Z has put to sleep, until cancelled: no shell around the command has an `fg` for it.
+
+        A program that suspends itself waits for SIGCONT, and the kernel does not even stop it, since
+        nobody could go on with it. What a shell in the sandbox has suspended is not in the foreground any
+        more.
+        """
+        while True:
+            await self._suspended.wait()
+            await anyio.sleep(_SHELL_PAUSE)
+            self._suspended.clear()
+            with contextlib.suppress(MoatError, OSError):  # it has ended, or its engine does not answer
+                await self._sandbox.signal(signal.SIGCONT)
 
     async def close_stdin(self) -> None:
         await self.begun.wait()

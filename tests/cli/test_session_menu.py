@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -198,6 +199,7 @@ def test_what_the_menu_does(
     window.shows("snap_")
     window.keys("x", "t")
     window.shows("no request yet")
+    assert "d  detac" not in window.text, "the smaller page hides all of the menu"
     window.resize(90, 28)
     window.keys("x", "?")
     window.shows("--steal to take over")
@@ -228,6 +230,44 @@ def test_what_the_menu_does(
     assert "alternate=0" in window.state
     kept = json.loads(moat("snapshot", "list", "--json", "tui").stdout)
     assert [one["label"] for one in kept if one["label"]] == ["from the menu"]
+
+
+SUSPENDS = """
+import os, signal, sys, termios, tty
+tty.setraw(0)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCONT})
+sys.stdout.write("ready\\r\\n"); sys.stdout.flush()
+os.read(0, 1)
+os.kill(0, signal.SIGTSTP)
+signal.sigwait({signal.SIGCONT})
+sys.stdout.write("back again\\r\\n"); sys.stdout.flush()
+os.read(0, 1)
+"""
+
+
+@pytest.mark.parametrize("runtime", BOTH)
+def test_a_program_that_suspends_itself_comes_back(
+    tmux: Open, workspace: Path, moat_bin: str, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    """As Claude Code does at Ctrl-Z, where no shell has an `fg` for it; what a shell suspends stays so."""
+    monkeypatch.setenv("MOAT_RUNTIME", runtime)
+    (workspace / "suspends.py").write_text(SUSPENDS)
+    window = tmux()
+    window.line(f"{moat_bin} run -i -- python3 suspends.py")
+    window.shows("ready")
+    window.keys("C-z")
+    window.shows("back again")
+    window.keys("x")
+    window.prompts("host>")
+    window.line(f"clear; {moat_bin} run -i -- env PS1='in> ' bash --norc")
+    window.prompts("in>")
+    window.line("sleep 500")
+    time.sleep(0.5)
+    window.keys("C-z")
+    window.shows("Stopped")
+    time.sleep(1)
+    window.line("clear; jobs")
+    window.shows("Stopped")
 
 
 def test_output_waits_for_the_menu_and_a_flood_of_it_is_brought_up_to_date(

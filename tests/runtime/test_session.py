@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ class Script:
         self.printed: asyncio.Queue[Output | None] = asyncio.Queue()
         self.sizes: list[Size] = []
         self.written: list[bytes] = []
+        self.signals: list[int] = []
         self.delays: list[float] = []  # of the next sizes, as an engine has them
 
     def say(self, *pieces: bytes) -> None:
@@ -56,7 +58,10 @@ class Script:
         await anyio.sleep(self.delays.pop(0) if self.delays else 0)
         self.sizes.append(size)
 
-    async def signal(self, number: int) -> None: ...
+    async def signal(self, number: int) -> None:
+        self.signals.append(number)
+        if number == signal.SIGCONT and self.signals.count(number) == 1:
+            raise OSError("it has just ended")
 
     async def wait(self) -> int:
         return 0
@@ -324,6 +329,24 @@ async def test_what_two_people_type_is_not_torn_apart(tmp_path: Path) -> None:
         assert sandbox.written == [], "nothing can be written to a command that has not started"
         session.begun.set()
     assert b"".join(sandbox.written) == b"aaaabbbb<eof>"
+
+
+async def test_ctrl_z_is_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a terminal sends it; a signal that cannot be sent ends nothing."""
+    monkeypatch.setattr("moat.runtime.session._SHELL_PAUSE", 0.01)
+    session, sandbox = make(tmp_path, tty=Size(80, 24))
+    session.begun.set()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(session.continue_suspended)
+        for number, typed in enumerate([b"a\x1a", b"\x1b[122;5u", b"\x1b[27;5;122~"], 1):
+            await session.write(typed)
+            with anyio.fail_after(5):
+                while len(sandbox.signals) < number:
+                    await anyio.sleep(0.005)
+        await session.write(b"z\x1b[122;6u\x1b[122;5:3u")  # z, Ctrl-Shift-Z, and the key that is let go
+        await anyio.sleep(0.05)
+        tasks.cancel_scope.cancel()
+    assert sandbox.signals == [signal.SIGCONT] * 3
 
 
 async def test_a_log_that_cannot_be_written_is_told_and_blocks_nothing(tmp_path: Path) -> None:
