@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from moat.runtime.plugins.resolve import Market, Plugin, Resolved, Resolver, Sta
 from moat.vault.ssh import SshGrant
 
 _EXAMPLE = """\
-name some in agent.yaml:
 
 claude:
   plugins:
@@ -30,7 +30,8 @@ claude:
   marketplaces:
     team-tools:
       source: github
-      repo: owner/repo"""
+      repo: owner/repo
+"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -140,7 +141,8 @@ def _print(resolved: Resolved, workspace: Path) -> None:
     emit("")
     if not resolved.plugins and not resolved.marketplaces:
         emit("none")
-        say(_EXAMPLE.replace("\n", "\nmoat: "))
+        say("name some in agent.yaml:")
+        sys.stderr.write(_EXAMPLE)  # as it is, to be copied
         return
     if resolved.plugins:
         rows = [

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
-from moat.errors import EXIT_INTERRUPTED, EXIT_START, MoatError
+from moat.errors import EXIT_INTERRUPTED, EXIT_START, MoatError, UsageError
 from moat.importing import uncollected
 from moat.regex import regex
 
@@ -46,7 +46,7 @@ def call(module: str, argv: Sequence[str], *, alone: bool = False, starts: bool 
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return fail(MoatError(reason(error, module)))
+        return fail(_displaced() or MoatError(reason(error, module)))
     return int(status or 0)
 
 
@@ -54,6 +54,15 @@ def reason(error: OSError, where: str = "") -> str:
     """`Read-only file system: /a/file`; `where` stands for a file that is not known."""
     about = error.filename or where
     return f"{error.strerror or error}{f': {about}' if about else ''}"
+
+
+def _displaced() -> MoatError | None:
+    """What is wrong where this process stands, if it is that."""
+    try:
+        os.getcwd()
+    except OSError:
+        return UsageError("the current directory has been removed", hint="`cd` to one that there is")
+    return None
 
 
 def _start(module: str, argv: Sequence[str]) -> int:

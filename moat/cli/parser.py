@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         if choice := re.match(_CHOICE, message):
             raise self._not_a_choice(choice)
         if message.startswith(_MISSING):
-            raise UsageError(f"{message.removeprefix(_MISSING)} is missing", hint=self._more())
+            raise self._missing(message.removeprefix(_MISSING))
         if value := re.match(_VALUE, message):
             raise UsageError(f"{value['where']}: {value['got']} is not a valid value", hint=self._more())
         if argument := re.match(_ARGUMENT, message):
@@ -52,6 +52,12 @@ class Parser(argparse.ArgumentParser):
             return UsageError(f"unexpected argument {arguments[0]!r}", hint=self._more())
         name = option.partition("=")[0]
         return UsageError(f"unknown option {name}", hint=_meant(name, _options(self)) or self._more())
+
+    def _missing(self, names: str) -> UsageError:
+        named = (action.choices for action in self._actions if names in {action.dest, action.metavar})
+        choices = next(filter(None, named), ())
+        one = f", one of {', '.join(map(str, choices))}" if choices else ""
+        return UsageError(f"{names} is missing{one}", hint=self._more())
 
     def _not_a_choice(self, found: re.Match[str]) -> UsageError:
         got, where = found["got"].strip("'\""), found["where"]

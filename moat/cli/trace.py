@@ -37,13 +37,14 @@ def main(argv: Sequence[str]) -> int:
             raise UsageError("-f and -v are for requests", hint="moat trace --network")
         _tell_phases(phases(home, record.id), json=options.json)
         return 0
+    empty = True
     for fetch in _fetches(home, record.id):
+        empty = False
         emit(json.dumps(fetch) if options.json else describe_fetch(fetch))
-    path = home.run(record.id) / "network.jsonl"
-    if not path.exists():
-        return 0
     alive = alive_while(home, record, follow=options.follow)
-    for exchange in _exchanges(follow(path, 0, alive)):
+    path = home.run(record.id) / "network.jsonl"
+    for exchange in _exchanges(follow(path, 0, alive)) if path.exists() else ():
+        empty = False
         if options.json:
             emit(json.dumps(exchange))
         elif missing := _missing(exchange):
@@ -52,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
             emit("\n".join(describe(exchange, verbose=options.verbose)))
         if options.follow:
             sys.stdout.flush()
+    if empty and not options.json:
+        say(f"{record.name} has asked for nothing")
     return 0
 
 

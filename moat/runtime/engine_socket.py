@@ -91,7 +91,7 @@ def ask(method: str, target: str, *, path: Path | None = None, timeout: float = 
         ) from None
     except (OSError, EOFError, MalformedError) as error:
         raise EngineUnreachableError(
-            f"no Docker engine answers at {place} ({error})",
+            f"no Docker engine answers at {place} ({getattr(error, 'strerror', None) or error})",
             hint="start it (`systemctl start docker`), or use `--runtime embedded`",
         ) from None
 

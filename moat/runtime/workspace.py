@@ -9,12 +9,16 @@ from moat.errors import UsageError
 from moat.paths import Home, runtime_dir
 from moat.runtime.sandbox import WORKSPACE, Mount
 
+_KERNEL = frozenset({"proc", "sys"})  # whose files are processes, devices and switches
+
 
 def check_workspace(path: Path, home: Home) -> Path:
     """The workspace, absolute and without symlinks. Raises UsageError when it may not be shared."""
     place = Path(os.path.realpath(path))
     if not place.is_dir():
         raise UsageError(f"workspace {path} is not a directory", hint="`moat run <directory> -- <command>`")
+    if place.parts[1:2] and place.parts[1] in _KERNEL:
+        raise UsageError(f"workspace {path} is the kernel's", hint="use a project directory")
     _refuse_own_state(place, home, "the workspace")
     return place
 

@@ -10,7 +10,7 @@ from tests.fakes.plugins import write_marketplace
 def test_none_says_so_with_an_example(moat):
     done = moat("claude", "plugins", "list")
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "none")
-    assert 'moat:     "formatter@team-tools": true' in done.stderr
+    assert '\n    "formatter@team-tools": true\n' in done.stderr
 
 
 def test_every_plugin_with_its_state_and_its_source(moat, workspace, home):

@@ -23,6 +23,8 @@ CASES = {
     "logs -n x": ("-n/--lines: 'x' is not a valid value", "`moat logs --help` tells more"),
     "volumes rm": ("NAME[/VOLUME] is missing", "`moat volumes rm --help` tells more"),
     "grant ssh": ("--host is missing", "`moat grant ssh --help` tells more"),
+    "claude plugins": ("verb is missing, one of list, update", "`moat claude plugins --help` tells more"),
+    "trust": ("action is missing, one of install, remove, status", "`moat trust --help` tells more"),
     "system imges": ("images|prune: 'imges' is not one of images, prune", "did you mean `images`?"),
     "system images --jsno": ("unknown option --jsno", "did you mean `--json`?"),
     "clean --xyz": ("unknown option --xyz", "`moat clean --help` tells more"),

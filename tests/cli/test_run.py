@@ -268,6 +268,22 @@ def test_a_workspace_that_holds_moat_s_own_state(moat: Moat, home: Path, embedde
     assert "Moat's own state" in done.stderr
 
 
+def test_a_workspace_that_is_the_kernel_s(moat: Moat, embedded: None) -> None:
+    done = moat("run", "/proc", "--", "true")
+    assert (done.returncode, "workspace /proc is the kernel's" in done.stderr) == (2, True)
+
+
+def test_a_current_directory_that_has_been_removed(moat_bin: str, tmp_path: Path, embedded: None) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = 'rmdir "$PWD"; exec "$0" run -- true'
+    done = subprocess.run(
+        ["sh", "-c", script, moat_bin], cwd=gone, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "moat: error: the current directory has been removed"
+
+
 def test_all_mistakes_of_the_file_at_once(moat: Moat, workspace: Path, embedded: None) -> None:
     (workspace / "agent.yaml").write_text("nme: x\nnetwork:\n  polcy: strict\n")
     done = moat("run", "--", "true")

@@ -56,6 +56,8 @@ def test_a_run_without_requests(moat: Moat) -> None:
     moat("run", "--", "true")
     done = moat("trace", "--network")
     assert (done.stdout, done.returncode) == ("", 0)
+    assert done.stderr.endswith(" has asked for nothing\n")
+    assert moat("trace", "--network", "--json").stderr == ""
     assert moat("trace", "--network", "nothing").returncode == 2
 
 

@@ -130,7 +130,7 @@ async def test_no_engine_is_a_reason_with_a_way_out(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     probe = await DockerRuntime(Path("/nowhere")).probe()
     assert not probe.usable
-    assert probe.reason.startswith("no Docker engine answers at /nowhere/docker.sock")
+    assert probe.reason == "no Docker engine answers at /nowhere/docker.sock (No such file or directory)"
     assert "systemctl start docker" in probe.hint
 
 
