@@ -64,6 +64,7 @@ class Issuer:
         self._certificate = certificate
         self._now = now
         self._writer = LeafWriter(key, certificate, ec.generate_private_key(ec.SECP256R1()))
+        self._key_pem = self._writer.key_pem()
         self._leaves: OrderedDict[str, _Leaf] = OrderedDict()
         self._rejected: WeakKeyDictionary[Connection, str] = WeakKeyDictionary()
 
@@ -96,7 +97,7 @@ class Issuer:
     def _new_leaf(self, host: str) -> _Leaf:
         now = self._now()
         certificate = self._writer.certificate(host, (now - _BACKDATE, now + _LEAF_LIFE))
-        pem = self._writer.key_pem() + ssl.DER_cert_to_PEM_cert(certificate).encode("ascii")
+        pem = self._key_pem + ssl.DER_cert_to_PEM_cert(certificate).encode("ascii")
         context = _server_context(pem, self.protocols)
         context.sni_callback = self._sni_check(host)
         return _Leaf(context, now, now + _LEAF_LIFE - _RENEW_BEFORE)

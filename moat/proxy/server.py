@@ -187,11 +187,8 @@ class Proxy:
         With `authority`, clients are not asked where to: all they send is for it.
         """
 
-        async def fixed(tunnel: Tunnel, _accepted: socket.socket) -> None:
-            if authority is None:
-                await tunnel.explicit()
-            else:
-                await tunnel.captured(authority)
+        def fixed(tunnel: Tunnel, _accepted: socket.socket) -> Awaitable[None]:
+            return tunnel.explicit() if authority is None else tunnel.captured(authority)
 
         await self._serve(sock, fixed, task_status)
 
