@@ -1,6 +1,6 @@
 """What one small exchange costs in Python alone: the real proxy between two streams that never wait.
 
-    python benchmarks/exchange.py [--check] [--profile] [--plain]
+    python benchmarks/exchange.py [--check] [--profile] [--opcodes] [--plain]
 
 The tunnel, its exchanges, the pool, injection, scrubbing and the records are the product; only sockets and
 TLS are constants. A request has nine headers, a response seventeen, nine of them different every time, and
@@ -24,9 +24,10 @@ import socket
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import anyio
@@ -220,6 +221,29 @@ async def profiled(serve: Callable[[], Any]) -> None:
     pstats.Stats(profile).sort_stats("tottime").print_stats(45)
 
 
+async def opcodes(serve: Callable[[], Any], count: int) -> None:
+    """Print each Python function's calls and opcodes per exchange, with a share of the one connection's."""
+    calls: Counter[CodeType] = Counter()
+    steps: Counter[CodeType] = Counter()
+
+    def step(frame: FrameType, event: str, _arg: object) -> Any:
+        if event == "call":
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            calls[frame.f_code] += 1
+        steps[frame.f_code] += event == "opcode"
+        return step
+
+    sys.settrace(step)
+    try:
+        await serve()
+    finally:
+        sys.settrace(None)
+    print(f"{calls.total() / count:7.2f} {steps.total() / count:8.1f}  in all")
+    for code, found in steps.most_common():
+        place = "/".join(Path(code.co_filename).parts[-2:])
+        print(f"{calls[code] / count:7.2f} {found / count:8.1f}  {place} {code.co_name}")
+
+
 def measure(count: int, *, plain: bool = False) -> dict[str, float]:
     micros, yardstick = anyio.run(lambda: run(count, plain=plain, measured=lambda serve: timed(serve, count)))
     calls = anyio.run(lambda: run(count, plain=plain, measured=lambda serve: counted(serve, count)))
@@ -240,11 +264,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Python's share of an exchange")
     parser.add_argument("--count", type=int, default=20, help="exchanges in a batch")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--opcodes", action="store_true", help="of each function, per exchange")
     parser.add_argument("--plain", action="store_true", help="no injection, no scrubbing")
     parser.add_argument("--check", action="store_true", help=f"fail when worse than {_COMMITTED.name}")
     options = parser.parse_args()
     if options.profile:
         anyio.run(lambda: run(options.count * 100, plain=options.plain, measured=profiled))
+        return 0
+    if options.opcodes:
+        many = options.count * 100
+        anyio.run(lambda: run(many, plain=options.plain, measured=lambda serve: opcodes(serve, many)))
         return 0
     found = measure(options.count, plain=options.plain)
     print(json.dumps(found))
