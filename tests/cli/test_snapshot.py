@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from moat.errors import MoatError
@@ -198,7 +199,6 @@ def test_a_restore_that_was_cut_off(workspace: Path) -> None:
 
 def test_names_and_contents_cannot_draw_on_a_terminal(workspace: Path) -> None:
     """Seen failing with `safe` returning its argument."""
-    pexpect = pytest.importorskip("pexpect")
     evil = "\x1b[2J\x1b[31mred"
     moat(
         workspace,
@@ -221,7 +221,6 @@ def test_names_and_contents_cannot_draw_on_a_terminal(workspace: Path) -> None:
 
 def test_the_screen_of_a_review(workspace: Path) -> None:
     """On a terminal: the line after the run, the list, a patch, one file taken back."""
-    pexpect = pytest.importorskip("pexpect")
     environment = {**os.environ, "TERM": "xterm"}
     options = {
         "cwd": str(workspace),

@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.tmux import Tmux
 from tests.e2e.claude_world import DIALOGS, KINDS, RUNTIMES, Terminal
+from tests.runtime.survival_kit import until
 
 pytestmark = pytest.mark.timeout(300)
 runtimes = pytest.mark.parametrize("runtime", RUNTIMES)
@@ -111,17 +112,19 @@ def test_noyolo_asks_before_a_tool_is_used(world, terminal, runtime):
 def test_a_detached_session_goes_on_and_is_redrawn(world, terminal, runtime):
     first = terminal("claude", "-n", "long-work", "--runtime", runtime)
     first.wait_for(READY)
-    first.type("FAKE_SLOW 24")
+    first.type("FAKE_SLOW 16")
     first.wait_for("word2")
     first.send(DETACH)
     assert first.wait_end() == 0
+    slow = [request for request in world.fake.messages() if "FAKE_SLOW" in request.text]
+    assert [request for request in slow if request not in world.fake.answered], "it ends while nobody looks"
     assert world.runs()[0]["state"] == "running"
     assert "long-work" in world.moat("list").stdout
-    time.sleep(8)  # the answer takes six seconds; it ends while nobody looks
+    until(lambda: all(request in world.fake.answered for request in slow))
     second = terminal("attach", "long-work")
-    second.wait_for("word24", timeout=20)
+    second.wait_for("word16", timeout=20)
     second.wait_for(READY)
-    assert "FAKE_SLOW 24" in second.text, second.text
+    assert "FAKE_SLOW 16" in second.text, second.text
     second.type("still there?")
     second.wait_for("You said: still there? (prompt 2)")
     assert leave(second) == 0

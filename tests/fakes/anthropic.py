@@ -84,6 +84,7 @@ class FakeAnthropic:
     port: int = 0
     on_request: Callable[[Received], None] = lambda _: None
     received: list[Received] = field(default_factory=list)
+    answered: list[Received] = field(default_factory=list)  # to the end
 
     def __post_init__(self) -> None:
         if (self.api_key is None) == (self.oauth_token is None):
@@ -140,6 +141,7 @@ class FakeAnthropic:
         for task in rest:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
+        self._loop.run_until_complete(asyncio.sleep(0))  # what was aborted is closed
         self._loop.close()
 
     def __exit__(
@@ -158,7 +160,9 @@ class FakeAnthropic:
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ssl.SSLError):
             pass  # the client left, which clients may
         except asyncio.CancelledError:
-            pass  # the server is closed; a cancelled handler would be logged as an error by asyncio
+            # The server is closed; a cancelled handler would be logged as an error by asyncio. A client that
+            # is still there (its test has failed) must not be told of in a later test.
+            writer.transport.abort()
         finally:
             writer.close()
 
@@ -174,6 +178,7 @@ class FakeAnthropic:
         self.received.append(record)
         self.on_request(record)
         await _write(writer, answer)
+        self.answered.append(record)
         return headers.get("connection", "").lower() != "close"
 
     @staticmethod

@@ -33,14 +33,17 @@ _METHODS = (b"GET", b"HEAD", b"POST", b"CONNECT")
 
 def connect(data: bytes) -> None:
     """What a client may write behind CONNECT: one spelling of one place, or an error."""
-    with suppress(AuthorityError):
+    try:
         authority = parse_authority(data, default_port=443)
+    except AuthorityError:
+        authority = None
+    if authority is not None:  # outside of the `try`: what it is written as must be readable again
         assert parse_authority(str(authority)) == authority
         assert authority.host == authority.host.lower()
         assert not set(authority.host) & set(" /@#?%\\[]\r\n\t\0")
         if authority.address is not None:
-            assert parse_authority(f"[{authority.host}]" if ":" in authority.host else authority.host,
-                                   default_port=1).address == authority.address  # fmt: skip
+            host = f"[{authority.host}]" if ":" in authority.host else authority.host
+            assert parse_authority(host, default_port=1).address == authority.address
             refuse(authority.address)
     head = b"CONNECT " + data + b" HTTP/1.1\r\nHost: a\r\n\r\n"
     with suppress(MalformedError, AuthorityError):
