@@ -192,7 +192,18 @@ def test_authority_spells_itself():
     assert literal("a.example") is None
 
 
-@given(st.text(max_size=30))
+# Of text drawn at random one in twenty is an authority, and a plain one.
+_NAMES = st.lists(
+    st.sampled_from(("a", "B", "c", ".d", ".", "-", "_", "1", "xn--", "é", "。", "ﬀ", "K")), max_size=5
+)
+_LITERALS = (
+    "1.2.3.4", "1.2.3.04", "127.1", "0x7f.1", "[::1]", "[FE80::1]", "[0:0::1]", "[::FFFF:1.2.3.4]", "[::1%25e]", "::1",
+)  # fmt: skip
+_PORTS = ("", ":443", ":1", ":0", ":00443", ":", ":65536")
+_hosts = _NAMES.map("".join) | st.sampled_from(_LITERALS)
+
+
+@given(st.text(max_size=30) | st.tuples(_hosts, st.sampled_from(_PORTS)).map("".join))
 def test_whatever_parses_is_canonical(text):
     try:
         parsed = parse_authority(text, default_port=1)

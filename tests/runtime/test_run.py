@@ -125,11 +125,10 @@ async def test_stop_asks_first(workspace: Path) -> None:
 async def test_stop_kills_after_the_grace(workspace: Path) -> None:
     script = "trap '' TERM INT HUP; echo ready; while :; do sleep 0.05; done"
     async with moat.runtime.start(["bash", "-c", script], workspace=workspace) as run:
-        async for _ in run.output():
-            began = time.monotonic()
-            assert await run.stop(grace=0.5) == 137
-            assert 0.4 < time.monotonic() - began < 5
-            break
+        assert await anext(aiter(run.output()))
+        began = time.monotonic()
+        assert await run.stop(grace=0.5) == 137
+        assert 0.4 < time.monotonic() - began < 5
 
 
 async def test_leaving_the_block_ends_the_run(workspace: Path) -> None:
