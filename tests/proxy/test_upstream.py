@@ -226,7 +226,10 @@ def test_only_so_many_names_are_looked_up_at_a_time(backend: str, monkeypatch: p
         async with anyio.create_task_group() as tasks:
             for number in range(40):
                 tasks.start_soon(upstream._dialler._resolve, f"h{number}.test", 443)
-            await anyio.sleep(0.3)
+            with anyio.move_on_after(10):
+                while len(running) < _RESOLVERS:
+                    await anyio.sleep(0.01)
+            await anyio.sleep(0.1)  # in which one more would begin
             go.set()
 
     anyio.run(main, backend=backend)
