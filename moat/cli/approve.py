@@ -116,5 +116,6 @@ def _pick(found: list[Open], *, allow: bool) -> Open:
         state = "" if each.waiting else "  (refused meanwhile)"
         console.print(f"  {number}. {each.run.name}  {honest(each.host)}  {what}{state}")
     answers = [str(number) for number in range(1, len(found) + 1)]
-    shown = f"1-{len(found)}" if len(found) > 1 else "1"
-    return found[int(console.choose(f"Which one to {word} [{shown}]: ", answers)) - 1]
+    if len(found) == 1:  # "[1]" looks like what Enter means, so it is
+        return found[int(console.choose(f"Which one to {word} [1]: ", [*answers, ""]) or 1) - 1]
+    return found[int(console.choose(f"Which one to {word} [1-{len(found)}]: ", answers)) - 1]

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from moat.cli import several
 from moat.cli.output import emit, emit_json, reason, say, table
 from moat.cli.parser import Parser
-from moat.cli.volumes import in_megabytes
 from moat.dataclass import dataclass
 from moat.errors import EXIT_START, MoatError, UsageError
 from moat.paths import Home
 from moat.runtime import known, records
 from moat.runtime.records import RunRecord, describe_age
+from moat.runtime.tally import in_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def _tell(ended: Sequence[_Ended], *, json: bool) -> None:
 
 
 def _row(item: _Ended) -> tuple[str, ...]:
-    run, size = item.run, in_megabytes(item.size)
+    run, size = item.run, in_words(item.size)
     if run is None:
         return "-", item.id, "-", "-", size
     return run.name, run.id, run.state, describe_age(run.created_at), size
@@ -94,7 +94,7 @@ def _as_json(ended: Sequence[_Ended], *, removed: bool) -> dict[str, object]:
 
 
 def _sum(ended: Sequence[_Ended]) -> str:
-    return f"{_count(ended)}, {in_megabytes(sum(e.size for e in ended))}"
+    return f"{_count(ended)}, {in_words(sum(e.size for e in ended))}"
 
 
 def _count(ended: Sequence[_Ended]) -> str:

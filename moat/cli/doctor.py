@@ -20,6 +20,7 @@ from moat.paths import Home, private_dir, runtime_dir, write_private
 
 _PATIENCE = 300.0  # seconds for one sandbox: an image may have to be built first
 _KEYRING_DEADLINE = 15.0  # seconds; long enough for the desktop's unlock dialog to be noticed
+_MARGIN = 26  # columns before what is said of a thing
 _HOST = "doctor.example"  # played by an origin on loopback
 _COLOURS = {"ok": "32", "warn": "33", "fail": "31;1"}
 # What clients do: trust the system's certificates, use the proxy variables or just connect.
@@ -252,6 +253,24 @@ def _claude(*, needed: bool) -> Row:
 def _show(row: Row) -> None:
     live = sys.stdout.isatty() and "NO_COLOR" not in os.environ and not dumb()
     mark = f"\x1b[{_COLOURS[row.status]}m{row.status:<4}\x1b[0m" if live else f"{row.status:<4}"
-    emit(f"{mark}  {row.name:<19} {row.detail}")
-    for line in row.fix.splitlines():
-        emit(f"{'':<26}fix: {line}")
+    first, *more = _wrapped(row.detail)
+    emit(f"{mark}  {row.name:<19} {first}")
+    for line in (*more, *(line for fix in row.fix.splitlines() for line in _wrapped(f"fix: {fix}"))):
+        emit(f"{'':<{_MARGIN}}{line}")
+
+
+def _wrapped(text: str) -> list[str]:
+    """The lines of `text`, on a terminal as short as fits beside the names; words stay whole."""
+    lines = text.splitlines() or [""]
+    if not sys.stdout.isatty():
+        return lines
+    import textwrap
+
+    from moat.cli.display import size
+
+    room = max(size().columns - _MARGIN, 20)
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(line, room, break_long_words=False, break_on_hyphens=False) or [""]
+    ]

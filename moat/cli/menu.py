@@ -50,7 +50,7 @@ class Console:
             answer = self._ask(question).strip()
             if answer in answers:
                 return answer
-            self.print(f"Please enter {' or '.join(answers)}.")
+            self.print(f"Please enter {' or '.join(filter(None, answers))}.")
         raise UsageError("no choice was made", hint="run the command again")
 
     def confirm(self, question: str, *, default: bool) -> bool:

@@ -220,7 +220,14 @@ def matching(runs: list[RunRecord], text: str) -> list[RunRecord]:
     for candidates in (exact, prefix, alive if len(alive) == 1 else named):
         if candidates:
             return candidates
-    raise RunNotFoundError(f"no run {text!r}", hint="`moat list` shows the runs")
+    raise RunNotFoundError(f"no run {text!r}", hint=_meant(runs, text) or "`moat list` shows the runs")
+
+
+def _meant(runs: list[RunRecord], text: str) -> str:
+    from difflib import get_close_matches  # 4 ms, which only a mistake costs
+
+    near = get_close_matches(text, {run.name for run in runs}, n=1, cutoff=0.75)
+    return f"did you mean `{near[0]}`?" if near else ""
 
 
 def pick(runs: list[RunRecord], text: str) -> RunRecord:

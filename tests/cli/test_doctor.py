@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from moat.cli import doctor_home
+from moat.cli import doctor, doctor_home
 from moat.errors import MoatError
 from moat.journal import ledger
 from moat.paths import Home, private_dir
 from moat.runtime.endpoints import ca
+from moat.runtime.size import Size
 from tests.conftest import REPOSITORY
 from tests.journal.kit import small_disk
 
@@ -67,6 +68,23 @@ def test_text_has_one_line_a_row_and_a_fix_below_it(moat: Moat) -> None:
     assert "/nonexistent/docker.sock" in lines[docker]
     assert "\x1b" not in done.stdout
     assert done.returncode == 0, "one runtime is enough"
+
+
+def test_on_a_terminal_lines_fit_and_words_stay_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("moat.cli.display.size", lambda: Size(80, 24))
+    row = doctor.Row("state", "fail", "a word or two " * 6 + "\nsecond " + "/very/long" * 9, "moat list " * 7)
+    doctor._show(row)
+    assert len(capsys.readouterr().out.splitlines()) == 3, "a pipe gets whole lines"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    doctor._show(row)
+    first, *more = capsys.readouterr().out.splitlines()
+    assert first.startswith("fail  state               a word")
+    assert all(line.startswith(" " * 26) and line[26] != " " for line in more)
+    assert all(len(line) <= 80 for line in more if "/very" not in line)
+    assert any(line.strip() == "/very/long" * 9 for line in more)
 
 
 def test_without_any_runtime_it_fails(moat: Moat, tmp_path: Path) -> None:

@@ -39,6 +39,28 @@ def test_no_runs(moat: Moat) -> None:
     assert json.loads(moat("list", "--json").stdout) == []
 
 
+def test_a_name_that_is_nearly_right(moat: Moat) -> None:
+    moat("run", "--name", "feature-auth", "--", "true")
+    done = moat("logs", "feature-atuh")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "moat: error: no run 'feature-atuh'\nmoat: hint: did you mean `feature-auth`?\n",
+    )
+    assert "`moat list` shows the runs" in moat("logs", "other").stderr
+
+
+def test_sizes_of_small_runs_can_be_told(moat: Moat) -> None:
+    moat("run", "--name", "small", "--", "true")
+    done = moat("clean", "--dry-run")
+    assert re.search(r"small .* \d+\.\d kB$", done.stdout, re.MULTILINE)
+    assert re.search(r"would remove 1 run, \d+\.\d kB", done.stderr)
+
+
+def test_the_version_as_json(moat: Moat) -> None:
+    version = moat("version").stdout.split()[1]
+    assert json.loads(moat("version", "--json").stdout) == {"version": version}
+
+
 def test_the_columns(moat: Moat) -> None:
     run_id = begin(moat, "feature-auth")
     moat("run", "--name", "broken", "--", "false")

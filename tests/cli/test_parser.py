@@ -27,6 +27,7 @@ CASES = {
     "trust": ("action is missing, one of install, remove, status", "`moat trust --help` tells more"),
     "system imges": ("images|prune: 'imges' is not one of images, prune", "did you mean `images`?"),
     "system images --jsno": ("unknown option --jsno", "did you mean `--json`?"),
+    "version --jsno": ("unknown option --jsno", "did you mean `--json`?"),
     "clean --xyz": ("unknown option --xyz", "`moat clean --help` tells more"),
 }
 
