@@ -328,7 +328,7 @@ PARTS: dict[str, tuple[object, str, object]] = {
     "html names": (unescape, "_plain", _blind_to(11)),
     "broken lines, wide text": (unescape, "_plain", _blind_to(0)),
     "escapes of escapes": (unescape, "_DEPTH", 1),
-    "search for escapes": (needles, "_escapes", lambda text: ()),
+    "search for escapes": (needles, "_suspects", lambda text: []),
     "base64": (needles, "_base64", lambda secret: ()),
     "lists": (needles, "_lists", lambda secret: ()),
     "one kind of escape alone": (needles, "all_views", unescape.views),
