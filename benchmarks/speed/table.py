@@ -1,7 +1,7 @@
 """The speed of the proxy beside nginx, row by row, as the table of benchmarks/README.md.
 
     python -m benchmarks.speed.table [--rounds 5] [--seconds 2] [--tests keep1,down] [--tree NAME=DIR]...
-                                     [--mitmproxy MITMDUMP]
+                                     [--python NAME=INTERPRETER]... [--mitmproxy MITMDUMP]
 
 Moat, nginx and no proxy at all take turns in every test of every round; ratios are formed within a round. CPU
 is what the kernel has scheduled, of all threads. Every response is checked by the client. Needs nginx with
@@ -209,16 +209,37 @@ def idle(target: Target) -> dict[str, float]:
 # --- turns -------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Ours:
+    """A tree of Moat, and the Python that runs its proxy."""
+
+    tree: Path = Path(__file__).resolve().parents[2]
+    python: str = sys.executable
+
+
+def ours(options: argparse.Namespace) -> dict[str, Ours]:
+    """Moat as it is here and by this Python, and what else was asked for, by name."""
+    trees = (each.partition("=") for each in options.tree)
+    pythons = (each.partition("=") for each in options.python)
+    return {
+        "Moat": Ours(),
+        **{name: Ours(tree=Path(place).resolve()) for name, _, place in trees},
+        **{name: Ours(python=python) for name, _, python in pythons},
+    }
+
+
 @contextmanager
-def moat(name: str, tree: Path, made: Peers) -> Iterator[Target]:
-    """The proxy of a tree, with a new CA."""
+def moat(name: str, which: Ours, made: Peers) -> Iterator[Target]:
+    """A proxy of ours, with a new CA."""
     (port,) = free_ports(1)
     ca, record = made.place / f"{name}-{port}.pem", made.place / f"{name}.jsonl"
-    command = [sys.executable, "benchmarks/proxy.py", "--port", str(port), "--ca-out", str(ca)]
+    command = [which.python, "benchmarks/proxy.py", "--port", str(port), "--ca-out", str(ca)]
     command += ["--ports", str(made.origin), str(made.events), "--host-ports", str(made.origin)]
     command += ["--upstream-ca", made.ca, "--log", str(record)]
     with running(
-        ["env", f"--chdir={tree}", f"PYTHONPATH={tree}", *command], port, made.place / f"{name}.log"
+        ["env", f"--chdir={which.tree}", f"PYTHONPATH={which.tree}", *command],
+        port,
+        made.place / f"{name}.log",
     ) as process:
         yield Target(name, made, port, str(ca), (process.pid,))
 
@@ -240,23 +261,23 @@ def mitmproxy(command: str, made: Peers) -> Iterator[Target]:
         yield Target("mitmproxy", made, port, str(home / "mitmproxy-ca-cert.pem"), (process.pid,))
 
 
-def starts(options: argparse.Namespace, trees: dict[str, Path], made: Peers, samples: Samples) -> None:
+def starts(options: argparse.Namespace, proxies: dict[str, Ours], made: Peers, samples: Samples) -> None:
     """What a proxy is started for: its memory, and hosts that it has never seen."""
     wanted = ["idle"] * ("idle" in options.tests) + ["mint"] * (options.starts * ("mint" in options.tests))
     for test in wanted:
-        for name, tree in trees.items():
-            with moat(name, tree, made) as target:
+        for name, which in proxies.items():
+            with moat(name, which, made) as target:
                 target.load("new16", "-m", "new", "-c", "1", "-n", "3")
                 found = idle(target) if test == "idle" else {"p50": mint(target)}
             for metric, value in found.items():
                 samples[name, test, metric].append(value)
 
 
-def rounds(options: argparse.Namespace, trees: dict[str, Path], made: Peers, samples: Samples) -> None:
+def rounds(options: argparse.Namespace, proxies: dict[str, Ours], made: Peers, samples: Samples) -> None:
     """What all do in turns."""
     with ExitStack() as ends:
         targets = [Target("direct", made), Target("nginx", made, pids=made.nginx)]
-        targets += [ends.enter_context(moat(name, tree, made)) for name, tree in trees.items()]
+        targets += [ends.enter_context(moat(name, which, made)) for name, which in proxies.items()]
         if options.mitmproxy:
             targets.append(ends.enter_context(mitmproxy(options.mitmproxy, made)))
         for number in range(options.rounds):
@@ -312,20 +333,20 @@ def main() -> None:
         "--tree", action="append", default=[], metavar="NAME=DIRECTORY", help="also the proxy of another tree"
     )
     parser.add_argument(
+        "--python", action="append", default=[], metavar="NAME=INTERPRETER", help="also this tree by another"
+    )
+    parser.add_argument(
         "--mitmproxy", metavar="MITMDUMP", help="its rate too: `pip install mitmproxy` elsewhere"
     )
     options = parser.parse_args()
-    trees = {"Moat": Path(__file__).resolve().parents[2]}
-    trees |= {
-        name: Path(place).resolve() for name, _, place in (each.partition("=") for each in options.tree)
-    }
+    proxies = ours(options)
     samples: Samples = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="moat-speed-") as place, peers(Path(place)) as made:
         print(f"load before: {os.getloadavg()[0]:.1f}")
-        starts(options, trees, made, samples)
-        rounds(options, trees, made, samples)
+        starts(options, proxies, made, samples)
+        rounds(options, proxies, made, samples)
     print(f"load after: {os.getloadavg()[0]:.1f}")
-    for name in trees:
+    for name in proxies:
         print(f"\n| test | {name} | against | ratio or difference | goal | |\n|---|---|---|---|---|---|")
         print("\n".join(text for each in ROWS if (text := row(each, samples, name))))
 
