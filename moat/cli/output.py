@@ -162,6 +162,21 @@ def safe(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
+def fitted(text: str, columns: int) -> str:
+    """In one row: what is left out is the middle, because an exchange's status stands at the end."""
+    if len(text) <= columns:
+        return text
+    end = min(24, columns // 2)
+    return f"{text[: max(0, columns - end - 1)]}…{text[len(text) - end :]}"
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(2).columns or 80
+    except OSError:
+        return 80
+
+
 def dumb() -> bool:
     """The terminal takes text and nothing else, or does not say what it is."""
     return os.environ.get("TERM", "") in {"", "dumb", "unknown"}
@@ -182,7 +197,7 @@ class Progress:
         if not self._terminal:
             return
         if not self._dumb:
-            sys.stderr.write(f"\r\x1b[2K{text}")
+            sys.stderr.write(f"\r\x1b[2K{fitted(text, _columns() - 1)}")
             sys.stderr.flush()
             self._shown = True
         elif time.monotonic() - self._told > _LINE_EVERY:

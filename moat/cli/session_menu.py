@@ -15,6 +15,7 @@ from pathlib import Path
 
 from moat.cli.display import Display, size
 from moat.cli.keys import Action, decode
+from moat.cli.output import fitted
 from moat.cli.verdict import BY_KEY, Decision
 from moat.journal import parse_line
 from moat.paths import Home
@@ -120,7 +121,9 @@ class SessionMenu:
     def _network(self) -> list[str]:
         """The newest exchanges, as many as there is room for."""
         room = size()
-        found = [line[: room.columns - 4] for line in _last_exchanges(self._directory / "network.jsonl")]
+        found = [
+            fitted(line, room.columns - 4) for line in _last_exchanges(self._directory / "network.jsonl")
+        ]
         newest = found[-max(1, room.rows - 6) :] or ["no request yet"]
         return [f"moat: network of {self._handle.name}", "", *newest, "", "any key: back"]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import io
 import json
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -262,6 +264,39 @@ async def test_a_download_that_is_not_what_was_promised_is_refused(tmp_path: Pat
                 await fetcher.download(url, {}, target)
             await fetcher.download(url, {"sha256": hashlib.sha256(b"other content").digest()}, target)
             assert target.read_bytes() == b"other content"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_download_that_takes_longer_tells_how_far_it_is(tmp_path: Path) -> None:
+    import aiohttp
+    from aiohttp import web
+
+    async def serve(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        response.content_length = 3_000_000 if request.path == "/known" else None
+        await response.prepare(request)
+        for pause in (0.6, 0.0, 0.6):
+            await asyncio.sleep(pause)
+            await response.write(bytes(1_000_000))
+        return response
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", serve)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    base = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+    digests = {"sha256": hashlib.sha256(bytes(3_000_000)).digest()}
+    try:
+        async with aiohttp.ClientSession() as session:
+            fetcher = Fetcher(session, Place.of(base, "hint"))
+            for path, unit in (("known", " of 3 MB"), ("unknown", " MB")):
+                told: list[str] = []
+                await fetcher.download(f"{base}/{path}", digests, tmp_path / path, told.append)
+                assert 1 <= len(told) <= 3, told
+                assert all(re.fullmatch(rf"[0-3]{unit}", text) for text in told), told
     finally:
         await runner.cleanup()
 

@@ -63,7 +63,9 @@ class Npm:
             url, digests = str(dist["tarball"]), _digests(str(dist["integrity"]))
         except (KeyError, TypeError):
             raise _nothing(package) from None
-        await self._fetcher.download(url, digests, target)
+        await self._fetcher.download(
+            url, digests, target, lambda amount: progress(f"fetching {package}: {amount}")
+        )
         return target
 
     async def _document(self, name: str) -> dict[str, Any]:

@@ -79,7 +79,12 @@ class PyPI:
         wheels = [w for w in await self._wheels(package.name) if w.version == package.version]
         if not wheels:
             raise _nothing(package)
-        await self._fetcher.download(wheels[0].url, {"sha256": bytes.fromhex(wheels[0].sha256)}, target)
+        await self._fetcher.download(
+            wheels[0].url,
+            {"sha256": bytes.fromhex(wheels[0].sha256)},
+            target,
+            lambda amount: progress(f"fetching {package}: {amount}"),
+        )
         return target
 
     async def _wheels(self, name: str, *, any_kind: bool = False) -> list[Wheel]:
