@@ -34,6 +34,7 @@ from moat.proxy.policy import Policy
 from moat.proxy.server import Proxy, always_ready
 from moat.proxy.trace import Trace
 from moat.proxy.upstream import Upstream
+from moat.verification import client_context
 
 _BACKLOG = 512
 _BUFFER = 1024
@@ -82,7 +83,7 @@ class OpenProxy:
 
     def client_context(self) -> ssl.SSLContext:
         """A client's context that trusts the system's roots and this proxy."""
-        context = ssl.create_default_context()
+        context = client_context()
         context.load_verify_locations(cadata=self.certificate_pem.decode())
         return context
 

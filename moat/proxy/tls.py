@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moat.proxy.stream import StreamError
+from moat.verification import client_context
 
 H2, HTTP1 = "h2", "http/1.1"  # ALPN (RFC 7301)
 _RECORD = 16384  # plaintext of the largest TLS record
@@ -125,10 +126,7 @@ def verifying_context(
 
     Takes about 40 ms; call it in a worker thread. Raises OSError (also ssl.SSLError) for a bad bundle.
     """
-    context = ssl.create_default_context()
-    # From Python 3.13 on the default refuses authorities that curl, browsers and Python 3.12 take: those of
-    # some company proxies have no key identifier. Whom to trust is the user's to say, not the Python's.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context = client_context()
     if ca_bundle is not None:
         context.load_verify_locations(cafile=ca_bundle)
     if extra_roots:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from moat import verification
 from moat.config import UpstreamConfig
 from moat.errors import GrantError
 
@@ -58,7 +59,7 @@ def reaching(host: str) -> Iterator[None]:
 
 def client_context(upstream: UpstreamConfig) -> ssl.SSLContext:
     """System roots, NODE_EXTRA_CA_CERTS of this shell, and the configured bundle."""
-    context = ssl.create_default_context()
+    context = verification.client_context()
     extra = os.environ.get("NODE_EXTRA_CA_CERTS")
     if extra:
         with contextlib.suppress(OSError):  # a stale variable must not break what works without it

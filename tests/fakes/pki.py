@@ -13,28 +13,28 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def make_pki(directory: Path, names: Sequence[str], *, ca_name: str = "stand-in API CA") -> tuple[Path, Path]:
+def make_pki(
+    directory: Path, names: Sequence[str], *, ca_name: str = "stand-in API CA", bare: bool = False
+) -> tuple[Path, Path]:
     """Write `ca.pem` and `server.pem` (key and certificate for `names`); returns their paths.
 
-    A CA that is still there is not kept: its key never touches the disk.
+    A CA that is still there is not kept: its key never touches the disk. `bare`: without key identifiers,
+    and with basic constraints that are not critical, as the authorities of some company proxies are.
     """
     ca_key = ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, ca_name)])
     key = ec.generate_private_key(ec.SECP256R1())
-    ca = (
-        _builder(issuer, issuer, ca_key)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key()), critical=False)
-        .sign(ca_key, hashes.SHA256())
+    authority = _builder(issuer, issuer, ca_key).add_extension(
+        x509.BasicConstraints(ca=True, path_length=0), critical=not bare
     )
-    server = (
-        _builder(x509.Name([]), issuer, key)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=True)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
-        )
-        .sign(ca_key, hashes.SHA256())
+    leaf = _builder(x509.Name([]), issuer, key).add_extension(
+        x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=True
     )
+    if not bare:
+        public = ca_key.public_key()
+        authority = authority.add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        leaf = leaf.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
+    ca, server = (builder.sign(ca_key, hashes.SHA256()) for builder in (authority, leaf))
     pem = serialization.Encoding.PEM
     secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     ca_file, server_file = directory / "ca.pem", directory / "server.pem"

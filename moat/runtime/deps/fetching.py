@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.paths import private_dir
 from moat.runtime import trust
+from moat.verification import client_context
 
 if TYPE_CHECKING:
     import aiohttp
@@ -135,7 +135,7 @@ async def open_fetcher(place: Place) -> AsyncIterator[Fetcher]:
     """Through the host's proxy variables, trusting what the host trusts."""
     import aiohttp
 
-    context = ssl.create_default_context(cadata=trust.host_bundle().decode("ascii"))
+    context = client_context(trust.host_bundle().decode("ascii"))
     timeout = aiohttp.ClientTimeout(total=None, connect=30, sock_read=60)
     connector = aiohttp.TCPConnector(ssl=context)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=True) as session:
