@@ -84,7 +84,16 @@ class TestCA:
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
             )
         )
-        return builder.add_extension(x509.SubjectAlternativeName(names), critical=False) if names else builder
+        if names:
+            return builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        usage = dict.fromkeys(  # an authority has to say it, for clients as strict as Python 3.13's default
+            (
+                "digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
+                "key_agreement", "encipher_only", "decipher_only",
+            ),
+            False,
+        )  # fmt: skip
+        return builder.add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
 
 
 class Wire:
