@@ -82,7 +82,7 @@ ON_THE_HOST = {
     "snapshots.retention": CONFIGURED,
 }
 REFUSED = {
-    "ask", "upstream", "endpoints", "journal", "proxy", "codex", "gemini", "secrets", "workspace", "sandbox", "tracing",
+    "ask", "upstream", "endpoints", "journal", "proxy", "codex", "gemini", "secrets", "workspace", "workspaces", "sandbox", "tracing",
     "clipboard", "language_servers", "network.allow", "network.keep_policy", "container.dns", "container.ulimits",
     "claude.base_url", "claude.hooks", "claude.host_hooks", "claude.subscription_type", "claude.rate_limit_tier",
     "claude.llm-gateway",

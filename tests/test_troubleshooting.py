@@ -54,6 +54,9 @@ MESSAGES = {
     "No rule of … allows this request, with which the credential … would go out": (
         "attacks/test_ask.py::test_only_the_user_answers"
     ),
+    "agent.yaml asks for what is yours, and nobody has confirmed it": (
+        "cli/test_confirm.py::test_where_nobody_can_be_asked_it_is_told"
+    ),
     "Requests with the credential … fail: …": (
         "cli/test_refused.py::test_one_that_is_revoked_is_told_once_and_asked_for_no_more"
     ),

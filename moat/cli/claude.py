@@ -15,6 +15,7 @@ from pathlib import Path
 
 from moat import config
 from moat.cli import claude_plugins
+from moat.cli.confirm import confirm
 from moat.cli.output import say
 from moat.cli.parser import Parser
 from moat.cli.run import add_common, build, load_config
@@ -58,6 +59,8 @@ def main(argv: Sequence[str], *, command: str = "claude", ahead: Fork | None = N
     workspace, claude = _conversation(options, home, initial)
     settings = load_config(options, home, workspace)
     claude = _keeping_logs(claude, settings.claude.sync_logs)
+    named = (claude.grant, *options.grant)
+    confirm(home, workspace, settings, named=named, accepted=options.accept_config)
     wanted = granted.unique((claude.grant, *settings.needed_grants, *options.grant))
     vault = open_vault(home, passphrase=passphrase())
     credential = _credentials(vault, claude.grant, wanted, settings.mcp)

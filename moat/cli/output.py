@@ -29,6 +29,7 @@ def call(module: str, argv: Sequence[str], *, alone: bool = False, starts: bool 
 
     alone: this process is for nothing else. starts: it is to start a run.
     """
+    fill_standard_streams()
     try:
         if alone and starts and "--help" not in argv:
             status = _start(module, argv)
@@ -67,7 +68,6 @@ def _displaced() -> MoatError | None:
 
 def _start(module: str, argv: Sequence[str]) -> int:
     """With a supervisor that gets ready beside the command's own imports."""
-    fill_standard_streams()
     with contextlib.ExitStack() as stack:
         with uncollected():
             from moat.runtime.launch import standby
@@ -92,7 +92,8 @@ def fill_standard_streams() -> None:
             os.fstat(fd)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - lives as long as the process
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - lives as long as the process
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - as above
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - as above
 
 

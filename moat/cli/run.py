@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from moat.cli.common import add_chord_option, add_credential_options
+from moat.cli.confirm import confirm
 from moat.cli.output import dumb
 from moat.cli.parser import Parser
 from moat.cli.start import start, wanted_size, wanted_stdin
@@ -36,6 +37,7 @@ def main(argv: Sequence[str], *, ahead: Fork | None = None) -> int:
     settings = load_config(options, home, workspace)
     options.interactive = options.interactive or settings.interactive
     request = build(options, command, settings, workspace)
+    confirm(home, workspace, settings, named=options.grant, accepted=options.accept_config)
     return start(request, detach=options.detach, json=options.json, home=home, ahead=ahead)
 
 

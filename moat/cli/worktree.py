@@ -44,6 +44,14 @@ def worktree_at(workspace: Path) -> Worktree | None:
     return worktrees.at(place, "/".join(below[1:])) if len(below) >= 2 else None
 
 
+def project_of(workspace: Path) -> Path:
+    """The real path of the workspace, or of the working tree that it is a worktree of."""
+    tree = worktree_at(workspace)
+    if tree is None:
+        return Path(os.path.realpath(workspace))
+    return Path(os.path.realpath(tree.common.parent if tree.common.name == ".git" else tree.common))
+
+
 def branch_of(workspace: Path) -> str | None:
     tree = worktree_at(workspace)
     return tree.made_for if tree else None

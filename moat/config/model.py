@@ -80,6 +80,12 @@ class UserClaudeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UserWorkspacesConfig:
+    # What an agent.yaml asks for of the user's own, unconfirmed, where nobody can be asked about it.
+    unconfirmed: Literal["pass", "refuse"] = "pass"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UserConfig:
     """`~/.moat/config.yaml`; the defaults stand for no file."""
 
@@ -90,4 +96,5 @@ class UserConfig:
     journal: JournalConfig = field(default_factory=JournalConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     claude: UserClaudeConfig = field(default_factory=UserClaudeConfig)
+    workspaces: UserWorkspacesConfig = field(default_factory=UserWorkspacesConfig)
     chord: Chord = DEFAULT

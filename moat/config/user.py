@@ -12,7 +12,7 @@ from moat.chord import DEFAULT, Chord, parse
 from moat.config import ask, endpoints, output
 from moat.config.check import Checker, Node, TooMuchError
 from moat.config.journal import JournalReader
-from moat.config.model import UpstreamConfig, UserClaudeConfig, UserConfig
+from moat.config.model import UpstreamConfig, UserClaudeConfig, UserConfig, UserWorkspacesConfig
 from moat.config.source import read_document, trusted
 from moat.errors import UsageError
 from moat.paths import Home
@@ -44,6 +44,7 @@ def load_user(home: Home) -> UserConfig:
                     "journal": JournalReader(checker, path.parent).read,
                     "output": lambda node: output.read(checker, node),
                     "claude": lambda node: _claude(checker, node),
+                    "workspaces": lambda node: _workspaces(checker, node),
                 }
                 found = checker.fields(root, "the file", known, _REFUSED)
     except TooMuchError:
@@ -65,6 +66,14 @@ def _claude(checker: Checker, node: Node) -> UserClaudeConfig:
     known = {"host_hooks": lambda value: checker.boolean(value, "claude.host_hooks")}
     found: dict[str, Any] = checker.fields(node, "claude", known, {})
     return UserClaudeConfig(**found)
+
+
+def _workspaces(checker: Checker, node: Node) -> UserWorkspacesConfig:
+    known = {
+        "unconfirmed": lambda value: checker.choice(value, "workspaces.unconfirmed", ("pass", "refuse")),
+    }
+    found: dict[str, Any] = checker.fields(node, "workspaces", known, {})
+    return UserWorkspacesConfig(**found)
 
 
 class _Upstream:

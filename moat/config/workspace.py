@@ -29,6 +29,7 @@ _REFUSED = {
     "ask": "belongs in ~/.moat/config.yaml; a workspace must not answer the questions of its own runs",
     "upstream": "belongs in ~/.moat/config.yaml; a workspace must not redirect the traffic of its own runs",
     "endpoints": "belongs in ~/.moat/config.yaml; endpoints of a run are its `ports`",
+    "workspaces": "belongs in ~/.moat/config.yaml; a workspace must not vouch for itself",
     "journal": "belongs in ~/.moat/config.yaml; a workspace must not say what is recorded of its own runs",
     "proxy": "belongs in ~/.moat/config.yaml as upstream.proxy; a workspace must not redirect its traffic",
     "codex": "Moat has no sessions of it; run it as a command, with `dependencies: [codex-cli]`",
@@ -178,6 +179,9 @@ class _Workspace:
             except UsageError as error:
                 self._check.wrong(item, str(error))
                 continue
+            # What is judged here, and confirmed by the user, is what will be mounted: not where a link
+            # leads by then.
+            mount = MountConfig(mount.source.resolve(), mount.target, mount.read_only)
             if reason := refused_to_workspace(mount, self._workspace):
                 self._check.wrong(item, reason)
                 continue

@@ -16,6 +16,8 @@ import pytest
 
 from moat.grants import Credential, CredentialInfo, CredentialKind, Secret
 from moat.paths import Home
+from moat.runtime.confirmed import confirm
+from moat.runtime.demands import Demand
 from moat.vault import open_vault
 from moat.vault.key import NewKey
 from tests.vault.conftest import NOW
@@ -105,6 +107,7 @@ def test_what_the_file_says_is_so_inside(
     (workspace / "data").mkdir()
     (workspace / "data" / "note").write_text("mounted")
     (workspace / "agent.yaml").write_text(FILE.replace("RUNTIME", runtime))
+    confirm(Home.from_environment(), workspace, [Demand("grant", "linear")])
     shown = at_a_terminal(moat_bin, workspace)
     said = dict(re.findall(r"said (\w+)=([^\r\n]*)", shown))
     assert said["terminal"] == "yes"

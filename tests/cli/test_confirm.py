@@ -1,0 +1,340 @@
+"""A repository that was just cloned names what is the user's: one question, before anything is lent.
+
+Seen to fail: with `_agreed` true without asking (all that answer), with `confirm` after the plugins in `moat claude`
+(the credential is asked for first), with `tcflush` left out (typed ahead), with `project_of` the path as it was given
+(two spellings), and with the file read again after the answer (changed meanwhile).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moat.grants import Credential, CredentialInfo, CredentialKind, Secret
+from moat.paths import Home
+from moat.runtime.confirmed import confirm, unconfirmed
+from moat.runtime.demands import Demand
+from moat.vault import open_vault
+from moat.vault.key import NewKey
+from tests.cli.wizard import Start
+from tests.git.kit import git, repository
+from tests.vault.conftest import NOW
+
+Moat = Callable[..., subprocess.CompletedProcess[str]]
+pytestmark = [pytest.mark.embedded, pytest.mark.usefixtures("embedded")]
+HOSTS = {
+    "linear": ("api.linear.app",),
+    "vercel": ("api.vercel.com", "vercel.com"),
+    "anthropic": ("api.anthropic.com",),
+    "ssh:github.com": ("github.com",),
+}
+QUESTION = "Use them in this workspace? [Y/n]: "
+
+
+@pytest.fixture(autouse=True)
+def _stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user granted long ago, for something else."""
+    monkeypatch.setenv("MOAT_KEYRING_BACKEND", "file")
+    monkeypatch.setenv("MOAT_KEY_FILE", str(tmp_path / "key"))
+    vault = open_vault(Home.from_environment(), new_key=lambda: NewKey(key_file=tmp_path / "key"))
+    for name, hosts in HOSTS.items():
+        vault.put(Credential(CredentialInfo(name, CredentialKind.TOKEN, hosts, NOW), Secret("of-the-user")))
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    place = tmp_path / "clone"
+    place.mkdir()
+    (tmp_path / "notes").mkdir()
+    write(place, "grants: [linear, ssh:github.com]\nnetwork: {host: [5432]}\nmounts: [../notes:/data:ro]\n")
+    return place
+
+
+def write(place: Path, text: str) -> None:
+    (place / "agent.yaml").write_text(text)
+
+
+def runs(moat: Moat) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(moat("list", "--json").stdout)
+    return found
+
+
+def kept() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = json.loads((Home.from_environment().root / "workspaces.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("terminal", ["xterm-256color", "dumb"])
+@pytest.mark.parametrize(("answer", "status"), [("n\r", 2), ("\x03", 130), ("\x04", 130)])
+def test_what_was_not_allowed_does_not_start(
+    start: Start, moat: Moat, clone: Path, terminal: str, answer: str, *, status: int
+) -> None:
+    asked = start("run", str(clone), "--", "true", size=(24, 80), TERM=terminal)
+    asked.sees(QUESTION)
+    rows = asked.shown().splitlines()
+    assert rows[:3] == [
+        "agent.yaml asks for what is yours:",
+        "  grants        linear, ssh:github.com",
+        "  host ports    5432",
+    ]
+    assert "".join(rows[3:]) == f"  mounts        {clone.parent}/notes{QUESTION.rstrip()}"
+    asked.types(answer)
+    asked.ends(status)
+    if status == 2:
+        assert "moat: error: nothing was started: agent.yaml asks for what you did not allow" in asked.shown()
+        assert "moat: hint: take it out of agent.yaml" in asked.shown()
+    assert runs(moat) == []
+    assert not (Home.from_environment().root / "workspaces.json").exists()
+
+
+def test_enter_says_yes_once_for_a_workspace_and_what_it_asks_for(
+    start: Start, moat: Moat, clone: Path, tmp_path: Path
+) -> None:
+    write(clone, "grants: [linear]\nmounts: [../notes:/data:ro]\n")
+    asked = start("run", str(clone), "--", "echo", "started")
+    asked.sees(QUESTION)
+    asked.types("\r")
+    asked.sees("started")
+    asked.ends()
+    assert kept() == {str(clone): ["grant linear", f"mount {tmp_path}/notes"]}
+    file = Home.from_environment().root / "workspaces.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+
+    (tmp_path / "way").symlink_to(clone)
+    for spelling in (clone, tmp_path / "way", tmp_path / "notes" / ".." / "clone"):
+        again = start("run", str(spelling), "--", "echo", "started")
+        again.sees("started")
+        again.ends()
+        assert b"yours" not in again.raw, "asked once, however the path is spelled"
+    write(clone, "grants: [linear]\n")
+    less = start("run", str(clone), "--", "true")
+    less.ends()
+    assert b"yours" not in less.raw
+
+    write(clone, "grants: [linear, vercel]\nnetwork: {host: [5432, 5433]}\n")
+    more = start("run", str(clone), "--", "true")
+    more.sees(QUESTION)
+    assert more.shown().splitlines()[:3] == [
+        "agent.yaml asks for more that is yours:",
+        "  grants        vercel",
+        "  host ports    5432, 5433",
+    ]
+    more.types("n\r")
+    more.ends(2)
+    named = start("run", str(clone), "--grant", "vercel", "--", "true")
+    named.sees(QUESTION)
+    assert named.shown().splitlines()[1] == "  host ports    5432, 5433", "the user named the grant"
+    named.types("y\r")
+    named.ends()
+    assert kept()[str(clone)] == ["grant linear", f"mount {tmp_path}/notes", "port 5432", "port 5433"]
+    assert [len(run["grants"]) for run in runs(moat)] == [2, 1, 1, 1, 1, 1]
+    background = start("run", "-d", str(clone), "--grant", "vercel", "--", "true")
+    background.ends()
+    assert b"yours" not in background.raw
+
+
+def test_a_session_asks_before_it_does_anything_for_the_file(start: Start, moat: Moat, clone: Path) -> None:
+    """Anthropic's grant is what `moat claude` is for; its credential would be missed right after the question."""
+    write(clone, "grants: [claude, linear]\nclaude: {marketplaces: {m: {source: github, repo: a/b}}}\n")
+    for command in (("claude", "-p", "hi"), ("claude", "-d"), ("run", "-d")):
+        asked = start(*command, str(clone), *(("--", "true") if command[0] == "run" else ()))
+        asked.sees(QUESTION)
+        grants = "linear" if command[0] == "claude" else "anthropic, linear"
+        assert asked.shown().splitlines()[1] == f"  grants        {grants}"
+        asked.types("n\r")
+        asked.ends(2)
+    assert runs(moat) == []
+
+
+def test_what_was_confirmed_is_what_runs(start: Start, moat: Moat, clone: Path, tmp_path: Path) -> None:
+    write(clone, "mounts: [link:/data:ro]\n")
+    (tmp_path / "notes" / "it").write_text("meant")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "it").write_text("not meant")
+    (clone / "link").symlink_to(tmp_path / "notes")
+    asked = start("run", str(clone), "--", "cat", "/data/it")
+    asked.sees(QUESTION)
+    assert f"{tmp_path}/notes" in asked.shown().replace("\n", ""), "where the link leads"
+    write(clone, "grants: [linear]\nmounts: [link:/data:ro]\n")
+    (clone / "link").unlink()
+    (clone / "link").symlink_to(tmp_path / "other")
+    asked.types("\r")
+    asked.ends()
+    assert "meant" in asked.shown()
+    assert "not meant" not in asked.shown()
+    (run,) = runs(moat)
+    assert run["grants"] == []
+    changed = start("run", str(clone), "--", "true")
+    changed.sees("agent.yaml asks for what is yours:", "linear", f"{tmp_path.name}", QUESTION)
+    changed.types("n\r")
+    changed.ends(2)
+
+
+def test_what_was_typed_before_the_question_is_no_answer(start: Start, moat: Moat, clone: Path) -> None:
+    asked = start("run", str(clone), "--", "true")
+    asked.send("\r\r\r")
+    asked.sees(QUESTION)
+    time.sleep(1)
+    assert asked.isalive()
+    asked.types("n\r")
+    asked.ends(2)
+    assert runs(moat) == []
+
+
+def test_where_nobody_can_be_asked_it_is_told(start: Start, moat: Moat, clone: Path) -> None:
+    write(clone, "grants: [linear]\nnetwork: {host: [5432]}\n")
+    told = (
+        "moat: warning: agent.yaml asks for what is yours, and nobody has confirmed it: grants linear; "
+        "host ports 5432\n"
+    )
+    done = moat("run", str(clone), "--", "echo", "started")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "started\n", told)
+    for quiet in ({"MOAT_NO_PROMPT": "1"}, {}):
+        flags = () if quiet else ("--no-prompt",)
+        unasked = start("run", str(clone), *flags, "--", "echo", "started", **quiet)
+        unasked.sees("nobody has confirmed it", "started")
+        unasked.ends()
+    assert not (Home.from_environment().root / "workspaces.json").exists(), "going on is no answer"
+    confirm(Home.from_environment(), clone, [Demand("grant", "linear"), Demand("port", "5432")])
+    assert moat("run", str(clone), "--", "true").stderr == ""
+
+
+def test_the_user_may_have_such_runs_refused(start: Start, moat: Moat, clone: Path, home: Path) -> None:
+    write(clone, "grants: [linear]\n")
+    settings = home / ".moat" / "config.yaml"
+    settings.write_text("workspaces: {unconfirmed: refuse}\n")
+    settings.chmod(0o600)
+    done = moat("run", str(clone), "--", "true")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "moat: error: agent.yaml asks for what is yours, and nobody has confirmed it: grants linear\n"
+        "moat: hint: review it; then run this once on a terminal and answer, or add --accept-config\n"
+    )
+    assert runs(moat) == []
+    assert moat("run", str(clone), "--grant", "linear", "--", "true").returncode == 0, "named by the user"
+    vouched = moat("run", str(clone), "--accept-config", "--", "true")
+    assert (vouched.returncode, "warning: agent.yaml asks" in vouched.stderr) == (0, True)
+    assert moat("run", str(clone), "--", "true").returncode == 2, "for one run"
+    asked = start("run", str(clone), "--accept-config", "--", "true")
+    asked.sees(QUESTION)
+    asked.types("\r")
+    asked.ends()
+    assert moat("run", str(clone), "--", "true").returncode == 0
+    settings.write_text("workspaces:\n  unconfirmed: refused\n")
+    wrong = moat("run", str(clone), "--grant", "vercel", "--", "true")
+    assert "config.yaml:2:16: workspaces.unconfirmed must be one of pass, refuse" in wrong.stderr
+
+
+def test_worktrees_of_a_repository_are_asked_about_once(start: Start, tmp_path: Path) -> None:
+    project = repository(tmp_path / "project")
+    write(project, "network: {host: [5432]}\n")
+    git("add", "agent.yaml", cwd=project)
+    git("commit", "--quiet", "-m", "file", cwd=project)
+    first = start("run", str(project), "--worktree", "one", "--", "true")
+    first.sees(QUESTION)
+    first.types("\r")
+    first.ends()
+    second = start("run", str(project), "--worktree", "two", "--", "true")
+    second.ends()
+    assert b"yours" not in second.raw
+    assert list(kept()) == [str(project)]
+
+
+def test_an_answer_that_cannot_be_kept_counts_for_the_run(start: Start, clone: Path) -> None:
+    write(clone, "network: {host: [5432]}\n")
+    root = Home.from_environment().root
+    (root / "workspaces.json").mkdir()
+    for _ in range(2):
+        asked = start("run", str(clone), "--", "echo", "started")
+        asked.sees(QUESTION)
+        asked.types("\r")
+        asked.sees("warning: the next run asks again, the answer cannot be kept: Is a directory", "started")
+        asked.ends()
+
+
+def test_another_profile_has_other_credentials(
+    start: Start, clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(clone, "grants: [linear]\n")
+    confirm(Home.from_environment(), clone, [Demand("grant", "linear")])
+    monkeypatch.setenv("MOAT_PROFILE", "work")
+    vault = open_vault(Home.from_environment(), new_key=lambda: NewKey(key_file=tmp_path / "key"))
+    info = CredentialInfo("linear", CredentialKind.TOKEN, HOSTS["linear"], NOW)
+    vault.put(Credential(info, Secret("of-the-company")))
+    monkeypatch.delenv("MOAT_PROFILE")
+    asked = start("run", "--profile", "work", str(clone), "--", "true")
+    asked.sees("grants        linear (profile work)", QUESTION)
+    asked.types("n\r")
+    asked.ends(2)
+
+
+def test_what_is_not_granted_is_missing_and_not_asked_about(start: Start, clone: Path) -> None:
+    write(clone, "grants: [gitlab, linear]\n")
+    asked = start("run", str(clone), "--", "true")
+    asked.sees("grants        linear\r\n", QUESTION)
+    asked.types("\r")
+    asked.sees("missing grant: gitlab", "Grant now?")
+    asked.types("n\r")
+    asked.ends(3)
+    assert kept() == {str(clone): ["grant linear"]}
+
+
+def test_a_path_cannot_draw(start: Start, clone: Path, tmp_path: Path) -> None:
+    odd = "no\u202et, es\u200b"
+    (tmp_path / odd).mkdir()
+    write(clone, f'mounts: ["../{odd}:/data:ro"]\n')
+    asked = start("run", str(clone), "--", "true")
+    asked.sees(QUESTION)
+    assert "no\\x202et, es\\x200b" in asked.shown().replace("\n", "")
+    asked.types("n\r")
+    asked.ends(2)
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{", b"\xff", b"[]", b'{"PLACE": "port 1"}', b'{"PLACE": [1, null]}', b"[" * 100_000, b'{"PLACE": {"port 1": 1}}'],
+    ids=range(8),
+)  # fmt: skip
+def test_a_damaged_file_asks_again(tmp_path: Path, damage: bytes) -> None:
+    home, port = Home.from_environment(), Demand("port", "1")
+    file = home.root / "workspaces.json"
+    file.write_bytes(damage.replace(b"PLACE", bytes(tmp_path)))
+    file.chmod(0o600)
+    assert unconfirmed(home, tmp_path, [port]) == (port,)
+    confirm(home, tmp_path, [port])
+    assert unconfirmed(home, tmp_path, [port]) == ()
+
+
+def test_what_others_could_have_written_is_no_answer(tmp_path: Path) -> None:
+    home, port = Home.from_environment(), Demand("port", "1")
+    confirm(home, tmp_path, [port])
+    file = home.root / "workspaces.json"
+    for mode in (0o620, 0o602):
+        file.chmod(mode)
+        assert unconfirmed(home, tmp_path, [port]) == (port,)
+    if os.geteuid() == 0:
+        file.chmod(0o600)
+        os.chown(file, 4711, 4711)
+        assert unconfirmed(home, tmp_path, [port]) == (port,)
+
+
+def test_two_at_once_lose_no_answer(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from moat.paths import Home; from moat.runtime.demands import Demand; "
+        "from moat.runtime.confirmed import confirm\n"
+        "for n in range(20): confirm(Home.from_environment(), Path('/w'), [Demand('port', sys.argv[1] + str(n))])"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", program, str(number)]) for number in (1, 2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert len(kept()["/w"]) == 40
