@@ -2,6 +2,9 @@
 
 npm runs no install scripts here, uv takes wheels only: what a package would do while it is installed
 must not be done on the host. Both read the user's own settings and check every file against its index.
+
+A package may ask for another one from git. npm would run git with all that the user's git may do: it would
+fetch his private repositories, and those on this disk, into what a sandbox sees. So npm starts no program.
 """
 
 from __future__ import annotations
@@ -23,12 +26,20 @@ from moat.runtime.deps.package import Package
 
 _SECONDS = 900
 _TAIL = 12  # lines of a failed installation that are shown
+_NO_PROGRAMS = b"""\
+const refuse = () => { throw new Error("a package wants another one from git, which npm may not run here"); };
+const programs = require("node:child_process");
+for (const name of ["exec", "execFile", "execFileSync", "execSync", "fork", "spawn", "spawnSync"])
+  programs[name] = refuse;
+require("node:module").syncBuiltinESMExports();
+"""
 _SECRET = re.compile(r"(://)[^/@\s]+@")
 
 
 async def install_node_tools(packages: Sequence[Package], node: Path, tree: Path, cache: Path) -> None:
     """As `npm install --global` lays them out. `node` is the tree with node and npm. Raises StartError."""
-    words = [str(node / "bin/node"), str(node / "lib/node_modules/npm/bin/npm-cli.js")]
+    words = [str(node / "bin/node"), "--require", _kept(cache / "no-programs.cjs", _NO_PROGRAMS)]
+    words += [str(node / "lib/node_modules/npm/bin/npm-cli.js")]
     words += ["install", "--global", f"--prefix={tree}", "--ignore-scripts", "--no-audit", "--no-fund"]
     words += ["--no-update-notifier", "--loglevel=error", f"--cache={cache / 'npm-cache'}"]
     names = [f"{package.name}@{package.version}" for package in packages]
@@ -62,10 +73,12 @@ async def install_python(
 
 def _bundle(cache: Path) -> str:
     """What the host trusts, as a file that both programs can read."""
-    path = cache / "host-ca.pem"
-    bundle = trust.host_bundle()
-    if not path.exists() or path.read_bytes() != bundle:
-        write_private(path, bundle)
+    return _kept(cache / "host-ca.pem", trust.host_bundle())
+
+
+def _kept(path: Path, content: bytes) -> str:
+    if not path.exists() or path.read_bytes() != content:
+        write_private(path, content)
     return str(path)
 
 
