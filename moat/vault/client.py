@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import ssl
+import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 
 import aiohttp
@@ -33,13 +34,18 @@ async def https_client(
     )
     async with aiohttp.ClientSession(
         connector=connector,
-        proxy=None if detour else upstream.proxy,
-        trust_env=upstream.proxy is None and not detour,  # HTTPS_PROXY of this shell
+        proxy=None if detour else upstream.proxy or _proxy_of_shell(host),
+        trust_env=False,  # with the variables of a proxy it would take logins from ~/.netrc, for any host
         timeout=aiohttp.ClientTimeout(total=TIMEOUT),
         headers={"User-Agent": "moat"},
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
         yield session
+
+
+def _proxy_of_shell(host: str) -> str | None:
+    """HTTPS_PROXY, unless NO_PROXY speaks for `host`."""
+    return None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get("https")
 
 
 @contextlib.contextmanager

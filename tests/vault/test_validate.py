@@ -52,6 +52,22 @@ def anthropic(
     return asyncio.run(check_anthropic(kind, Secret(secret), upstream))
 
 
+def test_no_login_of_a_netrc_is_sent(api: Vendor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen failing with aiohttp's `trust_env`: Anthropic got the password, and a GitHub token ended in a ValueError."""
+    (tmp_path / "netrc").write_text("default login me password of-somewhere-else\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{api.proxy_port}")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    upstream = UpstreamConfig(ca_bundle=api.ca)
+    assert anthropic(KEY, upstream) == Verdict(Outcome.VALID)
+    found = asyncio.run(check_github(Secret("ghp_right"), upstream))
+    assert found == Verdict(Outcome.VALID, login="octocat")
+    assert [asked.headers.get("authorization") for asked in api.asked] == [None, "Bearer ghp_right"]
+
+
 def test_the_right_api_key(api: Vendor, upstream: UpstreamConfig) -> None:
     assert anthropic(KEY, upstream) == Verdict(Outcome.VALID)
     (asked,) = api.asked
