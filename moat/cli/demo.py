@@ -189,7 +189,7 @@ def interpreter(runtime: str) -> tuple[tuple[str, ...], tuple[Mount, ...]]:
     if found:
         return (found,), ()
     name = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    return (f"/opt/python/bin/{name}",), (Mount(Path(sys.base_prefix), "/opt/python", read_only=True),)
+    return (f"/opt/python/bin/{name}",), (Mount.of(Path(sys.base_prefix), "/opt/python", read_only=True),)
 
 
 def ways_out(world: Stage) -> list[dict[str, Any]]:

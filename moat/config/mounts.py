@@ -53,6 +53,8 @@ _SECRETS = (
 def parse_mount(text: str, workspace: Path) -> MountConfig:
     """Read `src:dst[:ro|rw]`; a relative `src` is below `workspace`, `~` is the user's home.
 
+    The source is what it is now, without links: what is judged is what will be mounted.
+
     Raises UsageError with the reason, for the caller to put a place before it.
     """
     parts = text.split(":")
@@ -67,6 +69,7 @@ def parse_mount(text: str, workspace: Path) -> MountConfig:
         raise UsageError(reason)
     if not source.exists():
         raise UsageError(f"{parts[0]} does not exist")
+    source = source.resolve()
     if reason := refused_source(source):
         raise UsageError(reason)
     return MountConfig(source, posixpath.normpath(target), read_only=parts[2:] == ["ro"])

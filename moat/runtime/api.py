@@ -83,7 +83,7 @@ def start(
         grants=tuple(grants),
         env=dict(env or {}),
         network=network or NetworkConfig(),
-        mounts=tuple(mounts),
+        mounts=tuple(Mount.of(mount.source, mount.target, read_only=mount.read_only) for mount in mounts),
         runtime=runtime,
         name=name,
         tty=tty,

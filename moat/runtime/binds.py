@@ -3,6 +3,9 @@
 A user's own runs have the user's uid, so everything fits. Moat run by root must not run an agent as uid 0:
 the agent gets another uid, and an idmapped mount shows it root's files as its own (what it makes
 is root's on disk). The mounts are made on the host, below the run's directory, and bound from there.
+
+The engine takes names, not descriptors. So the first program of the container compares what is mounted with
+what was held here (`Binds.proofs`), and starts no command where a name has led elsewhere meanwhile.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from pathlib import Path
 
 from moat.errors import StartError
 from moat.paths import private_dir
-from moat.runtime import engine_socket, idmap, mounts
+from moat.runtime import engine_socket, idmap, mounts, sources
 from moat.runtime.container import EGRESS, Identity
 from moat.runtime.sandbox import AGENT_UID, WORKSPACE, Mount, SandboxSpec
 
@@ -47,27 +50,28 @@ class Binds:
 
     def __init__(self, directory: Path, run_id: str, engine: Path) -> None:
         self._engine = engine
+        self._held: list[int] = []
+        self.proofs: list[str] = []  # DEVICE:INODE:TARGET of what is to be mounted
         self._place = directory / f"{run_id}{_SUFFIX}"
 
     def make(self, spec: SandboxSpec, identity: Identity, egress: Path) -> list[Mount]:
-        """Everything to bind. Raises StartError where an idmapped mount cannot be made."""
+        """Everything to bind. Raises StartError where a source is a link, or an idmapped mount impossible."""
         wanted = [Mount(spec.workspace, WORKSPACE), *spec.mounts]
         seen = [self._seen_by(mount, identity, number) for number, mount in enumerate(wanted)]
         return [*seen, Mount(egress, EGRESS, read_only=True)]
 
     def _seen_by(self, mount: Mount, identity: Identity, number: int) -> Mount:
         """The mount as `identity` can use it: itself, or an idmapped one in its place."""
-        try:
-            source = mount.source.resolve(strict=True)
-            owner = source.stat()
-        except OSError as error:
-            raise StartError(f"mount {mount.source}: {error.strerror}") from None
-        if os.geteuid() != 0 or owner.st_uid != 0 or identity.uid == 0:
-            _check_name(source)
-            return Mount(source, mount.target, mount.read_only)
-        return Mount(self._idmapped(source, identity, number), mount.target, mount.read_only)
+        held = sources.hold(mount.source)
+        self._held.append(held)
+        found = os.fstat(held)
+        self.proofs.append(f"{found.st_dev}:{found.st_ino}:{mount.target}")
+        if os.geteuid() != 0 or found.st_uid != 0 or identity.uid == 0:
+            _check_name(mount.source)
+            return mount
+        return Mount(self._idmapped(held, mount.source, identity, number), mount.target, mount.read_only)
 
-    def _idmapped(self, source: Path, identity: Identity, number: int) -> Path:
+    def _idmapped(self, held: int, source: Path, identity: Identity, number: int) -> Path:
         target = private_dir(self._place) / str(number)
         if not engine_socket.shares_mounts(self._engine):
             raise StartError(
@@ -75,7 +79,7 @@ class Binds:
                 hint=_HINT,
             )
         try:
-            tree = idmap.clone(str(source))
+            tree = idmap.clone(held)
             try:
                 idmap.show_as(tree, identity.uid, identity.gid)
                 idmap.attach(tree, str(target))
@@ -89,6 +93,8 @@ class Binds:
 
     def remove(self) -> None:
         """Take the mounts away. Idempotent. Raises OSError when one stays."""
+        while self._held:
+            os.close(self._held.pop())
         mounts.remove(self._place)
 
     @staticmethod

@@ -21,8 +21,7 @@ from moat.runtime import seccomp, syscalls
 from moat.runtime.sandbox import CA_BUNDLE, HOME, HOST_ADDRESS, HOST_NAME, WORKSPACE, HomeFile
 
 INSTALL_HINT = "apt-get install bubblewrap"
-_MIN_VERSION = (0, 5)  # --perms
-
+_UPGRADE_HINT = "install the security updates of your distribution, or bubblewrap 0.10 or newer"
 _TOP = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")  # symlinks into /usr, or old directories
 _ETC = (  # of the host; nothing that names the host, its users or its network
     "/etc/alternatives",
@@ -49,27 +48,21 @@ _RUN_SIZE = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """An installed bubblewrap."""
+    """An installed bubblewrap, and what it can do: distributions mend old versions with new options."""
 
     path: str
-    version: tuple[int, ...]
+    options: frozenset[str]
 
-    @property
-    def disables_userns(self) -> bool:
-        return self.version >= (0, 8)
-
-    @property
-    def sizes_tmpfs(self) -> bool:
-        return self.version >= (0, 7)
+    def has(self, option: str) -> bool:
+        return option in self.options
 
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """`source` as bubblewrap sees it, which may be a staged copy."""
-
-    source: str
+    source: str  # for messages
     target: str
-    read_only: bool = False
+    read_only: bool
+    fd: int  # of the source (`sources.hold`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +72,7 @@ class Tree:
     uid: int
     gid: int
     binds: tuple[Bind, ...]  # the workspace among them
+    staged: str | None  # run by root: the launcher puts them at `staged`/<index>, where only root may write
     home_files: tuple[HomeFile, ...]
     ca_bundle: bytes
     env: Mapping[str, str]
@@ -132,27 +126,36 @@ def find() -> Tool:
         os.stat(path).st_mode & stat.S_ISUID
     ):  # its namespaces are then root's: no listener can be made in them
         raise StartError(f"{path} is set-uid root, which Moat cannot use", hint=f"chmod u-s {path}")
-    output = subprocess.run(
-        [path, "--version"], capture_output=True, text=True, timeout=10, check=False
-    ).stdout
-    numbers = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", output)
-    version = tuple(int(part) for part in numbers.groups("0")) if numbers else (0,)
-    if version < _MIN_VERSION:
-        raise StartError(f"bubblewrap is too old: {output.strip()}", hint="install bubblewrap 0.5 or newer")
-    return Tool(path, version)
+    tool = Tool(path, frozenset(re.findall(r"--[a-z-]+", _said(path, "--help"))))
+    needed = "--perms" if os.geteuid() == 0 else "--bind-fd"
+    if not tool.has(needed):
+        raise StartError(f"bubblewrap is too old: {version(tool)} has no {needed}", hint=_UPGRADE_HINT)
+    return tool
+
+
+def version(tool: Tool) -> str:
+    """For people."""
+    return _said(tool.path, "--version").strip()
+
+
+def _said(path: str, option: str) -> str:
+    done = subprocess.run([path, option], capture_output=True, text=True, timeout=10, check=False)
+    return done.stdout
 
 
 def arguments(tool: Tool, tree: Tree) -> Arguments:
-    """Everything but the descriptors that belong to the launch (`--info-fd`, `--block-fd`)."""
-    result = Arguments()
+    """Everything but the descriptors that belong to the launch (`--info-fd`, `--block-fd`).
+
+    Those of the binds are the result's from here on, whatever happens.
+    """
+    result = Arguments(fds=[bind.fd for bind in tree.binds])
     try:
         _namespaces(result, tool)
         _system(result)
         _etc(result, tree)
         _temporary(result, tool, tree.memory)
         _home(result, tree)
-        for bind in sorted(tree.binds, key=lambda bind: bind.target.count("/")):
-            result.add("--ro-bind" if bind.read_only else "--bind", bind.source, bind.target)
+        _binds(result, tree)
         result.add("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORKSPACE)
         result.add("--seccomp", result.data(seccomp.program(bits=syscalls.refused_bits())))
         result.add("--clearenv")
@@ -167,12 +170,22 @@ def arguments(tool: Tool, tree: Tree) -> Arguments:
     return result
 
 
+def _binds(result: Arguments, tree: Tree) -> None:
+    """Outer ones first. By descriptor, which bubblewrap compares with what it has mounted."""
+    for index, bind in sorted(enumerate(tree.binds), key=lambda item: item[1].target.count("/")):
+        option = "--ro-bind" if bind.read_only else "--bind"
+        if tree.staged is None:
+            result.add(f"{option}-fd", bind.fd, bind.target)
+        else:
+            result.add(option, f"{tree.staged}/{index}", bind.target)
+
+
 def _namespaces(result: Arguments, tool: Tool) -> None:
     result.add("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts")
     # The attendant (`namespace`) ends a sandbox as well, but only with the supervisor, and not when it was
     # killed itself: bubblewrap that is killed would leave its sandbox behind.
     result.add("--unshare-cgroup-try", "--die-with-parent", "--cap-drop", "ALL", "--hostname", "moat")
-    if tool.disables_userns:
+    if tool.has("--disable-userns"):
         result.add("--disable-userns")
 
 
@@ -223,7 +236,7 @@ def _temporary(result: Arguments, tool: Tool, memory: int) -> None:
     )
     for path, mode, size in places:
         result.add("--perms", f"{mode:04o}")
-        if tool.sizes_tmpfs:
+        if tool.has("--size"):
             result.add("--size", size)
         result.add("--tmpfs", path)
     result.add("--symlink", "../run", "/var/run")

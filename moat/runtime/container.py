@@ -34,6 +34,7 @@ def configuration(
     image: str,
     identity: Identity,
     binds: Iterable[Mount],
+    proofs: Iterable[str] = (),
     memory: int,
     cpus: float = 0.0,
     network: str | None = None,
@@ -41,11 +42,14 @@ def configuration(
 ) -> dict[str, Any]:
     """The body of the engine's `create`. `memory`: bytes, `cpus`: a number; 0 where there is no limit.
 
+    `proofs`: what the first program is to find mounted (`binds`).
     `network`: the container whose network namespace is joined (`container:<id>`); None: one of its own.
     """
     options = ["--size", f"{spec.tty.columns}x{spec.tty.rows}"] if spec.tty else []
     for port in spec.host_ports:
         options += ["--host-port", str(port)]
+    for proof in proofs:
+        options += ["--mounted", proof]
     options += ["--ingress"] if spec.ingress else []
     for port in spec.captured:
         options += ["--capture", str(port)]

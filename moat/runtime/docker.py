@@ -175,6 +175,7 @@ class DockerRuntime:
             image=image.id,
             identity=identity,
             binds=binds,
+            proofs=sandbox.binds.proofs,
             memory=(spec.memory or default_memory()) if info.limits_memory else 0,
             cpus=min(spec.cpus, info.cpus) if info.limits_cpus else 0.0,
             network=sandbox.pod.network if sandbox.pod else None,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import signal
 import socket
@@ -20,7 +19,7 @@ from pathlib import Path
 import anyio
 
 from moat.errors import StartError
-from moat.runtime import bwrap, cgroup, launcher, processes, procfs
+from moat.runtime import bwrap, cgroup, launcher, processes, procfs, sources
 from moat.runtime.dial import NamespaceDialler
 from moat.runtime.embedded_exec import Belonging, EmbeddedExecution, execute
 from moat.runtime.environment import complete
@@ -50,7 +49,6 @@ _HINTS = {
     ),
     "launch": "Moat run by root needs the right to mount (CAP_SYS_ADMIN); else run it as an ordinary user",
     "network": "run `moat doctor`",
-    "source": "check that the workspace and the mounts in agent.yaml exist",
 }
 
 
@@ -234,12 +232,12 @@ class EmbeddedRuntime:
         import tempfile  # not for a run
 
         with tempfile.TemporaryDirectory(prefix="moat-probe-") as directory:
-            path = Path(directory)
+            path = Path(directory).resolve()  # /tmp may be a link
             spec = SandboxSpec(
                 run_id=path.name, argv=("true",), workspace=path, ca_bundle=b"", directory=path
             )
             try:
-                version = bwrap.find().version
+                version = bwrap.version(bwrap.find())
                 sandbox = await self.create(spec, _NoEgress(), lambda _line: None)
             except StartError as error:
                 return Probe(usable=False, reason=str(error), hint=error.hint or "")
@@ -250,21 +248,19 @@ class EmbeddedRuntime:
                 await sandbox.destroy()
         if status != 0:
             return Probe(usable=False, reason=f"`true` in a sandbox ended with status {status}")
-        number = ".".join(str(part) for part in version)
         limits = ", ".join(f"{what} by {how}" for what, how in sorted(sandbox.limits.items()))
-        return Probe(usable=True, reason=f"bubblewrap {number}; limits: {limits or 'none'}")
+        return Probe(usable=True, reason=f"{version}; limits: {limits or 'none'}")
 
     async def create(self, spec: SandboxSpec, egress: Egress, progress: Progress) -> EmbeddedSandbox:
         """Raises StartError where bubblewrap, user namespaces or (for root) idmapped mounts are missing."""
         tool = bwrap.find()
-        binds = _binds(spec)
-        bwrap.check_targets([bind.target for bind in binds[1:]], spec.home_files)
+        bwrap.check_targets([mount.target for mount in spec.mounts], spec.home_files)
         if len(spec.host_ports) + len(spec.captured) > _MAX_PORTS:
             raise StartError(f"more than {_MAX_PORTS} host ports")
         progress("starting the sandbox")
         ahead, self._ahead = self._ahead or launcher.stand_by(spec.run_id), None
         try:
-            sandbox = _launch(ahead, tool, spec, binds)
+            sandbox = _launch(ahead, tool, spec)
         except BaseException:
             ahead.dismiss()
             raise
@@ -291,39 +287,34 @@ class _NoEgress:
 
 
 def _binds(spec: SandboxSpec) -> list[bwrap.Bind]:
-    """The workspace first, then the run's mounts, with their real paths. Raises StartError."""
-    binds = []
-    for mount in (Mount(spec.workspace, WORKSPACE), *spec.mounts):
-        try:
-            source = mount.source.resolve(strict=True)
-        except OSError as error:
-            raise StartError(
-                f"cannot mount {mount.source}: {error.strerror}", hint=_HINTS["source"]
-            ) from error
-        if not source.is_dir() and not source.is_file():
-            raise StartError(f"cannot mount {mount.source}: neither a directory nor a plain file")
-        binds.append(bwrap.Bind(str(source), mount.target, mount.read_only))
+    """The workspace first, then the run's mounts, each with a descriptor of its source. Raises StartError."""
+    binds: list[bwrap.Bind] = []
+    try:
+        for mount in (Mount(spec.workspace, WORKSPACE), *spec.mounts):
+            fd = sources.hold(mount.source)
+            binds.append(bwrap.Bind(str(mount.source), mount.target, mount.read_only, fd))
+    except BaseException:
+        for bind in binds:
+            os.close(bind.fd)
+        raise
     return binds
 
 
-def _launch(
-    ahead: launcher.Standby, tool: bwrap.Tool, spec: SandboxSpec, binds: list[bwrap.Bind]
-) -> EmbeddedSandbox:
+def _launch(ahead: launcher.Standby, tool: bwrap.Tool, spec: SandboxSpec) -> EmbeddedSandbox:
     """Have the launcher become bubblewrap. Raises StartError before anything runs."""
     root = os.geteuid() == 0
     uid, gid = (AGENT_UID, AGENT_UID) if root else (os.getuid(), os.getgid())
     memory = spec.memory or _default_memory()
-    stage: list[dict[str, str | bool]] = []
-    if root:
-        stage = [{"path": bind.source, "read_only": bind.read_only} for bind in binds]
-        binds = [dataclasses.replace(bind, source=f"{_SCRATCH}/{index}") for index, bind in enumerate(binds)]
+    environment = complete(spec.env, terminal=spec.tty is not None)
+    binds = _binds(spec)
     tree = bwrap.Tree(
         uid=uid,
         gid=gid,
         binds=tuple(binds),
+        staged=_SCRATCH if root else None,
         home_files=spec.home_files,
         ca_bundle=spec.ca_bundle,
-        env=complete(spec.env, terminal=spec.tty is not None),
+        env=environment,
         memory=memory,
     )
     arguments = bwrap.arguments(tool, tree)
@@ -334,7 +325,7 @@ def _launch(
         environment=launcher.environment(spec.run_id),
         drop_to=uid if root else None,
         scratch=_SCRATCH,
-        stage=stage,
+        stage=[{"fd": bind.fd, "path": bind.source, "read_only": bind.read_only} for bind in binds if root],
         cgroups={name: str(path) for name, path in group.directories.items()},
         rlimits=launcher.rlimits(memory=memory, pids=spec.pids, cpus=spec.cpus),
         listeners=launcher.listeners(spec.host_ports, spec.captured),

@@ -60,10 +60,10 @@ def private_mounts(scratch: str) -> None:
     )
 
 
-def clone(path: str) -> int:
-    """A detached copy of the mount tree at `path`, as a file descriptor."""
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE
-    return check(_libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), f"cannot take {path}")
+def clone(source: int) -> int:
+    """A detached copy of the mount tree at the file that `source` holds, as a file descriptor."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_RECURSIVE | _AT_EMPTY_PATH
+    return check(_libc.syscall(_OPEN_TREE, source, b"", flags), "copy of a mount")
 
 
 def show_as(tree: int, uid: int, gid: int) -> None:

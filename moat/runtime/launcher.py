@@ -45,7 +45,7 @@ class Plan:
     environment: dict[str, str]  # of launcher, attendant and bubblewrap itself, not of the command
     drop_to: int | None  # run by root: the uid to become
     scratch: str  # run by root: covered by a private tmpfs that holds the staged mounts
-    stage: list[dict[str, str | bool]]  # run by root: what to take, in the order of `scratch`/<index>
+    stage: list[dict[str, str | bool | int]]  # run by root: what to take, in the order of `scratch`/<index>
     cgroups: dict[str, str]
     rlimits: dict[str, int]
     listeners: list[Listener]

@@ -118,14 +118,16 @@ def _die_with(parent: int) -> None:
 def _stage(sources: list[dict[str, Any]], scratch: str, uid: int) -> None:
     """Put every source at `scratch`/<index>, as the agent's own where that is possible.
 
-    All are opened before `scratch` is covered: a workspace may well lie below it.
+    All are taken before `scratch` is covered: a workspace may well lie below it. None of the descriptors
+    is left to bubblewrap, whose command would find the host behind it.
     """
     trees = []
     for source in sources:
         try:
-            tree = idmap.clone(source["path"])
+            tree = idmap.clone(source["fd"])
         except OSError as error:
-            raise LaunchError("source", error) from error
+            raise LaunchError("source", f"cannot mount {source['path']}: {error}") from error
+        os.close(source["fd"])
         try:
             idmap.show_as(tree, uid, uid)
         except OSError as error:

@@ -9,6 +9,7 @@ through them reaches the `Egress` of the run, and nothing else does.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import field
@@ -37,9 +38,14 @@ Progress = Callable[[str], None]  # one line of what is being done, for a person
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    source: Path
+    source: Path  # a runtime follows no link on the way to it: see `of`
     target: str  # absolute path in the sandbox
     read_only: bool = False
+
+    @classmethod
+    def of(cls, source: Path, target: str, *, read_only: bool = False) -> Mount:
+        """Of what `source` is now, whatever links lead there."""
+        return cls(Path(os.path.realpath(source)), target, read_only)
 
 
 @dataclass(frozen=True, slots=True)

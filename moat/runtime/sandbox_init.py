@@ -1,7 +1,7 @@
 """The first command of a container: makes the only network that there is, then becomes the agent's command.
 
     python3 -I sandbox_init.py [--size COLUMNSxROWS] [--host-port PORT]... [--capture PORT]... [--ingress]
-        -- command...
+        [--mounted DEVICE:INODE:TARGET]... -- command...
     python3 -I sandbox_init.py --signal NUMBER
     python3 -I sandbox_init.py --exec [--size COLUMNSxROWS] -- command...
 
@@ -42,6 +42,16 @@ class Listener:
         self.sock = sock
 
 
+class Options:
+    def __init__(self) -> None:
+        self.size: tuple[int, int] | None = None  # of the window
+        self.ports: list[int] = []  # the host's
+        self.captured: list[int] = []  # further ports to capture
+        self.mounted: list[str] = []  # what is to be found where
+        self.ingress = False  # whether there are endpoints
+        self.command: list[str] = []
+
+
 class Process:
     def __init__(self, pid: int, parent: int, foreground: int, started: int) -> None:
         self.pid = pid
@@ -56,31 +66,46 @@ def main(arguments: list[str]) -> int:
         return send_signal(int(arguments[1]))
     if arguments[:1] == ["--exec"]:
         return join(arguments[1:])
-    size, ports, captured, ingress, command = parse(arguments)
+    options = parse(arguments)
     try:
+        compare(options.mounted)
         make_home()
-        if size:
-            set_size(size)
-        listeners = bind(ports, captured) + ([Listener("dial", connect(DIAL))] if ingress else [])
+        if options.size:
+            set_size(options.size)
+        listeners = bind(options.ports, options.captured)
+        listeners += [Listener("dial", connect(DIAL))] if options.ingress else []
         seccomp.install()  # inherited by the forwarder and by the command
         start_forwarder(listeners)
     except (OSError, seccomp.UnsupportedMachineError) as error:
         say(f"the sandbox could not be made: {error}")
         return EXIT_BROKEN
-    return execute(command)
+    return execute(options.command)
 
 
 def join(arguments: list[str]) -> int:
     """A further command beside the first one: under the same filter, in the network that is there."""
-    size, _, _, _, command = parse(arguments)
+    options = parse(arguments)
     try:
-        if size:
-            set_size(size)
+        if options.size:
+            set_size(options.size)
         seccomp.install()
     except (OSError, seccomp.UnsupportedMachineError) as error:
         say(f"the command cannot be started: {error}")
         return EXIT_BROKEN
-    return execute(command)
+    return execute(options.command)
+
+
+def compare(mounted: list[str]) -> None:
+    """Raises OSError unless every mount shows the very file that the run looked at before it asked for it.
+
+    The engine mounts by name. Nothing of the agent's runs yet, and no other file can have the numbers: the
+    run holds the one that has them.
+    """
+    for word in mounted:
+        device, inode, target = word.split(":", 2)
+        found = os.stat(target)
+        if (found.st_dev, found.st_ino) != (int(device), int(inode)):
+            raise OSError(f"{target} is not what was to be mounted there: its source was replaced meanwhile")
 
 
 def make_home() -> None:
@@ -93,25 +118,27 @@ def say(text: str) -> None:
     os.write(2, f"moat: {text}\n".encode(errors="replace"))
 
 
-def parse(arguments: list[str]) -> tuple[tuple[int, int] | None, list[int], list[int], bool, list[str]]:
-    """Window size, the host's ports, further ports to capture, whether there are endpoints, the command."""
-    size, ports, captured, ingress = None, [], [], False
+def parse(arguments: list[str]) -> Options:
+    options = Options()
     rest = iter(arguments)
     for word in rest:
         if word == "--":
             break
         if word == "--ingress":
-            ingress = True
+            options.ingress = True
             continue
         value = next(rest)
         if word == "--size":
             columns, _, rows = value.partition("x")
-            size = (int(columns), int(rows))
+            options.size = (int(columns), int(rows))
         elif word == "--host-port":
-            ports.append(int(value))
+            options.ports.append(int(value))
         elif word == "--capture":
-            captured.append(int(value))
-    return size, ports, captured, ingress, list(rest)
+            options.captured.append(int(value))
+        elif word == "--mounted":
+            options.mounted.append(value)
+    options.command = list(rest)
+    return options
 
 
 def set_size(size: tuple[int, int]) -> None:

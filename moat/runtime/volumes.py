@@ -53,7 +53,7 @@ class Volumes(Part):
             self._locks.append(_lock(path, fcntl.LOCK_SH))
             if volume.target.startswith(f"{WORKSPACE}/"):
                 _make_mount_point(run.request.workspace, volume.target.removeprefix(f"{WORKSPACE}/"))
-            mounts.append(Mount(path, volume.target, volume.read_only))
+            mounts.append(Mount.of(path, volume.target, read_only=volume.read_only))
         return Addition(mounts=tuple(mounts))
 
     async def aclose(self) -> None:

@@ -29,6 +29,11 @@ def check_mounts(mounts: tuple[Mount, ...], home: Home) -> None:
         source = Path(os.path.realpath(mount.source))
         if not source.exists():
             raise UsageError(f"mount {mount.source}: no such file or directory")
+        if source != mount.source:  # whoever asks for it has judged this name, and not where it leads now
+            raise UsageError(
+                f"mount {mount.source}: it is a symbolic link, or lies below one",
+                hint=f"name what it leads to: {source}",
+            )
         trees = Path(os.path.realpath(home.plugin_trees))
         if not (mount.read_only and trees in source.parents and source.relative_to(trees).parts[0][0] != "."):
             _refuse_own_state(source, home, f"mount {mount.source}")

@@ -23,7 +23,9 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from moat.runtime import launcher
 from moat.runtime.dnsstub import MAX_QUERY, NameTable, answer
 from moat.runtime.embedded import EmbeddedRuntime, EmbeddedSandbox
 from moat.runtime.sandbox import HOST_ADDRESS, HOST_NAME, EgressSockets, HomeFile, Mount, SandboxSpec
@@ -98,6 +100,9 @@ class Order:
     pids: int = 1024
     ingress: bool = False
     beside: list[str] = dataclasses.field(default_factory=list)  # a further command, whose result is told
+    swap: list[str] = dataclasses.field(
+        default_factory=list
+    )  # a path, and where it leads from the last moment on
 
 
 @dataclasses.dataclass
@@ -117,7 +122,7 @@ def spec_of(order: Order, workspace: Path, run_id: str) -> SandboxSpec:
         ca_bundle=BUNDLE,
         directory=workspace,
         env=order.env,
-        mounts=tuple(Mount(Path(source), target, ro) for source, target, ro in order.mounts),
+        mounts=tuple(Mount.of(Path(source), target, read_only=ro) for source, target, ro in order.mounts),
         home_files=tuple(HomeFile(path, data.encode(), mode) for path, data, mode in order.home_files),
         host_ports=tuple(order.host_ports),
         tty=Size(*order.tty) if order.tty else None,
@@ -158,7 +163,9 @@ async def execute(order: Order) -> Result:
     first = 0.0
     streams = {"stdout": bytearray(), "stderr": bytearray()}
     fields = {field.name: getattr(order, field.name) for field in dataclasses.fields(order)}
-    async with sandbox(*fields.pop("argv"), **fields) as made:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_swapped(order.swap))
+        made = await stack.enter_async_context(sandbox(*fields.pop("argv"), **fields))
         await made.start()
         if order.stdin is not None:
             await made.write(order.stdin.encode())
@@ -172,6 +179,20 @@ async def execute(order: Order) -> Result:
             await told.close()
     texts = {name: bytes(data).decode(errors="replace") for name, data in streams.items()}
     return Result(status, texts["stdout"], texts["stderr"], made.limits, first)
+
+
+@contextlib.contextmanager
+def _swapped(names: list[str]) -> Iterator[None]:
+    """The first of `names` becomes a link to the second when all is judged, and nothing is mounted yet."""
+    launch = launcher.launch
+
+    def after_the_swap(*args: Any, **options: Any) -> launcher.Launch:
+        os.rename(names[0], f"{names[0]}.was")
+        os.symlink(names[1], names[0])
+        return launch(*args, **options)
+
+    with mock.patch.object(launcher, "launch", after_the_swap if names else launch):
+        yield
 
 
 def run(*argv: str, who: str = "root", **options: Any) -> Result:

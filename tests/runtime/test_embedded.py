@@ -531,7 +531,7 @@ def test_the_probe_names_what_is_missing_and_how_to_get_it(monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("version", "mode", "reason"),
-    [("0.4.1", 0o755, "too old: bubblewrap 0.4.1"), ("0.8.0", 0o4755, "is set-uid root")],
+    [("0.4.1", 0o755, "too old: bubblewrap 0.4.1 has no --perms"), ("0.8.0", 0o4755, "is set-uid root")],
 )
 def test_the_probe_refuses_a_bubblewrap_that_cannot_do_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, mode: int, reason: str
@@ -544,6 +544,21 @@ def test_the_probe_refuses_a_bubblewrap_that_cannot_do_it(
     assert not probe.usable
     assert reason in probe.reason
     assert probe.hint
+
+
+def test_without_root_a_bubblewrap_must_mount_by_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would mount by name, and another run could redirect the name."""
+    program = tmp_path / "bwrap"
+    program.write_text("#!/bin/sh\necho bubblewrap 0.8.0 --perms --size\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    probe = asyncio.run(EmbeddedRuntime().probe())
+    assert not probe.usable
+    assert "has no --bind-fd" in probe.reason
+    assert "security updates" in probe.hint
 
 
 def test_the_probe_fails_where_user_namespaces_are_refused(tmp_path: Path) -> None:

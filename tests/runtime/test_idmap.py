@@ -14,7 +14,7 @@ import json, os, sys
 from moat.runtime import idmap
 from moat.runtime.namespace import _drop
 source, uid = sys.argv[1], int(sys.argv[2])
-tree = idmap.clone(source)
+tree = idmap.clone(os.open(source, os.O_PATH))
 try:
     idmap.show_as(tree, uid, uid)
 except OSError as error:

@@ -117,9 +117,9 @@ class Claude:
         given = plugins or Delivery()
         mounts = list(given.mounts)
         if self.sync_logs:
-            mounts.append(Mount(shared_directory(home, workspace), SANDBOX_PROJECT))
+            mounts.append(Mount.of(shared_directory(home, workspace), SANDBOX_PROJECT))
         if runtime == "embedded":
-            mounts.append(Mount(find_claude(home, environ), BINARY, read_only=True))
+            mounts.append(Mount.of(find_claude(home, environ), BINARY, read_only=True))
         chosen = {name: environ[name] for name in _PRIVACY if environ.get(name)}
         return Setup(
             argv=("claude", *given.argv, *self.argv()[1:]),

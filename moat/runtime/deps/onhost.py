@@ -47,7 +47,7 @@ class OnHost(Part):
 
 
 def _addition(made: Iterable[Tree]) -> Addition:
-    mounts = tuple(Mount(tree.path, f"{PLACE}/{tree.name}", read_only=True) for tree in made)
+    mounts = tuple(Mount.of(tree.path, f"{PLACE}/{tree.name}", read_only=True) for tree in made)
     first = [f"{mount.target}/bin" for mount in mounts]
     env = {"PATH": ":".join([*first, f"{HOME}/.local/bin", environment.PATH])}
     python = [f"{PLACE}/{tree.name}/{tree.python}" for tree in made if tree.python]

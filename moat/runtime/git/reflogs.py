@@ -45,7 +45,7 @@ def lend(common: Path, run: Path) -> tuple[Mount, ...]:
         bases[path] = (len(content), _digest(content))
     _give(copy, os.stat(common / LOGS))
     write_private(run / _BASE, json.dumps(bases).encode())
-    return (Mount(copy, str(common / LOGS)),)
+    return (Mount.of(copy, str(common / LOGS)),)
 
 
 def bring_back(common: Path, run: Path) -> None:

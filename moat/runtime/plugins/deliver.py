@@ -72,12 +72,12 @@ def _path(plugin: Plugin) -> str:
 
 def _cache_mount(plugin: Plugin) -> Mount:
     assert plugin.tree is not None
-    return Mount(plugin.tree, _path(plugin), read_only=True)
+    return Mount.of(plugin.tree, _path(plugin), read_only=True)
 
 
 def _market_mount(market: Market) -> Mount:
     assert market.tree is not None
-    return Mount(market.tree, _place(market.named.name), read_only=True)
+    return Mount.of(market.tree, _place(market.named.name), read_only=True)
 
 
 def _manifest_file(market: Market) -> HomeFile:

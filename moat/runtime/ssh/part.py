@@ -67,7 +67,7 @@ class SshPart(Part):
         run.start("ssh agent", lambda: agent.serve(sock))
         return Addition(
             env={"SSH_AUTH_SOCK": f"{PLACE}/{_SOCKET}"},
-            mounts=(Mount(directory, PLACE, read_only=True),),
+            mounts=(Mount.of(directory, PLACE, read_only=True),),
             home_files=_home_files(run, grants, known),
             tunnels=tuple(SshTunnel(authority, seen.add) for authority, seen in sessions.items()),
             dependencies=("ssh",),
