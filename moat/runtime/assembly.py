@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from moat.config import NetworkConfig, UserConfig
@@ -77,6 +75,13 @@ class Assembly:
         run.journal.record("sandbox.made", runtime=run.runtime)
         return sandbox
 
+    async def started(self) -> None:
+        """The command runs. Only now what its first connection needs is imported, not beside its start."""
+        if self.gateway:
+            self._run.start("imports", self.gateway.get_ready)
+        for part in self.parts:
+            await part.started()
+
     async def _ask_parts(self) -> Addition:
         """Let every part of the run prepare; what they add, as one."""
         additions = []
@@ -111,7 +116,6 @@ class Assembly:
             tell=run.tell,
         )
         self._resources.add("proxy", gateway.aclose)
-        run.start("imports", partial(_import_ahead, gateway))
         return gateway
 
     def _credentials(self, vault: Vault, mcp: McpTable | None, rejections: Rejections) -> Credentials:
@@ -171,12 +175,6 @@ def _granted(run: RunContext, vault: Vault) -> Granted:
     from moat.runtime import granted  # with all providers: not for a run without grants
 
     return granted.prepare(vault, run.request.grants, run.request.mcp)
-
-
-async def _import_ahead(gateway: Gateway) -> None:
-    """While the sandbox is being made: what the end of a run needs. Later: what a first connection does."""
-    import_module("shutil")
-    await gateway.get_ready()
 
 
 def _check_ports(ports: Iterable[int], captured: tuple[int, ...]) -> None:

@@ -9,9 +9,9 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +197,8 @@ def _reap(run_id: str) -> None:
         for item in engine_socket.labelled(f"{LABEL}={run_id}"):
             engine_socket.remove(str(item["Id"]))
     except EngineUnreachableError:
+        import shutil
+
         if engine_socket.engine_socket().exists() or shutil.which("docker"):
             raise  # else it is not installed any more: nothing is left of it
     Binds.reap(run_id)
@@ -283,6 +285,7 @@ class DockerSandbox:
         return await self.dialler.dial(port)
 
     async def wait(self) -> int:
+        import_module("shutil")  # while the container comes up: its end needs it
         async with self._waiting:
             if self._status is None and self._ending:
                 try:
@@ -356,5 +359,7 @@ class DockerSandbox:
         if self.dialler:
             self.dialler.close()
         self.binds.remove()
+        import shutil  # with its compressors 7 ms; `wait` has imported it
+
         for name in ("egress", _FURNITURE):
             shutil.rmtree(self.spec.directory / name, ignore_errors=True)

@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import socket
+from importlib import import_module
 from pathlib import Path
 
 import anyio
@@ -265,6 +266,7 @@ class EmbeddedRuntime:
             ahead.dismiss()
             raise
         try:
+            import_module("shutil")  # while bubblewrap comes up: the end of the run needs it
             fds = await sandbox.made(ingress=spec.ingress)
             await egress.serve_sockets(_sockets(fds, spec.host_ports))
         except BaseException:

@@ -7,11 +7,8 @@ engine a twentieth of a second: only what must be the agent's own is unpacked, a
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import posixpath
-import tarfile
-import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -76,41 +73,15 @@ def home(spec: SandboxSpec, identity: Identity, premises: Premises) -> bytes:
     within = any(_normal(mount).startswith(f"{HOME}/") for mount in spec.mounts)
     if premises.open_home and not spec.home_files and not within:
         return b""
-    archive = _Archive(identity)
+    from moat.runtime.archive import Archive
+
+    archive = Archive(identity)
     archive.directory(HOME)
     for directory in directories:
         archive.directory(f"{HOME}/{directory}")
     for file in spec.home_files:
         archive.add(f"{HOME}/{file.path}", file.data, file.mode)
     return archive.done()
-
-
-class _Archive:
-    def __init__(self, owner: Identity) -> None:
-        self._owner = owner
-        self._buffer = io.BytesIO()
-        self._archive = tarfile.TarFile(fileobj=self._buffer, mode="w", format=tarfile.PAX_FORMAT)
-        self._time = int(time.time())
-
-    def add(self, path: str, data: bytes, mode: int) -> None:
-        info = self._info(path, mode)
-        info.size = len(data)
-        self._archive.addfile(info, io.BytesIO(data))
-
-    def directory(self, path: str) -> None:
-        info = self._info(path, 0o700)
-        info.type = tarfile.DIRTYPE
-        self._archive.addfile(info)
-
-    def _info(self, path: str, mode: int) -> tarfile.TarInfo:
-        info = tarfile.TarInfo(path.lstrip("/"))
-        info.mode, info.mtime = mode, self._time
-        info.uid, info.gid = self._owner.uid, self._owner.gid
-        return info
-
-    def done(self) -> bytes:
-        self._archive.close()
-        return self._buffer.getvalue()
 
 
 def home_directories(spec: SandboxSpec) -> list[str]:

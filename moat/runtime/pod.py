@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import tarfile
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -182,6 +181,8 @@ class Pod:
 def _archive(service: ServiceSpec) -> bytes:
     if not service.files:
         return b""
+    import tarfile  # for services with files
+
     buffer = io.BytesIO()
     with tarfile.TarFile(fileobj=buffer, mode="w") as archive:
         for path, data in service.files:

@@ -349,6 +349,7 @@ class LocalRun:
     async def _command(self) -> None:
         assert self._sandbox is not None
         assert self._session is not None
+        assert self._assembly is not None
         if self._request.hold:
             await first_of(self._session.joined.wait, self._stopping.asked.wait, seconds=_HOLD)
         if not self._stopping.asked.is_set():
@@ -357,8 +358,7 @@ class LocalRun:
             self.outcome.update(state=State.RUNNING, started_at=time.time())
             self.journal.record("run.started")
             self._started.set()
-            for part in self._parts:
-                await part.started()
+            await self._assembly.started()
             with one_error():
                 code = await self._carry_out(self._sandbox, self._session)
             self.outcome.update(state=State.STOPPING, exit_code=code)

@@ -123,6 +123,14 @@ def test_what_makes_an_embedded_sandbox_imports_nothing_that_can_wait() -> None:
     assert not modules & {*LATER, "cryptography.x509", "cryptography.hazmat.backends.openssl"}
 
 
+def test_what_makes_a_container_imports_no_archives() -> None:
+    program = "import sys, moat.runtime.docker, moat.runtime.image; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert "moat.runtime.furniture" in modules
+    assert not modules & {"tarfile", "http.client", *LATER - {"ctypes"}}  # it mounts
+
+
 def test_stored_credentials_are_listed_without_the_grammar_of_configuration(tmp_path: Path) -> None:
     status, modules, _ = loaded("grant", "list", home=tmp_path)
     assert status == 0
