@@ -59,7 +59,8 @@ class Assembly:
         given = _granted(run, run.vault) if run.vault else NOTHING
         maker = runtime(run.runtime)
         self._resources.add("launcher", maker.aclose)
-        maker.get_ready(run.id)
+        limits = run.request.container
+        maker.get_ready(run.id, memory=limits.memory, pids=run.request.pids, cpus=limits.cpus)
         extra = await self._ask_parts()
         given = with_more(given, rules=extra.rules, hosts=extra.hosts)
         _check_ports(run.request.ports.values(), _captured(extra.tunnels))

@@ -107,9 +107,9 @@ class DockerRuntime:
         limits = f"; it cannot limit {' and '.join(missing)}" if missing else ""
         return Probe(usable=True, reason=f"Docker {info.version} at {info.path}{limits}")
 
-    def get_ready(self, run_id: str) -> None:
+    def get_ready(self, run_id: str, *, memory: int, pids: int, cpus: float) -> None:
         """Ask the engine what it is, over which it takes a while."""
-        del run_id
+        del run_id, memory, pids, cpus
         self._asked = asyncio.get_running_loop().run_in_executor(None, examine)  # at once
 
     async def aclose(self) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import anyio
 
 from moat.errors import StartError
-from moat.runtime import bwrap, cgroup, launcher, processes, procfs, sources
+from moat.runtime import bwrap, cgroup, launcher, processes, procfs, sources, standby
 from moat.runtime.dial import NamespaceDialler
 from moat.runtime.embedded_exec import Belonging, EmbeddedExecution, execute
 from moat.runtime.environment import complete
@@ -217,16 +217,16 @@ class EmbeddedRuntime:
     name = "embedded"
 
     def __init__(self) -> None:
-        self._ahead: launcher.Standby | None = None
+        self._ahead: standby.Standby | None = None
 
-    def get_ready(self, run_id: str) -> None:
-        """Start the launcher: an interpreter takes as long to come up as all the rest of `create`."""
-        self._ahead = launcher.stand_by(run_id)
+    def get_ready(self, run_id: str, *, memory: int, pids: int, cpus: float) -> None:
+        """Start the launcher: it takes as long to come up as all the rest of `create`."""
+        self._ahead = standby.stand_by(run_id, memory=memory or _default_memory(), pids=pids, cpus=cpus)
 
     async def aclose(self) -> None:
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
-            ahead.dismiss()
+            await _dismiss(ahead)
 
     async def probe(self) -> Probe:
         """Runs `true` in a sandbox made exactly as for a run; about a tenth of a second."""
@@ -259,12 +259,15 @@ class EmbeddedRuntime:
         if len(spec.host_ports) + len(spec.captured) > _MAX_PORTS:
             raise StartError(f"more than {_MAX_PORTS} host ports")
         progress("starting the sandbox")
-        ahead, self._ahead = self._ahead or launcher.stand_by(spec.run_id), None
+        if self._ahead is None:
+            self.get_ready(spec.run_id, memory=spec.memory, pids=spec.pids, cpus=spec.cpus)
+        assert self._ahead
         try:
-            sandbox = _launch(ahead, tool, spec)
+            sandbox = _launch(self._ahead, tool, spec)
         except BaseException:
-            ahead.dismiss()
+            await self.aclose()
             raise
+        self._ahead = None
         try:
             import_module("shutil")  # while bubblewrap comes up: the end of the run needs it
             fds = await sandbox.made(ingress=spec.ingress)
@@ -302,7 +305,7 @@ def _binds(spec: SandboxSpec) -> list[bwrap.Bind]:
     return binds
 
 
-def _launch(ahead: launcher.Standby, tool: bwrap.Tool, spec: SandboxSpec) -> EmbeddedSandbox:
+def _launch(ahead: standby.Standby, tool: bwrap.Tool, spec: SandboxSpec) -> EmbeddedSandbox:
     """Have the launcher become bubblewrap. Raises StartError before anything runs."""
     root = os.geteuid() == 0
     uid, gid = (AGENT_UID, AGENT_UID) if root else (os.getuid(), os.getgid())
@@ -320,15 +323,13 @@ def _launch(ahead: launcher.Standby, tool: bwrap.Tool, spec: SandboxSpec) -> Emb
         memory=memory,
     )
     arguments = bwrap.arguments(tool, tree)
-    group = cgroup.make(spec.run_id, memory=memory, pids=spec.pids, cpus=spec.cpus)
     plan = launcher.Plan(
         parent=os.getpid(),
         command=[tool.path],
-        environment=launcher.environment(spec.run_id),
+        environment=standby.environment(spec.run_id),
         drop_to=uid if root else None,
         scratch=_SCRATCH,
         stage=[{"fd": bind.fd, "path": bind.source, "read_only": bind.read_only} for bind in binds if root],
-        cgroups={name: str(path) for name, path in group.directories.items()},
         rlimits=launcher.rlimits(memory=memory, pids=spec.pids, cpus=spec.cpus),
         listeners=launcher.listeners(spec.host_ports, spec.captured),
         ingress=spec.ingress,
@@ -340,12 +341,11 @@ def _launch(ahead: launcher.Standby, tool: bwrap.Tool, spec: SandboxSpec) -> Emb
         )
     except BaseException:
         stdio.close()
-        group.remove()
         raise
     belonging = Belonging(
-        uid=uid, gid=gid, environment=tree.env, cgroups=group.directories, rlimits=plan.rlimits
+        uid=uid, gid=gid, environment=tree.env, cgroups=ahead.group.directories, rlimits=plan.rlimits
     )
-    return EmbeddedSandbox(launch, run_id=spec.run_id, stdio=stdio, group=group, belonging=belonging)
+    return EmbeddedSandbox(launch, run_id=spec.run_id, stdio=stdio, group=ahead.group, belonging=belonging)
 
 
 def _default_memory() -> int:
@@ -367,6 +367,12 @@ async def _hear(control: socket.socket) -> bool:
     with contextlib.suppress(ConnectionError):
         return bool(control.recv(4096))
     return False
+
+
+async def _dismiss(ahead: standby.Standby) -> None:
+    with anyio.CancelScope(shield=True):
+        ahead.dismiss()
+        await _remove(ahead.group)
 
 
 async def _remove(group: cgroup.Group) -> None:

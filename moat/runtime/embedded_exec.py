@@ -16,9 +16,9 @@ from pathlib import Path
 import moat
 from moat.dataclass import dataclass
 from moat.errors import StartError
-from moat.runtime.launcher import bootstrap
 from moat.runtime.sandbox import WORKSPACE
 from moat.runtime.size import Size
+from moat.runtime.standby import bootstrap
 from moat.runtime.stdio import OverStdio, Stdio, open_pipes, open_terminal
 
 

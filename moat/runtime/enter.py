@@ -1,6 +1,6 @@
 """The launcher of a further command: a short-lived process that becomes part of a sandbox that runs.
 
-`embedded_exec` starts it as `launcher` starts `namespace`, with the standard library only. It joins every
+`embedded_exec` starts it as `standby` starts `namespace`, with the standard library only. It joins every
 namespace of the sandbox, forks (a pid namespace is entered by children only), and its child gives up all that
 the entering needed before anything of the command runs: capabilities, other descriptors, the way to more of
 either. Nothing inside can reach into the child before that: to trace it takes the capabilities that it still

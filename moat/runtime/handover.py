@@ -30,8 +30,8 @@ def send(control: socket.socket, fds: Sequence[tuple[int, int]]) -> None:
         control.sendmsg([numbers], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
 
-def take(control: socket.socket) -> tuple[socket.socket, int] | None:
-    """Wait for what `send` sends: the plan's number, and the socket, which had to make room.
+def take(control: socket.socket, *kept: int) -> tuple[int, socket.socket, list[int]] | None:
+    """Wait for what `send` sends: the plan's number; the socket and the `kept`, which had to make room.
 
     None: nobody is there any more who could send it.
     """
@@ -47,11 +47,11 @@ def take(control: socket.socket) -> tuple[socket.socket, int] | None:
         for _, _, some in rights:
             fds += _unpack(some)
     floor = max(numbers) + 1
-    moved = [_move(fd, floor) for fd in (control.detach(), *fds)]
-    for fd, number in zip(moved[1:], numbers, strict=True):
+    ours, *moved = [_move(fd, floor) for fd in (control.detach(), *kept, *fds)]
+    for fd, number in zip(moved[len(kept) :], numbers, strict=True):
         os.dup2(fd, number)
         os.close(fd)
-    return socket.socket(fileno=moved[0]), numbers[0]
+    return numbers[0], socket.socket(fileno=ours), moved[: len(kept)]
 
 
 def _move(fd: int, floor: int) -> int:

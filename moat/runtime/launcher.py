@@ -1,4 +1,4 @@
-"""Starting the launcher (`namespace.main`): its process, then its plan and its descriptors."""
+"""What a launcher that stands by (`standby`) is given to do: its plan and its descriptors."""
 
 from __future__ import annotations
 
@@ -10,28 +10,16 @@ import os
 import re
 import socket
 import subprocess
-import sys
 
-import moat
 from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.runtime import bwrap, handover
-from moat.runtime.procfs import MARK
 from moat.runtime.sandbox import HOST_ADDRESS, PROXY_PORT
+from moat.runtime.standby import Standby
 from moat.runtime.stdio import Stdio
 
-# The packages by their places only: their own `__init__` import what the launcher does not need.
-_BOOTSTRAP = """\
-import sys
-for name, path in (("moat", sys.argv[2]), ("moat.runtime", sys.argv[2] + "/runtime")):
-    sys.modules[name] = type(sys)(name)
-    sys.modules[name].__path__ = [path]
-from moat.runtime.{} import main
-main(int(sys.argv[1]))
-"""
 _NPROC_PER_NAMESPACE = (5, 14)  # before, RLIMIT_NPROC counted the user's processes outside as well
 _CAPTURED = (80, 443)
-_PYTHON_NEEDS = ("LD_LIBRARY_PATH",)  # an interpreter outside the system's directories may be linked so
 
 Listener = tuple[str, str, int, bool]  # kind, address, port, whether another listener shares the port
 
@@ -46,23 +34,9 @@ class Plan:
     drop_to: int | None  # run by root: the uid to become
     scratch: str  # run by root: covered by a private tmpfs that holds the staged mounts
     stage: list[dict[str, str | bool | int]]  # run by root: what to take, in the order of `scratch`/<index>
-    cgroups: dict[str, str]
-    rlimits: dict[str, int]
+    rlimits: dict[str, int]  # for what no control group holds
     listeners: list[Listener]
     ingress: bool  # keep a process that makes sockets in the sandbox's network namespace
-
-
-@dataclass(frozen=True, slots=True)
-class Standby:
-    """A launcher that waits for its plan; it ends when `control` is closed."""
-
-    process: subprocess.Popen[bytes]
-    control: socket.socket
-
-    def dismiss(self) -> None:
-        self.control.close()
-        self.process.kill()
-        self.process.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +46,6 @@ class Launch:
     process: subprocess.Popen[bytes]
     control: socket.socket
     release: int
-
-
-def bootstrap(module: str) -> str:
-    """A program that calls `main` of this module of the runtime with its first argument, a descriptor."""
-    return _BOOTSTRAP.format(module)
 
 
 def listeners(host_ports: tuple[int, ...], captured: tuple[int, ...] = ()) -> list[Listener]:
@@ -101,38 +70,6 @@ def rlimits(*, memory: int, pids: int, cpus: float = 0.0) -> dict[str, int]:
     if cpus:
         limits["cpu"] = math.ceil(cpus)
     return limits
-
-
-def stand_by(run_id: str) -> Standby:
-    """Start a launcher that waits for its plan.
-
-    The kernel ends the sandbox with the thread that calls this.
-    """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        try:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-S",
-                    "-c",
-                    bootstrap("namespace"),
-                    str(theirs.fileno()),
-                    moat.__path__[0],
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                env=environment(run_id)
-                | {name: os.environ[name] for name in _PYTHON_NEEDS if name in os.environ},
-                cwd="/",
-                start_new_session=True,  # ^C at the supervisor's terminal is not for the sandbox
-            )
-        except BaseException:
-            ours.close()
-            raise
-    return Standby(process, ours)
 
 
 def launch(
@@ -167,10 +104,6 @@ def launch(
         arguments.close()
     stdio.started()
     return Launch(ahead.process, ahead.control, release)
-
-
-def environment(run_id: str) -> dict[str, str]:
-    return {MARK: run_id}
 
 
 def _gate() -> tuple[int, int]:

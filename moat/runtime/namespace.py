@@ -1,11 +1,15 @@
 """The launcher: a short-lived process between the supervisor and bubblewrap.
 
 A supervisor is asynchronous and may have threads, so it must not fork and enter namespaces itself. It
-starts `python -I -S` on `main`, early, so that it is there by the time its plan is. With the plan it
+starts `python -I -S` on `main`, early, so that it is there by the time its plan is. It
 
-1. run by root: takes the directories to bind as mounts that the agent's uid may use, and gives up root
+1. forks an attendant;
+2. enters the control groups of the run, over each of which the kernel takes 5 to 10 ms. The attendant
+   stays outside: it must not be killed for the sandbox's memory;
+3. waits for its plan, and tells the attendant its part of it;
+4. run by root: takes the directories to bind as mounts that the agent's uid may use, and gives up root
    for good (bubblewrap started by the real uid 0 leaves /proc/sys writable from inside);
-2. forks an attendant and becomes bubblewrap, which stays the supervisor's own child.
+5. becomes bubblewrap, which stays the supervisor's own child.
 
 The attendant learns from bubblewrap the pid of the sandbox, binds the run's listeners inside its network
 namespace, and sends them to the supervisor. Then it waits for the supervisor to go away, however that
@@ -16,7 +20,7 @@ A run with endpoints gets one more process: it stays in the sandbox's network na
 else of it, and makes sockets there for the supervisor (`dial.NamespaceDialler`) until that one goes away.
 
 Standard library only, and little of it: every import is paid by every run, before its command starts.
-`signal`, `socket`, `array` and `contextlib` would be a third of the launcher's time. `launcher` starts it
+`signal`, `socket`, `array` and `contextlib` would be a third of the launcher's time. `standby` starts it
 without the packages' own `__init__`, for the same reason.
 """
 
@@ -61,21 +65,41 @@ class LaunchError(Exception):
 
 
 def main(number: int) -> None:
-    """Wait at this socket for a plan (`launcher.Plan`, marshalled) and carry it out.
+    """Get the control groups and then a plan (`launcher.Plan`, both marshalled) at this socket; carry it out.
 
     Returns only by exec or exit.
     """
-    given = handover.take(socket.socket(fileno=number))
+    control = socket.socket(fileno=number)
+    groups = control.recv(65536)
+    listen, tell = os.pipe()
+    if os.fork() == 0:
+        _attend(control, listen)
+    os.close(listen)
+    held = _enter(marshal.loads(groups)) if groups else []  # noqa: S302 - our own parent wrote it
+    given = handover.take(control, tell)
     if given is None:  # the run ended before there was a plan
         os._exit(0)
-    control, plan_fd = given
+    plan_fd, control, (tell,) = given
     try:
         with os.fdopen(plan_fd, "rb") as file:
-            plan = marshal.load(file)  # noqa: S302 - our own parent wrote it, with the same interpreter
-        _launch(plan, control)
+            plan = marshal.load(file)  # noqa: S302 - as above, with the same interpreter
+        _launch(plan, held, tell)
     except BaseException as error:  # the supervisor is the one to tell, whatever it is
         _report(control, error)
     os._exit(3)
+
+
+def _enter(groups: dict[str, str]) -> list[str]:
+    """Put this process under the limits of its run; tells which of them hold."""
+    held = []
+    for what, directory in groups.items():
+        try:
+            with open(f"{directory}/cgroup.procs", "w", encoding="ascii") as file:
+                file.write("0")
+        except OSError:
+            continue
+        held.append(what)
+    return held
 
 
 def _report(control: socket.socket, error: BaseException) -> None:
@@ -87,22 +111,20 @@ def _report(control: socket.socket, error: BaseException) -> None:
         pass  # it has ended
 
 
-def _launch(plan: dict[str, Any], control: socket.socket) -> None:
+def _launch(plan: dict[str, Any], held: list[str], tell: int) -> None:
+    """Become bubblewrap, which tells the attendant the rest."""
     _die_with(plan["parent"])
     os.chdir("/")
     os.umask(0o022)
-    info_read, info_write = os.pipe()
-    if os.fork() == 0:
-        _attend(plan, control, info_read)
-    os.close(info_read)
+    os.write(tell, marshal.dumps([held, plan["rlimits"], plan["listeners"], plan["ingress"]]))
     if plan["drop_to"] is not None:
         _stage(plan["stage"], plan["scratch"], plan["drop_to"])
         _drop(plan["drop_to"])
         _die_with(plan["parent"])  # the change of uid cleared it
     _reset_signals()
-    os.set_inheritable(info_write, True)
+    os.set_inheritable(tell, True)
     command = plan["command"]
-    argv = [command[0], "--info-fd", str(info_write), *command[1:]]
+    argv = [command[0], "--info-fd", str(tell), *command[1:]]
     os.execve(command[0], argv, plan["environment"])  # noqa: S606 - no shell is the point
 
 
@@ -157,17 +179,17 @@ def _reset_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _attend(plan: dict[str, Any], control: socket.socket, info: int) -> None:
+def _attend(control: socket.socket, listen: int) -> None:
     """The attendant's life; never returns."""
     try:
-        _close_all_but(control.fileno(), info)
-        sandbox = _sandbox_pid(info)
+        _close_all_but(control.fileno(), listen)
+        told = _told(listen)
+        held, rlimits, listeners, ingress = marshal.loads(told)  # noqa: S302 - the launcher wrote it
+        sandbox = _sandbox_pid(told)
         handle = os.pidfd_open(sandbox)
         try:
-            limits = _limit(sandbox, plan["cgroups"], plan["rlimits"])
-            _in_child(
-                lambda: _serve(plan["listeners"], sandbox, control, limits, ingress=plan["ingress"]), control
-            )
+            limits = _limit(sandbox, held, rlimits)
+            _in_child(lambda: _serve(listeners, sandbox, control, limits, ingress=ingress), control)
             while control.recv(64):  # the supervisor sends nothing; the end of the stream is its end
                 pass
         finally:
@@ -188,27 +210,26 @@ def _close_all_but(*kept: int) -> None:
     os.closerange(low, 1 << 16)
 
 
-def _sandbox_pid(info: int) -> int:
-    """What bubblewrap tells; it arrives in pieces and ends with the end of the stream."""
+def _told(listen: int) -> bytes:
+    """What the launcher has for the attendant, and then, as bubblewrap, what it made."""
     text = b""
-    while piece := os.read(info, 4096):
+    while piece := os.read(listen, 4096):
         text += piece
-    os.close(info)
-    if not text.rstrip().endswith(b"}"):
+    os.close(listen)
+    if not text:  # there was no plan
+        os._exit(0)
+    return text
+
+
+def _sandbox_pid(told: bytes) -> int:
+    if not told.rstrip().endswith(b"}"):
         raise LaunchError("bwrap", "bubblewrap ended before there was a sandbox")
-    return int(text.partition(b'"child-pid": ')[2].split(b",")[0].split()[0])
+    return int(told.rpartition(b'"child-pid": ')[2].split(b",")[0].split()[0])
 
 
-def _limit(pid: int, cgroups: dict[str, str], rlimits: dict[str, int]) -> dict[str, str]:
-    """Hold the sandbox to its limits, by control group or else per process; tells which it was."""
-    held = {}
-    for what in ("memory", "pids", "cpu"):
-        try:
-            with open(f"{cgroups[what]}/cgroup.procs", "w", encoding="ascii") as file:
-                file.write(str(pid))
-        except (OSError, KeyError):
-            continue
-        held[what] = "control group"
+def _limit(pid: int, grouped: list[str], rlimits: dict[str, int]) -> dict[str, str]:
+    """Hold the sandbox to the limits that no control group holds; tells for each what does."""
+    held = dict.fromkeys(grouped, "control group")
     kinds = {"memory": resource.RLIMIT_DATA, "pids": resource.RLIMIT_NPROC}
     for what in rlimits.keys() - held.keys():
         if what == "cpu":

@@ -238,8 +238,11 @@ class Runtime(Protocol):
         """Try it for real: reach the engine, start a namespace."""
         ...
 
-    def get_ready(self, run_id: str) -> None:
-        """Begin what takes a while and needs no spec; `aclose` ends it when no `create` followed."""
+    def get_ready(self, run_id: str, *, memory: int, pids: int, cpus: float) -> None:
+        """Begin what takes a while and needs no spec; `aclose` ends it when no `create` followed.
+
+        The limits are those of the spec.
+        """
         ...
 
     async def aclose(self) -> None: ...

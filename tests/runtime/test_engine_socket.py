@@ -153,7 +153,7 @@ def test_what_runs_in_containers_is_old_python_without_moat(name: str) -> None:
 async def test_an_answer_that_nobody_wants_any_more_is_not_waited_for(engine: Impostor) -> None:
     """A run that fails while it is prepared ends at once, and says nothing of a task."""
     runtime = DockerRuntime(engine.path)
-    runtime.get_ready("run_1")
+    runtime.get_ready("run_1", memory=0, pids=99, cpus=0.0)
     async with asyncio.timeout(5):
         await runtime.aclose()
         await runtime.aclose()
