@@ -4,8 +4,8 @@ A supervisor is asynchronous and may have threads, so it must not fork and enter
 starts `python -I -S` on `main`, early, so that it is there by the time its plan is. It
 
 1. forks an attendant;
-2. enters the control groups of the run, over each of which the kernel takes 5 to 10 ms. The attendant
-   stays outside: it must not be killed for the sandbox's memory;
+2. enters the control groups of the run, over which the kernel takes 5 to 25 ms. The attendant stays
+   outside: it must not be killed for the sandbox's memory;
 3. waits for its plan, and tells the attendant its part of it;
 4. run by root: takes the directories to bind as mounts that the agent's uid may use, and gives up root
    for good (bubblewrap started by the real uid 0 leaves /proc/sys writable from inside);
