@@ -19,6 +19,7 @@ from moat.runtime.plugins.declared import Origin
 from moat.runtime.plugins.git import Access, Bounds, FetchError, fetched
 from moat.runtime.plugins.resolve import State
 from moat.runtime.plugins.source import Source
+from moat.runtime.plugins.trees import Trees
 from moat.vault.ssh import SshGrant
 from tests.fakes.git_https import HOST, GitServer, commit
 from tests.fakes.plugins import write_marketplace, write_plugin
@@ -496,6 +497,24 @@ def test_a_projects_settings_name_no_directory_outside_of_the_workspace(kit, tmp
             "project", {"extraKnownMarketplaces": {"tools": {"source": place}}, "enabledPlugins": {ID: True}}
         )
         assert "lies outside of the workspace, whose settings must not name it" in kit.problem()
+
+
+def test_a_directory_that_becomes_a_link_after_it_was_judged_is_not_copied(kit, tmp_path, monkeypatch):
+    """Seen failing with `within` resolved when it is copied: a sandbox would have got what the link leads to."""
+    write_marketplace(tmp_path / "outside")
+    write_marketplace(kit.workspace / "in")
+    source = {"source": {"source": "directory", "path": "./in"}}
+    kit.settings("project", {"extraKnownMarketplaces": {"tools": source}, "enabledPlugins": {ID: True}})
+    copy = Trees.of_directory
+
+    def after_the_swap(trees: Trees, directory: Path, within: Path | None = None) -> Path:
+        (kit.workspace / "in").rename(kit.workspace / "was")
+        (kit.workspace / "in").symlink_to(tmp_path / "outside")
+        return copy(trees, directory, within)
+
+    monkeypatch.setattr(Trees, "of_directory", after_the_swap)
+    assert "leads out of the directory" in kit.problem()
+    assert not list((kit.user / ".moat/cache/claude/trees").glob("dir-*"))
 
 
 def test_agent_yaml_names_no_directory_with_credentials(kit):

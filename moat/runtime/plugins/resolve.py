@@ -157,7 +157,7 @@ class Resolver:
 
     def _of_host(self, choice: Choice, place: Path, version: str, commit: str | None) -> Plugin:
         """The plugin that Claude Code has installed on this machine, as it is."""
-        tree = self.trees.of_directory(place) if (place / ".git").exists() else place
+        tree = self.trees.of_directory(place.resolve()) if (place / ".git").exists() else place
         return Plugin(choice=choice, state=State.READY, version=version, commit=commit, tree=tree)
 
     def _of_market(self, choice: Choice, market: Market) -> Plugin:
@@ -175,7 +175,7 @@ class Resolver:
             raise ManifestError(f"the directory of {choice.name!r} is not there")
         inside = source if isinstance(source, str) and not market.named.source.remote else None
         if inside is None and place != within and leaves(place):
-            place = self.trees.of_directory(place, within)
+            place = self.trees.of_directory(place.resolve(), within.resolve())
         version = read_version(place, entry) or (commit or place.name.removeprefix("dir-"))[:_DIGITS]
         return Plugin(
             choice=choice, state=State.READY, version=version, commit=commit, tree=place, inside=inside
@@ -211,7 +211,7 @@ class Resolver:
             return self.trees.of_directory(self._directory(named)), None
         if copy is not None and copy.is_dir():  # the user's own clone, which they update themselves
             if not (copy / ".git").exists():
-                return self.trees.of_directory(copy), None
+                return self.trees.of_directory(copy.resolve()), None
             with cloned(copy, self.access.environ, self.trees.bounds) as (repository, commit):
                 return self.trees.of_commit(repository, commit), commit
         if not named.source.remote:
@@ -221,11 +221,11 @@ class Resolver:
         return self._repository(named.source, own=named.own, origin=named.origin, what=what)
 
     def _directory(self, named: Named) -> Path:
-        """The directory of a marketplace, if whoever named it may have it read."""
-        place = Path(named.source.location)
+        """The directory of a marketplace, without links, if whoever named it may have it read."""
+        place = Path(named.source.location).resolve()
         if not place.is_dir():
             raise TreeError(f"there is no directory {place}")
-        if named.origin is Origin.PROJECT and not place.resolve().is_relative_to(self.workspace.resolve()):
+        if named.origin is Origin.PROJECT and not place.is_relative_to(self.workspace.resolve()):
             raise TreeError(f"{place} lies outside of the workspace, whose settings must not name it")
         if not named.origin.own and (reason := refused_source(place)):
             raise TreeError(reason)

@@ -74,8 +74,11 @@ class TreeWriter:
     # --- from a directory -------------------------------------------------------------------------
 
     def directory(self, source: Path, within: Path) -> None:
-        """`source` must be below `within`, whose links are judged by where they really lead."""
-        self._within = within.resolve()
+        """`source` must be below `within`, whose links are judged by where they really lead.
+
+        Neither has links in it: what has become one since it was judged leads out of `within`.
+        """
+        self._within = within
         self._copy(source, "", ())
 
     def _copy(self, source: Path, inside: str, above: tuple[str, ...]) -> None:

@@ -42,7 +42,7 @@ class Trees:
     def of_directory(self, directory: Path, within: Path | None = None) -> Path:
         """A copy of `directory` as it is now; links to elsewhere in `within` become what they lead to.
 
-        `.git` is left out. Raises TreeError.
+        `.git` is left out. Both without links: what has become one since is not followed. Raises TreeError.
         """
         with tempfile.TemporaryDirectory(prefix="copy-", dir=self.scratch()) as name:
             new = Path(name) / "tree"
