@@ -146,9 +146,10 @@ def ignore_names_that_are_none() -> None:
     before = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        if not (
-            isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(unraisable.object, bytes)
-        ):
+        of_a_name = isinstance(unraisable.object, bytes) or (  # which Python 3.14 has in its message instead
+            unraisable.err_msg or ""
+        ).startswith("Exception ignored in ssl servername callback")
+        if not (isinstance(unraisable.exc_value, UnicodeDecodeError) and of_a_name):
             before(unraisable)
 
     sys.unraisablehook = hook
