@@ -110,6 +110,9 @@ class ConstantStream:
     def _ignore(self, *_: Any, **__: Any) -> None:
         pass
 
+    def when_gone(self, call: Any, *, at_eof: bool = True) -> None:
+        pass
+
     def quiet(self) -> bool:
         return True
 

@@ -28,6 +28,7 @@ _SITES = 256  # authorities whose rules are remembered
 _DRAFTS = 32  # sets of fields remembered for an authority; clients have one or two
 _FITTINGS = 16  # whole heads, the same
 _MEMORABLE = 4096  # bytes of a head that is remembered
+_PERCENT = ord("%")
 _BASIC = b"asic"  # of `Basic`, in lower case: what stands behind it has to be decoded
 _OPAQUE = frozenset({
     b"accept-encoding", b"grpc-accept-encoding", b"connect-accept-encoding",
@@ -133,7 +134,12 @@ class SiteRules:
         `credential-host`: it is of another host; `credential-surface`: another part of the request is for it.
         """
         for rule in self._at_home:
-            if rule.placeholder in target or b"%" in target or rule.placeholder not in self._on_headers:
+            # `find`, and `%` as a number: `in` makes a TypeError of bytes before it looks for them.
+            if (
+                target.find(rule.placeholder) >= 0
+                or _PERCENT in target
+                or rule.placeholder not in self._on_headers
+            ):
                 denial = self._misplaced(rule, target, fields)
                 if denial is not None:
                     return denial

@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import compress, count
 from operator import itemgetter
 from typing import Any, overload
@@ -89,11 +89,17 @@ class Shown(Sequence[tuple[str, str]]):
 _remembered = lru_cache(maxsize=64)(Shown)
 
 
-def _taken_apart(block: bytes, names: frozenset[bytes]) -> list[tuple[str, str]]:
+@cache
+def _find_fields() -> Callable[[str], list[tuple[str, str]]]:
     from moat.proxy.grammar import FIELD_TEXT  # its patterns are compiled when there is a request
 
-    fields = FIELD_TEXT.findall(block.decode("latin-1"))
-    if b" \r" in block or b"\t\r" in block or block.endswith((b" ", b"\t")):
+    return FIELD_TEXT.findall
+
+
+def _taken_apart(block: bytes, names: frozenset[bytes]) -> list[tuple[str, str]]:
+    text = block.decode("latin-1")
+    fields = _find_fields()(text)
+    if " \r" in text or "\t\r" in text or text.endswith((" ", "\t")):
         fields = [(name, value.rstrip(" \t")) for name, value in fields]
     hidden = map(_hidden_among(names).__getitem__, map(_NAME, fields))
     for at in compress(count(), hidden):

@@ -12,6 +12,8 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 OPENERS = (b"%", b"\\", b"&")  # every escape begins with one
+# As numbers: `in` tries bytes as one first, and drops a TypeError that takes longer than the search.
+_PERCENT_SIGN, _BACKSLASH_SIGN, _AMPERSAND = b"".join(OPENERS)
 _DEPTH = 4  # escapes of escapes of escapes of escapes
 _PERCENT = rb"%([0-9A-Fa-f]{2})"
 _BACKSLASH = (
@@ -144,7 +146,7 @@ class View:
 
 def has_opener(text: bytes) -> bool:
     """Whether `text` has a byte that an escape begins with. Three `memchr`: quicker than any search."""
-    return b"%" in text or b"\\" in text or b"&" in text
+    return _PERCENT_SIGN in text or _BACKSLASH_SIGN in text or _AMPERSAND in text
 
 
 def has_escape(text: bytes) -> bool:
