@@ -12,6 +12,7 @@ out what was there.
 from __future__ import annotations
 
 import datetime as dt
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, lru_cache
@@ -204,7 +205,7 @@ class Trace:
         self._limit = limit
         self._on_full = on_full
         self._full = False
-        self._events: list[ExchangeFinished] = []
+        self._events: deque[ExchangeFinished] = deque()
         self.dropped = 0  # exchanges that are not in the file
 
     def add(self, event: ExchangeFinished) -> None:
@@ -223,8 +224,9 @@ class Trace:
         )
 
     def flush(self) -> None:
-        events, self._events = self._events, []
-        for event in events:
+        events = self._events
+        while events:
+            event = events.popleft()  # and with it what it was taken apart into
             if self._has_room():
                 self._writer.append(to_record(event))
             else:
