@@ -15,10 +15,9 @@ from pathlib import Path
 
 from moat import config
 from moat.cli import claude_plugins
-from moat.cli.confirm import confirm
 from moat.cli.output import say
 from moat.cli.parser import Parser
-from moat.cli.run import add_common, build, load_config
+from moat.cli.run import add_common, ask_first, build, load_config
 from moat.cli.start import passphrase, start
 from moat.cli.worktree import enter
 from moat.config import McpServer
@@ -59,8 +58,7 @@ def main(argv: Sequence[str], *, command: str = "claude", ahead: Fork | None = N
     workspace, claude = _conversation(options, home, initial)
     settings = load_config(options, home, workspace)
     claude = _keeping_logs(claude, settings.claude.sync_logs)
-    named = (claude.grant, *options.grant)
-    confirm(home, workspace, settings, named=named, accepted=options.accept_config)
+    ask_first(options, home, workspace, settings, implied=(claude.grant,))
     wanted = granted.unique((claude.grant, *settings.needed_grants, *options.grant))
     vault = open_vault(home, passphrase=passphrase())
     credential = _credentials(vault, claude.grant, wanted, settings.mcp)

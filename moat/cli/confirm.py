@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -72,7 +73,6 @@ def _unasked(home: Home, file: str, new: Sequence[Demand], *, accepted: bool) ->
 
 
 def _agreed(file: str, new: Sequence[Demand], *, first: bool) -> bool:
-    import contextlib
     import termios
 
     from moat.cli.menu import Console

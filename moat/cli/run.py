@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from moat.cli.common import add_chord_option, add_credential_options
-from moat.cli.confirm import confirm
 from moat.cli.output import dumb
 from moat.cli.parser import Parser
 from moat.cli.start import start, wanted_size, wanted_stdin
@@ -37,7 +36,7 @@ def main(argv: Sequence[str], *, ahead: Fork | None = None) -> int:
     settings = load_config(options, home, workspace)
     options.interactive = options.interactive or settings.interactive
     request = build(options, command, settings, workspace)
-    confirm(home, workspace, settings, named=options.grant, accepted=options.accept_config)
+    ask_first(options, home, workspace, settings)
     return start(request, detach=options.detach, json=options.json, home=home, ahead=ahead)
 
 
@@ -91,6 +90,25 @@ def load_config(options: argparse.Namespace, home: Home, workspace: Path) -> Run
         place = settings.path.parent if settings.path else workspace
         tampering.check(home, place, settings)
     return settings
+
+
+def ask_first(
+    options: argparse.Namespace,
+    home: Home,
+    workspace: Path,
+    file: RunConfig,
+    *,
+    implied: tuple[str, ...] = (),
+) -> None:
+    """The user lends what `file` asks for, or has lent it. Raises UsageError.
+
+    implied: grants that the command uses by itself.
+    """
+    if file.demanding:
+        from moat.cli.confirm import confirm
+
+        named = (*implied, *options.grant)
+        confirm(home, workspace, file, named=named, accepted=options.accept_config)
 
 
 def build(

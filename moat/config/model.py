@@ -63,6 +63,11 @@ class RunConfig:
         """What the file asks for by name, and what its MCP servers need."""
         return tuple(dict.fromkeys((*self.grants, *(s.grant for s in self.mcp if s.grant))))
 
+    @property
+    def demanding(self) -> bool:
+        """Whether it could ask for what is the user's own; `runtime.demands` knows what of it does."""
+        return bool(self.grants or self.mcp or self.mounts or self.network.host)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamConfig:

@@ -1,8 +1,9 @@
 """A repository that was just cloned names what is the user's: one question, before anything is lent.
 
-Seen to fail: with `_agreed` true without asking (all that answer), with `confirm` after the plugins in `moat claude`
-(the credential is asked for first), with `tcflush` left out (typed ahead), with `project_of` the path as it was given
-(two spellings), and with the file read again after the answer (changed meanwhile).
+Seen to fail: with `_agreed` true without asking, with `ask_first` at the end of `moat claude` (plugins are fetched first), without
+`tcflush` (typed ahead), with `project_of` the path as it was given (spellings) or always the workspace's own (worktrees),
+with mounts as the file spells them (a link that is changed meanwhile), without the profile, `safe`, the lock, or the look
+at who could have written the answers.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from typing import Any
 
 import pytest
 
+from moat.config import load
 from moat.grants import Credential, CredentialInfo, CredentialKind, Secret
 from moat.paths import Home
 from moat.runtime.confirmed import confirm, unconfirmed
-from moat.runtime.demands import Demand
+from moat.runtime.demands import Demand, demands
 from moat.vault import open_vault
 from moat.vault.key import NewKey
 from tests.cli.wizard import Start
@@ -338,3 +340,42 @@ def test_two_at_once_lose_no_answer(tmp_path: Path) -> None:
     both = [subprocess.Popen([sys.executable, "-c", program, str(number)]) for number in (1, 2)]
     assert [process.wait(60) for process in both] == [0, 0]
     assert len(kept()["/w"]) == 40
+
+
+def test_a_run_that_asks_for_nothing_loads_nothing_for_it(clone: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from moat.cli import run; from pathlib import Path; from moat.paths import Home; "
+        "from moat.cli.worktree import configuration; from argparse import Namespace\n"
+        "place = Path(sys.argv[1]); options = Namespace(grant=[], accept_config=False)\n"
+        "run.ask_first(options, Home.from_environment(), place, configuration(place)); print(*sys.modules)"
+    )
+    write(clone, "network: {policy: strict}\nports: {web: 3000}\n")
+    for place in (tmp_path / "notes", clone):
+        done = subprocess.run([sys.executable, "-c", program, str(place)], capture_output=True, check=True)
+        loaded = set(done.stdout.decode().split())
+        assert not loaded & {
+            "moat.cli.confirm",
+            "moat.runtime.demands",
+            "moat.vault",
+            "prompt_toolkit",
+        }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "grants: [linear]",
+        "network: {host: [1]}",
+        "mounts: [../notes:/data:ro]",
+        "mcp: [{name: x, url: 'http://localhost:1/'}]",
+        "mcp: [{name: x, url: 'https://x.test/', auth: {grant: 'mcp:x'}}]",
+    ],
+)
+def test_whatever_makes_a_demand_is_looked_at(clone: Path, text: str) -> None:
+    write(clone, text)
+    settings = load(clone)
+    assert settings.demanding
+    assert len(demands(settings, ())) == 1
+    (clone / "inside").mkdir()
+    write(clone, "mounts: [inside:/data]\nmcp: [{name: x, url: 'https://x.test/'}]\n")
+    assert demands(load(clone), ()) == ()
