@@ -14,6 +14,10 @@ import sys
 
 import pytest
 
+from moat.config import load
+from moat.paths import Home
+from moat.runtime.confirmed import confirm
+from moat.runtime.demands import demands
 from tests.conftest import REPOSITORY
 from tests.e2e.claude_world import RUNTIMES, configure
 from tests.e2e.mcp_world import HOST, URL, McpWorld, mcp_world, tool
@@ -271,6 +275,7 @@ def test_a_server_that_demands_oauth_gets_it_from_the_host_alone(servers, runtim
             assert (server.renewals >= 2, server.reused) == (True, 0)
 
             server.end_login()
+            confirm(Home(world.home / ".moat"), world.workspace, demands(load(world.workspace), ()))
             done = world.claude("-p", tool("mcp__remote__add", a=3, b=4), runtime=runtime)
             assert "the sum" not in done.stdout
             told = f"the login oauth:example is not accepted any more: `moat grant oauth example --url {URL}`"
