@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from moat.proxy.batch import Batch
+
 if TYPE_CHECKING:
     from moat.proxy.tls import TLSSession
 
@@ -322,6 +324,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._streams: set[Stream] = set()
+        self.batch = Batch()  # of what they send
 
     def add(self, stream: Stream) -> None:
         self._streams.add(stream)

@@ -15,6 +15,7 @@ from typing import cast
 
 import anyio
 
+from moat.proxy.batch import SMALL
 from moat.proxy.stream import BUFFER, CLOSE_SECONDS, PausableStream, StreamError, Watch, broken
 
 
@@ -29,17 +30,29 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 class AsyncioStream(PausableStream, asyncio.Protocol):
     """Reading stops when more than BUFFER bytes wait for the reader, sending when they wait for the peer."""
 
-    __slots__ = ("_closed", "_drained", "_loop", "_paused", "_reader", "_size", "_transport")
+    __slots__ = (
+        "_batch",
+        "_brief",
+        "_closed",
+        "_drained",
+        "_loop",
+        "_paused",
+        "_reader",
+        "_size",
+        "_transport",
+    )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, watch: Watch) -> None:
         super().__init__(sock, watch)
         self._loop = loop
+        self._batch = watch.batch
         self._transport: asyncio.Transport
         self._reader: asyncio.Future[None] | None = None  # who waits for input
         self._drained: asyncio.Future[None] | None = None  # pending while the peer takes nothing
         self._closed: asyncio.Future[None] = loop.create_future()
         self._size = 0  # bytes in the inbox
         self._paused = False
+        self._brief = False  # what came last was small
 
     @classmethod
     async def open(cls, loop: asyncio.AbstractEventLoop, sock: socket.socket, watch: Watch) -> AsyncioStream:
@@ -64,6 +77,11 @@ class AsyncioStream(PausableStream, asyncio.Protocol):
         if self._size > BUFFER and not self._paused:
             self._paused = True
             self._transport.pause_reading()
+        self._brief = self._size <= SMALL
+        if not self._brief:
+            self._batch.flush()  # what this stream has put off must not be overtaken by what it does not
+        elif self._reader is not None:
+            self._batch.woken.add(self)
         self._wake()
 
     def eof_received(self) -> bool:
@@ -81,6 +99,7 @@ class AsyncioStream(PausableStream, asyncio.Protocol):
             self._drained.set_result(None)
         if not self._closed.done():
             self._closed.set_result(None)
+        self._batch.woken.discard(self)
         self._wake()
         self._check_gone()
 
@@ -115,6 +134,7 @@ class AsyncioStream(PausableStream, asyncio.Protocol):
 
     def _taken(self) -> None:
         self._size = 0
+        self._batch.woken.discard(self)
         if self._paused:
             self._paused = False
             if not self._transport.is_closing():
@@ -123,11 +143,15 @@ class AsyncioStream(PausableStream, asyncio.Protocol):
     async def send(self, data: bytes) -> None:  # twice per exchange: no coroutine in between
         if self._broken is not None:
             raise self._broken
-        self._transport.write(self._tls.send(data) if self._tls is not None else data)
+        wire, batch = self._tls.send(data) if self._tls is not None else data, self._batch
+        together = self._brief and (batch.woken or batch.held)  # asked here: who is alone makes no call
+        if not together or not batch.hold(self._loop, self._transport, wire):
+            self._transport.write(wire)
         if self._drained is not None:
             await self._drain()
 
     async def _write(self, data: bytes) -> None:
+        self._batch.flush()
         self._transport.write(data)
         await self._drain()
 
@@ -147,6 +171,7 @@ class AsyncioStream(PausableStream, asyncio.Protocol):
         return came
 
     async def flushed(self) -> None:
+        self._batch.flush()
         self._transport.set_write_buffer_limits(0)
         await self._drain()
 
@@ -155,11 +180,13 @@ class AsyncioStream(PausableStream, asyncio.Protocol):
         return self._broken or StreamError("the connection is closed")
 
     async def _write_eof(self) -> None:
+        self._batch.flush()
         # A peer that has already reset the connection makes shutdown() fail; the reader will be told.
         with contextlib.suppress(OSError):
             self._transport.write_eof()
 
     async def _close(self, goodbye: bytes) -> None:
+        self._batch.flush()
         transport = self._transport
         if goodbye:
             transport.write(goodbye)
@@ -173,11 +200,13 @@ class AsyncioStream(PausableStream, asyncio.Protocol):
                 transport.abort()
 
     def _close_now(self, goodbye: bytes) -> None:
+        self._batch.flush()
         if goodbye:
             self._transport.write(goodbye)
         self._transport.close()
 
     def _abort(self) -> None:
+        self._batch.flush()
         self._transport.abort()
         self._wake()
         if self._drained is not None and not self._drained.done():
