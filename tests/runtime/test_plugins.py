@@ -500,7 +500,7 @@ def test_a_projects_settings_name_no_directory_outside_of_the_workspace(kit, tmp
 
 
 def test_a_directory_that_becomes_a_link_after_it_was_judged_is_not_copied(kit, tmp_path, monkeypatch):
-    """Seen failing with `within` resolved when it is copied: a sandbox would have got what the link leads to."""
+    """Seen failing before places were opened as they were judged: a sandbox would have got what the link leads to."""
     write_marketplace(tmp_path / "outside")
     write_marketplace(kit.workspace / "in")
     source = {"source": {"source": "directory", "path": "./in"}}

@@ -53,7 +53,7 @@ def anthropic(
 
 
 def test_no_login_of_a_netrc_is_sent(api: Vendor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen failing with aiohttp's `trust_env`: Anthropic got the password, and a GitHub token ended in a ValueError."""
+    """Seen failing with aiohttp's `trust_env`: a GitHub token ended in a ValueError."""
     (tmp_path / "netrc").write_text("default login me password of-somewhere-else\n")
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
