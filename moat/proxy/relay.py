@@ -92,6 +92,7 @@ class _Relay:
         self._watches = watches
         self._at_idle = at_idle
         self._parting: PartingError | None = None
+        self._finished: set[Stream] = set()  # who has been told the end of its direction hears no last word
         self._pumps = anyio.CancelScope()
 
     async def run(self, up: Filter | None, down: Filter | None) -> None:
@@ -106,8 +107,11 @@ class _Relay:
                 guard.cancel_scope.cancel()
         if self._parting is not None:
             async with anyio.create_task_group() as partings:
-                partings.start_soon(_part, self._client, self._parting.to_client)
-                partings.start_soon(_part, self._upstream, self._parting.to_upstream)
+                for stream, last in (
+                    (self._client, self._parting.to_client),
+                    (self._upstream, self._parting.to_upstream),
+                ):
+                    partings.start_soon(_part, stream, b"" if stream in self._finished else last)
 
     def _moved(self) -> None:
         self._client.deadline = self._upstream.deadline = monotonic() + self._patience
@@ -150,6 +154,7 @@ class _Relay:
                     await sink.send(data)
             if change is not None and (rest := change.finish()):
                 await sink.send(rest)
+            self._finished.add(sink)
             await sink.send_eof()
         except PartingError as error:
             self._end(error)

@@ -10,12 +10,13 @@ import errno
 import os
 import socket
 from collections.abc import AsyncIterator
+from functools import partial
 
 import anyio
 import anyio.to_thread
 import pytest
 
-from moat.proxy.relay import Traffic, relay
+from moat.proxy.relay import PartingError, Traffic, relay
 from moat.proxy.stream import PausableStream, Stream, Watch, open_stream
 from tests.proxy.peers import Wire
 
@@ -146,3 +147,46 @@ async def test_no_descriptor_left_is_an_end_like_others(pair: Pair, monkeypatch)
         await pair.relay()
     expected = "too many open files" if isinstance(pair.client, PausableStream) else ""
     assert pair.traffic.error == expected
+
+
+class Strict:
+    """Lets bytes pass until there is an `x`."""
+
+    def feed(self, data: bytes) -> bytes:
+        if b"x" in data:
+            raise PartingError("no x", to_client=b"bye, client", to_upstream=b"bye, server")
+        return data
+
+    def finish(self) -> bytes:
+        return b""
+
+
+@pytest.mark.parametrize("first", ["client", "upstream"])
+@pytest.mark.parametrize("how", ["objection", "silence"])
+async def test_a_side_that_has_been_told_the_end_is_told_no_more(pair: Pair, first: str, how: str) -> None:
+    """One direction is over; the other ends with a last word. It must reach who can still be told.
+
+    Seen failing without `_finished`: writing after the end is a RuntimeError of asyncio and uvloop, which ended the
+    connection before anybody was told.
+    """
+    gone, left = (pair.sandbox, pair.service) if first == "client" else (pair.service, pair.sandbox)
+
+    def silent() -> PartingError:
+        return PartingError("silence", to_client=b"bye, client", to_upstream=b"bye, server")
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(
+            partial(
+                relay, pair.client, pair.upstream, pair.traffic,
+                idle=30 if how == "objection" else 0.5, up=Strict(), down=Strict(), at_idle=silent,
+            )
+        )  # fmt: skip
+        gone.finish()
+        assert await in_thread(left.rest) == b""  # reads to the end
+        if how == "objection":
+            left.send(b"x")
+        word = b"bye, client" if first == "client" else b"bye, server"
+        assert await in_thread(gone.rest) == word
+        with pytest.raises(BrokenPipeError):  # dropped: there is nothing that it could be told
+            left.send(b"more")
+    assert pair.traffic.error == ("no x" if how == "objection" else "silence")
