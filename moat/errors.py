@@ -29,6 +29,10 @@ class UsageError(MoatError):
     exit_code = EXIT_USAGE
 
 
+class NotAllowedError(UsageError):
+    """The user was asked, and said no: nothing was started."""
+
+
 class ConfigError(MoatError):
     """A configuration file is wrong. `problems` are all of them, each as `file:line:col: text`."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime as dt
 import os
@@ -19,7 +20,7 @@ from moat.cli.output import say
 from moat.cli.parser import Parser
 from moat.cli.run import add_common, ask_first, build, load_config
 from moat.cli.start import passphrase, start
-from moat.cli.worktree import enter
+from moat.cli.worktree import entered
 from moat.config import McpServer
 from moat.errors import GrantError, RunNotFoundError, StartError, UsageError
 from moat.grants import CredentialInfo
@@ -45,7 +46,14 @@ _NO_CREDENTIAL = (
 )
 
 
-def main(argv: Sequence[str], *, command: str = "claude", ahead: Fork | None = None) -> int:
+def main(
+    argv: Sequence[str],
+    *,
+    command: str = "claude",
+    ahead: Fork | None = None,
+    asked: contextlib.ExitStack | None = None,
+) -> int:
+    """`asked`: contexts that end when the user has been asked, before anything starts."""
     if command == "claude" and argv[:1] == ["plugins"]:
         return claude_plugins.main(argv[1:])
     words, initial = _split(argv)
@@ -55,10 +63,11 @@ def main(argv: Sequence[str], *, command: str = "claude", ahead: Fork | None = N
     _check(options, initial)
     options.interactive = options.prompt is None
     home = Home.from_environment()
-    workspace, claude = _conversation(options, home, initial)
-    settings = load_config(options, home, workspace)
-    claude = _keeping_logs(claude, settings.claude.sync_logs)
-    ask_first(options, home, workspace, settings, implied=(claude.grant,))
+    with asked or contextlib.ExitStack() as stack:
+        workspace, claude = _conversation(options, home, initial, stack)
+        settings = load_config(options, home, workspace)
+        claude = _keeping_logs(claude, settings.claude.sync_logs)
+        ask_first(options, home, workspace, settings, implied=(claude.grant,))
     wanted = granted.unique((claude.grant, *settings.needed_grants, *options.grant))
     vault = open_vault(home, passphrase=passphrase())
     credential = _credentials(vault, claude.grant, wanted, settings.mcp)
@@ -156,13 +165,17 @@ def _directory(text: str | None) -> Path:
 # --- which conversation ---------------------------------------------------------------------------
 
 
-def _conversation(options: argparse.Namespace, home: Home, initial: str | None) -> tuple[Path, Claude]:
+def _conversation(
+    options: argparse.Namespace, home: Home, initial: str | None, stack: contextlib.ExitStack
+) -> tuple[Path, Claude]:
     """The workspace and the session in it: a new one, the newest, or a named one."""
     session: str
     if options.resume and not _UUID.fullmatch(options.resume):
         workspace, session = _of_run(home, options.resume, options.dir)
     else:
-        workspace = _workspace(options, home)
+        workspace = _directory(options.dir)
+        if options.worktree:
+            workspace = stack.enter_context(entered(options.worktree, home, workspace))
         session = options.resume.lower() if options.resume else ""
         used = dict(sessions(Path.home(), workspace))
         known = list(used)
@@ -192,11 +205,6 @@ def _conversation(options: argparse.Namespace, home: Home, initial: str | None) 
 def _tell_which(session: str, last: float) -> None:
     if sys.stderr.isatty():
         say(f"going on with conversation {session}, {describe_age(last)} old")
-
-
-def _workspace(options: argparse.Namespace, home: Home) -> Path:
-    place = _directory(options.dir)
-    return enter(options.worktree, home, place) if options.worktree else place
 
 
 def _of_run(home: Home, text: str, directory: str | None) -> tuple[Path, str]:

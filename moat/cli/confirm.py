@@ -9,7 +9,7 @@ from pathlib import Path
 from moat.cli.output import reason, safe, say
 from moat.cli.worktree import project_of
 from moat.config import RunConfig
-from moat.errors import MoatError, UsageError
+from moat.errors import MoatError, NotAllowedError, UsageError
 from moat.paths import Home
 from moat.runtime.demands import Demand, demands, lendable
 
@@ -20,33 +20,42 @@ _WIDTH = 79
 
 def confirm(
     home: Home, workspace: Path, settings: RunConfig, *, named: Iterable[str], accepted: bool = False
-) -> None:
+) -> tuple[Demand, ...]:
     """Return when the run may have what `settings` ask for. Raises UsageError when it may not.
 
+    Returned are the grants among it that are not there: nobody was asked about them.
     named: grants that the command line asks for. accepted: the command line vouches for the file, which
     counts where nobody can be asked.
     """
     wanted = demands(settings, named)
     if not wanted:
-        return
+        return ()
     from moat.runtime import confirmed
 
-    place = project_of(workspace)
-    unsaid = confirmed.unconfirmed(home, place, wanted)
+    unsaid = confirmed.unconfirmed(home, project_of(workspace), wanted)
     new = lendable(home, unsaid) if unsaid else ()
+    missing = tuple(demand for demand in unsaid if demand not in new)
     if not new:
-        return
+        return missing
     file = settings.path.name if settings.path else "agent.yaml"
     if not _can_be_asked():
         _unasked(home, file, new, accepted=accepted)
-        return
+        return missing
     if not _agreed(file, new, first=len(unsaid) == len(wanted)):
-        raise UsageError(
+        raise NotAllowedError(
             f"nothing was started: {file} asks for what you did not allow",
             hint=f"take it out of {file}, or answer y: the next run asks again",
         )
+    lend(home, workspace, new)
+    return missing
+
+
+def lend(home: Home, workspace: Path, given: Sequence[Demand]) -> None:
+    """Remember that the user lends `given` to the workspace, or tell that it cannot be remembered."""
+    from moat.runtime import confirmed
+
     try:
-        confirmed.confirm(home, place, new)
+        confirmed.confirm(home, project_of(workspace), given)
     except (OSError, MoatError) as error:
         why = reason(error) if isinstance(error, OSError) else str(error)
         say(f"warning: the next run asks again, the answer cannot be kept: {why}")

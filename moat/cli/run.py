@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moat.cli.common import add_chord_option, add_credential_options
 from moat.cli.output import dumb
 from moat.cli.parser import Parser
 from moat.cli.start import start, wanted_size, wanted_stdin
-from moat.cli.worktree import branch_of, configuration, enter, name_of
+from moat.cli.worktree import branch_of, configuration, entered, name_of
 from moat.config import HostRules, NetworkConfig, RunConfig, parse_host, parse_mount, parse_port
 from moat.config.network import ASK_AND_WARN
 from moat.errors import UsageError
@@ -23,21 +25,28 @@ from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Mount
 from moat.runtime.size import Size
 
+if TYPE_CHECKING:
+    from moat.runtime.demands import Demand
 
-def main(argv: Sequence[str], *, ahead: Fork | None = None) -> int:
+
+def main(argv: Sequence[str], *, ahead: Fork | None = None, asked: contextlib.ExitStack | None = None) -> int:
+    """`asked`: contexts that end when the user has been asked, before anything starts."""
     flags, command = split_command(argv)
     options = _parser().parse_args(flags)
     workspace = Path(options.dir).expanduser().absolute()
     if not workspace.is_dir():
         raise UsageError(f"no directory {options.dir!r}", hint="the command comes after `--`: moat run -- ls")
     home = Home.from_environment()
-    if options.worktree:
-        workspace = enter(options.worktree, home, workspace)
-    settings = load_config(options, home, workspace)
-    options.interactive = options.interactive or settings.interactive
-    request = build(options, command, settings, workspace)
-    ask_first(options, home, workspace, settings)
-    return start(request, detach=options.detach, json=options.json, home=home, ahead=ahead)
+    with asked or contextlib.ExitStack() as stack:
+        if options.worktree:
+            workspace = stack.enter_context(entered(options.worktree, home, workspace))
+        settings = load_config(options, home, workspace)
+        options.interactive = options.interactive or settings.interactive
+        request = build(options, command, settings, workspace)
+        missing = ask_first(options, home, workspace, settings)
+    return start(
+        request, detach=options.detach, json=options.json, home=home, ahead=ahead, lent_when_granted=missing
+    )
 
 
 def split_command(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -99,16 +108,17 @@ def ask_first(
     file: RunConfig,
     *,
     implied: tuple[str, ...] = (),
-) -> None:
+) -> tuple[Demand, ...]:
     """The user lends what `file` asks for, or has lent it. Raises UsageError.
 
-    implied: grants that the command uses by itself.
+    Returned are the grants that are not there to be lent. implied: grants that the command uses by itself.
     """
-    if file.demanding:
-        from moat.cli.confirm import confirm
+    if not file.demanding:
+        return ()
+    from moat.cli.confirm import confirm
 
-        named = (*implied, *options.grant)
-        confirm(home, workspace, file, named=named, accepted=options.accept_config)
+    named = (*implied, *options.grant)
+    return confirm(home, workspace, file, named=named, accepted=options.accept_config)
 
 
 def build(

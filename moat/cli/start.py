@@ -7,6 +7,7 @@ import datetime as dt
 import os
 import shlex
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from moat.chord import Chord
 from moat.cli import terminal
@@ -24,6 +25,9 @@ from moat.runtime.request import RunRequest
 from moat.runtime.size import Size
 from moat.runtime.variables import protected
 
+if TYPE_CHECKING:
+    from moat.runtime.demands import Demand
+
 
 def start(
     request: RunRequest,
@@ -32,10 +36,12 @@ def start(
     json: bool = False,
     home: Home | None = None,
     ahead: Fork | None = None,
+    lent_when_granted: tuple[Demand, ...] = (),
 ) -> int:
     """Start `request` and stay with it until it ends or the user detaches; returns the exit status.
 
-    Grants are checked first: all that is missing is told at once. With `detach` the run id is printed
+    Grants are checked first: all that is missing is told at once, and can be granted here and now;
+    `lent_when_granted` is lent to the workspace then. With `detach` the run id is printed
     instead (`json`: as an object). Raises what `launch.start` raises.
     """
     place = home or Home.from_environment()
@@ -46,7 +52,7 @@ def start(
         say("warning: network.unreadable is pass: what cannot be searched for credentials gets through")
     chord = chosen(place)
     _tell_of_git(request, place)
-    handoff = _handoff(request, place)
+    handoff = _handoff(request, place, lent_when_granted)
     request = dataclasses.replace(request, hold=not detach)
     progress = Progress()
     try:
@@ -118,7 +124,7 @@ def _is_terminal(fd: int) -> bool:
         return False
 
 
-def _handoff(request: RunRequest, home: Home) -> bytes:
+def _handoff(request: RunRequest, home: Home, lent_when_granted: tuple[Demand, ...]) -> bytes:
     if not request.grants:
         return b""
     from moat.runtime.granted import check, unique
@@ -132,6 +138,10 @@ def _handoff(request: RunRequest, home: Home) -> bytes:
         if not _grant_now(missing):
             raise
         found = check(vault, request.grants, request.mcp)
+        if lent_when_granted:
+            from moat.cli.confirm import lend
+
+            lend(home, request.workspace, lent_when_granted)
     now = dt.datetime.now(dt.UTC)
     for info in ending(found, now, SESSION):
         say(f"warning: {told(info, now)}")

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from moat import config
 from moat.cli.output import say
 from moat.config import RunConfig
-from moat.errors import StartError
+from moat.errors import NotAllowedError, StartError
 from moat.paths import Home
 from moat.runtime import known
 from moat.runtime.git import worktrees
+from moat.runtime.git.command import GitError
 from moat.runtime.git.worktrees import Worktree
 from moat.runtime.records import RunRecord
 
 
-def enter(branch: str, home: Home, directory: Path) -> Path:
-    """The workspace of `branch`, made when it is missing. Raises StartError while a run works in it."""
-    tree, done = worktrees.ensure(home, worktrees.source(directory), branch)
-    if done:
-        say(done)
+@contextlib.contextmanager
+def entered(branch: str, home: Home, directory: Path) -> Iterator[Path]:
+    """The workspace of `branch`, made when it is missing. Raises StartError while a run works in it.
+
+    What was made goes again when the user is asked meanwhile, and allows nothing.
+    """
+    tree, made = worktrees.ensure(home, worktrees.source(directory), branch)
+    if made:
+        say(made.said)
+    _check(branch, tree, home)
+    try:
+        yield tree.path
+    except (NotAllowedError, KeyboardInterrupt):
+        if made:
+            _undo(home, tree, made)
+        raise
+
+
+def _check(branch: str, tree: Worktree, home: Home) -> None:
     if tree.branch != branch:
         say(f"warning: the worktree of {branch} has {tree.branch or 'no branch'} checked out now")
     busy = active(tree.path, known.all_runs(home))
@@ -29,7 +46,15 @@ def enter(branch: str, home: Home, directory: Path) -> Path:
             f"run {busy.name} ({busy.id}) is active in the worktree of {branch}",
             hint=f"moat attach {busy.id}\nmoat stop {busy.id}",
         )
-    return tree.path
+
+
+def _undo(home: Home, tree: Worktree, made: worktrees.Made) -> None:
+    try:
+        worktrees.undo(home, tree, made)
+    except GitError as error:
+        say(f"warning: the worktree {tree.path} stays: {error}")
+    else:
+        say(f"removed the worktree {tree.path}{' and its branch' if made.begun_at else ''} again")
 
 
 def active(path: Path, runs: list[RunRecord]) -> RunRecord | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from moat.cli import claude, run
 from moat.cli.output import emit, emit_json, say, table
 from moat.cli.parser import Parser
-from moat.cli.worktree import active, configuration, enter
+from moat.cli.worktree import active, configuration, entered
 from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.paths import Home
@@ -55,17 +56,14 @@ def main(argv: Sequence[str]) -> int:
     if "--" in argv:
         at = argv.index("--")
         return run.main([*argv[1:at], "--worktree", branch, *argv[at:]])
-    return run.main(words) if _has_command(words) else claude.main(words)
-
-
-def _has_command(words: Sequence[str]) -> bool:
-    """Whether agent.yaml says what to run there, and the flags do not ask Claude Code for something."""
     options = claude.parse(words)
     if options.prompt is not None or options.proceed or options.resume:
-        return False
-    return bool(
-        configuration(enter(options.worktree, Home.from_environment(), Path(options.dir or "."))).command
-    )
+        return claude.main(words)
+    # Only the worktree's own agent.yaml says what is to run there.
+    asked = contextlib.ExitStack()
+    workspace = asked.enter_context(entered(branch, Home.from_environment(), Path(options.dir or ".")))
+    main_of = run.main if configuration(workspace).command else claude.main
+    return main_of(words, asked=asked)
 
 
 def _rows(home: Home, *, everywhere: bool) -> list[Row]:

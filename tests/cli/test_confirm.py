@@ -250,6 +250,46 @@ def test_worktrees_of_a_repository_are_asked_about_once(start: Start, tmp_path: 
     assert list(kept()) == [str(project)]
 
 
+@pytest.mark.parametrize(("answer", "status"), [("n\r", 2), ("\x03", 130)])
+@pytest.mark.parametrize(
+    "words", [("run", "--worktree", "b"), ("wt", "b"), ("claude", "-d", "--worktree", "b")]
+)
+def test_what_was_made_for_a_start_that_is_not_allowed_goes_again(
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    answer: str,
+    *,
+    status: int,
+) -> None:
+    """Seen to fail: without the context in `moat wt`; with the branch deleted that was there before."""
+    project = repository(tmp_path / "project")
+    write(project, "command: ['true']\nnetwork: {host: [5432]}\n")
+    git("add", "agent.yaml", cwd=project)
+    git("commit", "--quiet", "-m", "file", cwd=project)
+    monkeypatch.chdir(project)
+
+    def declined(said: str, *, left: bool = False) -> tuple[bool, bool]:
+        asked = start(*words)
+        asked.sees(QUESTION)
+        if left:
+            (place,) = Home.from_environment().worktrees.glob("*/b")
+            (place / "note").touch()
+        asked.types(answer)
+        asked.ends(status)
+        assert said in " ".join(asked.shown().split())
+        trees = git("worktree", "list", "--porcelain", cwd=project).count("worktree ")
+        return trees == 2, "b" in git("branch", "--format=%(refname:short)", cwd=project).split()
+
+    assert declined("and its branch again") == (False, False)
+    git("branch", "b", cwd=project)
+    assert declined("removed the worktree") == (False, True), "the branch was there"
+    git("branch", "-D", "b", cwd=project)
+    assert declined("stays:", left=True) == (True, True), "somebody has worked in it"
+    assert declined(QUESTION.strip()) == (True, True), "it was there"
+
+
 def test_an_answer_that_cannot_be_kept_counts_for_the_run(start: Start, clone: Path) -> None:
     write(clone, "network: {host: [5432]}\n")
     root = Home.from_environment().root
@@ -287,6 +327,21 @@ def test_what_is_not_granted_is_missing_and_not_asked_about(start: Start, clone:
     asked.types("n\r")
     asked.ends(3)
     assert kept() == {str(clone): ["grant linear"]}
+
+
+def test_what_is_granted_now_is_lent_to_the_workspace(start: Start, clone: Path) -> None:
+    """The grant of the file, and not that of the command line. Seen to fail: without `lend`, and with all grants."""
+    write(clone, "grants: [pypi, linear]\n")
+    tokens = {"PYPI_TOKEN": "pypi-AgEIcHlwaS5vcmc" + "x" * 60, "BRAVE_API_KEY": "b" * 20}
+    asked = start("run", str(clone), "--grant", "brave-search", "--", "true", **tokens)
+    asked.sees(QUESTION)
+    asked.types("\r")
+    asked.sees("Grant now?")
+    asked.types("\r")
+    asked.sees("Save it anyway?")  # it could not be checked: the vendor is out of reach
+    asked.types("y\r")
+    asked.ends()
+    assert kept() == {str(clone): ["grant linear", "grant pypi"]}
 
 
 def test_a_path_cannot_draw(start: Start, clone: Path, tmp_path: Path) -> None:

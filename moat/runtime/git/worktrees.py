@@ -52,6 +52,14 @@ class Worktree:
     branch: str | None  # checked out in it now; None: no branch
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What `ensure` did."""
+
+    said: str
+    begun_at: str | None  # the commit that the branch was made at; None: there was the branch
+
+
 def source(directory: Path) -> Source:
     """The repository of `directory`. Raises UsageError outside of one."""
     found = asks("rev-parse", "--path-format=absolute", "--git-common-dir", cwd=directory)
@@ -68,8 +76,8 @@ def source(directory: Path) -> Source:
     )
 
 
-def ensure(home: Home, of: Source, branch: str) -> tuple[Worktree, str]:
-    """The worktree of `branch`, and what was done for it (empty: it was there).
+def ensure(home: Home, of: Source, branch: str) -> tuple[Worktree, Made | None]:
+    """The worktree of `branch`, and what was done for it (None: it was there).
 
     A missing branch is made: from the only remote branch of that name, else from HEAD. Raises UsageError
     or GitError where git cannot have it.
@@ -77,7 +85,7 @@ def ensure(home: Home, of: Source, branch: str) -> tuple[Worktree, str]:
     if asks("check-ref-format", "--branch", branch, cwd=of.directory) != f"{branch}\n":
         raise UsageError(f"{branch!r} is not a branch name", hint="e.g. `moat wt fix-login`")
     path = Path(os.path.realpath(home.worktrees)) / of.name / branch
-    done = ""
+    made = None
     if not os.path.lexists(path / layout.DOT_GIT):
         _make_room(of, path)
         words, origin = _words(of, branch, path)
@@ -85,13 +93,27 @@ def ensure(home: Home, of: Source, branch: str) -> tuple[Worktree, str]:
             git("worktree", "add", "--quiet", *words, cwd=of.directory)
         except GitError as error:
             raise _explained(error, branch) from None
-        done = f"made the worktree {path} ({origin})"
+        begun_at = _tip(of.common, branch) if "-b" in words else None
+        made = Made(f"made the worktree {path} ({origin})", begun_at)
     found = at(path, branch)
     if found is None or found.common != of.common:
         raise UsageError(
             f"{path} is not a worktree of {of.common}", hint=f"`git worktree repair {path}`, or remove it"
         )
-    return found, done
+    return found, made
+
+
+def _tip(common: Path, branch: str) -> str | None:
+    return asks(
+        "--git-dir", str(common), "rev-parse", "--verify", "--quiet", f"refs/heads/{branch}", cwd=common
+    )
+
+
+def undo(home: Home, tree: Worktree, made: Made) -> None:
+    """Take back what `ensure` did, unless somebody has worked in it since. Raises GitError then."""
+    remove(home, tree)
+    if made.begun_at and _tip(tree.common, tree.made_for) == made.begun_at:
+        git("--git-dir", str(tree.common), "branch", "--quiet", "-D", tree.made_for, cwd=tree.common)
 
 
 def _make_room(of: Source, path: Path) -> None:
