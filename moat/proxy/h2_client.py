@@ -125,6 +125,8 @@ class Client:
                 head = await reader.request()
                 call.far.deadline = math.inf  # the exchange keeps it
                 call.far.when_gone(partial(self._left, call))
+                if call not in self._calls:
+                    return  # the exchange gave it up before our first turn: nothing goes up
                 if head is not None:
                     await self._carry(call, head, reader)
                     return

@@ -22,7 +22,7 @@ from h2.exceptions import ProtocolError
 from moat.proxy import Limits
 from tests.proxy.conftest import PLACEHOLDER, SECRET, House, HouseMaker
 from tests.proxy.h2peers import Client, Server
-from tests.proxy.peers import Origin, Wire, world
+from tests.proxy.peers import PATIENCE, Origin, Wire, world
 
 API = ("api.test", 443)
 CaFile = Callable[[House], Path]
@@ -111,11 +111,13 @@ def test_a_cut_response_never_looks_whole(make: HouseMaker, how: str) -> None:
 
 def test_a_client_that_leaves_resets_its_stream_only(make: HouseMaker) -> None:
     resets: list[dict[int, int]] = []
+    asked = threading.Event()
 
     def script(server: Server) -> None:
         first, second = server.request(), server.request()
+        asked.set()
         while not server.resets:
-            server.receive()
+            assert server.receive(), "the connection ended"
         resets.append(dict(server.resets))
         assert first.stream != second.stream
         # Trio runs tasks in no order: either request may come first.
@@ -125,7 +127,7 @@ def test_a_client_that_leaves_resets_its_stream_only(make: HouseMaker) -> None:
 
     with h2_origin(script) as origin, make(origins={API: origin}) as house, Client.through(house) as client:
         streams = [client.ask(path=path) for path in ("/1", "/2")]
-        time.sleep(0.5)
+        assert asked.wait(PATIENCE)  # who leaves before its request has gone up resets nothing
         client.h2.reset_stream(streams[0], 8)
         client.flush()
         assert client.until(streams[1]).body == b"second"
