@@ -16,6 +16,7 @@ from pathlib import Path
 import moat
 from moat.dataclass import dataclass
 from moat.errors import StartError
+from moat.runtime import syscalls
 from moat.runtime.sandbox import WORKSPACE
 from moat.runtime.size import Size
 from moat.runtime.standby import bootstrap
@@ -55,6 +56,7 @@ def execute(
         "directory": WORKSPACE,
         "terminal": tty is not None,
         "tell": tell,
+        "bits": syscalls.refused_bits(),
     }
     memory = os.memfd_create("moat")
     try:

@@ -134,7 +134,7 @@ def _execute(plan: dict[str, Any]) -> None:
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        seccomp.install()
+        seccomp.install(plan["bits"])
     except (OSError, seccomp.UnsupportedMachineError) as error:
         _leave(f"the command cannot be started: {error}", _BROKEN)
     _leave(*_replaced(plan["argv"], plan["environment"]))

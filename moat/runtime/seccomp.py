@@ -25,6 +25,7 @@ _ARGUMENT = (16, 24, 32, 40)
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000  # x86_64 only: the x32 call table repeats every call under another number
+_X32_OWN = (512, 547)  # x32's own calls (ioctl, ptrace…): kernels before 5.4 take them without the bit too
 
 # Families that a network namespace separates. Netlink is for ROUTE only (getifaddrs): the other
 # protocols are subsystems that an agent without capabilities has no use for.
@@ -172,7 +173,9 @@ def program(machine: str | None = None, bits: int = SET_USER_ID) -> bytes:
     parts = [_op(_LOAD, _ARCH), _op(_JEQ, _AUDIT_ARCH[machine], 1, 0), _op(_RETURN, _KILL)]
     parts.append(_op(_LOAD, _NUMBER))
     if machine == "x86_64":
-        parts += [_op(_JGE, _X32_BIT, 0, 1), _refuse(errno.ENOSYS)]
+        first, last = _X32_OWN
+        parts += [_op(_JGE, _X32_BIT, 2, 0), _op(_JGE, last + 1, 2, 0), _op(_JGE, first, 0, 1)]
+        parts.append(_refuse(errno.ENOSYS))
     # First, because no other is called as often.
     for make, calls in ((_open, _OPENS), (_mode, _MODES)):
         for call, argument in calls:
@@ -190,9 +193,10 @@ def program(machine: str | None = None, bits: int = SET_USER_ID) -> bytes:
     return b"".join(parts)
 
 
-def install() -> None:
+def install(bits: int = SET_USER_ID) -> None:
     """Put this process (one thread) and all its descendants under the filter, with no_new_privs.
 
+    bits: as `program`.
     Raises OSError when the kernel refuses, UnsupportedMachineError as `program`.
     """
     import ctypes  # who only makes the program does without
@@ -200,7 +204,7 @@ def install() -> None:
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
 
-    code = program()
+    code = program(bits=bits)
     buffer = ctypes.create_string_buffer(code, len(code))
     filter_program = Program(len(code) // 8, ctypes.addressof(buffer))
     libc = ctypes.CDLL(None, use_errno=True)
