@@ -8,17 +8,19 @@ at who could have written the answers.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moat.cli.pages import pages
 from moat.config import load
 from moat.grants import Credential, CredentialInfo, CredentialKind, Secret
 from moat.paths import Home
@@ -26,7 +28,7 @@ from moat.runtime.confirmed import confirm, unconfirmed
 from moat.runtime.demands import Demand, demands
 from moat.vault import open_vault
 from moat.vault.key import NewKey
-from tests.cli.wizard import Start
+from tests.cli.wizard import Start, Terminal
 from tests.git.kit import git, repository
 from tests.vault.conftest import NOW
 
@@ -64,6 +66,11 @@ def write(place: Path, text: str) -> None:
     (place / "agent.yaml").write_text(text)
 
 
+def flat(rows: list[str]) -> str:
+    """Without the spaces, and so without the place where a row ended."""
+    return "".join("".join(rows).split())
+
+
 def runs(moat: Moat) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(moat("list", "--json").stdout)
     return found
@@ -82,12 +89,9 @@ def test_what_was_not_allowed_does_not_start(
     asked = start("run", str(clone), "--", "true", size=(24, 80), TERM=terminal)
     asked.sees(QUESTION)
     rows = asked.shown().splitlines()
-    assert rows[:3] == [
-        "agent.yaml asks for what is yours:",
-        "  grants        linear, ssh:github.com",
-        "  host ports    5432",
-    ]
-    assert "".join(rows[3:]) == f"  mounts        {clone.parent}/notes{QUESTION.rstrip()}"
+    assert rows[:2] == ["agent.yaml asks for what is yours:", "  grants        linear, ssh:github.com"]
+    assert flat(rows[2:-2]) == f"mounts{clone.parent}/notes"
+    assert rows[-2:] == ["  host ports    5432", QUESTION.rstrip()]
     asked.types(answer)
     asked.ends(status)
     if status == 2:
@@ -164,7 +168,7 @@ def test_what_was_confirmed_is_what_runs(start: Start, moat: Moat, clone: Path, 
     (clone / "link").symlink_to(tmp_path / "notes")
     asked = start("run", str(clone), "--", "cat", "/data/it")
     asked.sees(QUESTION)
-    assert f"{tmp_path}/notes" in asked.shown().replace("\n", ""), "where the link leads"
+    assert f"{tmp_path}/notes" in flat(asked.shown().splitlines()), "where the link leads"
     write(clone, "grants: [linear]\nmounts: [link:/data:ro]\n")
     (clone / "link").unlink()
     (clone / "link").symlink_to(tmp_path / "other")
@@ -350,9 +354,122 @@ def test_a_path_cannot_draw(start: Start, clone: Path, tmp_path: Path) -> None:
     write(clone, f'mounts: ["../{odd}:/data:ro"]\n')
     asked = start("run", str(clone), "--", "true")
     asked.sees(QUESTION)
-    assert "no\\x202et, es\\x200b" in asked.shown().replace("\n", "")
+    assert "no\\x202et,es\\x200b" in flat(asked.shown().splitlines())
     asked.types("n\r")
     asked.ends(2)
+
+
+# --- long lists -----------------------------------------------------------------------------------
+
+
+def flooded(clone: Path, *, mounts: int, ports: str) -> list[str]:
+    """A file with many mounts; returns them as they are asked about."""
+    names = [f"many-{number:03}" for number in range(mounts)]
+    for name in names:
+        (clone.parent / name).mkdir()
+    listed = ", ".join(f"../{name}:/data/{name}:ro" for name in names)
+    write(clone, f"grants: [linear]\nmounts: [{listed}]\nnetwork: {{host: [{ports}]}}\n")
+    return [f"{clone.parent}/{name}" for name in names]
+
+
+def pages_of(asked: Terminal) -> Iterator[list[str]]:
+    """The rows from title to question of each page, all of which are on the screen. Goes on with Enter."""
+    for number in itertools.count(1):
+        asked.expect(
+            [rf"Page {number} of \d+\. Go on\? \[Y/n\]: ", r"Use them all in this workspace\? \[y/N\]: "]
+        )
+        rows = asked.shown().splitlines()
+        begin = max(n for n, row in enumerate(rows) if row.startswith("agent.yaml asks for what is yours:"))
+        yield rows[begin:]
+        if "Use them all" in "".join(rows):
+            return
+        asked.types("\r")
+
+
+@pytest.mark.parametrize("size", [(24, 80), (12, 60), (6, 40)], ids=["usual", "small", "tiny"])
+def test_a_long_list_is_asked_about_page_by_page(
+    start: Start, moat: Moat, clone: Path, size: tuple[int, int]
+) -> None:
+    """Who floods it hides nothing. Seen to fail: with one page, whatever its length."""
+    mounts = flooded(clone, mounts=25, ports=", ".join(str(port) for port in range(8001, 8201, 2)))
+    asked = start("run", str(clone), "--", "true", size=size)
+    seen = list(pages_of(asked))
+    total = "1 grant, 25 mounts, 100 host ports"
+    assert all(total in " ".join(rows) for rows in seen)
+    text = flat([row[16:] if row.startswith("  ") else "" for rows in seen for row in rows])
+    assert text == flat(["linear", *mounts, ",".join(str(port) for port in range(8001, 8201, 2))])
+    for number, rows in enumerate(seen[:-1], 1):
+        assert rows[-1] == f"Page {number} of {len(seen)}. Go on? [Y/n]:"
+        assert next(row for row in rows if row.startswith("  ")).split()[0] in {"grants", "mounts", "host"}
+    asked.types("\r")
+    asked.ends(2)
+    assert runs(moat) == [], "Enter says no to what did not fit on the screen"
+
+
+def test_pages_are_left_at_any_of_them_and_agreed_to_at_the_last(
+    start: Start, moat: Moat, clone: Path
+) -> None:
+    mounts = flooded(clone, mounts=60, ports="5432")
+    left = start("run", str(clone), "--", "true", size=(24, 80))
+    left.sees("Page 1 of ")
+    left.send("\r\ry\r")  # before the question is drawn, or after: at most a page is gone on with
+    left.sees("Page 2 of ")
+    time.sleep(1)
+    assert left.isalive()
+    left.types("n\r")
+    left.ends(2)
+    assert runs(moat) == []
+    agreed = start("run", str(clone), "--", "true", size=(24, 80))
+    assert len(list(pages_of(agreed))) > 3
+    agreed.types("y\r")
+    agreed.ends()
+    assert kept()[str(clone)] == ["grant linear", *(f"mount {mount}" for mount in mounts), "port 5432"]
+
+
+def test_a_name_that_goes_on_looks_like_no_other() -> None:
+    """Characters that are two columns wide count as that. Seen to fail: without the indent, and with one column each."""
+    (shown,) = pages("title:", [("mounts", ["/" + "\u6f22" * 20, "/etc"], True)], columns=48, rows=24)
+    assert shown == [
+        "title:",
+        "  mounts        /" + "\u6f22" * 15,
+        " " * 18 + "\u6f22" * 5,
+        " " * 16 + "/etc",
+    ]
+
+
+def test_consecutive_ports_are_told_as_a_range(start: Start, clone: Path) -> None:
+    write(clone, f"network: {{host: [5433, 5432, 22, {', '.join(map(str, range(8000, 8200)))}]}}\n")
+    asked = start("run", str(clone), "--", "true", size=(5, 60))
+    asked.sees(QUESTION)
+    assert asked.shown().splitlines()[:2] == [
+        "agent.yaml asks for what is yours:",
+        "  host ports    22, 5432, 5433, 8000-8199",
+    ]
+    asked.types("n\r")
+    asked.ends(2)
+
+
+def test_where_nobody_can_be_asked_ports_alone_are_cut_off(moat: Moat, clone: Path) -> None:
+    mounts = flooded(clone, mounts=60, ports=", ".join(str(port) for port in range(8001, 8401, 2)))
+    done = moat("run", str(clone), "--", "true")
+    ports = ", ".join(str(port) for port in range(8001, 8023, 2))
+    assert done.returncode == 0
+    assert done.stderr.endswith(
+        f"confirmed it: grants linear; mounts {', '.join(mounts)}; host ports {ports}, and 189 more in agent.yaml\n"
+    )
+
+
+def test_nobody_looks_through_a_list_without_end(start: Start, moat: Moat, clone: Path) -> None:
+    mounts = flooded(clone, mounts=400, ports="")
+    told = "asks for more of what is yours than anybody can look through: 1 grant, 400 mounts"
+    done = moat("run", str(clone), "--accept-config", "--", "true")
+    assert (done.returncode, done.stderr.count(told), done.stderr.count("moat: hint: take out")) == (2, 1, 1)
+    asked = start("run", str(clone), "--", "true")
+    asked.ends(2)
+    assert told in " ".join(asked.shown().split())
+    assert runs(moat) == []
+    confirm(Home.from_environment(), clone, [Demand("mount", mounts[0])])
+    assert "nobody has confirmed it: grants linear; mounts" in moat("run", str(clone), "--", "true").stderr
 
 
 # --- the file -------------------------------------------------------------------------------------
