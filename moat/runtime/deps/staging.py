@@ -3,8 +3,9 @@
 npm runs no install scripts here, uv takes wheels only: what a package would do while it is installed
 must not be done on the host. Both read the user's own settings and check every file against its index.
 
-A package may ask for another one from git. npm would run git with all that the user's git may do: it would
-fetch his private repositories, and those on this disk, into what a sandbox sees. So npm starts no program.
+A package may ask for another one from anywhere: a private repository, an archive or directory on this disk, a
+server that only this machine can reach. All of it would be in what a sandbox sees. uv takes nothing of the
+kind, and npm is kept from it (`npm_guard`).
 """
 
 from __future__ import annotations
@@ -21,26 +22,26 @@ from pathlib import Path
 from moat.errors import StartError
 from moat.paths import write_private
 from moat.runtime import trust
-from moat.runtime.deps import pypi
+from moat.runtime.deps import npm_guard, pypi
 from moat.runtime.deps.package import Package
 
 _SECONDS = 900
 _TAIL = 12  # lines of a failed installation that are shown
-_NO_PROGRAMS = b"""\
-const refuse = () => { throw new Error("a package wants another one from git, which npm may not run here"); };
-const programs = require("node:child_process");
-for (const name of ["exec", "execFile", "execFileSync", "execSync", "fork", "spawn", "spawnSync"])
-  programs[name] = refuse;
-require("node:module").syncBuiltinESMExports();
-"""
 _SECRET = re.compile(r"(://)[^/@\s]+@")
 
 
 async def install_node_tools(packages: Sequence[Package], node: Path, tree: Path, cache: Path) -> None:
     """As `npm install --global` lays them out. `node` is the tree with node and npm. Raises StartError."""
-    words = [str(node / "bin/node"), "--require", _kept(cache / "no-programs.cjs", _NO_PROGRAMS)]
+    words = [str(node / "bin/node"), "--require", _kept(cache / "npm-guard.cjs", npm_guard.SCRIPT)]
     words += [str(node / "lib/node_modules/npm/bin/npm-cli.js")]
-    words += ["install", "--global", f"--prefix={tree}", "--ignore-scripts", "--no-audit", "--no-fund"]
+    words += [
+        "install",
+        "--global",
+        f"--prefix={os.path.realpath(tree)}",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+    ]
     words += ["--no-update-notifier", "--loglevel=error", f"--cache={cache / 'npm-cache'}"]
     names = [f"{package.name}@{package.version}" for package in packages]
     await _run([*words, "--", *names], {"NODE_EXTRA_CA_CERTS": _bundle(cache)}, "npm", names)

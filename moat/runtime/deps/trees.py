@@ -25,7 +25,7 @@ from moat.runtime.deps.selection import Interpreter, Program, Selection
 from moat.runtime.deps.unpack import unpack
 from moat.runtime.sandbox import Progress
 
-_RECIPE = 2  # raised when the same packages make other trees
+_RECIPE = 3  # raised when the same packages make other trees
 
 
 @dataclass(frozen=True, slots=True)
