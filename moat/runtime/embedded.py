@@ -139,9 +139,9 @@ class EmbeddedSandbox(OverStdio):
             elif (command := await self._command_handle()) is not None:
                 signal.pidfd_send_signal(command, number)
 
-    async def _command_handle(self) -> int | None:
+    async def _command_handle(self, *, patience: float = 1.0) -> int | None:
         """The command is the first process that pid 1 starts, a moment after the release."""
-        with anyio.move_on_after(1):
+        with anyio.move_on_after(patience):
             while self._command is None and not self._exit.done():
                 self._command = procfs.open_command(self._init_pid)
                 if self._command is None:
@@ -159,8 +159,9 @@ class EmbeddedSandbox(OverStdio):
     async def execute(
         self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool, term: str = TERM
     ) -> EmbeddedExecution:
+        # Until the command is there, bubblewrap still makes the tree, beside the host's own.
         pid = await self.first_pid()
-        if not pid:
+        if not pid or await self._command_handle(patience=_START_DEADLINE) is None:
             raise StartError("nothing runs in the sandbox")
         return execute(pid, argv, self._belonging.at(term) if tty else self._belonging, tty=tty, stdin=stdin)
 

@@ -170,7 +170,8 @@ def _events(asked: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _said(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    last = turns[-1]
+    # Codex also adds items that are nobody's turn, now and then after what was asked.
+    last = next(turn for turn in reversed(turns) if turn.get("role") == "user" or "output" in turn)
     if last["type"].endswith("_output"):
         return _message(f"The tool said: {_text(last['output'])}")
     prompt = _text(last["content"])

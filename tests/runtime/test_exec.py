@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -9,15 +10,17 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pexpect
 import pytest
 
 from moat.paths import Home
-from moat.runtime import records
-from tests.runtime.embedded_kit import EVERYBODY, run
+from moat.runtime import bwrap, records
+from moat.runtime.embedded_exec import EmbeddedExecution
+from moat.runtime.sandbox import Output
+from tests.runtime.embedded_kit import EVERYBODY, run, sandbox
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 BOTH = [
@@ -118,6 +121,45 @@ def test_entering_an_embedded_sandbox_as_root_and_as_an_ordinary_user(who: str) 
     assert "NoNewPrivs:\t1\nSeccomp:\t2\n4\n" in told.stdout
     assert "workspace\n" in told.stdout
     assert told.stdout.splitlines()[-1] != "0"
+
+
+@pytest.mark.embedded
+def test_nothing_enters_a_sandbox_that_bubblewrap_still_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then the host's tree is beside it (`oldroot`), and nobody's ids are mapped: "Invalid argument" was told.
+
+    Seen failing without waiting for the command.
+    """
+    ours, theirs = os.pipe()
+    data = bwrap.Arguments.data
+
+    def late(self: bwrap.Arguments, content: bytes) -> int:
+        if content != b"late":
+            return data(self, content)
+        self.fds.append(ours)  # bubblewrap waits for its end
+        return ours
+
+    async def enter() -> tuple[bool, bytes]:
+        async with sandbox("sleep", "100", home_files=[("late", "late", 0o644)]) as made:
+            await made.start()
+            entering = asyncio.ensure_future(made.execute(("ls", "/"), tty=None, stdin=False))
+            await asyncio.sleep(0.3)
+            early = entering.done()
+            os.close(theirs)
+            told = await entering
+            said = b"".join([output.data async for output in _outputs(told)])
+            await told.close()
+            return early, said
+
+    monkeypatch.setattr(bwrap.Arguments, "data", late)
+    early, said = asyncio.run(enter())
+    assert b"oldroot" not in said, said
+    assert b"workspace\n" in said
+    assert not early
+
+
+async def _outputs(told: EmbeddedExecution) -> AsyncIterator[Output]:
+    while output := await told.read():
+        yield output
 
 
 def _at_a_terminal(moat_bin: str) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 
@@ -96,20 +95,18 @@ def served(
         Destination(grant, HostKeys(keys=(host_key,)), lambda _signature: True) for grant in grants
     ]
     path = directory / "journal.jsonl"
-    with start_blocking_portal("asyncio") as portal:
+    sock = listen(directory / "agent.sock")  # whoever connects from here on is served, however late
+    with contextlib.closing(sock), start_blocking_portal("asyncio") as portal:
 
         async def begin() -> None:
             journal = Journal(path)
             agent = Agent(rules=lambda: Rules(destinations), revoked=revoked, journal=journal)
-            sock = listen(directory / "agent.sock")
             try:
                 await agent.serve(sock)
             finally:
                 journal.close()
 
         serving = portal.start_task_soon(begin)
-        while not (directory / "agent.sock").exists() and not serving.done():
-            portal.call(anyio.sleep, 0.01)
         try:
             yield Served(directory / "agent.sock", path)
         finally:
