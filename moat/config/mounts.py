@@ -118,11 +118,18 @@ def refused_to_workspace(mount: MountConfig, workspace: Path) -> str | None:
     flag = f"--mount {mount.source}:{mount.target}{':ro' if mount.read_only else ''}"
     if not mount.read_only:
         return f"{mount.source} lies outside of the workspace: only `:ro` may be asked for here, else {flag}"
-    home = Path.home().resolve()
-    hidden = Path(source).relative_to(home).parts[:1] if _within(source, str(home)) else ()
-    if hidden and hidden[0].startswith(".") and not _within(place, str(home / hidden[0])):
+    if hidden_from(mount.source, workspace):
         return f"{mount.source} is one of your hidden files: it can be mounted with {flag}, and not from here"
     return None
+
+
+def hidden_from(source: Path, workspace: Path) -> bool:
+    """Whether `source` is in a hidden entry of the home directory, and `workspace` is not in the same."""
+    real, home = str(source.resolve()), Path.home().resolve()
+    hidden = Path(real).relative_to(home).parts[:1] if _within(real, str(home)) else ()
+    if not hidden or not hidden[0].startswith("."):
+        return False
+    return not _within(str(workspace.resolve()), str(home / hidden[0]))
 
 
 def _within(path: str, tree: str) -> bool:

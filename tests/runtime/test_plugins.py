@@ -526,6 +526,21 @@ def test_agent_yaml_names_no_directory_with_credentials(kit):
     assert "a sandbox must not see them" in kit.problem() or "Moat's own state" in kit.problem()
 
 
+def test_agent_yaml_names_no_hidden_directory_of_the_user(kit):
+    """A marketplace that is only the user's, say, of which Claude Code keeps a clone there. As for mounts."""
+    private = kit.user / ".claude/plugins/marketplaces/private"
+    write_marketplace(private)
+    kit.config(
+        f'claude: {{plugins: {{"{ID}": true}}, marketplaces: {{tools: {{source: directory, path: "{private}"}}}}}}'
+    )
+    assert "is one of your hidden files" in kit.problem()
+    kit.settings(
+        "user",
+        {"extraKnownMarketplaces": {"mine": {"source": {"source": "directory", "path": str(private)}}}},
+    )
+    assert not kit.resolve().problems, "the user has named it as well"
+
+
 def test_a_link_in_a_directory_does_not_carry_foreign_files_in(kit):
     write_marketplace(kit.workspace / "market")
     (kit.workspace / "market/plugins/hello/leak").symlink_to(kit.user)

@@ -7,7 +7,7 @@ from dataclasses import field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from moat.config.mounts import refused_source
+from moat.config.mounts import hidden_from, refused_source
 from moat.config.plugins import redacted
 from moat.dataclass import dataclass
 from moat.errors import StartError
@@ -229,6 +229,8 @@ class Resolver:
             raise TreeError(f"{place} lies outside of the workspace, whose settings must not name it")
         if not named.origin.own and (reason := refused_source(place)):
             raise TreeError(reason)
+        if not named.own and hidden_from(place, self.workspace):
+            raise TreeError(f"{place} is one of your hidden files: name it in ~/.moat/claude/settings.json")
         return place
 
     def _repository(self, source: Source, *, own: bool, origin: Origin, what: str) -> tuple[Path, str | None]:
