@@ -7,6 +7,8 @@ import os
 
 from moat.errors import MoatError
 
+TOO_MANY_HINT = "leave some out with snapshots.exclude.additional in agent.yaml, or run with --no-snapshots"
+
 
 class SnapshotError(MoatError):
     """A snapshot could not be taken, read or restored. What was there before is still there."""

@@ -35,7 +35,7 @@ from moat.runtime.snapshots.entry import (
     permissions,
     stamp_of,
 )
-from moat.runtime.snapshots.errors import disk_error
+from moat.runtime.snapshots.errors import TOO_MANY_HINT, SnapshotError, disk_error
 from moat.runtime.snapshots.flush import flush
 from moat.runtime.snapshots.ignore import Rules
 from moat.runtime.snapshots.objects import SMALL, Hasher, ScatteredError, Writer, find_segments, read_segments
@@ -44,6 +44,7 @@ from moat.runtime.snapshots.walk import Found, open_root, walk
 
 RACY = 2_000_000_000  # nanoseconds: the coarsest clock of a file system in use
 MAX_SEGMENTS = 10_000
+MAX_TREE = 1 << 30  # bytes of all its lines: they hold whole paths, which cost an agent next to nothing
 _THINNEST = 16  # a file in more segments is read as a whole when it is at most so many times what it holds
 _TRIES = 3  # for a file that changes while it is read
 _TOLD = 100
@@ -155,6 +156,18 @@ class _Taking:
         )
 
     def rows(self, root: int, rules: Rules) -> Iterator[Row]:
+        """Raises SnapshotError when they are more than MAX_TREE."""
+        size = 0
+        for row in self._rows(root, rules):
+            size += len(row.line)
+            if size > MAX_TREE:
+                raise SnapshotError(
+                    f"the names of files and directories take more than {MAX_TREE >> 20:,} MiB",
+                    hint=TOO_MANY_HINT,
+                )
+            yield row
+
+    def _rows(self, root: int, rules: Rules) -> Iterator[Row]:
         for found in walk(root, rules, lambda count: self._tell(count, self._read)):
             known = self._known(found.path)
             mode = found.info.st_mode

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from moat.dataclass import dataclass
-from moat.runtime.snapshots.errors import SnapshotError
+from moat.runtime.snapshots.errors import TOO_MANY_HINT, SnapshotError
 from moat.runtime.snapshots.ignore import Rules
 
 MAX_ENTRIES = 1_000_000
@@ -155,5 +155,5 @@ def _reason(error: OSError) -> str:
 def _too_many() -> SnapshotError:
     return SnapshotError(
         f"the workspace has more than {MAX_ENTRIES:,} files and directories",
-        hint="leave some out with snapshots.exclude.additional in agent.yaml, or run with --no-snapshots",
+        hint=TOO_MANY_HINT,
     )

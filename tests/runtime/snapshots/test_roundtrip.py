@@ -355,6 +355,29 @@ def test_too_many_entries_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.M
     assert store.all() == []
 
 
+def test_long_paths_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A million empty files below long names were 47 GiB in the store. Seen failing without MAX_TREE."""
+    monkeypatch.setattr(taking, "MAX_TREE", 1 << 20)
+    store, workspace = store_for(tmp_path)
+    write(workspace, {"f": "x"})
+    before = keep(store)
+    fd = os.open(workspace, os.O_RDONLY)
+    for _ in range(100):
+        os.mkdir("d" * 250, dir_fd=fd)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    for number in range(50):
+        os.close(os.open(str(number), os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    os.close(fd)
+    for attempt in (lambda: keep(store), lambda: list(scan(store, Wish(kind=Kind.MANUAL)))):
+        with pytest.raises(SnapshotError, match="names of files and directories take more than 1 MiB"):
+            attempt()
+    assert store.all() == [before]
+    assert sum(path.stat().st_size for path in store.root.rglob("*") if path.is_file()) < 100_000
+    subprocess.run(["rm", "-rf", workspace], check=True)
+
+
 def test_a_file_that_keeps_changing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, workspace = store_for(tmp_path)
     write(workspace, {"log": "1", "still": "s"})
