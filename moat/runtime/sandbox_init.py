@@ -33,6 +33,7 @@ HOST_ADDRESS = "127.63.0.1"
 HOME = "/home/agent"
 DIAL = "/run/moat/egress/dial.sock"  # where the run says which of our ports it wants
 HEAD_START = 0.15  # seconds
+WAIT_TURN, WAIT_TURNS = 0.01, 500  # seconds
 EXIT_BROKEN, EXIT_DENIED, EXIT_MISSING = 125, 126, 127  # as `docker run` and the shell have them
 
 
@@ -88,11 +89,24 @@ def join(arguments: list[str]) -> int:
     try:
         if options.size:
             set_size(options.size)
+        wait_for_the_first()
         seccomp.install()
     except (OSError, seccomp.UnsupportedMachineError) as error:
         say(f"the command cannot be started: {error}")
         return EXIT_BROKEN
     return execute(options.command)
+
+
+def wait_for_the_first() -> None:
+    """Until it has compared the mounts and listens as the proxy: not for long, should that have ended."""
+    address, port = PROXY
+    number = int.from_bytes(socket.inet_aton(address), sys.byteorder)
+    listens = f" {number:08X}:{port:04X} 00000000:0000 0A "  # proc_net_tcp.rst of the kernel
+    for _ in range(WAIT_TURNS):
+        with open("/proc/net/tcp", encoding="ascii") as file:
+            if listens in file.read():
+                return
+        select.select([], [], [], WAIT_TURN)
 
 
 def compare(mounted: list[str]) -> None:

@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,9 +18,8 @@ import pexpect
 import pytest
 
 from moat.paths import Home
-from moat.runtime import bwrap, records
-from moat.runtime.embedded_exec import EmbeddedExecution
-from moat.runtime.sandbox import Output
+from moat.runtime import bwrap, records, sandbox_init
+from moat.runtime.sandbox import Execution, Output
 from tests.runtime.embedded_kit import EVERYBODY, run, sandbox
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
@@ -157,7 +157,23 @@ def test_nothing_enters_a_sandbox_that_bubblewrap_still_makes(monkeypatch: pytes
     assert not early
 
 
-async def _outputs(told: EmbeddedExecution) -> AsyncIterator[Output]:
+def test_a_command_waits_for_the_first_one_of_its_container() -> None:
+    """Which compares the mounts, and then listens as the proxy. Seen failing without waiting."""
+    program = """if True:
+        import socket, subprocess, sys, time
+        command = [sys.executable, "-I", sys.argv[1], "--exec", "--", "date", "+%s.%N"]
+        entering = subprocess.Popen(command, stdout=subprocess.PIPE)
+        time.sleep(0.5)
+        listening = time.time()
+        first = socket.create_server(("127.0.0.1", 3128))
+        print(float(entering.communicate(timeout=20)[0]) - listening)
+    """
+    alone = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-I", "-c", program]
+    done = subprocess.run([*alone, sandbox_init.__file__], capture_output=True, text=True, timeout=30)
+    assert 0 < float(done.stdout) < 2, done.stderr
+
+
+async def _outputs(told: Execution) -> AsyncIterator[Output]:
     while output := await told.read():
         yield output
 
