@@ -57,6 +57,9 @@ MESSAGES = {
     "agent.yaml asks for what is yours, and nobody has confirmed it": (
         "cli/test_confirm.py::test_where_nobody_can_be_asked_it_is_told"
     ),
+    "agent.yaml asks for more of what is yours than anybody can look through": (
+        "cli/test_confirm.py::test_nobody_looks_through_a_list_without_end"
+    ),
     "Requests with the credential … fail: …": (
         "cli/test_refused.py::test_one_that_is_revoked_is_told_once_and_asked_for_no_more"
     ),

@@ -67,12 +67,12 @@ def main(
         workspace, claude = _conversation(options, home, initial, stack)
         settings = load_config(options, home, workspace)
         claude = _keeping_logs(claude, settings.claude.sync_logs)
-        ask_first(options, home, workspace, settings, implied=(claude.grant,))
+        runtime = choose(options.runtime or settings.runtime)
+        ask_first(options, home, workspace, settings, runtime=runtime, implied=(claude.grant,))
     wanted = granted.unique((claude.grant, *settings.needed_grants, *options.grant))
     vault = open_vault(home, passphrase=passphrase())
     credential = _credentials(vault, claude.grant, wanted, settings.mcp)
     ssh = [SshGrant.of(vault.info(name)) for name in wanted if name.startswith(SSH)]
-    runtime = choose(options.runtime or settings.runtime)
     plugins = claude_plugins.prepare(home, workspace, settings, ssh, options)
     setup = claude.setup(
         workspace=workspace,

@@ -20,21 +20,34 @@ if TYPE_CHECKING:
     from moat.cli.menu import Console
 
 # In the order in which they are shown: what there can be most of comes last.
-_NAMES = {"grant": "grant", "mount": "mount", "port": "host port"}
+_NAMES = {
+    "grant": "grant",
+    "build": "image build",
+    "image": "image",
+    "mount": "mount",
+    "port": "host port",
+}
+_APART = {"build", "mount"}  # in a row each, because they may hold commas
 _MOST = 400  # names; nobody looks through more
 _PORTS = 12  # numbers and ranges in the line for nobody
 
 
 def confirm(
-    home: Home, workspace: Path, settings: RunConfig, *, named: Iterable[str], accepted: bool = False
+    home: Home,
+    workspace: Path,
+    settings: RunConfig,
+    *,
+    runtime: str | None,
+    named: Iterable[str],
+    accepted: bool = False,
 ) -> tuple[Demand, ...]:
     """Return when the run may have what `settings` ask for. Raises UsageError when it may not.
 
     Returned are the grants among it that are not there: nobody was asked about them.
-    named: grants that the command line asks for. accepted: the command line vouches for the file, which
-    counts where nobody can be asked.
+    runtime: of the run, where that is known. named: grants that the command line asks for. accepted: the
+    command line vouches for the file, which counts where nobody can be asked.
     """
-    wanted = demands(settings, named)
+    wanted = demands(settings, named, runtime)
     if not wanted:
         return ()
     from moat.runtime import confirmed
@@ -111,7 +124,7 @@ def _agreed(file: str, new: Sequence[Demand], *, first: bool) -> bool:
 
     console = Console(json=True)
     title = f"{file} asks for {'what' if first else 'more that'} is yours:"
-    sections = [(f"{_NAMES[kind]}s", names, kind == "mount") for kind, names in _by_kind(new)]
+    sections = [(f"{_NAMES[kind]}s", names, kind in _APART) for kind, names in _by_kind(new)]
     columns, rows = _window(console.stream.fileno())
     shown = pages(title, sections, columns=columns, rows=rows)
     if len(shown) == 1:

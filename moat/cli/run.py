@@ -19,7 +19,7 @@ from moat.config.network import ASK_AND_WARN
 from moat.errors import UsageError
 from moat.paths import Home
 from moat.runtime import tampering
-from moat.runtime.choice import NAMES
+from moat.runtime.choice import NAMES, choose
 from moat.runtime.forking import Fork
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Mount
@@ -43,7 +43,7 @@ def main(argv: Sequence[str], *, ahead: Fork | None = None, asked: contextlib.Ex
         settings = load_config(options, home, workspace)
         options.interactive = options.interactive or settings.interactive
         request = build(options, command, settings, workspace)
-        missing = ask_first(options, home, workspace, settings)
+        missing = ask_first(options, home, workspace, settings, runtime=request.runtime)
     return start(
         request, detach=options.detach, json=options.json, home=home, ahead=ahead, lent_when_granted=missing
     )
@@ -107,18 +107,20 @@ def ask_first(
     workspace: Path,
     file: RunConfig,
     *,
+    runtime: str | None = None,
     implied: tuple[str, ...] = (),
 ) -> tuple[Demand, ...]:
     """The user lends what `file` asks for, or has lent it. Raises UsageError.
 
-    Returned are the grants that are not there to be lent. implied: grants that the command uses by itself.
+    Returned are the grants that are not there to be lent. runtime: of the run, where that is known.
+    implied: grants that the command uses by itself.
     """
     if not file.demanding:
         return ()
     from moat.cli.confirm import confirm
 
     named = (*implied, *options.grant)
-    return confirm(home, workspace, file, named=named, accepted=options.accept_config)
+    return confirm(home, workspace, file, runtime=runtime, named=named, accepted=options.accept_config)
 
 
 def build(
@@ -139,7 +141,7 @@ def build(
         env={**_terminal(options, tty), **file.env, **dict(map(_variable, options.env))},
         mounts=tuple(Mount(m.source, m.target, m.read_only) for m in (*file.mounts, *flag_mounts)),
         network=_network(options, file, rules),
-        runtime=options.runtime or file.runtime,
+        runtime=_runtime(options, file),
         tty=tty,
         stdin=wanted_stdin(tty=tty is not None, detach=options.detach),
         agent=file.agent,
@@ -157,6 +159,12 @@ def build(
         worktree=branch_of(workspace),
         writable_git=options.writable_git,
     )
+
+
+def _runtime(options: argparse.Namespace, file: RunConfig) -> str | None:
+    """Settled here where it decides what the user is asked about, so that the run has no other."""
+    wanted = options.runtime or file.runtime
+    return choose(wanted) if file.making else wanted
 
 
 def _terminal(options: argparse.Namespace, tty: Size | None) -> dict[str, str]:

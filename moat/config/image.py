@@ -15,6 +15,7 @@ from moat.config.dependencies import BY_NAME, Kind
 from moat.dataclass import dataclass
 from moat.regex import regex
 
+DEFAULT_BASE = "debian:bookworm-slim"
 LEAST_MEMORY = 128 << 20  # bytes; less does not even start an interpreter
 SERVICE_MEMORY = 2 << 30
 _MOST_MEMORY = 1 << 44

@@ -66,7 +66,13 @@ class RunConfig:
     @property
     def demanding(self) -> bool:
         """Whether it could ask for what is the user's own; `runtime.demands` knows what of it does."""
-        return bool(self.grants or self.mcp or self.mounts or self.network.host)
+        return bool(self.grants or self.mcp or self.mounts or self.network.host or self.making)
+
+    @property
+    def making(self) -> bool:
+        """Whether it names images, or commands that run while one is made: what an engine does for it."""
+        named = self.base_image or any(service.image for service in self.services.values())
+        return bool(named or self.hooks.post_build_root or self.hooks.post_build)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

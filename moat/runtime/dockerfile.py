@@ -15,6 +15,7 @@ from dataclasses import field
 
 from moat.config import HooksConfig
 from moat.config.dependencies import BY_NAME, Entry
+from moat.config.image import DEFAULT_BASE
 from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.runtime import trust
@@ -22,7 +23,6 @@ from moat.runtime.container import Identity
 from moat.runtime.deps.selection import DEBIAN_PYTHON, Interpreter, Selection, select
 from moat.runtime.sandbox import HOME
 
-DEFAULT_BASE = "debian:bookworm-slim"
 PREFIX = "usr/local"  # where trees go
 
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9./:@_-]{0,254}")

@@ -8,11 +8,14 @@ at who could have written the answers.
 
 from __future__ import annotations
 
+import http.server
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -359,6 +362,129 @@ def test_a_path_cannot_draw(start: Start, clone: Path, tmp_path: Path) -> None:
     asked.ends(2)
 
 
+# --- images and their making ----------------------------------------------------------------------
+
+MADE = """\
+runtime: docker
+base_image: {registry}/private:1
+dependencies: [redis@7, postgres@17]
+services: {{redis: {{image: "redis:1/x"}}, postgres: {{image: "postgres:17-bookworm"}}}}
+hooks:
+  post_build_root: |
+    # comments say nothing
+    apt-get   update
+    {command}
+  post_build: git config --global init.defaultBranch main
+  pre_run: echo inside
+"""
+
+
+@pytest.fixture
+def registry() -> Iterator[tuple[str, list[str]]]:
+    """A server on this machine's loopback, and the paths that somebody asked it for."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+@pytest.mark.docker
+def test_an_image_is_neither_fetched_nor_made_unasked(
+    start: Start, moat: Moat, clone: Path, registry: tuple[str, list[str]]
+) -> None:
+    """The engine asks whatever server the file names, on loopback too. Seen to fail: without images among the demands."""
+    place, fetched = registry
+    write(clone, MADE.format(registry=place, command="true"))
+    asked = start("run", str(clone), "--", "true", size=(24, 80))
+    asked.sees(QUESTION)
+    assert asked.shown().splitlines() == [
+        "agent.yaml asks for what is yours:",
+        "  image builds  post_build_root: apt-get update … (3 lines)",
+        "                post_build: git config --global init.defaultBranch main",
+        f"  images        {place}/private:1, redis:1/x for redis",
+        QUESTION.rstrip(),
+    ]
+    asked.types("n\r")
+    asked.ends(2)
+    assert (fetched, runs(moat)) == ([], [])
+    agreed = start("run", str(clone), "--", "true")
+    agreed.sees(QUESTION)
+    agreed.types("\r")
+    agreed.sees("cannot be pulled")
+    agreed.ends(3)
+    assert any("private" in path for path in fetched)
+
+    write(clone, MADE.format(registry=place, command="curl evil.test"))
+    changed = start("run", str(clone), "--", "true")
+    changed.sees(QUESTION)
+    assert changed.shown().splitlines()[:-1] == [
+        "agent.yaml asks for more that is yours:",
+        "  image builds  post_build_root: apt-get update … (3 lines)",
+    ], "the same beginning, and another script"
+    changed.types("n\r")
+    changed.ends(2)
+    unasked = moat("run", str(clone), "--", "true")
+    assert (
+        "nobody has confirmed it: image builds post_build_root: apt-get update … (3 lines)\n"
+        in unasked.stderr
+    )
+
+
+def test_where_no_image_is_made_nothing_is_asked(start: Start, clone: Path) -> None:
+    write(clone, MADE.format(registry="localhost:1", command="true"))
+    refused = start("run", "--runtime", "embedded", str(clone), "--", "true")
+    refused.sees("the embedded runtime cannot give this run what it asks for")
+    refused.ends(3)
+    assert b"yours" not in refused.raw
+
+
+def test_the_runtime_is_the_one_that_was_asked_for(
+    start: Start, clone: Path, runtime_directory: Path
+) -> None:
+    """An engine that comes up while the question is on the screen. Seen to fail: without `_runtime`."""
+    write(clone, "grants: [linear]\nhooks: {post_build_root: 'true'}\n")
+    place = runtime_directory / "engine"
+    asked = start("run", str(clone), "--", "true", DOCKER_HOST=f"unix://{place}", MOAT_RUNTIME="")
+    asked.sees(QUESTION)
+    assert "image builds" not in asked.shown()
+    with socket.socket(socket.AF_UNIX) as engine:
+        engine.bind(str(place))
+        engine.listen()
+        asked.types("\r")
+        asked.sees("the embedded runtime cannot give this run what it asks for")
+        asked.ends(3)
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("apt-get install -y jq\n", "apt-get install -y jq"),
+        ("\n\n  a\t b  \n", "a b"),
+        ("a\nb\n\nc", "a … (3 lines)"),
+        ("# what it does\na", "a … (2 lines)"),
+        ("x" * 60, "x" * 60),
+        ("a" + " " * 200 + "; curl evil.test", "a ; curl evil.test"),
+        ("x" * 61, "x" * 60 + " … (61 characters)"),
+        ("\ud800", "\ud800"),
+    ],
+)
+def test_a_script_is_told_by_its_beginning_and_its_length(script: str, told: str) -> None:
+    build = Demand("build", "post_build", script=script)
+    assert build.title == f"post_build: {told}"
+    assert str(build) != str(Demand("build", "post_build", script=script + " "))
+    assert str(build).isascii()
+
+
 # --- long lists -----------------------------------------------------------------------------------
 
 
@@ -521,7 +647,9 @@ def test_a_run_that_asks_for_nothing_loads_nothing_for_it(clone: Path, tmp_path:
         "place = Path(sys.argv[1]); options = Namespace(grant=[], accept_config=False)\n"
         "run.ask_first(options, Home.from_environment(), place, configuration(place)); print(*sys.modules)"
     )
-    write(clone, "network: {policy: strict}\nports: {web: 3000}\n")
+    write(
+        clone, "network: {policy: strict}\nports: {web: 3000}\nhooks: {pre_run: make}\ndependencies: [git]\n"
+    )
     for place in (tmp_path / "notes", clone):
         done = subprocess.run([sys.executable, "-c", program, str(place)], capture_output=True, check=True)
         loaded = set(done.stdout.decode().split())
@@ -541,6 +669,11 @@ def test_a_run_that_asks_for_nothing_loads_nothing_for_it(clone: Path, tmp_path:
         "mounts: [../notes:/data:ro]",
         "mcp: [{name: x, url: 'http://localhost:1/'}]",
         "mcp: [{name: x, url: 'https://x.test/', auth: {grant: 'mcp:x'}}]",
+        "hooks: {post_build_root: 'true'}",
+        "hooks: {post_build: 'true'}",
+        "base_image: debian:12",
+        "{dependencies: [redis], services: {redis: {image: acme/redis}}}",
+        "{dependencies: [redis], services: {redis: {image: 'redis:80/redis'}}}",
     ],
 )
 def test_whatever_makes_a_demand_is_looked_at(clone: Path, text: str) -> None:
@@ -549,5 +682,9 @@ def test_whatever_makes_a_demand_is_looked_at(clone: Path, text: str) -> None:
     assert settings.demanding
     assert len(demands(settings, ())) == 1
     (clone / "inside").mkdir()
-    write(clone, "mounts: [inside:/data]\nmcp: [{name: x, url: 'https://x.test/'}]\n")
+    write(
+        clone,
+        "mounts: [inside:/data]\nmcp: [{name: x, url: 'https://x.test/'}]\nbase_image: debian:bookworm-slim\n"
+        "dependencies: [redis]\nservices: {redis: {image: 'redis:8-alpine@sha256:00'}}\n",
+    )
     assert demands(load(clone), ()) == ()

@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from moat.config.image import DEFAULT_BASE
 from moat.runtime import engine_socket
 from moat.runtime.deps.resolve import machine
-from moat.runtime.dockerfile import DEFAULT_BASE, plan
+from moat.runtime.dockerfile import plan
 from moat.runtime.engine_socket import EngineUnreachableError
 from moat.runtime.image import tag_of
 
