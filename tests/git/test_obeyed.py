@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import threading
@@ -290,3 +291,47 @@ def test_the_commands_of_an_unfinished_rebase_are_told(tmp_path: Path) -> None:
         todo.write_text(text)
         found = obeyed.compare({}, obeyed.look(place))
         assert ("made .git/rebase-merge/git-rebase-todo" in found) == bool(told)
+
+
+def begun(place: Path, what: str) -> None:
+    """`what` has stopped at a conflict that is resolved, with one commit to go."""
+    repository(place)
+    git("switch", "-qc", "side", cwd=place)
+    for name in ("file", "more"):
+        (place / name).write_text("two")
+        git("add", name, cwd=place)
+        git("commit", "-qm", name, cwd=place)
+    git("switch", "-q", "main", cwd=place)
+    (place / "file").write_text("three")
+    git("commit", "-qam", "three", cwd=place)
+    words = ["rebase", "main", "side"] if what == "rebase" else ["cherry-pick", "side~1", "side"]
+    with pytest.raises(AssertionError, match="conflict"):
+        git(*words, cwd=place)
+    (place / "file").write_text("both")
+    git("add", "file", cwd=place)
+
+
+@pytest.mark.parametrize(
+    ("what", "file", "text"),
+    [
+        ("rebase", "rebase-merge/strategy", "x/y\n"),
+        ("cherry-pick", "sequencer/opts", "[options]\n\tstrategy = x/y\n"),
+    ],
+)
+def test_a_merge_strategy_that_is_a_program_of_the_workspace_is_told(
+    tmp_path: Path, what: str, file: str, text: str
+) -> None:
+    """Seen failing before `_UNFINISHED` had more than the list of commands: git ran it, and nothing was said."""
+    place = tmp_path / "p"
+    begun(place, what)
+    before = obeyed.look(place)
+    assert not any("rebase-merge" in name or "sequencer" in name for name in before), "an honest one"
+    (place / ".git" / file).write_text(text)
+    program = place / "git-merge-x/y"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    assert f"made .git/{file}" in obeyed.compare(before, obeyed.look(place))
+    with contextlib.suppress(AssertionError):
+        git("-c", "core.editor=true", what, "--continue", cwd=place)
+    assert (tmp_path / "ran").exists(), "or git does not obey this any more, and nothing need be told"

@@ -36,9 +36,14 @@ _HARMLESS = regex(
     r"core\.(repositoryformatversion|filemode|bare|logallrefupdates|ignorecase|precomposeunicode|symlinks)"
     r"|remote\..+\.(url|fetch)|branch\..+\.(remote|merge)|user\.(name|email)"
 )
-_TODO = "rebase-merge/git-rebase-todo"  # of a rebase that has begun; `git rebase --continue` obeys it
-_TODO_SIZE = 8000  # bytes; what is longer is not read to its end
-_COMMANDS = regex(r"^\s*(?:x|exec)\s", re.MULTILINE)
+# What has begun, and what in it makes `git rebase --continue` or `git cherry-pick --continue` run something:
+# a strategy `a/b` is the program `git-merge-a/b` of the working tree.
+_UNFINISHED = {
+    "rebase-merge/git-rebase-todo": regex(r"^\s*(?:x|exec)\s", re.MULTILINE),
+    "rebase-merge/strategy": regex(r"/"),
+    "sequencer/opts": regex(r"/"),
+}
+_UNFINISHED_SIZE = 8000  # bytes; what is longer is not read to its end
 _MOST_INCLUDED = 32  # files of configuration; git is asked about each
 _SHOWN = 8
 
@@ -164,11 +169,17 @@ def _directory(place: Path, workspace: Path, found: dict[str, str]) -> None:
     """One git directory, with those of its submodules."""
     _entries(place, workspace, found)
     _links(place, workspace, found)
-    todo = content(place / _TODO) or ""
-    if _COMMANDS.search(todo) or len(todo) > _TODO_SIZE:
-        found[_name(place / _TODO, workspace)] = _digest(place / _TODO)
+    _unfinished(place, workspace, found)
     for module in submodules(place):
         _entries(module, workspace, found)
+        _unfinished(module, workspace, found)
+
+
+def _unfinished(place: Path, workspace: Path, found: dict[str, str]) -> None:
+    for name, runs in _UNFINISHED.items():
+        text = content(place / name) or ""
+        if runs.search(text) or len(text) > _UNFINISHED_SIZE:
+            found[_name(place / name, workspace)] = _digest(place / name)
 
 
 def submodules(place: Path) -> list[Path]:
