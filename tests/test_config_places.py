@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -263,10 +264,20 @@ def test_one_mistake_in_the_users_file(home, text, expected):
     assert caught.value.problems == (f"{place.config_file}:{expected}",)
 
 
-def test_a_users_file_that_others_can_write_is_refused(home):
-    place = user_file(home, "upstream: {}", 0o666)
-    with pytest.raises(ConfigError, match="others can write the file; run `chmod 600 "):
-        load_user(place)
+def test_a_users_file_that_others_can_write_is_refused(tmp_path):
+    """But for one that they cannot come to: Debian's users have a umask of 002. Seen failing both ways."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as open_to_all:
+        Path(open_to_all).chmod(0o755)
+        place = user_file(Path(open_to_all), "upstream: {}")
+        (tmp_path / "config.yaml").symlink_to(place.config_file)
+        for root, file in ((0o710, 0o666), (0o701, 0o620), (0o755, 0o602)):
+            place.root.chmod(root)
+            place.config_file.chmod(file)
+            for way in (place, Home(tmp_path)):  # a link in a private directory leads there all the same
+                with pytest.raises(ConfigError, match="others can write the file; run `chmod 600 "):
+                    load_user(way)
+        place.root.chmod(0o700)
+        assert [load_user(way).path for way in (place, Home(tmp_path))]
 
 
 def test_limits_of_the_journal(home):

@@ -43,11 +43,17 @@ def trusted(path: Path, checker: Checker) -> bool:
     info = os.stat(path)
     if info.st_uid not in {0, os.getuid()}:
         checker.problem(1, 1, "the file belongs to another user")
-    elif info.st_mode & 0o022:
+    elif info.st_mode & 0o022 and not _out_of_reach(path):
         checker.problem(1, 1, f"others can write the file; run `chmod 600 {path}`")
     else:
         return True
     return False
+
+
+def _out_of_reach(path: Path) -> bool:
+    """Whether a directory above `path` lets only the user in: what a umask of 002 gives is harmless then."""
+    above = map(os.stat, Path(os.path.realpath(path)).parents)
+    return any(info.st_uid == os.geteuid() and not info.st_mode & 0o011 for info in above)
 
 
 def _read(path: Path) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -283,9 +284,14 @@ def test_what_is_wrong_with_a_file_of_one_s_own(moat: Moat, home: Path, text: st
     assert moat("grant", "linear", "--help").returncode == 0  # the others are not affected
 
 
-def test_a_file_that_others_can_write_is_not_trusted(moat: Moat, home: Path) -> None:
-    own(home, ACME).chmod(0o622)
-    assert "others can write the file" in moat("grant", "acme", "--token-stdin", input=SECRET).stderr
+def test_a_file_that_others_can_write_is_not_trusted(moat: Moat, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as open_to_all:
+        Path(open_to_all).chmod(0o755)
+        own(Path(open_to_all), ACME).chmod(0o622)
+        (Path(open_to_all) / ".moat").chmod(0o755)
+        monkeypatch.setenv("MOAT_HOME", f"{open_to_all}/.moat")
+        done = moat("grant", "acme", "--token-stdin", input=SECRET)
+    assert "others can write the file" in done.stderr
 
 
 def test_names_of_moat_s_own_are_taken(moat: Moat, home: Path) -> None:
