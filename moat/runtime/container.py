@@ -6,7 +6,7 @@ privileges, the two system call filters, the limits) is there so that nobody ins
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from moat.dataclass import dataclass
@@ -17,6 +17,20 @@ LABEL = "moat.run"  # on every container of a run; its value is the run's id
 PLACE = "/run/moat"  # of Moat's own files in the container
 EGRESS = f"{PLACE}/egress"  # the run's socket directory
 PROGRAMS = f"{PLACE}/programs"  # what runs in it before the command, and beside it
+# What the C library obeys, but not in a program with more rights than whoever starts it (its `unsecvars.h`).
+_LIBRARY_PREFIXES = ("LD_", "GLIBC_", "MALLOC_")
+_LIBRARY = (
+    "GCONV_PATH",
+    "GETCONF_DIR",
+    "HOSTALIASES",
+    "LOCALDOMAIN",
+    "LOCPATH",
+    "NIS_PATH",
+    "NLSPATH",
+    "RESOLV_HOST_CONF",
+    "RES_OPTIONS",
+    "TZDIR",
+)
 PYTHON = ["/usr/bin/python3", "-I", "-S", "-B", f"{PROGRAMS}/sandbox_init.py"]
 
 
@@ -51,6 +65,7 @@ def configuration(
     for proof in proofs:
         options += ["--mounted", proof]
     options += ["--ingress"] if spec.ingress else []
+    options += later(spec.env)
     for port in spec.captured:
         options += ["--capture", str(port)]
     who = {"HOME": HOME, "USER": USER, "LOGNAME": USER}
@@ -59,7 +74,7 @@ def configuration(
         "User": f"{identity.uid}:{identity.gid}",
         "Entrypoint": [*PYTHON, *options, "--"],
         "Cmd": list(spec.argv),
-        "Env": [f"{name}={value}" for name, value in (who | dict(spec.env)).items()],
+        "Env": [f"{name}={value}" for name, value in (who | dict(spec.env)).items() if not _is_library(name)],
         "WorkingDir": WORKSPACE,
         "Labels": {LABEL: spec.run_id},
         "Healthcheck": {"Test": ["NONE"]},  # a base image's own would run beside the agent
@@ -70,6 +85,18 @@ def configuration(
         "HostConfig": _host(spec, binds, memory, cpus, network)
         | ({"UsernsMode": "host"} if userns_host else {}),
     }
+
+
+def later(env: Mapping[str, str]) -> list[str]:
+    """Options of the first program for variables of the command that the program itself must not have.
+
+    They would load code of the workspace into it, before it has compared what is mounted.
+    """
+    return [word for name, value in env.items() if _is_library(name) for word in ("--env", f"{name}={value}")]
+
+
+def _is_library(name: str) -> bool:
+    return name.startswith(_LIBRARY_PREFIXES) or name in _LIBRARY
 
 
 def _host(

@@ -301,7 +301,8 @@ class DockerSandbox:
         self, argv: tuple[str, ...], *, tty: Size | None, stdin: bool, term: str = TERM
     ) -> ContainerExecution:
         size = ["--size", f"{tty.columns}x{tty.rows}"] if tty else []
-        command = [*container.PYTHON, "--exec", *size, "--", *argv]
+        options = [*size, *container.later(self.spec.env)]
+        command = [*container.PYTHON, "--exec", *options, "--", *argv]
         try:
             return await self.engine.execute(
                 self.container,

@@ -1,9 +1,9 @@
 """The first command of a container: makes the only network that there is, then becomes the agent's command.
 
     python3 -I sandbox_init.py [--size COLUMNSxROWS] [--host-port PORT]... [--capture PORT]... [--ingress]
-        [--mounted DEVICE:INODE:TARGET]... -- command...
+        [--mounted DEVICE:INODE:TARGET]... [--env NAME=VALUE]... -- command...
     python3 -I sandbox_init.py --signal NUMBER
-    python3 -I sandbox_init.py --exec [--size COLUMNSxROWS] -- command...
+    python3 -I sandbox_init.py --exec [--size COLUMNSxROWS] [--env NAME=VALUE]... -- command...
 
 Standard library only, Python 3.7 and later, with no import of Moat: it runs in the container next to
 `sandbox_forward.py`, `dnsstub.py` and `seccomp.py`, as the agent and with no capability. Listeners are bound
@@ -49,6 +49,7 @@ class Options:
         self.ports: list[int] = []  # the host's
         self.captured: list[int] = []  # further ports to capture
         self.mounted: list[str] = []  # what is to be found where
+        self.env: list[str] = []  # of the command alone
         self.ingress = False  # whether there are endpoints
         self.command: list[str] = []
 
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> int:
     except (OSError, seccomp.UnsupportedMachineError) as error:
         say(f"the sandbox could not be made: {error}")
         return EXIT_BROKEN
-    return execute(options.command)
+    return execute(options.command, options.env)
 
 
 def join(arguments: list[str]) -> int:
@@ -94,7 +95,7 @@ def join(arguments: list[str]) -> int:
     except (OSError, seccomp.UnsupportedMachineError) as error:
         say(f"the command cannot be started: {error}")
         return EXIT_BROKEN
-    return execute(options.command)
+    return execute(options.command, options.env)
 
 
 def wait_for_the_first() -> None:
@@ -149,6 +150,8 @@ def parse(arguments: list[str]) -> Options:
             options.ports.append(int(value))
         elif word == "--capture":
             options.captured.append(int(value))
+        elif word == "--env":
+            options.env.append(value)
         elif word == "--mounted":
             options.mounted.append(value)
     options.command = list(rest)
@@ -225,11 +228,11 @@ def forward(listeners: list[Listener]) -> None:
     sandbox_forward.serve((listener.kind, listener.sock) for listener in listeners)
 
 
-def execute(command: list[str]) -> int:
+def execute(command: list[str], env: list[str]) -> int:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # the interpreter ignores them; programs expect them
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execvpe(command[0], command, environment())  # noqa: S606 - no shell is wanted
+        os.execvpe(command[0], command, environment(env))  # noqa: S606 - no shell is wanted
     except FileNotFoundError:
         say(f"{command[0]}: command not found")
         return EXIT_MISSING
@@ -238,10 +241,10 @@ def execute(command: list[str]) -> int:
         return EXIT_DENIED
 
 
-def environment() -> dict[bytes, bytes]:
+def environment(more: list[str]) -> dict[bytes, bytes]:
     """As the container was given it: the interpreter adds LC_CTYPE to its own (PEP 538)."""
     with open("/proc/self/environ", "rb") as file:
-        entries = file.read().split(b"\0")
+        entries = file.read().split(b"\0") + [os.fsencode(entry) for entry in more]
     return dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
 
 

@@ -197,6 +197,25 @@ async def test_system_calls_that_widen_the_kernel_s_surface_are_refused() -> Non
     ]  # fmt: skip
 
 
+async def test_a_file_s_variables_do_not_change_what_runs_before_the_command() -> None:
+    """The first program compares mounts and installs the filter: code of the workspace must not run in it.
+
+    Seen failing with all of them in the container's environment: the loader spoke twice, first in that program.
+    """
+    env = {"LD_SHOW_AUXV": "1", "LD_LIBRARY_PATH": "/workspace", "GCONV_PATH": "/workspace", "OTHER": "o"}
+    show = ("sh", "-c", "echo $LD_LIBRARY_PATH $GCONV_PATH $OTHER; sleep 100")
+    async with sandbox(*show, env=env) as made:
+        seen = await read_until(made, b"/workspace /workspace o\n")
+        assert seen.count(b"AT_PHDR") == 1
+        beside = await made.execute(("sh", "-c", "echo $GCONV_PATH"), tty=None, stdin=False)
+        told = b""
+        while (output := await beside.read()) is not None:
+            told += output.data
+        await beside.close()
+    assert told.count(b"AT_PHDR") == 1
+    assert told.endswith(b"\n/workspace\n")
+
+
 async def test_another_run_s_socket_cannot_be_reached() -> None:
     """Nothing of a run's directory but its own socket is in its container; and the directories are closed on the host."""
     first = Listener()
