@@ -271,8 +271,12 @@ def test_a_server_that_demands_oauth_gets_it_from_the_host_alone(servers, runtim
             assert "real-access" not in held
             assert "real-refresh" not in held
             assert "the sum is 7" in world.answer("-p", tool("mcp__remote__add", a=3, b=4), runtime=runtime)
+            while server.renewals < 2:  # a quick machine has answered before the token's time was over
+                assert "the sum is 7" in world.answer(
+                    "-p", tool("mcp__remote__add", a=3, b=4), runtime=runtime
+                )
             assert {r["outcome"] for r in servers.journal("login.renewed")} == {"renewed"}
-            assert (server.renewals >= 2, server.reused) == (True, 0)
+            assert server.reused == 0
 
             server.end_login()
             confirm(Home(world.home / ".moat"), world.workspace, demands(load(world.workspace), ()))
