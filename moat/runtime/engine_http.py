@@ -19,6 +19,7 @@ from moat.errors import MoatError
 from moat.runtime.engine_wire import PIECE, MalformedError, Reply, request
 
 _SWITCHED = 101
+_LARGEST = 32 << 20  # bytes of an answer in memory: files of images are among them, and images are strangers'
 
 
 class EngineError(MoatError):
@@ -115,6 +116,8 @@ class Exchange:
         with translated():
             while not self._reply.complete:
                 self._reply.take(await self.reader.read(PIECE))
+                if self._reply.size > _LARGEST:
+                    raise EngineError(f"the Docker engine answers more than {_LARGEST >> 20} MiB")
         return self._reply.body
 
     def close(self) -> None:

@@ -80,5 +80,10 @@ class Reply:
             self._received += piece
 
     @property
+    def size(self) -> int:
+        """Bytes of the body so far."""
+        return len(self._received)
+
+    @property
     def body(self) -> bytes:
         return bytes(self._received)

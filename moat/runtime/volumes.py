@@ -112,17 +112,15 @@ def _make_mount_point(workspace: Path, inside: str) -> None:
     directory = os.open(workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in inside.split("/"):
-            try:
-                os.mkdir(part, dir_fd=directory)
-                os.chmod(part, 0o755, dir_fd=directory)  # noqa: S103 - whatever our umask is
-                if os.geteuid() == 0:
-                    os.chown(part, owner.st_uid, owner.st_gid, dir_fd=directory, follow_symlinks=False)
-            except FileExistsError:
-                pass
+            made = _make_directory(part, directory)
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             deeper = os.open(part, flags, dir_fd=directory)
             os.close(directory)
             directory = deeper
+            if made:  # by descriptor: another run may have put a link there since
+                os.fchmod(directory, 0o755)  # whatever our umask is
+                if os.geteuid() == 0:
+                    os.fchown(directory, owner.st_uid, owner.st_gid)
     except OSError as error:
         raise StartError(
             f"a volume cannot be mounted at {WORKSPACE}/{inside}: {error.strerror}",
@@ -130,6 +128,15 @@ def _make_mount_point(workspace: Path, inside: str) -> None:
         ) from None
     finally:
         os.close(directory)
+
+
+def _make_directory(name: str, above: int) -> bool:
+    """False: it is there."""
+    try:
+        os.mkdir(name, dir_fd=above)
+    except FileExistsError:
+        return False
+    return True
 
 
 def all_volumes(home: Home) -> list[Volume]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from moat.runtime import engine as engine_calls
+from moat.runtime import engine as engine_calls, engine_http
 from moat.runtime.engine import Engine
 from moat.runtime.engine_http import EngineError, Exchange
 from moat.runtime.engine_streams import Attachment
@@ -86,6 +86,21 @@ async def test_a_refusal_has_the_engine_s_words_and_status(tmp_path: Path) -> No
         assert await Engine(path, api_version="1.41").image("x") is None
     assert raised.value.status == 404
     assert asked[0].startswith(b"POST /v1.41/containers/a%20b/start HTTP/1.1\r\n")
+
+
+async def test_an_answer_is_held_in_memory_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's base image may have an /etc/passwd of a terabyte, all holes. Seen failing without the bound."""
+    monkeypatch.setattr(engine_http, "_LARGEST", 1 << 20)
+    for head, piece in (
+        (CHUNKED, b"40000\r\n" + bytes(1 << 18) + b"\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1099511627776\r\n\r\n", bytes(1 << 18)),
+    ):
+        async with engine(tmp_path, head, *[piece] * 8) as (path, _):
+            with pytest.raises(EngineError, match="answers more than 1 MiB"):
+                await Engine(path, api_version="1.41").read_file("c", "/etc/passwd")
+        (tmp_path / "d.sock").unlink()
 
 
 async def test_who_stops_waiting_for_an_answer_may_go_on_later(tmp_path: Path) -> None:

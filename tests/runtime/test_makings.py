@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import secrets
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -194,3 +197,23 @@ def test_a_mount_point_is_never_made_through_a_link(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="cannot be mounted"):
         volumes._make_mount_point(workspace, "a/b")
     assert list(outside.iterdir()) == []
+
+
+def test_a_mount_point_that_becomes_a_link_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run in the workspace swaps it as soon as it is there. Seen failing with `os.chmod` of the name."""
+    workspace, private = tmp_path / "workspace", tmp_path / "private"
+    workspace.mkdir()
+    private.mkdir(mode=0o700)
+    made = os.mkdir
+
+    def swapped(name: str, *args: Any, **more: Any) -> None:
+        made(name, *args, **more)
+        os.rmdir(workspace / "data")
+        os.symlink(private, workspace / "data")
+
+    monkeypatch.setattr(os, "mkdir", swapped)
+    with pytest.raises(StartError, match="cannot be mounted"):
+        volumes._make_mount_point(workspace, "data")
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
