@@ -80,6 +80,13 @@ def _text(path: Path) -> str:
         return ""
 
 
+def test_no_interpreter_is_started_that_imports_from_the_current_directory() -> None:
+    """The current directory is most often a workspace. Seen failing with a snapshot of the menu: `-m moat`."""
+    for path in (REPOSITORY / "moat").rglob("*.py"):
+        for after in re.findall(r"sys\.executable,\s*(\S+)", path.read_text()):
+            assert after in {'"-P",', '"-I",'}, f"{path}: sys.executable is followed by {after}"
+
+
 def test_nothing_unfinished_is_in_the_package() -> None:
     """A command or an interface that is not there yet is absent, not a stub."""
     marks = re.compile(r"NotImplementedError|\bTODO\b|\bFIXME\b|\bXXX\b")

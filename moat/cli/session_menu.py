@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from moat import errors
 from moat.cli.display import Display, size
 from moat.cli.keys import Action, decode
 from moat.cli.output import fitted
@@ -25,6 +26,10 @@ _TICK = 1.0  # seconds after which what is shown may be out of date
 _REST = 0.05  # seconds in which the rest of a sequence comes
 _TRACE_END = 64 * 1024  # bytes of network.jsonl that are looked at
 _SNAPSHOT_SECONDS = 300.0
+# Not `-m moat`, which looks in the current directory first: most often that is a workspace, the agent's.
+_PROGRAM = (
+    "import sys; sys.path.append(sys.argv.pop(1)); import moat.cli as c; sys.exit(c.main(sys.argv[1:]))"
+)
 # What a terminal sends: pasted text, keys with a number, mouse reports of the first kind, other sequences,
 # characters.
 _TOKEN = re.compile(
@@ -131,7 +136,8 @@ class SessionMenu:
         """Take one in a process of its own: what it says, or why it failed."""
         title = f"moat: snapshot of {self._handle.name}"
         self._display.cover([title, "", "taking it…"])
-        command = [sys.executable, "-m", "moat", "snapshot", self._handle.id, "--label", "from the menu"]
+        words = ["snapshot", self._handle.id, "--label", "from the menu"]
+        command = [sys.executable, "-P", "-c", _PROGRAM, str(Path(errors.__file__).parent.parent), *words]
         try:
             done = subprocess.run(
                 command,

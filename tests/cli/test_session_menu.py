@@ -187,9 +187,12 @@ def test_an_answer_for_always_is_in_the_file_or_it_is_none(
 
 @pytest.mark.parametrize("runtime", BOTH)
 def test_what_the_menu_does(
-    tmux: Open, moat: Moat, moat_bin: str, monkeypatch: pytest.MonkeyPatch, runtime: str
+    tmux: Open, moat: Moat, moat_bin: str, monkeypatch: pytest.MonkeyPatch, *, workspace: Path, runtime: str
 ) -> None:
+    """What it starts imports nothing from the workspace. Seen failing with `python -m moat`: the agent's ran here."""
     monkeypatch.setenv("MOAT_RUNTIME", runtime)
+    ran = workspace.parent / "ran"
+    (workspace / "moat.py").write_text(f"open({str(ran)!r}, 'w')\n")
     window, other = tmux(80, 24), tmux(80, 24)
     window.line(f"{moat_bin} run -i --name tui -- python3 tui.py")
     window.shows("size 80x24")
@@ -230,6 +233,7 @@ def test_what_the_menu_does(
     assert "alternate=0" in window.state
     kept = json.loads(moat("snapshot", "list", "--json", "tui").stdout)
     assert [one["label"] for one in kept if one["label"]] == ["from the menu"]
+    assert not ran.exists()
 
 
 SUSPENDS = """
