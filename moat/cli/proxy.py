@@ -23,7 +23,7 @@ from moat.cli.start import passphrase
 from moat.cli.trace import describe
 from moat.config import HostRules, NetworkConfig, load_file, parse_host
 from moat.errors import EXIT_INTERRUPTED, MoatError, StartError, UsageError
-from moat.paths import Home, write_private
+from moat.paths import Home, replace_file
 from moat.proxy.events import ExchangeFinished
 from moat.proxy.feed import Reader
 from moat.proxy.trace import to_record
@@ -117,7 +117,10 @@ class _Serving:
 
     async def _attend(self, outside: OutsideProxy) -> None:
         if self._options.ca_out:
-            write_private(Path(self._options.ca_out).absolute(), outside.proxy.certificate_pem)
+            try:
+                replace_file(Path(self._options.ca_out).absolute(), outside.proxy.certificate_pem)
+            except OSError as error:
+                raise StartError(f"{self._options.ca_out} cannot be written: {error.strerror}") from error
         for path in outside.left_out:
             say(f"note: ~/{path} is made in sandboxes only")
         async with anyio.create_task_group() as tasks:

@@ -23,7 +23,9 @@ def _plain(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_command_gets_proxy_certificates_and_placeholders(world: World, tmp_path: Path) -> None:
+    """The directories of its files stay as they are. Seen failing: that of --ca-out was made the user's alone, /tmp too."""
     record, ca = tmp_path / "network.jsonl", tmp_path / "ca.pem"
+    tmp_path.chmod(0o755)
     before = len(world.origin.received)
     done = world.command(
         "proxy", "--grant", "anthropic", "--record", str(record), "--ca-out", str(ca), "--",
@@ -39,6 +41,7 @@ def test_a_command_gets_proxy_certificates_and_placeholders(world: World, tmp_pa
     assert (line["url"], line["status"], line["grants"]) == (f"https://{HOST}/v1/x", 200, ["anthropic"])
     assert world.secret not in record.read_text()
     assert "BEGIN CERTIFICATE" in ca.read_text()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
     bundle = next(
         line.partition("=")[2] for line in done.stdout.splitlines() if line.startswith("SSL_CERT_FILE=")
     )
