@@ -8,6 +8,7 @@ done again from whatever there is by then. Only what the safety snapshot holds i
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -31,6 +32,14 @@ from moat.runtime.snapshots.walk import open_root
 
 TEMPORARY = ".moat-restore-"
 _GUARDED = frozenset(READ_ONLY)
+# What is wrong with one path and no other.
+_OF_ONE = frozenset(
+    (
+        *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EPERM, errno.EACCES),
+        # A file system that cannot have it, unlike the first one.
+        *(errno.EFBIG, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.EMLINK, errno.EOPNOTSUPP),
+    )
+)
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -230,13 +239,9 @@ class _Work:
         """One path that cannot be done is told; a disk that is full ends it all."""
         try:
             act(change)
-        except (
-            FileNotFoundError,
-            FileExistsError,
-            NotADirectoryError,
-            IsADirectoryError,
-            PermissionError,
-        ) as error:
+        except OSError as error:
+            if error.errno not in _OF_ONE:
+                raise
             self._leave(change.path, (error.strerror or "failed").lower())
         self._done += 1
         if self._done % 64 == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import shutil
@@ -21,7 +22,7 @@ from moat.runtime.snapshots import attributes, objects, take as taking
 from moat.runtime.snapshots.diff import compare, count, for_people
 from moat.runtime.snapshots.errors import SnapshotError
 from moat.runtime.snapshots.restore import restore_to
-from moat.runtime.snapshots.store import Kind, Store
+from moat.runtime.snapshots.store import Kind, Missing, Store
 from moat.runtime.snapshots.take import MAX_SEGMENTS, RACY, Wish, scan, take
 from moat.runtime.snapshots.walk import MAX_DEPTH
 from tests.conftest import REPOSITORY
@@ -340,6 +341,27 @@ def test_very_deep_trees_are_kept_as_far_as_they_go(tmp_path: Path) -> None:
     done = bring_back(store, snapshot)
     assert done.removed == 1
     subprocess.run(["rm", "-rf", workspace], check=True)
+
+
+def test_what_another_file_system_cannot_hold_keeps_nothing_else_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent makes a sparse file of some exabytes on one that can. Seen failing: nothing at all was written."""
+    store, workspace = store_for(tmp_path)
+    write(workspace, {"big": "x", "z": "wanted"})
+    os.truncate(workspace / "big", 1 << 30)
+    snapshot = keep(store)
+    truncate = os.ftruncate
+
+    def limited(fd: int, size: int) -> None:
+        if size == 1 << 30:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        truncate(fd, size)
+
+    monkeypatch.setattr(os, "ftruncate", limited)
+    done = restore_to(store, snapshot, tmp_path / "to")
+    assert done.left == (Missing("big", "file too large"),)
+    assert sorted(os.listdir(tmp_path / "to")) == ["z"]
 
 
 def test_too_many_entries_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
