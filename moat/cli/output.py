@@ -21,6 +21,8 @@ from moat.regex import regex
 
 # Control characters that JSON leaves as they are, and what turns the direction of writing.
 _DRAWING = regex("[\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
+# The same, and those that JSON escapes, but for tab and line feed.
+_CONTROLS = regex("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
 _LINE_EVERY = 1.0  # seconds between two lines of progress
 
 
@@ -108,8 +110,11 @@ def fail(error: MoatError) -> int:
 
 
 def say(text: str) -> None:
-    """One line to the user on stderr, with the program's name."""
-    sys.stderr.write(f"moat: {text}\n")
+    """One line to the user on stderr, with the program's name.
+
+    Strangers have a say in many: the last lines of an image's build, of a service, of npm.
+    """
+    sys.stderr.write(f"moat: {without_controls(text)}\n")
     sys.stderr.flush()
 
 
@@ -163,6 +168,11 @@ def safe(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
+def without_controls(text: str) -> str:
+    """What draws on a terminal is spelt out; letters, and spaces of all kinds, stay as they are."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
 def fitted(text: str, columns: int) -> str:
     """In one row: what is left out is the middle, because an exchange's status stands at the end."""
     if len(text) <= columns:
@@ -198,7 +208,7 @@ class Progress:
         if not self._terminal:
             return
         if not self._dumb:
-            sys.stderr.write(f"\r\x1b[2K{fitted(text, _columns() - 1)}")
+            sys.stderr.write(f"\r\x1b[2K{fitted(without_controls(text), _columns() - 1)}")
             sys.stderr.flush()
             self._shown = True
         elif time.monotonic() - self._told > _LINE_EVERY:

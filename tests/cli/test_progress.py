@@ -9,7 +9,8 @@ import pexpect
 import pyte
 import pytest
 
-from moat.cli.output import fitted
+from moat.cli.output import Progress, fail, fitted
+from moat.errors import StartError
 
 
 @pytest.mark.parametrize("columns", [1, 2, 9, 40, 79, 80, 81])
@@ -21,6 +22,24 @@ def test_what_is_fitted_has_room_and_keeps_its_end(columns: int) -> None:
         assert short.startswith("[15:04:05] GET")
         assert short.endswith("404 (12 ms)")
     assert fitted("short", 5) == "short"
+
+
+def test_nothing_that_is_said_draws_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """The end of an image's build is a stranger's, who could set the title or fill the clipboard."""
+    fail(StartError("it failed:\n  A\x1b]0;title\x07B\x9b1m\u202e\tä\xa0", hint="\x1b[2J"))
+    said = capsys.readouterr().err
+    assert said == (
+        "moat: error: it failed:\nmoat: error:   A\\x1b]0;title\\x07B\\x9b1m\\x202e\tä\xa0\nmoat: hint: \\x1b[2J\n"
+    )
+
+
+def test_progress_draws_nothing_but_its_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    Progress().show("Step 3: \x1b]52;c;aGk=\x07")
+    assert capsys.readouterr().err == "\r\x1b[2KStep 3: \\x1b]52;c;aGk=\\x07"
 
 
 def test_a_long_line_leaves_nothing_behind() -> None:
