@@ -11,11 +11,12 @@ import fnmatch
 import os
 import re
 import stat
+from itertools import islice
 
 from moat.dataclass import dataclass
 
 _MOST = 256 << 10  # bytes of a .gitignore that are read
-_PATTERNS = 2000  # of one file
+_PATTERNS = 2000  # that hold in one place
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,9 @@ class Pattern:
     def matches(self, names: list[str], *, directory: bool) -> bool:
         if self.directories and not directory:
             return False
+        last = self.parts[-1]
+        if last is not None and not last.match(names[-1]):
+            return False  # most are done with here
         end = len(self.parts)
         reached = self._skip({0})
         for name in names:
@@ -111,7 +115,8 @@ class Rules:
         """The rules inside the open `directory`, whose path has the components `names`."""
         if not self.gitignore:
             return self
-        patterns = tuple(p for p in map(parse, _lines(directory)) if p is not None)[:_PATTERNS]
+        room = _PATTERNS - sum(len(scope.patterns) for scope in self.scopes)
+        patterns = tuple(islice((p for p in map(parse, _lines(directory)) if p is not None), room))
         if not patterns:
             return self
         return Rules(self.own, (*self.scopes, _Scope(len(names), patterns)), gitignore=True)

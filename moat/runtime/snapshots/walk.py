@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
+from time import monotonic
 from typing import NamedTuple
 
 from moat.dataclass import dataclass
@@ -17,6 +18,7 @@ from moat.runtime.snapshots.errors import TOO_MANY_HINT, SnapshotError
 from moat.runtime.snapshots.ignore import Rules
 
 MAX_ENTRIES = 1_000_000
+MAX_MATCHING = 60.0  # seconds for .gitignore files; a large tree needs a few
 MAX_DEPTH = 200  # directories inside each other; a file descriptor is held for each
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -38,6 +40,21 @@ class _Level:
     entries: Iterator[os.DirEntry[str]]
     names: list[str]
     rules: Rules
+
+
+class _Matching:
+    """What obeying .gitignore files takes: they are the agent's."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def took(self, began: float) -> None:
+        self._seconds += monotonic() - began
+        if self._seconds > MAX_MATCHING:
+            raise SnapshotError(
+                "the .gitignore files of the workspace take too long to obey",
+                hint="`snapshots: {exclude: {ignore_gitignore: true}}` in agent.yaml keeps what they name",
+            )
 
 
 def open_root(path: os.PathLike[str] | str) -> int:
@@ -66,10 +83,10 @@ def walk(root: int, rules: Rules, check: Callable[[int], None]) -> Iterator[Foun
     """
     device = os.fstat(root).st_dev
     budget = MAX_ENTRIES
-    count = 0
+    count, matching = 0, _Matching()
     stack: list[_Level] = []
     try:
-        stack.append(_level(os.dup(root), "", [], rules, budget))
+        stack.append(_level(os.dup(root), "", [], rules, budget=budget, matching=matching))
         while stack:
             level = stack[-1]
             entry = next(level.entries, None)
@@ -86,13 +103,19 @@ def walk(root: int, rules: Rules, check: Callable[[int], None]) -> Iterator[Foun
             except OSError:  # gone since the directory was listed
                 continue
             directory = stat.S_ISDIR(info.st_mode)
-            if not level.rules.empty and level.rules.skip([*level.names, entry.name], directory=directory):
-                continue
+            if not level.rules.empty:
+                began = monotonic()
+                skipped = level.rules.skip([*level.names, entry.name], directory=directory)
+                matching.took(began)
+                if skipped:
+                    continue
             path = level.prefix + entry.name
             if not directory:
                 yield Found(path, entry.name, level.fd, info)
                 continue
-            found, below = _enter(level, entry.name, device=device, depth=len(stack), budget=budget - count)
+            found, below = _enter(
+                level, entry.name, matching=matching, device=device, depth=len(stack), budget=budget - count
+            )
             if found is not None:
                 try:
                     yield found
@@ -105,7 +128,7 @@ def walk(root: int, rules: Rules, check: Callable[[int], None]) -> Iterator[Foun
 
 
 def _enter(
-    level: _Level, name: str, *, device: int, depth: int, budget: int
+    level: _Level, name: str, *, matching: _Matching, device: int, depth: int, budget: int
 ) -> tuple[Found | None, _Level | None]:
     """Open a directory and list it. (None, None): it is gone."""
     path = level.prefix + name
@@ -127,13 +150,16 @@ def _enter(
         return Found(path, name, level.fd, info, problem), None
     found = Found(path, name, level.fd, info)
     try:
-        return found, _level(fd, path + "/", [*level.names, name], level.rules, budget)
+        inner = [*level.names, name]
+        return found, _level(fd, path + "/", inner, level.rules, budget=budget, matching=matching)
     except OSError as error:
         os.close(fd)
         return found._replace(problem=_reason(error)), None
 
 
-def _level(fd: int, prefix: str, names: list[str], rules: Rules, budget: int) -> _Level:
+def _level(
+    fd: int, prefix: str, names: list[str], rules: Rules, *, budget: int, matching: _Matching
+) -> _Level:
     entries = []
     try:
         with os.scandir(fd) as listing:
@@ -141,11 +167,14 @@ def _level(fd: int, prefix: str, names: list[str], rules: Rules, budget: int) ->
                 entries.append(entry)
                 if len(entries) > budget:
                     raise _too_many()
+        began = monotonic()
+        own = rules.enter(fd, names)
+        matching.took(began)
     except SnapshotError:
         os.close(fd)
         raise
     entries.sort(key=lambda entry: entry.name)
-    return _Level(fd, prefix, iter(entries), names, rules.enter(fd, names))
+    return _Level(fd, prefix, iter(entries), names, own)
 
 
 def _reason(error: OSError) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from moat.runtime.snapshots import walk
+from moat.runtime.snapshots.errors import SnapshotError
 from moat.runtime.snapshots.ignore import Rules, parse
 from tests.runtime.snapshots.kit import bring_back, entries, keep, store_for, write
 
@@ -98,6 +100,26 @@ def test_a_clever_pattern_takes_no_time(pattern: str) -> None:
             rule.matches(["a"] * 150, directory=True)
             rule.matches(["a" * 255], directory=False)
     assert time.monotonic() - began < 5
+
+
+def test_many_clever_patterns_do_not_keep_us_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any bound 40 such directories took more than two minutes; a run waits for its first snapshot."""
+    store, workspace = store_for(tmp_path)
+    before = keep(store)
+    place = workspace
+    for _ in range(40):
+        lines = ["/".join(["**", "a"] * 15 + [f"x{number}*", "**"]) for number in range(2000)]
+        (place / ".gitignore").write_text("\n".join(lines))
+        place /= "a"
+        place.mkdir()
+    monkeypatch.setattr(walk, "MAX_MATCHING", 1.0)
+    began = time.monotonic()
+    with pytest.raises(SnapshotError, match="take too long to obey") as error:
+        keep(store, gitignored=False)
+    assert time.monotonic() - began < 20
+    assert "ignore_gitignore" in (error.value.hint or "")
+    assert store.all() == [before]
+    assert keep(store).files == 40
 
 
 def test_no_rules_cost_nothing() -> None:
