@@ -182,7 +182,8 @@ async def test_root_s_agent_cannot_use_root_s_files_elsewhere() -> None:
 async def test_home_files_and_parents_of_mounts_are_the_agent_s() -> None:
     with short_directory() as directory:
         shared = directory / "shared"
-        shared.mkdir(mode=0o750)
+        shared.mkdir()
+        shared.chmod(0o750)  # whatever the umask
         files = (HomeFile(".claude.json", b"{}"), HomeFile(".config/x/run", b"#!/bin/sh\necho ran", 0o755))
         script = (
             "stat -c '%n %u %a' .claude.json .config .config/x .claude .claude/projects; .config/x/run; "
