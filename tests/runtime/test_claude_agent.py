@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import os
@@ -273,6 +274,7 @@ def test_what_is_gone_on_with_is_the_newest_and_is_told(
         os.utime(path, (time.time() - age, time.time() - age))
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     options = cli.parse([str(tmp_path)], "resume")
-    _, claude = cli._conversation(options, Home.from_environment(), None)
+    with contextlib.ExitStack() as stack:
+        _, claude = cli._conversation(options, Home.from_environment(), None, stack)
     assert claude.argv()[-2:] == ("--resume", names[1])
     assert f"moat: going on with conversation {names[1]}, 1m old" in capsys.readouterr().err
