@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 from hypothesis import given, strategies as st
 
 from moat.runtime.screen import Modes, drawing_only, full_screen, last_line, text_only
+from moat.runtime.session import RING
 
 FULL_SCREEN = b"\x1b[?1049h\x1b[?25l\x1b[?1h\x1b=\x1b[?2004h\x1b[?1000;1006h\x1b[>1u\x1b[>4;2m"
 BACK = b"\x1b[>4m\x1b[<u\x1b[?1006l\x1b[?1000l\x1b[?2004l\x1b>\x1b[?1l\x1b[?25h\x1b[?1049l"
@@ -236,6 +238,31 @@ def test_controls_in_utf_8_are_no_text(printed: str | bytes) -> None:
     modes = Modes()
     modes.feed(b"\x1b]2;" + data.replace(b"\x1b", b"").replace(b"\0", b"").replace(b"\x07", b"") + b"\x07")
     assert not re.search(rb"\xc2[\x80-\x9f]", modes.enter())
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"\xc2",
+        b"\r",
+        b"\x1b",
+        b"\x1b[",
+        b"\x1b]",
+        b"\x1b[0",
+        b"\x1b[1;",
+        b"\x1b[?1;",
+        b"\x1b ",
+        b"\x1b[2J",
+        b"\x1b[1m",
+    ],
+)
+def test_no_output_keeps_us_busy(piece: bytes) -> None:
+    """The supervisor's loop waits. Seen failing, looked at from each byte anew: C2 took 6 minutes, CR one."""
+    data = piece * (RING // len(piece))
+    began = time.monotonic()
+    for read in (drawing_only, full_screen, text_only, last_line, Modes().feed):
+        read(data)
+    assert time.monotonic() - began < 10
 
 
 def test_drawing_is_repeated() -> None:
