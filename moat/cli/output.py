@@ -114,6 +114,8 @@ def say(text: str) -> None:
 
     Strangers have a say in many: the last lines of an image's build, of a service, of npm.
     """
+    with contextlib.suppress(OSError, ValueError):  # who reads both in one pipe sees them in order
+        sys.stdout.flush()
     sys.stderr.write(f"moat: {without_controls(text)}\n")
     sys.stderr.flush()
 

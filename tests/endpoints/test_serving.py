@@ -54,9 +54,11 @@ def test_the_sandbox_knows_its_addresses(world: Place, run: str) -> None:
 
 
 def test_servers_on_every_loopback_address_are_found(world: Place, run: str) -> None:
-    """0.0.0.0 everywhere; [::1] where the sandbox has IPv6, which an engine's `none` network has not."""
+    """0.0.0.0 everywhere; [::1] where the sandbox has IPv6, which the `none` network of old engines has not."""
     assert world.ask(f"wide.{run}.localhost").status == 200
-    assert world.ask(f"six.{run}.localhost").status == (200 if run == "alpha" else 502)
+    six = world.command("exec", run, "--", "cat", "/proc/net/if_inet6").stdout
+    assert run != "alpha" or six, "embedded has it always"
+    assert world.ask(f"six.{run}.localhost").status == (200 if six else 502)
 
 
 def test_two_endpoints_may_lead_to_one_port(world: Place, run: str) -> None:
@@ -379,7 +381,10 @@ def test_nothing_listens_but_loopback(world: Place) -> None:
     pid = json.loads((world.home.endpoints / "gateway.json").read_bytes())["pid"]
     inodes = set()
     for entry in os.listdir(f"/proc/{pid}/fd"):
-        target = os.readlink(f"/proc/{pid}/fd/{entry}")
+        try:
+            target = os.readlink(f"/proc/{pid}/fd/{entry}")
+        except FileNotFoundError:  # a connection that has ended meanwhile
+            continue
         if target.startswith("socket:["):
             inodes.add(target[8:-1])
     listening = []
