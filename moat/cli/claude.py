@@ -68,12 +68,21 @@ def main(
         settings = load_config(options, home, workspace)
         claude = _keeping_logs(claude, settings.claude.sync_logs)
         runtime = choose(options.runtime or settings.runtime)
-        ask_first(options, home, workspace, settings, runtime=runtime, implied=(claude.grant,))
+        declared = claude_plugins.named(home, workspace, settings)
+        ask_first(
+            options,
+            home,
+            workspace,
+            settings,
+            runtime=runtime,
+            implied=(claude.grant,),
+            marketplaces=declared.borrowed(workspace),
+        )
     wanted = granted.unique((claude.grant, *settings.needed_grants, *options.grant))
     vault = open_vault(home, passphrase=passphrase())
     credential = _credentials(vault, claude.grant, wanted, settings.mcp)
     ssh = [SshGrant.of(vault.info(name)) for name in wanted if name.startswith(SSH)]
-    plugins = claude_plugins.prepare(home, workspace, settings, ssh, options)
+    plugins = claude_plugins.prepare(home, workspace, declared, ssh, options)
     setup = claude.setup(
         workspace=workspace,
         credential=credential,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from moat.config import RunConfig
 from moat.errors import StartError, UsageError
 from moat.paths import Home
 from moat.runtime import tampering
-from moat.runtime.plugins.declared import Origin, Problem
+from moat.runtime.plugins.declared import Declarations, Origin, Problem, declarations
 from moat.runtime.plugins.deliver import Delivery, deliver
 from moat.runtime.plugins.fetch import note
 from moat.runtime.plugins.prepare import resolver
-from moat.runtime.plugins.resolve import Market, Plugin, Resolved, Resolver, State, check_complete
+from moat.runtime.plugins.resolve import Market, Plugin, Resolved, State, check_complete
 from moat.vault.ssh import SshGrant
 
 _EXAMPLE = """\
@@ -48,9 +48,8 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"no directory {options.dir!r}", hint="moat claude plugins list [dir]")
     home = Home.from_environment()
     update = options.verb == "update"
-    resolved = _resolved(
-        home, workspace, config.load(workspace), offline=not update, refresh=update, accept=False
-    )
+    declared = named(home, workspace, config.load(workspace))
+    resolved = _resolved(home, workspace, declared, offline=not update, refresh=update, accept=False)
     note(home, workspace, resolved.fetches)
     if options.json:
         emit_json(_as_json(resolved, workspace))
@@ -61,24 +60,31 @@ def main(argv: Sequence[str]) -> int:
     return 1 if update and resolved.problems else 0
 
 
+def named(home: Home, workspace: Path, settings: RunConfig) -> Declarations:
+    """What the user, the project and agent.yaml name."""
+    return declarations(user_home=Path.home(), home=home, workspace=workspace, config=settings)
+
+
 def prepare(
-    home: Home, workspace: Path, settings: RunConfig, ssh: Iterable[SshGrant], options: argparse.Namespace
+    home: Home,
+    workspace: Path,
+    declared: Declarations,
+    ssh: Iterable[SshGrant],
+    options: argparse.Namespace,
 ) -> Delivery:
     """The plugins of a new run with the grants `ssh`, ready. Raises StartError with all that is wrong.
 
     What only this machine's own Claude Code names does not stop a session when it cannot be had (the user
     may be offline, and did not ask for it here); it is told.
     """
-    made: list[Resolver] = []
     resolved = _resolved(
         home,
         workspace,
-        settings,
+        declared,
         offline=False,
         refresh=options.rebuild,
         accept=options.accept_config,
         ssh=ssh,
-        made=made.append,
     )
     try:
         check_complete(resolved)
@@ -87,32 +93,31 @@ def prepare(
         raise
     for problem in resolved.problems:
         _tell("warning", problem)
-    return deliver(resolved, made[0].declared.project)
+    return deliver(resolved, declared.project)
 
 
 def _resolved(
     home: Home,
     workspace: Path,
-    settings: RunConfig,
+    declared: Declarations,
     *,
     offline: bool,
     refresh: bool,
     accept: bool,
     ssh: Iterable[SshGrant] = (),
-    made: Callable[[Resolver], None] = lambda _: None,
 ) -> Resolved:
     progress = Progress()
 
     def before_fetch(origin: Origin) -> None:
         if origin is Origin.PROJECT and not accept:
-            for path in found.declared.project_files:
+            for path in declared.project_files:
                 tampering.check_file(home, workspace, path)
 
     found = resolver(
         home=home,
         user_home=Path.home(),
         workspace=workspace,
-        config=settings,
+        declared=declared,
         upstream=config.load_user(home).upstream,
         ssh=ssh,
         refresh=refresh,
@@ -120,7 +125,6 @@ def _resolved(
         before_fetch=before_fetch,
         progress=progress.show,
     )
-    made(found)
     try:
         return found.resolve()
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,11 @@ _NAMES = {
     "grant": "grant",
     "build": "image build",
     "image": "image",
+    "marketplace": "marketplace",
     "mount": "mount",
     "port": "host port",
 }
-_APART = {"build", "mount"}  # in a row each, because they may hold commas
+_APART = {"build", "marketplace", "mount"}  # in a row each, because they may hold commas
 _MOST = 400  # names; nobody looks through more
 _PORTS = 12  # numbers and ranges in the line for nobody
 
@@ -39,15 +40,17 @@ def confirm(
     *,
     runtime: str | None,
     named: Iterable[str],
+    marketplaces: Mapping[str, str],
     accepted: bool = False,
 ) -> tuple[Demand, ...]:
     """Return when the run may have what `settings` ask for. Raises UsageError when it may not.
 
     Returned are the grants among it that are not there: nobody was asked about them.
-    runtime: of the run, where that is known. named: grants that the command line asks for. accepted: the
-    command line vouches for the file, which counts where nobody can be asked.
+    runtime: of the run, where that is known. named: grants that the command line asks for. marketplaces: of
+    the user's, and which file wants them. accepted: the command line vouches for the file, which counts
+    where nobody can be asked.
     """
-    wanted = demands(settings, named, runtime)
+    wanted = demands(settings, named, runtime, marketplaces)
     if not wanted:
         return ()
     from moat.runtime import confirmed
@@ -57,7 +60,7 @@ def confirm(
     missing = tuple(demand for demand in unsaid if demand not in new)
     if not new:
         return missing
-    file = settings.path.name if settings.path else "agent.yaml"
+    file = _asking(settings, new, marketplaces)
     _bounded(file, new)
     if not _can_be_asked():
         _unasked(home, file, new, accepted=accepted)
@@ -69,6 +72,12 @@ def confirm(
         )
     lend(home, workspace, new)
     return missing
+
+
+def _asking(settings: RunConfig, new: Sequence[Demand], marketplaces: Mapping[str, str]) -> str:
+    own = settings.path.name if settings.path else "agent.yaml"
+    files = {marketplaces[demand.name] if demand.kind == "marketplace" else own for demand in new}
+    return files.pop() if len(files) == 1 else "the workspace"
 
 
 def lend(home: Home, workspace: Path, given: Sequence[Demand]) -> None:

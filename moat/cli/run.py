@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from moat.cli.common import add_chord_option, add_credential_options
@@ -27,6 +28,8 @@ from moat.runtime.size import Size
 
 if TYPE_CHECKING:
     from moat.runtime.demands import Demand
+
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 def main(argv: Sequence[str], *, ahead: Fork | None = None, asked: contextlib.ExitStack | None = None) -> int:
@@ -109,18 +112,26 @@ def ask_first(
     *,
     runtime: str | None = None,
     implied: tuple[str, ...] = (),
+    marketplaces: Mapping[str, str] = _NONE,
 ) -> tuple[Demand, ...]:
     """The user lends what `file` asks for, or has lent it. Raises UsageError.
 
     Returned are the grants that are not there to be lent. runtime: of the run, where that is known.
-    implied: grants that the command uses by itself.
+    implied: grants that the command uses by itself. marketplaces: of the user's, and which file wants them.
     """
-    if not file.demanding:
+    if not file.demanding and not marketplaces:
         return ()
     from moat.cli.confirm import confirm
 
-    named = (*implied, *options.grant)
-    return confirm(home, workspace, file, runtime=runtime, named=named, accepted=options.accept_config)
+    return confirm(
+        home,
+        workspace,
+        file,
+        runtime=runtime,
+        named=(*implied, *options.grant),
+        marketplaces=marketplaces,
+        accepted=options.accept_config,
+    )
 
 
 def build(

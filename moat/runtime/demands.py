@@ -1,6 +1,7 @@
 """What an agent.yaml asks for that is the user's own: credentials, images and their making, files, ports.
 
-The file comes with a repository, so its word alone does not lend them (`confirmed`).
+Marketplaces of plugins, too, which the project's settings of Claude Code may want. Such files come with a
+repository, so their word alone does not lend them (`confirmed`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _WORDS = 60  # characters of a script that are told
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    kind: Literal["grant", "build", "image", "mount", "port"]
+    kind: Literal["grant", "build", "image", "marketplace", "mount", "port"]
     name: str
     profile: str = ""  # of a grant, when it is not the usual one: another credential of the same name
     script: str = ""  # of a build
@@ -42,8 +43,12 @@ class Demand:
         return f"{self.kind} {self.title}"
 
 
-def demands(settings: RunConfig, named: Iterable[str], runtime: str | None = None) -> tuple[Demand, ...]:
+def demands(
+    settings: RunConfig, named: Iterable[str], runtime: str | None = None, marketplaces: Iterable[str] = ()
+) -> tuple[Demand, ...]:
     """`named`: grants that the command line itself asks for. `runtime`: of the run, where that is known.
+
+    `marketplaces`: of the user's own that the workspace brings in (`plugins.declared`).
 
     Raises GrantError for what is no grant name, VaultError for a profile that is none.
     """
@@ -51,6 +56,7 @@ def demands(settings: RunConfig, named: Iterable[str], runtime: str | None = Non
     return (
         *_grants(settings.needed_grants, named),
         *(_makings(settings) if settings.making and runtime != "embedded" else ()),
+        *(Demand("marketplace", name) for name in marketplaces),
         *_mounts(settings),
         *(Demand("port", str(port)) for port in dict.fromkeys(ports)),
     )

@@ -32,6 +32,7 @@ from moat.runtime.demands import Demand, demands
 from moat.vault import open_vault
 from moat.vault.key import NewKey
 from tests.cli.wizard import Start, Terminal
+from tests.fakes.plugins import write_marketplace
 from tests.git.kit import git, repository
 from tests.vault.conftest import NOW
 
@@ -161,6 +162,57 @@ def test_a_session_asks_before_it_does_anything_for_the_file(start: Start, moat:
         asked.types("n\r")
         asked.ends(2)
     assert runs(moat) == []
+
+
+MARKETS = """\
+grants: [linear]
+claude:
+  plugins: {"x@nowhere": true}
+  marketplaces: {tools: {source: directory, path: ../way}, here: {source: directory, path: in}}
+"""
+
+
+def test_a_marketplace_of_the_users_is_neither_copied_nor_fetched_unasked(
+    start: Start, moat: Moat, clone: Path, tmp_path: Path, home: Path
+) -> None:
+    """Seen to fail: without marketplaces among the demands. A plugin that is nowhere ends the start after they came."""
+    write(clone, MARKETS)
+    for place in (tmp_path / "market", clone / "in", home / "private"):
+        write_marketplace(place)
+    (tmp_path / "way").symlink_to(tmp_path / "market")
+    mine = {"source": {"source": "github", "repo": "company/private"}, "installLocation": f"{home}/private"}
+    (home / ".claude" / "plugins").mkdir(parents=True)
+    (home / ".claude" / "plugins" / "known_marketplaces.json").write_text(json.dumps({"mine": mine}))
+    (clone / ".claude").mkdir()
+    settings = clone / ".claude" / "settings.json"
+    settings.write_text('{"enabledPlugins": {"hello@mine": true}}')
+    trees = Home.from_environment().plugin_trees
+
+    def answered(answer: str, status: int, *rows: str) -> int:
+        asked = start("claude", "-d", str(clone))
+        asked.sees(QUESTION)
+        assert asked.shown().splitlines()[:-1] == list(rows)
+        asked.types(answer)
+        asked.ends(status)
+        return len([*trees.glob("dir-*")])
+
+    first = ("the workspace asks for what is yours:", "  grants        linear")
+    market = f"{tmp_path}/market"
+    assert answered("n\r", 2, *first, "  marketplaces  github company/private", " " * 16 + market) == 0
+    settings.unlink()
+    assert (
+        answered("n\r", 2, "agent.yaml asks for what is yours:", first[1], f"  marketplaces  {market}") == 0
+    )
+    write(clone, "claude: {plugins: {'x@nowhere': true}}")
+    settings.write_text('{"enabledPlugins": {"hello@mine": true}}')
+    title = ".claude/settings.json asks for what is yours:"
+    assert answered("y\r", 3, title, "  marketplaces  github company/private") == 1
+    assert kept() == {str(clone): ["marketplace github company/private"]}
+    write(clone, "claude: {plugins: {'hello@mine': true, 'x@nowhere': true}}")
+    moat_claude = moat("claude", "-p", "hi", str(clone))
+    assert "yours" not in moat_claude.stderr, "another file that asks for the same"
+    ran = moat("run", "--runtime", "embedded", str(clone), "--", "true")
+    assert (ran.returncode, ran.stderr) == (0, ""), "only Claude Code has plugins"
 
 
 def test_what_was_confirmed_is_what_runs(start: Start, moat: Moat, clone: Path, tmp_path: Path) -> None:

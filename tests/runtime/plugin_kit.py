@@ -9,6 +9,7 @@ from typing import Any
 
 from moat.config import UpstreamConfig, load
 from moat.paths import Home
+from moat.runtime.plugins.declared import Declarations, declarations
 from moat.runtime.plugins.prepare import resolver
 from moat.runtime.plugins.resolve import Plugin, Resolved
 from tests.fakes.git_https import HOST, GitServer, commit
@@ -64,12 +65,26 @@ class Kit:
         port = self.server.port
         return UpstreamConfig(ca_bundle=self.server.ca_file, connect_to={(HOST, port): ("127.0.0.1", port)})
 
-    def resolve(self, *, upstream: UpstreamConfig | None = None, **options: Any) -> Resolved:
+    def declared(self) -> Declarations:
+        return declarations(
+            user_home=self.user,
+            home=Home(self.user / ".moat"),
+            workspace=self.workspace,
+            config=load(self.workspace),
+        )
+
+    def resolve(
+        self,
+        *,
+        upstream: UpstreamConfig | None = None,
+        declared: Declarations | None = None,
+        **options: Any,
+    ) -> Resolved:
         made = resolver(
             home=Home(self.user / ".moat"),
             user_home=self.user,
             workspace=self.workspace,
-            config=load(self.workspace),
+            declared=declared or self.declared(),
             upstream=self.upstream if upstream is None else upstream,
             **options,
         )

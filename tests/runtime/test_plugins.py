@@ -517,6 +517,63 @@ def test_a_directory_that_becomes_a_link_after_it_was_judged_is_not_copied(kit, 
     assert not list((kit.user / ".moat/cache/claude/trees").glob("dir-*"))
 
 
+def test_a_directory_that_was_asked_about_is_not_another_one_afterwards(kit, tmp_path):
+    """Seen to fail without the link followed when it is named, and without the look at what it has become."""
+    write_marketplace(tmp_path / "meant")
+    write_marketplace(tmp_path / "other", word="TWO")
+    (kit.workspace / "in").symlink_to(tmp_path / "meant")
+    kit.config(
+        f'claude: {{plugins: {{"{ID}": true}}, marketplaces: {{tools: {{source: directory, path: in}}}}}}'
+    )
+    declared = kit.declared()
+    assert declared.borrowed(kit.workspace) == {str(tmp_path / "meant"): "agent.yaml"}
+    (kit.workspace / "in").unlink()
+    (kit.workspace / "in").symlink_to(tmp_path / "other")
+    market = kit.resolve(declared=declared).marketplaces[0]
+    assert market.tree is not None
+    assert "GREETING ONE" in (market.tree / "plugins/hello/commands/greet.md").read_text()
+    (tmp_path / "meant").rename(tmp_path / "away")
+    (tmp_path / "meant").symlink_to(tmp_path / "other")
+    assert "has become a link" in kit.problem(declared=declared)
+
+
+_TOOLS = {"extraKnownMarketplaces": {"tools": {"source": {"source": "github", "repo": "acme/tools"}}}}
+_HELLO = {"enabledPlugins": {ID: True}}
+
+
+@pytest.mark.parametrize(
+    ("config", "project", "own", "asked"),
+    [
+        ("{}", _HELLO, _TOOLS, {"github acme/tools": ".claude/settings.json"}),
+        (f'{{claude: {{plugins: {{"{ID}": true}}}}}}', {}, _TOOLS, {"github acme/tools": "agent.yaml"}),
+        ("{}", _HELLO, _TOOLS | _HELLO, {}),
+        ("{}", {"enabledPlugins": {ID: False}}, _TOOLS, {}),
+        ("{}", {}, _TOOLS | _HELLO, {}),
+        ("{}", _TOOLS | _HELLO, {}, {}),
+        (
+            "{claude: {marketplaces: {x: {source: git, url: 'https://git.test/a/B.git', ref: next}}}}",
+            {},
+            {"extraKnownMarketplaces": {"y": {"source": {"source": "git", "url": "https://git.test/a/b"}}}},
+            {"git https://git.test/a/B.git at next": "agent.yaml"},
+        ),
+        ("{}", {"enabledPlugins": {"x@claude-plugins-official": True}}, {}, {}),
+        ("{claude: {marketplaces: {m: {source: directory, path: in}}}}", {}, {}, {}),
+        (
+            "{}",
+            _HELLO,
+            {"extraKnownMarketplaces": {"tools": {"source": {"source": "npm", "package": "@acme/tools"}}}},
+            {"npm tools": ".claude/settings.json"},
+        ),
+    ],
+)
+def test_what_of_the_users_own_a_workspace_brings_in(kit, config, project, own, asked):
+    """Seen to fail without each of the conditions in `borrowed` and `lent_to`."""
+    kit.config(config)
+    kit.settings("project", project)
+    kit.settings("host", own)
+    assert kit.declared().borrowed(kit.workspace) == asked
+
+
 def test_agent_yaml_names_no_directory_with_credentials(kit):
     (kit.user / ".ssh").mkdir()
     write_marketplace(kit.user)

@@ -22,6 +22,7 @@ from moat.paths import Home
 from moat.runtime.plugins.json_file import UnreadableError, read_object
 from moat.runtime.plugins.source import OFFICIAL, Source, SourceError, configured, marketplace_source
 
+_OFFICIAL = f"anthropics/{OFFICIAL}"
 SKIP_HOST = "MOAT_SKIP_HOST_CLAUDE_SETTINGS"
 
 
@@ -45,6 +46,7 @@ class Choice:
     enabled: bool
     origin: Origin
     file: str  # as a person would name it
+    own: bool  # the user switched it on somewhere, too
 
     @property
     def name(self) -> str:
@@ -66,6 +68,20 @@ class Named:
     own: bool  # fetched with the user's credentials: the user named this very place somewhere
     copy: Path | None = None  # the host's own clone or directory
 
+    @property
+    def title(self) -> str:
+        """For a person, and for their answer: what it is, and not what a file calls it."""
+        if self.source.kind == "directory":
+            return os.path.realpath(self.source.location)
+        return str(self.source) if self.source.remote else f"{self.source.location} {self.name}"
+
+    def lent_to(self, workspace: Path) -> bool:
+        """Whether it would come in as the user's: not what everybody has, nor the workspace itself."""
+        if self.source.kind == "directory":
+            outside = not Path(self.title).is_relative_to(os.path.realpath(workspace))
+            return outside and self.origin is not Origin.PROJECT  # that one is refused
+        return self.own and self.source.location.lower() != _OFFICIAL
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -83,6 +99,19 @@ class Declarations:
     problems: tuple[Problem, ...] = ()
     project: Mapping[str, bool] = field(default_factory=dict)  # what the workspace's own settings say
     project_files: tuple[Path, ...] = ()  # and which of them there are
+
+    def borrowed(self, workspace: Path) -> Mapping[str, str]:
+        """Marketplaces of the user's own that the workspace brings in, and the file of it that does.
+
+        Either it names the place, or it switches on a plugin that the user has not switched on.
+        """
+        by_plugins = {c.marketplace: c.file for c in self.choices.values() if c.enabled and not c.own}
+        asking = {
+            named: by_plugins.get(name) if named.origin.own else named.file
+            for name, named in self.marketplaces.items()
+            if named.lent_to(workspace)
+        }
+        return {named.title: file for named, file in asking.items() if file}
 
 
 def declarations(
@@ -143,7 +172,7 @@ class _Reader:
     def result(self) -> Declarations:
         wanted = {choice.marketplace for choice in self._choices.values() if choice.enabled}
         if OFFICIAL in wanted and OFFICIAL not in self._marketplaces:
-            source = Source(kind="github", location=f"anthropics/{OFFICIAL}")
+            source = Source(kind="github", location=_OFFICIAL)
             self._put(OFFICIAL, source, Origin.HOST, "Claude Code")
         named = {
             name: replace(item, own=item.origin.own or _place(item.source) in self._own)
@@ -200,14 +229,18 @@ class _Reader:
             return
         if origin is Origin.PROJECT:
             self._project[name] = enabled
-        self._choices[name] = Choice(id=name, enabled=enabled, origin=origin, file=label)
+        before = self._choices.get(name)
+        own = enabled if origin.own else before is not None and before.own
+        self._choices[name] = Choice(id=name, enabled=enabled, origin=origin, file=label, own=own)
 
     def _problem(self, text: str, hint: str, origin: Origin) -> None:
         self._problems.append(Problem(text=text, hint=hint, origin=origin))
 
 
 def _place(source: Source) -> tuple[str, str]:
-    """What two names of one repository have in common: case and `.git` do not make another one."""
+    """What two names of one place have in common: links, case and `.git` do not make another one."""
+    if source.kind == "directory":
+        return source.kind, os.path.realpath(source.location)
     urls = source.urls or (source.location,)
     return source.kind, urls[0].removesuffix("/").removesuffix(".git").lower()
 

@@ -12,7 +12,7 @@ from moat.config import RunConfig, load_user
 from moat.config.claude import ClaudeConfig
 from moat.runtime import tampering
 from moat.runtime.parts import Addition, Part, RunContext
-from moat.runtime.plugins.declared import Origin
+from moat.runtime.plugins.declared import Origin, declarations
 from moat.runtime.plugins.deliver import Delivery, deliver
 from moat.runtime.plugins.fetch import tell
 from moat.runtime.plugins.prepare import resolver
@@ -48,21 +48,26 @@ def _resolver(run: RunContext) -> Resolver:
 
     def before_fetch(origin: Origin) -> None:
         if origin is Origin.PROJECT:
-            for path in found.declared.project_files:
+            for path in declared.project_files:
                 tampering.check_file(run.home, request.workspace, path)
 
-    found = resolver(
+    declared = declarations(
+        user_home=Path.home(),
+        home=run.home,
+        workspace=request.workspace,
+        config=RunConfig(claude=wanted),
+    )
+    return resolver(
         home=run.home,
         user_home=Path.home(),
         workspace=request.workspace,
-        config=RunConfig(claude=wanted),
+        declared=declared,
         upstream=load_user(run.home).upstream,
         ssh=grants,
         refresh=request.rebuild,
         before_fetch=before_fetch,
         progress=run.progress,
     )
-    return found
 
 
 def with_enabled(files: Iterable[HomeFile], delivery: Delivery) -> tuple[HomeFile, ...]:

@@ -1,4 +1,4 @@
-"""From the files that name plugins to a resolver for one workspace."""
+"""From what names plugins to a resolver for one workspace."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from moat.config import RunConfig, UpstreamConfig
+from moat.config import UpstreamConfig
 from moat.paths import Home, private_dir
-from moat.runtime.plugins.declared import SKIP_HOST, Origin, declarations
+from moat.runtime.plugins.declared import SKIP_HOST, Declarations, Origin
 from moat.runtime.plugins.git import Access, Bounds
 from moat.runtime.plugins.installed import Installed
 from moat.runtime.plugins.lock import Lock
@@ -22,7 +22,7 @@ def resolver(
     home: Home,
     user_home: Path,
     workspace: Path,
-    config: RunConfig,
+    declared: Declarations,
     upstream: UpstreamConfig,
     ssh: Iterable[SshGrant] = (),
     refresh: bool = False,
@@ -32,13 +32,11 @@ def resolver(
     environ: Mapping[str, str] = os.environ,
     bounds: Bounds | None = None,
 ) -> Resolver:
-    """The resolver of `workspace`; `ssh`: the grants of the run. Reads settings, fetches nothing yet."""
+    """The resolver of `workspace`; `ssh`: the grants of the run. Fetches nothing yet."""
     hosts = {grant.host.lower(): grant for grant in ssh}
     skip = environ.get(SKIP_HOST) in {"1", "true"}
     return Resolver(
-        declared=declarations(
-            user_home=user_home, home=home, workspace=workspace, config=config, environ=environ
-        ),
+        declared=declared,
         trees=Trees(private_dir(home.plugin_trees), bounds or Bounds()),
         lock=Lock(home.root / "claude" / "plugins.lock.json"),
         access=Access(own=True, ssh=hosts, upstream=upstream, environ=environ),

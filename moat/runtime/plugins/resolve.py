@@ -225,6 +225,8 @@ class Resolver:
         place = Path(named.source.location).resolve()
         if not place.is_dir():
             raise TreeError(f"there is no directory {place}")
+        if named.origin is Origin.CONFIG and str(place) != named.source.location:
+            raise TreeError(f"{named.source.location} has become a link")  # to what nobody has seen
         if named.origin is Origin.PROJECT and not place.is_relative_to(self.workspace.resolve()):
             raise TreeError(f"{place} lies outside of the workspace, whose settings must not name it")
         if not named.origin.own and (reason := refused_source(place)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
 from collections.abc import Mapping
@@ -77,11 +78,14 @@ class Source:
 
 
 def configured(marketplace: Marketplace, workspace: Path) -> Source:
-    """A marketplace of agent.yaml, which has been checked."""
+    """A marketplace of agent.yaml, which has been checked.
+
+    A directory is the one that it is now, without links: what the user is asked about is what is copied.
+    """
     location = marketplace.location
     if marketplace.source == "directory":
         place = Path(location).expanduser()
-        return Source(kind="directory", location=str(place if place.is_absolute() else workspace / place))
+        return Source(kind="directory", location=os.path.realpath(workspace / place))
     kind: Literal["github", "git"] = "github" if marketplace.source == "github" else "git"
     return Source(kind=kind, location=location, ref=marketplace.ref)
 
