@@ -18,6 +18,7 @@ from moat.errors import MoatError
 _PATIENCE = 5.0  # seconds in which all processes must have stopped
 _MOST = 20_000  # processes that are looked at
 _STOPPED = frozenset("TtZX")
+_VFORK = frozenset({"kernel_clone", "_do_fork", "do_fork"})  # proc(5), `wchan`; by the kernel's version
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def stop(first: int) -> list[Process]:
     deadline = time.monotonic() + _PATIENCE
     while True:
         awake = [process for process in tree(first) if process.state not in _STOPPED]
-        if not awake:
+        if all((process.pid, process.born) in stopped and _waits_for_its_child(process) for process in awake):
             return list(stopped.values())
         if time.monotonic() > deadline:
             go_on(list(stopped.values()))
@@ -83,6 +84,16 @@ def stop(first: int) -> list[Process]:
             if _signal(process, signal.SIGSTOP):
                 stopped.setdefault((process.pid, process.born), process)
         time.sleep(0.002)
+
+
+def _waits_for_its_child(process: Process) -> bool:
+    """It has called vfork(2), and its child was stopped before it became another program.
+
+    Such a parent cannot stop, and needs not: it does nothing before the child goes on.
+    """
+    with contextlib.suppress(OSError), open(f"/proc/{process.pid}/wchan", encoding="ascii") as file:
+        return process.state == "D" and file.read() in _VFORK
+    return False
 
 
 def go_on(stopped: list[Process]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -144,6 +145,32 @@ def test_stopped_are_all_and_only_they_go_on(tmp_path: Path) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, 9)
         busy.wait()
+
+
+def test_a_parent_that_waits_in_vfork_is_as_good_as_stopped(tmp_path: Path) -> None:
+    """Claude Code starts its tools so; a snapshot in that moment failed. Seen failing without the look at `wchan`."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    program = (
+        "import os, sys\n"
+        "late = [(os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)]\n"  # by the child, before it is another program
+        "pid = os.posix_spawn('/bin/true', ['true'], {}, file_actions=late)\n"
+        "sys.exit(os.waitpid(pid, 0)[1])"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, gate])
+    try:
+        deadline = time.monotonic() + 20
+        while len(processes.tree(parent.pid)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        stopped = processes.stop(parent.pid)
+        assert [process.state for process in processes.tree(parent.pid)] == ["D", "T"]
+        processes.go_on(stopped)
+        with open(gate, "wb"):
+            assert parent.wait(20) == 0
+    finally:
+        for process in processes.tree(parent.pid):
+            os.kill(process.pid, signal.SIGKILL)
+        parent.wait(20)
 
 
 def test_idle_is_reached_once_after_changes_have_rested() -> None:
