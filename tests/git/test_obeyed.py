@@ -293,6 +293,19 @@ def test_the_commands_of_an_unfinished_rebase_are_told(tmp_path: Path) -> None:
         assert ("made .git/rebase-merge/git-rebase-todo" in found) == bool(told)
 
 
+def test_empty_lines_of_an_unfinished_rebase_hold_nobody_up(tmp_path: Path) -> None:
+    """The command was looked for from each of them to the last one: a quarter of a second for each repository."""
+    for number in range(100):
+        todo = tmp_path / f"{number}/.git/rebase-merge/git-rebase-todo"
+        todo.parent.mkdir(parents=True)
+        todo.write_text("\n" * 7990 + (" \tx touch y" if number == 7 else "#"))
+    began = time.monotonic()
+    found = obeyed.look(tmp_path)
+    assert time.monotonic() - began < 5
+    told = [path for path in found if path.endswith("git-rebase-todo")]
+    assert told == ["7/.git/rebase-merge/git-rebase-todo"]
+
+
 def begun(place: Path, what: str) -> None:
     """`what` has stopped at a conflict that is resolved, with one commit to go."""
     repository(place)

@@ -39,7 +39,7 @@ _HARMLESS = regex(
 # What has begun, and what in it makes `git rebase --continue` or `git cherry-pick --continue` run something:
 # a strategy `a/b` is the program `git-merge-a/b` of the working tree.
 _UNFINISHED = {
-    "rebase-merge/git-rebase-todo": regex(r"^\s*(?:x|exec)\s", re.MULTILINE),
+    "rebase-merge/git-rebase-todo": regex(r"^[^\S\n]*(?:x|exec)\s", re.MULTILINE),
     "rebase-merge/strategy": regex(r"/"),
     "sequencer/opts": regex(r"/"),
 }

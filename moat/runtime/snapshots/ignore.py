@@ -17,6 +17,7 @@ from moat.dataclass import dataclass
 
 _MOST = 256 << 10  # bytes of a .gitignore that are read
 _PATTERNS = 2000  # that hold in one place
+_LONGEST = 1024  # characters of a line; what is longer is none: `fnmatch` looks for the end of every `[`
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,9 @@ class Pattern:
 
 def parse(line: str) -> Pattern | None:
     """One line of a .gitignore; None for a comment or an empty line."""
-    text = re.sub(r"(?<!\\)[ \t\r]+$", "", line)
+    text = line.rstrip(" \t\r")
+    if text.endswith("\\"):
+        text += line[len(text) :][:1]  # an escaped space stays
     if not text or text.startswith("#"):
         return None
     negated = text.startswith("!")
@@ -137,7 +140,8 @@ def _lines(directory: int) -> list[str]:
         fd = os.open(".gitignore", flags, dir_fd=directory)
         try:
             if stat.S_ISREG(os.fstat(fd).st_mode):
-                return os.read(fd, _MOST).decode("utf-8", "surrogateescape").split("\n")
+                lines = os.read(fd, _MOST).decode("utf-8", "surrogateescape").split("\n")
+                return [line for line in lines if len(line) <= _LONGEST]
         finally:
             os.close(fd)
     return []

@@ -102,6 +102,26 @@ def test_a_clever_pattern_takes_no_time(pattern: str) -> None:
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("line", [" " * 262143 + "x", "[" * 262144])
+def test_a_line_that_is_no_pattern_takes_no_time(line: str, tmp_path: Path) -> None:
+    """Minutes before: the space at the end was looked for from each space, the end of a set from each `[`.
+
+    The limit for all of them (`MAX_MATCHING`) is asked between two files.
+    """
+    store, workspace = store_for(tmp_path)
+    write(workspace, {".gitignore": f"*.log\n{line}\n", "a": "1", "b.log": "1"})
+    began = time.monotonic()
+    assert keep(store, gitignored=False).files == 2
+    assert time.monotonic() - began < 5
+
+
+def test_an_escaped_space_at_the_end_belongs_to_the_name() -> None:
+    rule = parse("a\\  \t")
+    assert rule is not None
+    assert rule.matches(["a "], directory=False)
+    assert not rule.matches(["a"], directory=False)
+
+
 def test_many_clever_patterns_do_not_keep_us_busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any bound 40 such directories took more than two minutes; a run waits for its first snapshot."""
     store, workspace = store_for(tmp_path)
