@@ -27,7 +27,7 @@ def _silent(_: str) -> None:
 
 
 def start(
-    argv: Sequence[str],
+    argv: Sequence[str | os.PathLike[str]],
     *,
     workspace: str | os.PathLike[str] = ".",
     grants: Iterable[str] = (),
@@ -75,10 +75,12 @@ def start(
 
     Entering raises UsageError, GrantError (all missing grants at once), VaultError, StartError.
     """
-    if isinstance(argv, str) or not argv:
+    if isinstance(argv, (str, bytes)) or not argv:
         raise UsageError("argv is a list: the command and its arguments")
+    if isinstance(grants, str) or isinstance(dependencies, str):
+        raise UsageError("grants and dependencies are lists of names")
     request = RunRequest(
-        argv=tuple(argv),
+        argv=tuple(os.fspath(word) for word in argv),
         workspace=Path(workspace).absolute(),
         grants=tuple(grants),
         env=dict(env or {}),

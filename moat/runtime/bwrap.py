@@ -87,7 +87,11 @@ class Arguments:
     fds: list[int] = field(default_factory=list)
 
     def add(self, *words: str | int) -> None:
-        self.words += [str(word) for word in words]
+        """Raises StartError for a NUL, behind which bubblewrap would read options of somebody else's."""
+        said = [str(word) for word in words]
+        if any("\0" in word for word in said):
+            raise StartError(f"a word for {said[0]} holds NUL")
+        self.words += said
 
     def data(self, content: bytes) -> int:
         fd = os.memfd_create("moat")

@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+from moat.errors import UsageError
 from moat.journal import Journal
 from moat.paths import Home
 from moat.runtime import records
@@ -19,7 +20,11 @@ from moat.runtime.workspace import check_mounts, check_workspace
 
 
 def checked(request: RunRequest, home: Home) -> RunRequest:
-    """`request` with everything spelt out that a run goes by. Raises ConfigError, GrantError, StartError."""
+    """`request` with everything spelt out that a run goes by.
+
+    Raises ConfigError, GrantError, StartError, UsageError.
+    """
+    _check_words(request)
     workspace = check_workspace(request.workspace, home)
     check_mounts(request.mounts, home)
     name = records.check_name(request.name) if request.name else random_name()
@@ -30,6 +35,22 @@ def checked(request: RunRequest, home: Home) -> RunRequest:
         runtime=choose(request.runtime),
         grants=_grants(request),
     )
+
+
+def _check_words(request: RunRequest) -> None:
+    """What the kernel has no way to say: the rest of a word would be taken for one of Moat's own."""
+    if not all(map(_sayable, request.argv)):
+        raise UsageError("argv: the command and its arguments are text without NUL")
+    for name, value in request.env.items():
+        if not (_sayable(name) and _sayable(value)) or not name or "=" in name:
+            raise UsageError(
+                f"env: {name!r} cannot be set",
+                hint="a name is text without `=`, a value is text, and neither holds NUL",
+            )
+
+
+def _sayable(word: object) -> bool:
+    return isinstance(word, str) and "\0" not in word
 
 
 def _grants(request: RunRequest) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import pytest
 import moat.runtime
 from moat.errors import ConfigError, GrantError, MoatError, StartError, UsageError
 from moat.paths import Home, runtime_dir
-from moat.runtime import BudgetConfig, HostRules, LocalRun, Mount, NetworkConfig, Question, Size, State
+from moat.runtime import BudgetConfig, HostRules, LocalRun, Mount, NetworkConfig, Question, Size, State, bwrap
 from moat.runtime.request import RunRequest
 from moat.runtime.run import hosted
 from tests.conftest import REPOSITORY
@@ -304,6 +304,9 @@ async def test_what_cannot_start_says_why_and_leaves_nothing(workspace: Path, ho
         {"workspace": workspace, "mounts": [Mount(state, "/mnt")]},
         {"workspace": workspace, "mounts": [Mount(workspace / "none", "/mnt")]},
         {"workspace": workspace, "mounts": [Mount(workspace, "/workspace")]},
+        {"workspace": workspace, "env": {"A": 1}},
+        {"workspace": workspace, "env": {"A=B": "C"}},
+        {"workspace": workspace, "env": {"": "C"}},
     ]
     for options in refused:
         with pytest.raises(UsageError):
@@ -311,7 +314,31 @@ async def test_what_cannot_start_says_why_and_leaves_nothing(workspace: Path, ho
                 pytest.fail("it must not start")
     with pytest.raises(UsageError):
         moat.runtime.start("true")
+    with pytest.raises(UsageError, match="lists of names"):
+        moat.runtime.start(["true"], grants="github")
     assert moat.runtime.list_runs() == []
+
+
+@pytest.mark.parametrize("words", ["--ro-bind\0/usr/share\0/var", "--cap-add\0ALL"])
+async def test_no_value_is_an_option_of_the_sandbox(workspace: Path, words: str) -> None:
+    """A program may pass on what others wrote. Seen with /usr/share in place of /var, and with all capabilities."""
+    look = ["sh", "-c", "ls /var; grep CapEff /proc/self/status"]
+    with pytest.raises(UsageError, match="'A' cannot be set") as refused:
+        async with moat.runtime.start(look, workspace=workspace, env={"A": f"b\0{words}"}) as run:
+            pytest.fail((await collect(run))[0].decode())
+    assert "NUL" in str(refused.value.hint)
+    with pytest.raises(UsageError, match="NUL"):
+        async with moat.runtime.start(["echo", f"b\0{words}"], workspace=workspace):
+            pytest.fail("it must not start")
+    arguments = bwrap.Arguments()
+    with pytest.raises(StartError, match="--setenv"):
+        arguments.add("--setenv", "A", f"b\0{words}")
+    assert arguments.words == []
+
+
+async def test_a_path_is_a_word(workspace: Path) -> None:
+    async with moat.runtime.start([Path("/bin/echo"), Path("a")], workspace=workspace) as run:
+        assert await collect(run) == (b"a\n", b"")
 
 
 async def test_a_bad_rule_is_a_configuration_error(workspace: Path) -> None:
