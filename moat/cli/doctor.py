@@ -242,7 +242,9 @@ def _claude(*, needed: bool) -> Row:
         program = find_claude(Path.home())
     except StartError as error:
         return Row("claude", "warn", str(error), error.hint or "")
-    done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [program, "--version"], capture_output=True, text=True, timeout=30, check=False, cwd="/"
+    )
     if done.returncode:
         return Row(
             "claude", "fail", f"{program} does not start: {done.stderr.strip()[-200:]}", "install it again"

@@ -86,4 +86,7 @@ def _show(url: str) -> bool:
         say(f"{opener} is missing, so no browser can be opened")
         return False
     quiet = subprocess.DEVNULL
-    return subprocess.run([path, url], stdin=quiet, stdout=quiet, stderr=quiet, check=False).returncode == 0
+    return (
+        subprocess.run([path, url], stdin=quiet, stdout=quiet, stderr=quiet, check=False, cwd="/").returncode
+        == 0
+    )

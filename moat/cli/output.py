@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
+from moat import surroundings
 from moat.errors import EXIT_INTERRUPTED, EXIT_START, MoatError, UsageError
 from moat.importing import uncollected
 from moat.regex import regex
@@ -23,6 +24,7 @@ from moat.regex import regex
 _DRAWING = regex("[\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
 # The same, and those that JSON escapes, but for tab and line feed.
 _CONTROLS = regex("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
+_OF_THE_USER = "moat.cli.proxy"  # what it starts is the user's program, in the user's environment
 _LINE_EVERY = 1.0  # seconds between two lines of progress
 
 
@@ -32,6 +34,8 @@ def call(module: str, argv: Sequence[str], *, alone: bool = False, starts: bool 
     alone: this process is for nothing else. starts: it is to start a run.
     """
     fill_standard_streams()
+    if module != _OF_THE_USER:
+        surroundings.leave()
     try:
         if alone and starts and "--help" not in argv:
             status = _start(module, argv)

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from moat import surroundings
 from moat.cli.common import add_chord_option, add_credential_options
-from moat.cli.output import dumb
+from moat.cli.output import dumb, say
 from moat.cli.parser import Parser
 from moat.cli.start import start, wanted_size, wanted_stdin
 from moat.cli.worktree import branch_of, configuration, entered, name_of
@@ -97,6 +98,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def load_config(options: argparse.Namespace, home: Home, workspace: Path) -> RunConfig:
     """agent.yaml, unless an earlier run may have written it. Raises ConfigError, UsageError."""
+    if "PYTHONPATH" in surroundings.leave(workspace):
+        say(
+            "warning: PYTHONPATH leads into the workspace: every Python program that you start, "
+            "this one too, runs what an agent leaves there"
+        )
     settings = configuration(workspace)
     if not options.accept_config:
         place = settings.path.parent if settings.path else workspace

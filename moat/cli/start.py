@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from moat import surroundings
 from moat.chord import Chord
 from moat.cli import terminal
 from moat.cli.chord import chosen
@@ -59,6 +60,7 @@ def start(
         handle = launch.start(request, home=place, handoff=handoff, progress=progress.show, ahead=ahead)
     finally:
         progress.clear()
+    surroundings.import_from_elsewhere(request.workspace)
     if not detach:
         if _is_terminal(2):
             _tell_endpoints(handle, place)

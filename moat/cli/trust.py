@@ -93,7 +93,7 @@ def _carry_out(steps: Sequence[Step], *, dry: bool) -> None:
             raise MoatError(
                 "only root can do that, and there is no sudo", hint=f"as root: {shlex.join(step.argv)}"
             )
-        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False, cwd="/")
         if done.returncode != 0:
             said = done.stdout.decode(errors="replace").strip().splitlines()[-1:]
             raise MoatError(": ".join([f"{argv[0]} failed with status {done.returncode}", *said]))

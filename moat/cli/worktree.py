@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from moat import config
+from moat import config, surroundings
 from moat.cli.output import say
 from moat.config import RunConfig
 from moat.errors import NotAllowedError, StartError
@@ -25,6 +25,7 @@ def entered(branch: str, home: Home, directory: Path) -> Iterator[Path]:
 
     What was made goes again when the user is asked meanwhile, and allows nothing.
     """
+    surroundings.leave(directory)
     tree, made = worktrees.ensure(home, worktrees.source(directory), branch)
     if made:
         say(made.said)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from moat import surroundings
 from moat.cli import claude, run
 from moat.cli.output import emit, emit_json, say, table
 from moat.cli.parser import Parser
@@ -70,6 +71,7 @@ def _rows(home: Home, *, everywhere: bool) -> list[Row]:
     """Of the repository here; of all with `everywhere`, and outside of any."""
     of = None
     if not everywhere:
+        surroundings.leave(Path.cwd())
         try:
             of = worktrees.source(Path.cwd())
         except UsageError:

@@ -143,7 +143,7 @@ def version(tool: Tool) -> str:
 
 
 def _said(path: str, option: str) -> str:
-    done = subprocess.run([path, option], capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run([path, option], capture_output=True, text=True, timeout=10, check=False, cwd="/")
     return done.stdout
 
 

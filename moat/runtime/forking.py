@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, NoReturn
 
+from moat import surroundings
+
 _TITLE = b"moat supervisor"
 
 
@@ -33,10 +35,9 @@ def alone() -> bool:
     return len(os.listdir("/proc/self/task")) == 1
 
 
-def imports_from(workspace: Path) -> bool:
+def imports_from(*places: Path) -> bool:
     """Whether this process, and a fork of it, would import modules from where an agent can write."""
-    places = (Path(entry).resolve() for entry in _search_path())
-    return any(place.is_relative_to(workspace) for place in places)
+    return any(surroundings.lies_in(entry, places) for entry in _search_path())
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from moat import errors
+from moat import errors, surroundings
 from moat.errors import MoatError, StartError
 from moat.importing import uncollected
 from moat.paths import Home
@@ -101,14 +101,21 @@ def _message(home: Home, request: RunRequest, handoff: bytes) -> bytes:
             "home": str(home.root),
             "request": request.to_json(),
             "handoff": base64.b64encode(handoff).decode("ascii"),
-            "environ": dict(os.environ),  # as it is by now: options such as `--profile` are kept there
+            # As it is by now: options such as `--profile` are kept there.
+            "environ": {**os.environ, **surroundings.outside(os.environ, *_agents_own(request))},
         }
     ).encode()
 
 
+def _agents_own(request: RunRequest) -> list[Path]:
+    """What the agent can write of the host's."""
+    return [request.workspace, *(mount.source for mount in request.mounts if not mount.read_only)]
+
+
 @contextlib.contextmanager
 def _supervisor(request: RunRequest, ahead: Fork | None) -> Iterator[Fork]:
-    if ahead and not forking.imports_from(request.workspace):
+    places = _agents_own(request)
+    if ahead and not forking.imports_from(*places):
         yield ahead
         return
     # -P and cwd: nothing is ever imported from a workspace, which an agent can write.
@@ -118,6 +125,7 @@ def _supervisor(request: RunRequest, ahead: Fork | None) -> Iterator[Fork]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd="/",
+        env={**os.environ, **surroundings.outside(os.environ, *places)},
         start_new_session=True,
     ) as process:
         assert process.stdin

@@ -111,6 +111,7 @@ def _output(command: list[str], environment: dict[str, str]) -> str:
         done = subprocess.run(
             command,
             env=environment,
+            cwd="/",
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

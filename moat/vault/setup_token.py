@@ -94,6 +94,7 @@ def setup_token(
                 stdout=slave,
                 stderr=slave,
                 env=dict(environment),
+                cwd="/",  # Claude Code obeys the settings of a project, a version manager's shim its file
                 start_new_session=True,
             )
         finally:

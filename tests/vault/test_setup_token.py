@@ -152,6 +152,13 @@ def test_typing_reaches_the_command() -> None:
     assert got == Acquired(None, 0)
 
 
+def test_it_is_not_asked_in_a_workspace() -> None:
+    """Claude Code would obey the settings of the project there."""
+    with user() as somebody:
+        run("import os; print('in', os.getcwd(), 'now')", somebody)
+        assert b"in / now" in somebody.seen
+
+
 def test_the_exit_status_is_told_and_a_token_is_found_in_spite_of_it() -> None:
     with user() as somebody:
         got = run(f"print({TOKEN!r}); raise SystemExit(7)", somebody)

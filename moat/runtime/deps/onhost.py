@@ -99,6 +99,8 @@ def _interpreter(selection: Selection) -> Interpreter | None:
     if path is None:
         raise StartError("Python tools need Python on this machine", hint="apt-get install python3")
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
-    done = subprocess.run([path, "-I", "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [path, "-I", "-c", code], capture_output=True, text=True, timeout=30, check=False, cwd="/"
+    )
     version = done.stdout.strip()
     return Interpreter(path, version, f"lib/python{version}/dist-packages")

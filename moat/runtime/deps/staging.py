@@ -91,6 +91,7 @@ async def _run(words: Sequence[str], extra: Mapping[str, str], what: str, names:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            cwd="/",  # npm and uv read settings where they stand
             text=True,
             errors="replace",
             timeout=_SECONDS,

@@ -92,7 +92,7 @@ class NssDatabase:
     def _certutil(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
             [_certutil(), "-d", f"sql:{self.directory}", *arguments],
-            capture_output=True, check=False, stdin=subprocess.DEVNULL,
+            capture_output=True, check=False, stdin=subprocess.DEVNULL, cwd="/",
         )  # fmt: skip
 
 

@@ -86,6 +86,7 @@ def _ask(host: str) -> dict[str, list[str]]:
             check=False,
             timeout=_SECONDS,
             stdin=subprocess.DEVNULL,
+            cwd="/",
         )
     except subprocess.TimeoutExpired:
         raise GrantError(f"`ssh -G {host}` does not end", hint="look at ~/.ssh/config") from None

@@ -79,6 +79,7 @@ def _exported(name: str, environment: Mapping[str, str]) -> Keys:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env=environment,
+            cwd="/",
             timeout=_DEADLINE,
             check=False,
         )

@@ -71,7 +71,7 @@ def _ask(helper: str, key: str) -> Login | None:
         raise GrantError("config.json names a credential helper that is no program", hint="mend it")
     try:
         done = subprocess.run(
-            [program, "get"], input=key.encode(), capture_output=True, timeout=_PATIENCE, check=False
+            [program, "get"], input=key.encode(), capture_output=True, timeout=_PATIENCE, check=False, cwd="/"
         )
     except FileNotFoundError:
         raise GrantError(f"{program} is not installed", hint="or give --username and the password") from None
