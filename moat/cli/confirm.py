@@ -24,6 +24,7 @@ _NAMES = {
     "grant": "grant",
     "build": "image build",
     "image": "image",
+    "packages": "package host",
     "marketplace": "marketplace",
     "mount": "mount",
     "port": "host port",

@@ -66,7 +66,13 @@ class RunConfig:
     @property
     def demanding(self) -> bool:
         """Whether it could ask for what is the user's own; `runtime.demands` knows what of it does."""
-        return bool(self.grants or self.mcp or self.mounts or self.network.host or self.making)
+        asked = self.grants or self.mcp or self.mounts or self.network.host or self.package_sources
+        return bool(asked or self.making)
+
+    @property
+    def package_sources(self) -> frozenset[str]:
+        """`npm`, `pip`, `uv`: of which it names any package; all else is a row of Moat's own table."""
+        return frozenset(name.partition(":")[0] for name in self.dependencies if ":" in name)
 
     @property
     def making(self) -> bool:

@@ -23,7 +23,7 @@ _WORDS = 60  # characters of a script that are told
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    kind: Literal["grant", "build", "image", "marketplace", "mount", "port"]
+    kind: Literal["grant", "build", "image", "marketplace", "mount", "packages", "port"]
     name: str
     profile: str = ""  # of a grant, when it is not the usual one: another credential of the same name
     script: str = ""  # of a build
@@ -56,6 +56,7 @@ def demands(
     return (
         *_grants(settings.needed_grants, named),
         *(_makings(settings) if settings.making and runtime != "embedded" else ()),
+        *(_packages(settings.package_sources) if settings.package_sources else ()),
         *(Demand("marketplace", name) for name in marketplaces),
         *_mounts(settings),
         *(Demand("port", str(port)) for port in dict.fromkeys(ports)),
@@ -97,6 +98,13 @@ def _makings(settings: RunConfig) -> Iterable[Demand]:
     for name, service in settings.services.items():
         if service.image and not _official(service.image, name):
             yield Demand("image", f"{service.image} for {name}")
+
+
+def _packages(sources: frozenset[str]) -> Iterable[Demand]:
+    """Registries of the user's own: what the file names there may be private, or may want what is."""
+    from moat.runtime.deps import registries
+
+    return [Demand("packages", name) for name in registries.own(sources)]
 
 
 def _official(image: str, name: str) -> bool:

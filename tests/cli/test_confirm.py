@@ -414,6 +414,33 @@ def test_a_path_cannot_draw(start: Start, clone: Path, tmp_path: Path) -> None:
     asked.ends(2)
 
 
+# --- packages -------------------------------------------------------------------------------------
+
+
+def test_a_private_package_is_not_fetched_unasked(
+    start: Start, moat: Moat, clone: Path, registry: tuple[str, list[str]], home: Path
+) -> None:
+    """With the user's token, from a server that only this machine may reach. Seen to fail: without packages among the demands."""
+    place, fetched = registry
+    (home / ".npmrc").write_text(f"registry=http://{place}/\n//{place}/:_authToken=of-the-user\n")
+    write(clone, "dependencies: ['npm:@company/private']\n")
+    asked = start("run", str(clone), "--", "true")
+    asked.sees(QUESTION)
+    assert asked.shown().splitlines()[:-1] == [
+        "agent.yaml asks for what is yours:",
+        f"  package hosts {place}",
+    ]
+    asked.types("n\r")
+    asked.ends(2)
+    assert (fetched, runs(moat)) == ([], [])
+    agreed = start("run", str(clone), "--", "true")
+    agreed.sees(QUESTION)
+    agreed.types("y\r")
+    agreed.ends(3)
+    assert fetched
+    assert kept() == {str(clone): [f"packages {place}"]}
+
+
 # --- images and their making ----------------------------------------------------------------------
 
 MADE = """\
@@ -721,6 +748,7 @@ def test_a_run_that_asks_for_nothing_loads_nothing_for_it(clone: Path, tmp_path:
         "mounts: [../notes:/data:ro]",
         "mcp: [{name: x, url: 'http://localhost:1/'}]",
         "mcp: [{name: x, url: 'https://x.test/', auth: {grant: 'mcp:x'}}]",
+        "dependencies: ['npm:@company/private']",
         "hooks: {post_build_root: 'true'}",
         "hooks: {post_build: 'true'}",
         "base_image: debian:12",
@@ -728,7 +756,8 @@ def test_a_run_that_asks_for_nothing_loads_nothing_for_it(clone: Path, tmp_path:
         "{dependencies: [redis], services: {redis: {image: 'redis:80/redis'}}}",
     ],
 )
-def test_whatever_makes_a_demand_is_looked_at(clone: Path, text: str) -> None:
+def test_whatever_makes_a_demand_is_looked_at(clone: Path, home: Path, text: str) -> None:
+    (home / ".npmrc").write_text("registry=https://npm.test/\n")
     write(clone, text)
     settings = load(clone)
     assert settings.demanding
@@ -737,6 +766,6 @@ def test_whatever_makes_a_demand_is_looked_at(clone: Path, text: str) -> None:
     write(
         clone,
         "mounts: [inside:/data]\nmcp: [{name: x, url: 'https://x.test/'}]\nbase_image: debian:bookworm-slim\n"
-        "dependencies: [redis]\nservices: {redis: {image: 'redis:8-alpine@sha256:00'}}\n",
+        "dependencies: [redis, node, codex-cli, ruff]\nservices: {redis: {image: 'redis:8-alpine@sha256:00'}}\n",
     )
     assert demands(load(clone), ()) == ()

@@ -17,7 +17,7 @@ import pytest
 
 from moat.config.dependencies import BY_NAME, ENTRIES, Kind, parse
 from moat.errors import StartError, UsageError
-from moat.runtime.deps import npm, pypi, staging, trees
+from moat.runtime.deps import npm, pypi, registries, staging, trees
 from moat.runtime.deps.fetching import Fetcher, Place
 from moat.runtime.deps.package import Memory, Package, newest
 from moat.runtime.deps.resolve import npm_for, resolve
@@ -195,6 +195,53 @@ def test_pip_s_index_comes_from_its_settings(home: Path, monkeypatch: pytest.Mon
     assert "s@cret" not in repr(place)
     monkeypatch.setenv("PIP_INDEX_URL", "https://other.test/simple")
     assert pypi.place_of_host().url == "https://other.test/simple"
+
+
+@pytest.mark.parametrize(
+    ("npmrc", "own"),
+    [
+        ("", []),
+        ("//npm.corp.test/:_authToken=x\n", []),
+        ("//registry.npmjs.org/:_authToken=x\n", ["registry.npmjs.org with your login"]),
+        ("//registry.npmjs.org/:_password=x\n", ["registry.npmjs.org with your login"]),
+        ("registry=https://me:s3cret@registry.npmjs.org/\n", ["registry.npmjs.org with your login"]),
+        ("registry=https://me:s3cret@NPM.corp.test:8443/all/\n", ["npm.corp.test:8443"]),
+        (
+            "@corp:registry = https://npm.corp.test/\n//registry.npmjs.org/:_authToken=x\n",
+            ["registry.npmjs.org with your login", "npm.corp.test"],
+        ),
+        ("registry=https://npm.corp.test/\n//registry.npmjs.org/:_authToken=x\n", ["npm.corp.test"]),
+    ],
+)
+def test_which_npm_registries_are_the_user_s_own(home: Path, npmrc: str, own: list[str]) -> None:
+    """Seen to fail without each of the conditions."""
+    (home / ".npmrc").write_text(npmrc)
+    assert [*registries.own({"npm"})] == own
+    assert registries.own({"pip"}) == () or "npm" not in str(registries.own({"pip"}))
+
+
+def test_npm_s_environment_counts_too(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "other").write_text("@corp:registry=https://npm.corp.test/\n")
+    monkeypatch.setenv("NPM_CONFIG_USERCONFIG", str(home / "other"))
+    monkeypatch.setenv("npm_config_//registry.npmjs.org/:_authToken", "x")
+    assert registries.own({"npm"}) == ("registry.npmjs.org with your login", "npm.corp.test")
+
+
+def test_which_python_indexes_are_the_user_s_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not this machine's own. Seen to fail without each of the options and variables."""
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_CONFIG_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pypi, "_CONFIG", (str(home / "pip.conf"),))
+    assert registries.own({"pip", "uv"}) == ()
+    (home / "pip.conf").write_text(
+        "[global]\nindex-url = https://pypi.org/simple\nextra-index-url = https://me:s3cret@pypi.corp.test/simple\n"
+        "    https://other.test/simple\nfind-links = /srv/wheels\n"
+    )
+    assert registries.own({"uv"}) == ("pypi.corp.test", "other.test", "/srv/wheels")
+    assert registries.own({"npm"}) == ()
+    monkeypatch.setattr(pypi, "_CONFIG", ())
+    monkeypatch.setenv("UV_INDEX", "corp=https://pypi.corp.test/simple https://pypi.org/simple")
+    assert registries.own({"pip"}) == ("pypi.corp.test",)
 
 
 class Index:

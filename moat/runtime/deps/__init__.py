@@ -2,6 +2,7 @@
 
     selection   names and versions as written, read and expanded; nothing is looked up
     resolve     exact versions, remembered until `--rebuild`
+    registries  which of the places that packages come from are the user's own
     npm pypi    the two registries, as the user's own clients would see them
     trees       directories with programs, verified and unpacked on the host
     staging     packages with dependencies of their own, installed there by npm and uv

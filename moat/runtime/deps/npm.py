@@ -31,6 +31,16 @@ def place_of_host() -> Place:
     return Place.of(registry, _HINT, next((values[key] for key in keys if key in values), None))
 
 
+def settings() -> dict[str, str]:
+    """All that npm itself would find in the environment and the user's files."""
+    prefix = "npm_config_"
+    own = {k[len(prefix) :]: v for k, v in os.environ.items() if k.lower().startswith(prefix) and v}
+    own = {k if k.startswith(("//", "@")) else k.lower(): v for k, v in own.items()}
+    files = (own.get("globalconfig"), own.get("userconfig") or Path.home() / ".npmrc")
+    read = [_npmrc(Path(file)) for file in files if file]
+    return {key: value for values in (*read, own) for key, value in values.items()}
+
+
 def _npmrc(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
