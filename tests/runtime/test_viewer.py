@@ -10,7 +10,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from moat.runtime.control import Decoder, Frame
+from moat.runtime.control import Decoder, Frame, unpack_json
+from moat.runtime.questions import Asked
 from moat.runtime.sandbox import Output
 from moat.runtime.viewer import BEHIND, SocketViewer
 
@@ -108,6 +109,29 @@ async def test_who_takes_a_little_at_a_time_is_not_waited_for_each_time(
                 except TimeoutError:
                     viewer.skip()
         tasks.cancel_scope.cancel()
+
+
+async def test_of_questions_the_newest_waits_for_who_takes_nothing(
+    pair: tuple[SocketViewer, socket.socket],
+) -> None:
+    """A run that prints nothing skips nobody: each change of what it asks stayed in memory, ten in a second."""
+    viewer, theirs = pair
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(viewer.deliver)
+        for _ in range(12):
+            viewer.offer(Output("stdout", bytes(PIECE)))
+            await anyio.lowlevel.checkpoint()
+        for number in range(2000):
+            viewer.ask([Asked("a.test", 443, "https", "GET", "/" + "a" * 199, 0.0, number)])
+            await anyio.lowlevel.checkpoint()
+        viewer.offer(Output("stdout", b"end"))
+        frames = await take(theirs, 12 * PIECE + 300)
+        tasks.cancel_scope.cancel()
+    asked = [
+        unpack_json(payload)["waiting"][0]["requests"] for kind, payload in frames if kind is Frame.ASKED
+    ]
+    assert asked == [1999]
+    assert frames[-1] == (Frame.STDOUT, b"end")
 
 
 async def test_who_is_gone(pair: tuple[SocketViewer, socket.socket]) -> None:
