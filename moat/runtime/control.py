@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from asyncio import StreamReader  # a plain program needs none
 
 HEADER = struct.Struct(">BI")
-MAX_PAYLOAD = 1 << 20  # output is read in pieces of 64 KiB; more than this is not one of us
+# A run's record holds its argv, of which Linux allows 2 MiB and JSON makes up to six times as much.
+MAX_PAYLOAD = 16 << 20
 Role = Literal["view", "input", "control"]
 
 

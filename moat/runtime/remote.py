@@ -67,7 +67,9 @@ class RemoteRun:
 
     async def write(self, data: bytes) -> None:
         """To the command's stdin or terminal; waits when it does not read."""
-        await (await self._inward()).send(control.pack(Frame.INPUT, data))
+        wire = await self._inward()
+        for start in range(0, len(data), _PIECE):
+            await wire.send(control.pack(Frame.INPUT, data[start : start + _PIECE]))
 
     async def close_stdin(self) -> None:
         await (await self._inward()).send(control.pack(Frame.CLOSE_STDIN))
@@ -136,14 +138,20 @@ class _Wire:
     @classmethod
     async def open(cls, path: str, hello: bytes) -> _Wire:
         """Connect, say hello and take the answer. Raises StartError when nobody answers."""
+        wire = None
         try:
             wire = cls(*await asyncio.open_unix_connection(path))
             await wire.send(hello)
             answer = await wire.receive()
-        except OSError as error:
-            raise StartError(f"the run does not answer on its control socket: {error.strerror}") from None
+        except BaseException as error:  # cancelled too: who waits no longer leaves no connection behind
+            if wire is not None:
+                wire.close()
+            if isinstance(error, OSError):
+                raise _silent(error.strerror) from None
+            raise
         if answer is None:
-            raise StartError("the run does not answer on its control socket: it hung up")
+            wire.close()
+            raise _silent("it hung up")
         return wire
 
     async def send(self, frame: bytes) -> None:
@@ -164,6 +172,10 @@ class _Wire:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _silent(reason: str | None) -> StartError:
+    return StartError(f"the run does not answer on its control socket: {reason}")
 
 
 async def _reply(wire: _Wire, order: bytes, wanted: Frame) -> dict[str, Any] | None:

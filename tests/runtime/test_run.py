@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -382,6 +383,54 @@ async def test_attaching_to_a_run_of_another_process(workspace: Path) -> None:
     finally:
         owner.kill()
         owner.communicate()
+
+
+async def test_much_is_written_to_a_run_of_another_process(workspace: Path) -> None:
+    """Of more than a frame holds, nothing arrived."""
+    size = 20_000_000
+    async with moat.runtime.start(["wc", "-c"], workspace=workspace, name="other", stdin=True) as run:
+        async with moat.runtime.attach("other") as other:
+            with anyio.fail_after(20):
+                await other.write(bytes(size))
+                await other.close_stdin()
+                assert await run.wait() == 0
+            assert [chunk.data async for chunk in other.output()] == [b"%d\n" % size]
+
+
+async def test_a_run_with_as_many_words_as_linux_allows_is_reached(workspace: Path) -> None:
+    """Its record went over the control socket in a frame that was refused as too large."""
+    command = ["sh", "-c", "sleep 60", *(["\x01" * 120_000] * 15)]
+    async with moat.runtime.start(command, workspace=workspace, name="other") as run:
+        async with moat.runtime.attach("other") as other:
+            assert other.record.argv == tuple(command)
+            with anyio.fail_after(20):
+                assert await other.stop() == 143
+        assert await run.wait() == 143
+
+
+async def test_who_gives_up_attaching_leaves_no_connection(workspace: Path) -> None:
+    """A supervisor that stands still answers nothing; a program that tries again and again ran out of files."""
+    async with moat.runtime.start(["cat"], workspace=workspace, name="other", stdin=True) as run:
+        place = Path(run.record.socket)
+        place.rename(place.with_name("own.sock"))
+        left = asyncio.Event()
+
+        async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+            left.set()
+
+        async with await asyncio.start_unix_server(say_nothing, place):
+            with anyio.move_on_after(0.2) as patience:
+                async with moat.runtime.attach("other"):
+                    pytest.fail("nobody has answered")
+            assert patience.cancelled_caught
+            gc.disable()
+            try:
+                with anyio.fail_after(5):
+                    await left.wait()
+            finally:
+                gc.enable()
 
 
 async def test_stopping_a_run_of_another_process(workspace: Path) -> None:
