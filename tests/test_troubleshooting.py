@@ -164,6 +164,9 @@ MESSAGES = {
     "The gateway of endpoints runs on port …, … says …": (
         "endpoints/test_life.py::test_a_configured_port_is_that_one_or_an_error"
     ),
+    "… was changed while run … could write it, maybe by the agent, and has commands that git would run": (
+        "git/test_unseen.py::test_filters_that_a_run_configured"
+    ),
     "Run … is active in the worktree of …": "git/test_worktrees.py::test_a_worktree_has_one_run",
     "Branch … is checked out in …": "git/test_worktrees.py::test_what_git_cannot_have_is_explained",
     "… changed what git on this machine obeys": (

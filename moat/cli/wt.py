@@ -15,7 +15,7 @@ from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.paths import Home
 from moat.runtime import known
-from moat.runtime.git import worktrees
+from moat.runtime.git import unseen, worktrees
 from moat.runtime.git.command import GitError
 from moat.runtime.git.worktrees import Worktree
 from moat.runtime.records import RunRecord
@@ -125,7 +125,7 @@ def _clean(argv: Sequence[str]) -> int:
     home = Home.from_environment()
     done = []
     for row in _rows(home, everywhere=options.all):
-        reasons = _kept_because(row)
+        reasons = _kept_because(row, home)
         if not reasons and not options.dry_run and row.tree:
             try:
                 worktrees.remove(home, row.tree)
@@ -139,14 +139,17 @@ def _clean(argv: Sequence[str]) -> int:
     return 0
 
 
-def _kept_because(row: Row) -> list[str]:
+def _kept_because(row: Row, home: Home) -> list[str]:
     """Why it must stay; empty when it may go."""
     if row.tree is None:
         return ["it is no worktree that git knows; look at it yourself"]
     if row.run is not None:
         return [f"run {row.run.name} is active there"]
     try:
+        unseen.check(home, row.tree.common)
         return worktrees.work_in(row.tree)
+    except UsageError as error:
+        return [str(error)]
     except GitError as error:
         return [f"git cannot say what is in it: {error}"]
 

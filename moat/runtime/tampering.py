@@ -41,7 +41,7 @@ def check(home: Home, workspace: Path, settings: RunConfig) -> None:
             raise UsageError("agent.yaml is gone since the last run, and its policy with it", hint=hint)
         return
     changed = max(os.stat(settings.path).st_ctime, os.lstat(settings.path).st_ctime)
-    run = next((run for run in runs if _lived(run, changed)), None)
+    run = next((run for run in runs if lived(run, changed)), None)
     if run is not None:
         raise UsageError(
             f"{settings.path.name} was changed while run {run.name} could write it, maybe by the agent",
@@ -54,7 +54,7 @@ def check_file(home: Home, workspace: Path, path: Path) -> None:
     place = Path(os.path.realpath(workspace))
     changed = max(os.stat(path).st_ctime, os.lstat(path).st_ctime)
     runs = [run for run in records.read_all(home) if place.is_relative_to(run.workspace)]
-    run = next((run for run in runs if _lived(run, changed)), None)
+    run = next((run for run in runs if lived(run, changed)), None)
     if run is not None:
         raise UsageError(
             f"{path.relative_to(workspace)} was changed while run {run.name} could write it, maybe by the "
@@ -63,5 +63,5 @@ def check_file(home: Home, workspace: Path, path: Path) -> None:
         )
 
 
-def _lived(run: RunRecord, moment: float) -> bool:
+def lived(run: RunRecord, moment: float) -> bool:
     return run.created_at <= moment and (run.ended_at is None or moment <= run.ended_at)

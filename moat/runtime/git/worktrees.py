@@ -15,7 +15,7 @@ from pathlib import Path
 from moat.dataclass import dataclass
 from moat.errors import UsageError
 from moat.paths import Home, private_dir
-from moat.runtime.git import layout, obeyed
+from moat.runtime.git import layout, obeyed, unseen
 from moat.runtime.git.command import GitError, asks, git
 
 _RUN_NAME = 63  # characters of a DNS label
@@ -87,6 +87,7 @@ def ensure(home: Home, of: Source, branch: str) -> tuple[Worktree, Made | None]:
     path = Path(os.path.realpath(home.worktrees)) / of.name / branch
     made = None
     if not os.path.lexists(path / layout.DOT_GIT):
+        unseen.check(home, of.common)
         _make_room(of, path)
         words, origin = _words(of, branch, path)
         try:
