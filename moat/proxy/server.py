@@ -86,13 +86,16 @@ class Proxy:
         out, and may say why they must not.
 
         `token` is asked for on TCP listeners only; reaching a unix socket is permission enough. Raises
-        ValueError for a rule with a bad host pattern. `tunnels` are open in every policy mode. What `budgets`
-        allow is counted from here on; all that match a host apply to it. `decider` is asked about every
-        exchange that policy does not refuse, see `moat.proxy.decider`; without `ask_every` about those only
-        that no rule allows either. `unreadable`: a response to a request
-        with a credential that is encoded so that it cannot be searched for it is withheld, or passes.
-        `body_leaks`: what becomes of a body with a placeholder on its way to a host that no rule is for.
+        ValueError for an empty one, and for a rule with a bad host pattern. `tunnels` are open in every
+        policy mode. What `budgets` allow is counted from here on; all that match a host apply to it.
+        `decider` is asked about every exchange that policy does not refuse, see `moat.proxy.decider`;
+        without `ask_every` about those only that no rule allows either. `unreadable`: a response to a
+        request with a credential that is encoded so that it cannot be searched for it is withheld, or
+        passes. `body_leaks`: what becomes of a body with a placeholder on its way to a host that no rule is
+        for.
         """
+        if token == "":
+            raise ValueError("the token is empty: whoever sends none would be let in")
         opened = {tunnel.authority: tunnel for tunnel in tunnels}
         table = InjectionTable(rules, body_leaks=body_leaks)
         self._setup = Setup(
@@ -152,7 +155,8 @@ class Proxy:
         no exchange begins.
         grace: seconds for exchanges under way when the block is left.
 
-        Entering raises OSError (port taken, record cannot be opened), ValueError (bad host pattern).
+        Entering raises OSError (port taken, record cannot be opened), ValueError (bad host pattern,
+        empty token).
         """
         from moat.proxy.standalone import open_proxy
 

@@ -16,6 +16,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import anyio
 from anyio.abc import TaskGroup
@@ -70,7 +71,7 @@ class OpenProxy:
     @property
     def url(self) -> str:
         """For HTTP_PROXY and HTTPS_PROXY, password included."""
-        user = f"moat:{self.token}@" if self.token is not None else ""
+        user = f"moat:{quote(self.token, safe='')}@" if self.token is not None else ""
         return f"http://{user}127.0.0.1:{self.port}"
 
     def events(self, *, buffer: int = _BUFFER) -> Reader:

@@ -139,6 +139,22 @@ async def test_it_asks_for_its_password_and_listens_on_loopback_only(origin: Ori
 
 
 @pytest.mark.anyio
+async def test_a_password_of_ones_own(origin: Origin) -> None:
+    """Seen failing with the password in the URL as it is."""
+    async with Proxy.open(token="p@ss/w:rd #?%41é", upstream=upstream(origin)) as proxy:
+        async with httpx.AsyncClient(proxy=proxy.url, verify=proxy.client_context()) as client:
+            assert (await client.get("https://api.test/")).status_code == 200
+
+
+@pytest.mark.anyio
+async def test_an_empty_password_is_none_at_all() -> None:
+    """`os.environ.get("TOKEN", "")`: everybody on the machine was let in, and nobody asked."""
+    with pytest.raises(ValueError, match="the token is empty"):
+        async with Proxy.open(token=""):
+            pytest.fail("it must not listen")
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {})])
 async def test_leaving_the_block_ends_everything_and_errors_come_out_as_they_are(origin: Origin) -> None:
     async def fail() -> None:
