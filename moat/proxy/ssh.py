@@ -61,7 +61,7 @@ class KeyExchange:
 
     def __init__(self) -> None:
         self.over = False  # found, or there is nothing to be found any more
-        self._buffer = b""
+        self._buffer = bytearray()  # what is taken from its front costs nothing
         self._identified = False
 
     def feed(self, data: bytes) -> bytes | None:
@@ -77,12 +77,12 @@ class KeyExchange:
 
     def _read(self) -> bytes | None:
         while not self._identified:
-            line, found, rest = self._buffer.partition(b"\n")
-            if not found:
+            end = self._buffer.find(b"\n") + 1
+            if not end:
                 self._bounded(_PREAMBLE)
                 return None
-            self._identified = line.startswith(IDENTIFICATION)
-            self._buffer = rest
+            self._identified = self._buffer.startswith(IDENTIFICATION)
+            del self._buffer[:end]
         while (payload := self._packet()) is not None:
             if payload[:1] == bytes([_NEWKEYS]):
                 raise WireError("the exchange went by without a signature")
@@ -95,14 +95,14 @@ class KeyExchange:
         """The payload of the next unencrypted packet (RFC 4253 §6), None when it is not complete."""
         if len(self._buffer) < 5:
             return None
-        fields = Fields(self._buffer)
+        fields = Fields(bytes(self._buffer[:5]))
         length, padding = fields.uint32(), fields.byte()
         if not padding < length <= _PACKET:
             raise WireError("bad packet length")
         if len(self._buffer) < 4 + length:
             return None
-        payload = self._buffer[5 : 4 + length - padding]
-        self._buffer = self._buffer[4 + length :]
+        payload = bytes(self._buffer[5 : 4 + length - padding])
+        del self._buffer[: 4 + length]
         return payload
 
     def _bounded(self, limit: int) -> None:

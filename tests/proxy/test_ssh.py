@@ -8,6 +8,7 @@ import random
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -261,3 +262,13 @@ def test_what_is_no_key_exchange_ends_the_search(said: bytes) -> None:
 def test_a_refusal_is_a_whole_packet_whatever_its_length() -> None:
     for length in range(40):
         assert disconnected(refusal("x" * length)) == "x" * length
+
+
+@pytest.mark.parametrize(("begin", "piece"), [(b"", b"\n"), (b"SSH-2.0-x\r\n", b"\0\0\0\2\1\2")])
+def test_a_server_of_short_lines_or_packets_holds_nobody_up(begin: bytes, piece: bytes) -> None:
+    """What was left was copied for each of them: a second of the run's proxy for each 256 KiB."""
+    exchange = KeyExchange()
+    began = time.monotonic()
+    assert exchange.feed(begin + piece * ((2 << 20) // len(piece))) is None
+    assert time.monotonic() - began < 8
+    assert not exchange.over
