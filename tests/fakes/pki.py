@@ -12,6 +12,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+# What an authority's key is for; Python 3.13 and later ask for it.
+_SIGNS = x509.KeyUsage(
+    key_cert_sign=True, crl_sign=True, digital_signature=False, content_commitment=False, key_encipherment=False,
+    data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+)  # fmt: skip
+
 
 def make_pki(
     directory: Path, names: Sequence[str], *, ca_name: str = "stand-in API CA", bare: bool = False
@@ -33,6 +39,7 @@ def make_pki(
     if not bare:
         public = ca_key.public_key()
         authority = authority.add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        authority = authority.add_extension(_SIGNS, critical=True)
         leaf = leaf.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
     ca, server = (builder.sign(ca_key, hashes.SHA256()) for builder in (authority, leaf))
     pem = serialization.Encoding.PEM

@@ -367,7 +367,12 @@ def test_two_thousand_streams_at_a_time() -> None:
 
     Proxy, server and clients share one loop: a thread for each stream would be a test of threads.
     """
-    asyncio.run(_two_thousand_streams())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        asyncio.run(_two_thousand_streams())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def _two_thousand_streams() -> None:

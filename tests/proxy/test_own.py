@@ -12,6 +12,7 @@ import pytest
 from moat.authority import Authority
 from moat.proxy.dialling import Dialler, UpstreamError
 from moat.proxy.own import is_own
+from tests.namespaces import apart
 
 # Servers on every interface of a machine with public addresses, and what the proxy's way out does there.
 PROGRAM = """
@@ -61,7 +62,7 @@ anyio.run(main)
 def test_the_machines_own_addresses_are_not_dialled() -> None:
     """Seen failing (`connected`) without `is_own` in `Dialler._guard`."""
     done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", PROGRAM],
+        [*apart("--net"), sys.executable, "-c", PROGRAM],
         capture_output=True,
         text=True,
         timeout=60,

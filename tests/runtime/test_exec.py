@@ -18,8 +18,9 @@ import pexpect
 import pytest
 
 from moat.paths import Home
-from moat.runtime import bwrap, records, sandbox_init
+from moat.runtime import bwrap, records
 from moat.runtime.sandbox import Execution, Output
+from tests.namespaces import apart
 from tests.runtime.embedded_kit import EVERYBODY, run, sandbox
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
@@ -168,8 +169,11 @@ def test_a_command_waits_for_the_first_one_of_its_container() -> None:
         first = socket.create_server(("127.0.0.1", 3128))
         print(float(entering.communicate(timeout=20)[0]) - listening)
     """
-    alone = ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-I", "-c", program]
-    done = subprocess.run([*alone, sandbox_init.__file__], capture_output=True, text=True, timeout=30)
+    alone = [*apart("--net"), sys.executable, "-I", "-c", program]
+    init = Path(bwrap.__file__).with_name(
+        "sandbox_init.py"
+    )  # its import puts moat/runtime before all packages
+    done = subprocess.run([*alone, init], capture_output=True, text=True, timeout=30)
     assert 0 < float(done.stdout) < 2, done.stderr
 
 

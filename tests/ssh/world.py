@@ -173,6 +173,10 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+# What OpenSSH 10 offers no more by itself, and other servers do.
+_OLDER = "KexAlgorithms +diffie-hellman-group14-sha256,diffie-hellman-group-exchange-sha256\n"
+
+
 @contextlib.contextmanager
 def sshd(
     name: str, directory: Path, keys: list[Path], host_kind: str = "ed25519", ca: Path | None = None
@@ -187,7 +191,7 @@ def sshd(
     make_key(directory / "host_key", host_kind)
     (directory / "authorized_keys").write_text("".join(Path(f"{key}.pub").read_text() for key in keys))
     server = Server(name, directory, free_port())
-    settings = _CONFIG.format(port=server.port, directory=directory)
+    settings = _CONFIG.format(port=server.port, directory=directory) + _OLDER
     if ca is not None:
         run("ssh-keygen", "-q", "-s", str(ca), "-I", name, "-h", "-n", name, str(directory / "host_key.pub"))
         settings += f"HostCertificate {directory}/host_key-cert.pub\n"

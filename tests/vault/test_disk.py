@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from moat.paths import Home
+from tests.namespaces import apart
 
 # In the namespace: a home with one credential, then the disk changes, then a grant is tried, then it is repaired.
 _SCRIPT = r"""
@@ -54,7 +55,7 @@ def test_a_disk_that_refuses_loses_nothing(
     monkeypatch.setenv("PYTHON", sys.executable)
     script = _SCRIPT % {"spoil": disk[0], "repair": disk[1]}
     done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        [*apart("--mount"), "sh", "-c", script],
         capture_output=True,
         text=True,
         timeout=60,

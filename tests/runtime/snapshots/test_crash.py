@@ -22,6 +22,7 @@ from moat.runtime.snapshots.store import Kind
 from moat.runtime.snapshots.take import Wish, take
 from moat.runtime.snapshots.watcher import recover
 from tests.conftest import REPOSITORY
+from tests.namespaces import apart
 from tests.runtime.snapshots.kit import bring_back, check_store, entries, keep, look, store_for, write
 
 STEPS = ("open", "write", "rename", "replace", "unlink", "rmdir", "mkdir", "fsync", "link", "symlink", "utime",
@@ -224,7 +225,7 @@ def test_a_full_disk_is_a_clear_error_and_costs_nothing(tmp_path: Path) -> None:
     (tmp_path / "ws").mkdir()
     script = 'mount -t tmpfs -o size=8m,mode=700 none "$1" && shift && exec "$@"'
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script, "sh", tmp_path / "small",
+        [*apart("--mount"), "sh", "-c", script, "sh", tmp_path / "small",
          sys.executable, "-c", ON_A_SMALL_DISK, tmp_path, REPOSITORY],
         capture_output=True, text=True, timeout=100,
     )  # fmt: skip
