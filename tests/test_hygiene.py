@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -85,6 +86,19 @@ def test_no_interpreter_is_started_that_imports_from_the_current_directory() -> 
     for path in (REPOSITORY / "moat").rglob("*.py"):
         for after in re.findall(r"sys\.executable,\s*(\S+)", path.read_text()):
             assert after in {'"-P",', '"-I",'}, f"{path}: sys.executable is followed by {after}"
+
+
+def test_every_program_is_started_somewhere() -> None:
+    """Without `cwd` it stands where the user does, most often in a workspace, and obeys the settings there."""
+    starts = {"subprocess.run", "subprocess.Popen", "anyio.open_process"}
+    # The user's own program, and Moat itself, which finds a relative MOAT_HOME from where the user is.
+    the_users_own = {"moat/cli/proxy.py", "moat/cli/session_menu.py"}
+    for path in (REPOSITORY / "moat").rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in starts:
+                place = str(path.relative_to(REPOSITORY))
+                told = any(word.arg == "cwd" for word in call.keywords)
+                assert told or place in the_users_own, f"{place}:{call.lineno} has no cwd"
 
 
 def test_nothing_unfinished_is_in_the_package() -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 import moat
+from moat import surroundings
 from moat.cli.output import Progress, dumb, emit, emit_json
 from moat.cli.parser import Parser
 from moat.dataclass import dataclass
 from moat.errors import MoatError
 from moat.paths import Home, private_dir, runtime_dir, write_private
+from moat.runtime import known
 
 _PATIENCE = 300.0  # seconds for one sandbox: an image may have to be built first
 _KEYRING_DEADLINE = 15.0  # seconds; long enough for the desktop's unlock dialog to be noticed
@@ -51,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
     import asyncio
 
+    surroundings.leave(*known.workspaces(Home.from_environment()))
     rows = asyncio.run(examine(Home.from_environment(), show=None if options.json else _show))
     if options.json:
         emit_json([dataclasses.asdict(row) for row in rows])

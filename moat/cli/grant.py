@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from moat import surroundings
 from moat.cli.common import add_credential_options
 from moat.cli.menu import AskPassphrase, Console
 from moat.cli.output import emit, emit_json, table
@@ -15,6 +16,7 @@ from moat.cli.parser import Parser
 from moat.errors import EXIT_USAGE, ConfigError, GrantError, UsageError
 from moat.grants import CredentialInfo
 from moat.paths import Home
+from moat.runtime import known
 from moat.vault import Vault, open_vault
 from moat.vault.index import describe, timestamp
 from moat.vault.origin import Origin
@@ -42,6 +44,7 @@ usage: moat grant                          choose from a menu
 
 
 def main(argv: Sequence[str]) -> int:
+    surroundings.leave(*known.workspaces(Home.from_environment()))
     if not argv:
         return _menu()
     if argv[0] in {"-h", "--help", "help"}:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from moat import surroundings
 from moat.cli.output import emit, emit_json, say
 from moat.cli.parser import Parser
 from moat.errors import MoatError
 from moat.paths import Home
 from moat.runtime.endpoints import spawn
 from moat.runtime.endpoints.names import Place
-from moat.runtime.known import all_runs, find
+from moat.runtime.known import all_runs, find, workspaces
 from moat.runtime.records import RunRecord
 
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print all addresses as JSON")
     options = parser.parse_args(argv)
     home = Home.from_environment()
+    surroundings.leave(*workspaces(home))
     runs = [find(home, options.run)] if options.run else _with_endpoints(home)
     if options.run and not runs[0].endpoints:
         raise _without(runs[0])

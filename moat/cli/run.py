@@ -20,7 +20,7 @@ from moat.config import HostRules, NetworkConfig, RunConfig, parse_host, parse_m
 from moat.config.network import ASK_AND_WARN
 from moat.errors import UsageError
 from moat.paths import Home
-from moat.runtime import tampering
+from moat.runtime import known, tampering
 from moat.runtime.choice import NAMES, choose
 from moat.runtime.forking import Fork
 from moat.runtime.request import RunRequest
@@ -103,6 +103,7 @@ def load_config(options: argparse.Namespace, home: Home, workspace: Path) -> Run
             "warning: PYTHONPATH leads into the workspace: every Python program that you start, "
             "this one too, runs what an agent leaves there"
         )
+    surroundings.leave(*known.workspaces(home))
     settings = configuration(workspace)
     if not options.accept_config:
         place = settings.path.parent if settings.path else workspace

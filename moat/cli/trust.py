@@ -8,10 +8,12 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 
+from moat import surroundings
 from moat.cli.output import emit, emit_json, say, table
 from moat.cli.parser import Parser
 from moat.errors import MoatError
 from moat.paths import Home
+from moat.runtime import known
 from moat.runtime.endpoints import ca
 from moat.runtime.endpoints.stores import Certificate, Step, Store, stores
 
@@ -29,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="show the commands, run none")
     parser.add_argument("--json", action="store_true", help="with status: as JSON")
     options = parser.parse_args(argv)
+    surroundings.leave(*known.workspaces(Home.from_environment()))
     certificate = _certificate(Home.from_environment())
     if options.action == "status":
         return _status(certificate, as_json=options.json)

@@ -25,7 +25,7 @@ def entered(branch: str, home: Home, directory: Path) -> Iterator[Path]:
 
     What was made goes again when the user is asked meanwhile, and allows nothing.
     """
-    surroundings.leave(directory)
+    surroundings.leave(directory, *known.workspaces(home))
     tree, made = worktrees.ensure(home, worktrees.source(directory), branch)
     if made:
         say(made.said)

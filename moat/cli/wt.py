@@ -71,7 +71,7 @@ def _rows(home: Home, *, everywhere: bool) -> list[Row]:
     """Of the repository here; of all with `everywhere`, and outside of any."""
     of = None
     if not everywhere:
-        surroundings.leave(Path.cwd())
+        surroundings.leave(Path.cwd(), *known.workspaces(home))
         try:
             of = worktrees.source(Path.cwd())
         except UsageError:

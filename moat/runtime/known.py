@@ -33,6 +33,12 @@ def all_runs(home: Home) -> list[RunRecord]:
     ]
 
 
+def workspaces(home: Home) -> list[Path]:
+    """Where agents could write. Who let one have the whole home directory has nothing else left."""
+    places = {Path(run.workspace) for run in records.read_all(home)}
+    return [place for place in sorted(places) if not Path.home().resolve().is_relative_to(place)]
+
+
 def find(home: Home, text: str | None) -> RunRecord:
     """The run that `text` means, by id, id prefix or name; None: the newest. Raises RunNotFoundError."""
     runs = all_runs(home)

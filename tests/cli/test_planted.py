@@ -63,6 +63,19 @@ def test_a_relative_entry_of_path(moat: Moat, ran: Path, program: str, entry: st
     assert not ran.exists(), ran.read_text()
 
 
+@pytest.mark.embedded
+@pytest.mark.usefixtures("configured")
+@pytest.mark.parametrize("program", COMMANDS)
+def test_an_environment_in_the_workspace_of_a_run(
+    moat: Moat, workspace: Path, ran: Path, program: str
+) -> None:
+    """Active in the user's shell, wherever that stands: its `bin` is first on PATH, and the agent's."""
+    assert moat("run", "--runtime", "embedded", "--", "true").returncode == 0
+    path = f"{workspace}/tools:{os.environ['PATH']}"
+    moat(*COMMANDS[program], cwd=workspace.parent, env=os.environ | {"PATH": path})
+    assert not ran.exists(), ran.read_text()
+
+
 @pytest.mark.usefixtures("configured")
 @pytest.mark.parametrize("program", sorted(COMMANDS.keys() - {"git"}))
 def test_where_the_users_own_programs_stand(moat: Moat, tmp_path: Path, program: str) -> None:

@@ -209,6 +209,7 @@ class Keychain:
             ["security", "find-certificate", "-c", certificate.name, "-p", self._path()],
             capture_output=True,
             check=False,
+            cwd="/",
         )
         return done.returncode == 0 and _body(certificate.pem) in _body(done.stdout)
 
@@ -232,7 +233,10 @@ class WindowsStore:
 
     def holds(self, certificate: Certificate) -> bool:
         done = subprocess.run(
-            ["certutil", "-user", "-store", "Root", certificate.name], capture_output=True, check=False
+            ["certutil", "-user", "-store", "Root", certificate.name],
+            capture_output=True,
+            check=False,
+            cwd="/",
         )
         return done.returncode == 0
 
