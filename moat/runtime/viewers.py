@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from moat.runtime.asking import Asking
 
 _HELLO_TIMEOUT = 10.0
+_BACKLOG = 512  # who comes while the loop is busy waits here; one more is refused at once (EAGAIN)
 _LINGER = 5.0  # seconds to take the rest after the run has ended
 _SIZE_PAUSE = 0.03  # seconds between two sizes; each costs an engine some milliseconds
 _log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class ControlServer:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._socket.bind(str(path))
         os.chmod(path, 0o600)
-        self._socket.listen(16)
+        self._socket.listen(_BACKLOG)
 
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()

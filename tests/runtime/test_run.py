@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -431,6 +433,18 @@ async def test_who_gives_up_attaching_leaves_no_connection(workspace: Path) -> N
                     await left.wait()
             finally:
                 gc.enable()
+
+
+async def test_who_comes_while_the_supervisor_is_busy_is_let_in(workspace: Path) -> None:
+    """As from twenty `moat exec` at once: the kernel refused the eighteenth."""
+    async with moat.runtime.start(["cat"], workspace=workspace, name="other", stdin=True) as run:
+        with contextlib.ExitStack() as open_ones:
+            for _ in range(100):  # and no turn of the loop
+                guest = open_ones.enter_context(socket.socket(socket.AF_UNIX))
+                guest.settimeout(5)
+                guest.connect(run.record.socket)
+            async with moat.runtime.attach("other") as other:
+                assert other.record.state is State.RUNNING
 
 
 async def test_stopping_a_run_of_another_process(workspace: Path) -> None:
