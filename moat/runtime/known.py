@@ -35,7 +35,10 @@ def all_runs(home: Home) -> list[RunRecord]:
 
 def workspaces(home: Home) -> list[Path]:
     """Where agents could write. Who let one have the whole home directory has nothing else left."""
-    places = {Path(run.workspace) for run in records.read_all(home)}
+    try:
+        places = {Path(run.workspace) for run in records.read_all(home)}
+    except OSError:  # what is wrong with Moat's directory is told by who needs it
+        return []
     return [place for place in sorted(places) if not Path.home().resolve().is_relative_to(place)]
 
 
