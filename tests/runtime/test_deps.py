@@ -228,7 +228,7 @@ def test_npm_s_environment_counts_too(home: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_which_python_indexes_are_the_user_s_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not this machine's own. Seen to fail without each of the options and variables."""
+    """Not this machine's own. Seen to fail without each of the options, and without `UV_INDEX`."""
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "PIP_CONFIG_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pypi, "_CONFIG", (str(home / "pip.conf"),))
@@ -238,6 +238,8 @@ def test_which_python_indexes_are_the_user_s_own(home: Path, monkeypatch: pytest
         "    https://other.test/simple\nfind-links = /srv/wheels\n"
     )
     assert registries.own({"uv"}) == ("pypi.corp.test", "other.test", "/srv/wheels")
+    (home / "pip.conf").write_text("[global]\nindex-url = https://only.corp.test/simple\n")
+    assert registries.own({"pip"}) == ("only.corp.test",)
     assert registries.own({"npm"}) == ()
     monkeypatch.setattr(pypi, "_CONFIG", ())
     monkeypatch.setenv("UV_INDEX", "corp=https://pypi.corp.test/simple https://pypi.org/simple")
