@@ -70,7 +70,8 @@ class PrivateEngine:
     def end(self, number: int) -> None:
         """Returns when it has ended, and its containerd with it, which the next one would wait for."""
         assert self._process
-        containerd = (self._place / "exec/containerd/containerd.pid").read_text()
+        pid = self._place / "exec/containerd/containerd.pid"
+        containerd = pid.read_text() if pid.exists() else "none"  # of an engine that did not get so far
         self._process.send_signal(number)
         self._process.wait(30)
         self._process = None
@@ -110,7 +111,8 @@ class PrivateEngine:
 
 def _python() -> list[str]:
     """The interpreter, its library, and the shared libraries that both need."""
-    program, library = "/usr/bin/python3.11", "/usr/lib/python3.11"
+    program = os.path.realpath("/usr/bin/python3")
+    library = f"/usr/lib/{Path(program).name}"
     modules = Path(library, "lib-dynload").glob("*.so")
     told = subprocess.run(["ldd", program, *modules], capture_output=True, text=True, check=True).stdout
     needed = {f"/usr{path}" for path in re.findall(r"(/lib\S+) \(0x", told)}  # /lib is a link to /usr/lib

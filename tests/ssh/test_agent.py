@@ -204,6 +204,7 @@ def test_a_failure_of_the_users_agent_is_on_record(
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
             listener.bind(path)
             listener.listen()
+            listener.settimeout(30)
             thread = threading.Thread(target=_nonsense, args=(listener,))
             thread.start()
             stack.callback(thread.join)

@@ -123,8 +123,11 @@ def test_a_crash_writes_no_core(sealed: Home, make: Make, opened: bool) -> None:
     """Of a shell that wants cores. A process without the vault shows that it would: then the kernel says so."""
     open_vault(sealed).put(make())
     script = f"""
-import os, resource
-resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
+import os, resource, sys
+try:
+    resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
+except ValueError:
+    sys.exit(3)
 if {opened}:
     from moat.paths import Home
     from moat.vault import open_vault
@@ -134,6 +137,8 @@ os.abort()
 """
     pid = os.posix_spawn(sys.executable, [sys.executable, "-c", script], os.environ)
     status = os.waitpid(pid, 0)[1]
+    if os.waitstatus_to_exitcode(status) == 3:
+        pytest.skip("nobody may write a core here: sudo's limit is 0, and this root may not raise it")
     assert os.WTERMSIG(status) == signal.SIGABRT
     assert os.WCOREDUMP(status) is not opened
     for core in sealed.root.glob("core*"):

@@ -236,7 +236,7 @@ def _clean(environ: Mapping[str, str]) -> dict[str, str]:
     kept = {name: text for name, text in environ.items() if not name.startswith("GIT_") or name in _KEPT}
     return kept | {
         "GIT_TERMINAL_PROMPT": "0",
-        "GIT_ASKPASS": "true",  # answers nothing, where another one would open a window
+        "GIT_ASKPASS": "false",  # asks nobody; of one that says nothing, a newer curl makes a credential
         "SSH_ASKPASS": "true",
         "SSH_ASKPASS_REQUIRE": "never",
         "GCM_INTERACTIVE": "never",

@@ -90,7 +90,7 @@ def test_a_label_cannot_draw() -> None:
 def test_a_real_build_is_seen_to_end(tmp_path: Path) -> None:
     write(tmp_path, {"Makefile": "all:\n\t@echo begun\n\t@read line\n"})
     shell = subprocess.Popen(
-        ["sh", "-c", "make; cat"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        ["sh", "-c", "make && cat"], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     )
     assert shell.stdin
     assert shell.stdout
