@@ -21,6 +21,7 @@ from moat.proxy.policy import HOST_NAME
 
 _REFUSED = -32003  # JSON-RPC 2.0 leaves -32000 to -32099 to implementations; MCP's own are near -32000
 _LONGEST_NAME = 256  # characters; the specification recommends 128
+_BATCH = 100  # messages of one body: an answer to each names all that were refused
 _BY_DESIGN = (
     "this is a decision of the person who started the run, not a fault to work around: go on without this "
     "tool, or say that it is needed; to allow it, the user changes `tools` of this server in agent.yaml "
@@ -231,6 +232,8 @@ def _messages(headers: Headers, body: bytes) -> list[dict[str, Any]]:
     except (ValueError, RecursionError):
         raise _UnclearError("it is not JSON") from None
     messages = value if isinstance(value, list) else [value]
+    if len(messages) > _BATCH:
+        raise _UnclearError(f"it has more than {_BATCH} messages")
     if not all(isinstance(message, dict) for message in messages):
         raise _UnclearError("it is no JSON-RPC message")
     return messages

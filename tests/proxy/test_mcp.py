@@ -43,6 +43,20 @@ def judged(body: object, headers: tuple[tuple[bytes, bytes], ...] = (), **policy
     return judge(endpoint(ToolPolicy(**policy) if policy else POLICY), headers, data)
 
 
+def test_a_batch_is_answered_in_its_own_size() -> None:
+    """Each of its answers names all that were refused: a megabyte of calls took all the memory there was."""
+    answer = judged([call("x" * 255, number) for number in range(100)]).answer
+    assert answer is not None
+    assert len(json.loads(answer.body)) == 100
+    many = json.dumps([call("x" * 255, number) for number in range(1000)]).encode()
+    answer = judged(many).answer
+    assert answer is not None
+    assert answer.denial is not None
+    assert answer.denial.code == "mcp-body"
+    assert "more than 100 messages" in answer.denial.reason
+    assert len(answer.body) < 4096
+
+
 # --- the judge --------------------------------------------------------------------------------------------
 
 
