@@ -15,27 +15,31 @@ _OTHERS = ("PYTHONPATH", "LD_LIBRARY_PATH")  # an empty entry is the current dir
 
 def outside(environ: Mapping[str, str], *places: os.PathLike[str]) -> dict[str, str]:
     """The variables of `environ` whose value does not do, with one that does: nothing below `places`."""
-    found = {}
+    found, borders = {}, _borders(places)
     if _PATH in environ:
         given = environ[_PATH].split(os.pathsep)
-        kept = [entry for entry in given if os.path.isabs(entry) and not lies_in(entry, places)]
+        kept = [entry for entry in given if os.path.isabs(entry) and not _inside(entry, borders)]
         # Of an empty PATH the C library would make the current directory.
         found[_PATH] = os.pathsep.join(kept) or os.defpath
     for name in _OTHERS if places else ():
         if environ.get(name):
             entries = environ[name].split(os.pathsep)
-            found[name] = os.pathsep.join(entry for entry in entries if not lies_in(entry, places))
+            found[name] = os.pathsep.join(entry for entry in entries if not _inside(entry, borders))
     return {name: value for name, value in found.items() if value != environ[name]}
 
 
 def lies_in(entry: str, places: Iterable[os.PathLike[str]]) -> bool:
     """Whether it is in one of `places`, or is a link on either side of the border."""
-    mine = {os.path.abspath(entry), os.path.realpath(entry)}
-    return any(_below(one, name) for one in mine for place in places for name in _names(place))
+    return _inside(entry, _borders(places))
 
 
-def _names(place: os.PathLike[str]) -> set[str]:
-    return {os.path.abspath(place), os.path.realpath(place)}
+def _inside(entry: str, borders: Iterable[str]) -> bool:
+    mine = _borders([entry])
+    return any(_below(one, border) for one in mine for border in borders)
+
+
+def _borders(places: Iterable[str | os.PathLike[str]]) -> set[str]:
+    return {name(place) for place in places for name in (os.path.abspath, os.path.realpath)}
 
 
 def _below(path: str, place: str) -> bool:
@@ -51,8 +55,9 @@ def leave(*places: os.PathLike[str]) -> set[str]:
 
 def import_from_elsewhere(*places: os.PathLike[str]) -> None:
     """Nor does this process import from there, unless all of Python is there."""
+    borders = _borders(places)
     sys.path[:] = [
         entry
         for entry in sys.path
-        if not lies_in(entry, places) or _below(os.path.abspath(entry), sys.prefix)
+        if not _inside(entry, borders) or _below(os.path.abspath(entry), sys.prefix)
     ]
