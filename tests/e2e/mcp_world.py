@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ from typing import Any
 
 from tests.conftest import REPOSITORY
 from tests.e2e.claude_world import World, configure
+from tests.e2e.sites import site
 from tests.fakes.mcp_server import McpService
 from tests.fakes.pki import make_pki
 
 HOST = "mcp.example.test"
 URL = f"https://{HOST}/mcp"
-SITE = sysconfig.get_path("purelib")  # where the SDK is, for servers that run in a sandbox
 
 
 @dataclass
@@ -29,9 +28,9 @@ class McpWorld:
     local: McpService
     secret: str
 
-    def write(self, text: str, *, policy: str = "strict") -> None:
+    def write(self, text: str, *, policy: str = "strict", runtime: str = "embedded") -> None:
         """agent.yaml, with what a Python server in the sandbox needs. {local} is a port."""
-        head = f"network: {{policy: {policy}}}\ndependencies: [python]\nmounts: ['{SITE}:/opt/site:ro']\n"
+        head = f"network: {{policy: {policy}}}\ndependencies: [python]\nmounts: ['{site(runtime)}:/opt/site:ro']\n"
         (self.world.workspace / "agent.yaml").write_text(head + text.replace("{local}", str(self.local.port)))
 
     def journal(self, event: str) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def probe(servers: McpWorld, runtime: str, plan: list[dict[str, object]]) -> lis
 
 @runtimes
 def test_claude_calls_tools_of_all_three_kinds_of_server(granted, runtime):
-    granted.write(SERVERS)
+    granted.write(SERVERS, runtime=runtime)
     world = granted.world
     said = world.answer("-p", tool("mcp__remote__add", a=1, b=2), runtime=runtime)
     assert "the sum is 3" in said

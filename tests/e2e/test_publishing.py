@@ -17,6 +17,7 @@ import pytest
 
 from tests.e2e.claude_world import RUNTIMES
 from tests.e2e.clients import LEFT, SAY, assert_unseen, said
+from tests.e2e.sites import site
 from tests.fakes.packages import NpmRegistry, PyPIUpload
 from tests.vault.vendor import Answer, Asked, Vendor, vendor
 
@@ -109,7 +110,7 @@ def test_packages_are_published_and_installed_without_a_token_in_the_sandbox(
         "dependencies: [curl, git, python]",
         f"grants: [npm, 'npm:{ACME}', pypi]",
         "network: {policy: strict}",
-        f"mounts: ['{sysconfig.get_paths()['purelib']}:/opt/lib:ro', '{programs}:/opt/bin:ro']",
+        f"mounts: ['{site(runtime)}:/opt/lib:ro', '{programs}:/opt/bin:ro']",
     ]
     (workspace / "agent.yaml").write_text("\n".join(lines))
     npm = NPM if runtime == "embedded" else ""  # it is on the host, not in the base image
