@@ -11,6 +11,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -279,6 +280,7 @@ def test_a_server_that_demands_oauth_gets_it_from_the_host_alone(servers, runtim
             assert server.reused == 0
 
             server.end_login()
+            time.sleep(server.lifetime)  # so long what Moat has is still good, and it goes on with it
             confirm(Home(world.home / ".moat"), world.workspace, demands(load(world.workspace), ()))
             done = world.claude("-p", tool("mcp__remote__add", a=3, b=4), runtime=runtime)
             assert "the sum" not in done.stdout
