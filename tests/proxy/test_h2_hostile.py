@@ -259,11 +259,13 @@ class Held:
     """An origin that answers when it is let go."""
 
     def __init__(self) -> None:
+        self.asked = threading.Event()
         self.go = threading.Event()
 
     def __call__(self, wire: Wire) -> None:
         with contextlib.suppress(ConnectionError):
             while wire.message():
+                self.asked.set()
                 self.go.wait(10)
                 wire.send(reply(200, b"done"))
 
@@ -373,6 +375,7 @@ def test_aclose_lets_streams_finish_and_says_goaway(make: HouseMaker) -> None:
         stream = client.ask()
         while not any(isinstance(event, SettingsAcknowledged) for event in client.receive()):
             pass  # what came after the GOAWAY, the library would take for a fault
+        assert held.asked.wait(10)  # a request that comes when we close is refused
         closing = house.portal.start_task_soon(house.proxy.aclose, 10.0)
         while client.goaway is None:
             client.receive()
