@@ -89,11 +89,21 @@ def stop(first: int) -> list[Process]:
 def _waits_for_its_child(process: Process) -> bool:
     """It has called vfork(2), and its child was stopped before it became another program.
 
-    Such a parent cannot stop, and needs not: it does nothing before the child goes on.
+    Such a thread cannot stop, and needs not: it does nothing before the child goes on. All others must have.
     """
-    with contextlib.suppress(OSError), open(f"/proc/{process.pid}/wchan", encoding="ascii") as file:
-        return process.state == "D" and file.read() in _VFORK
+    with contextlib.suppress(OSError):
+        threads = f"/proc/{process.pid}/task"
+        return all(_is_held(f"{threads}/{number}") for number in os.listdir(threads))
     return False
+
+
+def _is_held(thread: str) -> bool:
+    with open(f"{thread}/stat", "rb") as file:
+        state = file.read().rpartition(b")")[2].split()[0].decode()
+    if state != "D":
+        return state in _STOPPED
+    with open(f"{thread}/wchan", encoding="ascii") as file:
+        return file.read() in _VFORK
 
 
 def go_on(stopped: list[Process]) -> None:

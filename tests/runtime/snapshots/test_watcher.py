@@ -148,14 +148,22 @@ def test_stopped_are_all_and_only_they_go_on(tmp_path: Path) -> None:
 
 
 def test_a_parent_that_waits_in_vfork_is_as_good_as_stopped(tmp_path: Path) -> None:
-    """Claude Code starts its tools so; a snapshot in that moment failed. Seen failing without the look at `wchan`."""
+    """Claude Code starts its tools so; a snapshot in that moment failed. Its other threads are stopped.
+
+    Seen failing without the look at `wchan`.
+    """
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     program = (
-        "import os, sys\n"
-        "late = [(os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)]\n"  # by the child, before it is another program
-        "pid = os.posix_spawn('/bin/true', ['true'], {}, file_actions=late)\n"
-        "sys.exit(os.waitpid(pid, 0)[1])"
+        "import ctypes, os, sys, threading, time\n"
+        "def work():\n while True: os.utime(sys.argv[1]); time.sleep(0.001)\n"
+        "threading.Thread(target=work, daemon=True).start()\n"
+        "libc, late, pid = ctypes.CDLL(None), ctypes.create_string_buffer(256), ctypes.c_int()\n"
+        "libc.posix_spawn_file_actions_init(late)\n"  # by the child, before it is another program
+        "libc.posix_spawn_file_actions_addopen(late, 0, sys.argv[1].encode(), os.O_RDONLY, 0)\n"
+        "words = (ctypes.c_char_p * 2)(b'true', None)\n"
+        "libc.posix_spawn(ctypes.byref(pid), b'/bin/true', late, None, words, None)\n"  # without Python's lock
+        "sys.exit(os.waitpid(pid.value, 0)[1])"
     )
     parent = subprocess.Popen([sys.executable, "-c", program, gate])
     try:
@@ -164,6 +172,9 @@ def test_a_parent_that_waits_in_vfork_is_as_good_as_stopped(tmp_path: Path) -> N
             time.sleep(0.01)
         stopped = processes.stop(parent.pid)
         assert [process.state for process in processes.tree(parent.pid)] == ["D", "T"]
+        touched = gate.stat().st_mtime_ns
+        time.sleep(0.2)
+        assert gate.stat().st_mtime_ns == touched
         processes.go_on(stopped)
         with open(gate, "wb"):
             assert parent.wait(20) == 0
