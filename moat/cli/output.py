@@ -54,6 +54,10 @@ def call(module: str, argv: Sequence[str], *, alone: bool = False, starts: bool 
         return 0
     except OSError as error:
         return fail(_displaced() or MoatError(reason(error, module)))
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        return EXIT_INTERRUPTED  # in the middle of making a class, up to Python 3.11
     return int(status or 0)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from moat import surroundings
@@ -61,20 +62,42 @@ def start(
     finally:
         progress.clear()
     surroundings.import_from_elsewhere(request.workspace)
-    if not detach:
+    with _stopped_when_interrupted(handle, place):
+        if detach:
+            _tell_where(handle, place, json=json)
+            return 0
         if _is_terminal(2):
             _tell_endpoints(handle, place)
-        kept = request.snapshots
-        return _stay(handle, place, chord, compare=kept.pre_run and not kept.disabled)
+        status = _attach(handle, place, chord)
+    kept = request.snapshots
+    tell_results(place, handle.id, compare=kept.pre_run and not kept.disabled)
+    return status
+
+
+@contextlib.contextmanager
+def _stopped_when_interrupted(handle: RunHandle, home: Home) -> Iterator[None]:
+    """Ctrl-C before the run gets all keys and signals: it must not go on where nobody sees it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from moat.cli.stop import stop
+
+        record = read(home, handle.id)
+        if record and not record.state.ended:
+            stop(home, record)
+        raise
+
+
+def _tell_where(handle: RunHandle, home: Home, *, json: bool) -> None:
+    """A run in the background, and how to get at it."""
     if json:
         emit_json({"id": handle.id, "name": handle.name})
-    else:
-        emit(handle.id)
-        say(f"{handle.name} runs in the background")
-        _tell_endpoints(handle, place)
-        for verb in ("attach", "logs -f", "stop"):
-            say(f"  moat {verb} {handle.name}")
-    return 0
+        return
+    emit(handle.id)
+    say(f"{handle.name} runs in the background")
+    _tell_endpoints(handle, home)
+    for verb in ("attach", "logs -f", "stop"):
+        say(f"  moat {verb} {handle.name}")
 
 
 def _tell_endpoints(handle: RunHandle, home: Home) -> None:
@@ -93,11 +116,9 @@ def _tell_of_git(request: RunRequest, home: Home) -> None:
             say(line)
 
 
-def _stay(handle: RunHandle, home: Home, chord: Chord, *, compare: bool) -> int:
+def _attach(handle: RunHandle, home: Home, chord: Chord) -> int:
     try:
-        status = terminal.attach(handle, lead=True, chord=chord)
-        tell_results(home, handle.id, compare=compare)
-        return status
+        return terminal.attach(handle, lead=True, chord=chord)
     except StartError:
         record = read(home, handle.id)
         if record is None or not record.error:

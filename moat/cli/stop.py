@@ -21,6 +21,7 @@ from moat.runtime.control import Connection, Frame
 from moat.runtime.records import RunRecord
 
 _GRACE = 10.0
+_LONGEST = 86400.0
 _MARGIN = 30.0  # seconds beyond the grace in which a healthy supervisor has cleared up
 _CONNECT = 5.0
 _UNWRITTEN = {errno.EROFS, errno.ENOSPC, errno.EDQUOT}
@@ -31,15 +32,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", nargs="*", help="name or id (default: the only one that runs)")
     parser.add_argument("--all", action="store_true", help="every run")
     parser.add_argument(
-        "-t", "--time", type=float, default=_GRACE, help="seconds until SIGKILL (default: 10)"
+        "-t", "--time", type=_seconds, default=_GRACE, help="seconds until SIGKILL (default: 10)"
     )
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask when there are several")
     options = parser.parse_args(argv)
     home = Home.from_environment()
     wanted = _wanted(home, options.run, every=options.all, yes=options.yes)
     if several.agreed("Stop", wanted, yes=options.yes or options.all):
-        _stop_all(home, wanted, max(0.0, options.time))
+        _stop_all(home, wanted, options.time)
     return 0
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= _LONGEST:
+        raise ValueError
+    return value
 
 
 def _wanted(home: Home, names: Sequence[str], *, every: bool, yes: bool) -> list[RunRecord]:
@@ -66,7 +74,7 @@ def _stop_all(home: Home, runs: Sequence[RunRecord], grace: float) -> None:
         emit(run.id)
 
 
-def stop(home: Home, record: RunRecord, grace: float) -> None:
+def stop(home: Home, record: RunRecord, grace: float = _GRACE) -> None:
     """Returns when the run has ended and everything of it is released."""
     with contextlib.suppress(MoatError, OSError):
         with Connection(record.socket, "control", timeout=_CONNECT) as run:

@@ -308,7 +308,8 @@ class _Attachment:
 
     def _handlers(self) -> dict[int, Callable[[], None]]:
         handlers: dict[int, Callable[[], None]] = {signal.SIGTERM: _leave, signal.SIGHUP: _leave}
-        if self._handle.tty:
+        if self._handle.tty:  # Ctrl-C is a key of the program's: a signal comes from somebody else
+            handlers |= {signal.SIGINT: _leave}
             return handlers | {signal.SIGWINCH: self._resize, signal.SIGCONT: self._continue}
         return handlers | {signal.SIGINT: self._interrupt, signal.SIGALRM: self._waited}
 

@@ -79,10 +79,16 @@ def start(
     """
     _check_limits()
     home = home or Home.from_environment()
+    message = _message(home, request, handoff)
     with _supervisor(request, ahead) as (orders, answers, complaints):
-        with contextlib.suppress(BrokenPipeError), orders:  # it died; what it had to say follows
-            orders.write(_message(home, request, handoff))
-        handle = _follow(answers, request, progress)
+        said = _Answers(answers)
+        try:
+            with contextlib.suppress(BrokenPipeError), orders:  # it died; what it had to say follows
+                orders.write(message)
+            handle = _follow(said, request, progress)
+        except KeyboardInterrupt:
+            said.cancel()
+            raise
         if handle is None:
             raise _died(complaints.read())
     return handle
@@ -134,39 +140,53 @@ def _supervisor(request: RunRequest, ahead: Fork | None) -> Iterator[Fork]:
         yield Fork(process.stdin, process.stdout, process.stderr)
 
 
-def _follow(answers: IO[bytes], request: RunRequest, progress: Progress) -> RunHandle | None:
+def _follow(answers: _Answers, request: RunRequest, progress: Progress) -> RunHandle | None:
     """Read what the supervisor says until it is ready. None: it said nothing and died."""
-    pid = 0
-    try:
-        for answer in _lines(answers):
-            match answer:
-                case {"pid": int(pid)}:
-                    pass
-                case {"progress": str(text)}:
-                    progress(text)
-                case {"error": {"kind": str(kind), "message": str(text), "hint": hint}}:
-                    raise _error(kind, text, hint)
-                case {"ready": {"id": str(run_id), "name": str(name), "socket": str(path)}}:
-                    return RunHandle(run_id, name, Path(path), request.tty is not None, request.stdin)
-    except KeyboardInterrupt:
-        if pid:
-            _cancel(pid, answers)
-        raise
+    for answer in answers.read():
+        match answer:
+            case {"progress": str(text)}:
+                progress(text)
+            case {"error": {"kind": str(kind), "message": str(text), "hint": hint}}:
+                raise _error(kind, text, hint)
+            case {"ready": {"id": str(run_id), "name": str(name), "socket": str(path)}}:
+                return RunHandle(run_id, name, Path(path), request.tty is not None, request.stdin)
     return None
 
 
-def _lines(answers: IO[bytes]) -> Iterator[Mapping[str, Any]]:
-    for line in answers:
-        value = json.loads(line)
-        if isinstance(value, dict):
-            yield value
+class _Answers:
+    """What a supervisor says, line by line."""
 
+    def __init__(self, lines: IO[bytes]) -> None:
+        self._lines = lines
+        self._pid = 0  # of the supervisor, which tells it first
 
-def _cancel(pid: int, answers: IO[bytes]) -> None:
-    """Stop a supervisor that is still preparing, and wait until it has cleared up."""
-    os.kill(pid, signal.SIGTERM)
-    for _ in _lines(answers):
-        pass
+    def read(self) -> Iterator[Mapping[str, Any]]:
+        for line in self._lines:
+            value = self._value(line)
+            if value:
+                yield value
+
+    def cancel(self) -> None:
+        """Stop the supervisor, which may not have said yet who it is, and wait until it has cleared up.
+
+        It has its request by now: without a word it would go on, and start the command when nobody comes.
+        """
+        if not self._pid:
+            self._value(self._lines.readline())
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):  # it failed, and has ended
+                os.kill(self._pid, signal.SIGTERM)
+        for _ in self._lines:
+            pass
+
+    def _value(self, line: bytes) -> Mapping[str, Any] | None:
+        """What it says, but for who it is."""
+        match json.loads(line or b"null"):
+            case {"pid": int(pid)}:
+                self._pid = pid
+            case dict(value):
+                return value
+        return None
 
 
 def _error(kind: str, text: str, hint: str | None) -> MoatError:

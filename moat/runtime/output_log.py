@@ -116,13 +116,18 @@ def size(directory: Path) -> int:
 
 def tail(directory: Path, count: int) -> bytes:
     """The last `count` bytes, or all that there are. Raises OSError when there is no log."""
-    data = b""
-    for path in (directory / _NAME, _aside(directory / _NAME)):
-        if len(data) < count and (not data or path.exists()):
-            with path.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - count + len(data)))
-                data = file.read() + data
-    return data[-count:]
+    newest = directory / _NAME
+    aside = _aside(newest)
+    data = _end(newest, count)
+    if len(data) < count and aside.exists():
+        data = _end(aside, count - len(data)) + data
+    return data
+
+
+def _end(path: Path, count: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - count))
+        return file.read(count)
 
 
 def since(directory: Path, moment: float) -> int:

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import signal
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,11 +110,13 @@ def _supervise(home: Home, request: RunRequest, handoff: bytes) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     warden.appoint(home, _let_go_of_the_terminal)
     starter = Starter(os.dup(1))
+    unwanted = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: unwanted.set())  # whoever knows the number may send it
     starter.say(pid=os.getpid())
     _let_go_of_the_terminal()
     raise_limits()
     try:
-        run_loop(_own(home, request, handoff, starter))
+        run_loop(_own(home, request, handoff, starter, unwanted))
     except MoatError as error:
         _log.info("ended: %s", error)
     except BaseException:
@@ -128,14 +131,20 @@ def _let_go_of_the_terminal() -> None:
     os.close(null)
 
 
-async def _own(home: Home, request: RunRequest, handoff: bytes, starter: Starter) -> None:
+async def _own(
+    home: Home, request: RunRequest, handoff: bytes, starter: Starter, unwanted: threading.Event
+) -> None:
+    """unwanted: SIGTERM came before there was a run that could be stopped."""
     ready = False
     making = contextlib.ExitStack()
     making.enter_context(uncollected())  # parts, keys and the sandbox bring half of all imports
     try:
         run = LocalRun(request, home, None)
         _log_to(home.run(run.id) / "supervisor.log")
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, partial(run.ask_to_stop, by="SIGTERM"))
+        loop, stop = asyncio.get_running_loop(), partial(run.ask_to_stop, by="SIGTERM")
+        loop.add_signal_handler(signal.SIGTERM, stop)
+        if unwanted.is_set():
+            loop.call_soon(stop)
         async with hosted(run, handoff, starter.progress):
             if not request.hold:
                 await run.started()

@@ -195,7 +195,7 @@ def test_job_control_and_interrupt(terminal: Open, runtime: str) -> None:
     assert session.end() == 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_closed_terminal_detaches(
     terminal: Open, moat: Moat, embedded: None, number: signal.Signals
 ) -> None:

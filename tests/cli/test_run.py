@@ -14,6 +14,12 @@ from typing import Any
 
 import pytest
 
+from moat.cli.start import _stopped_when_interrupted
+from moat.paths import Home
+from moat.runtime import launch
+from moat.runtime.records import State, read
+from moat.runtime.request import RunRequest
+
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 BOTH = [
     pytest.param("embedded", marks=pytest.mark.embedded),
@@ -151,6 +157,19 @@ def test_interrupting_the_preparation_leaves_nothing(
     assert process.wait(timeout=30) == 130
     if not (workspace / "ran").exists():  # it may have been quicker
         assert set(states(moat_bin).values()) <= {"stopped", "failed"}
+
+
+def test_an_interrupt_between_start_and_attach_stops_the_run(
+    home: Path, workspace: Path, embedded: None
+) -> None:
+    """Seen to fail: it was held for ten seconds, and then began where nobody saw it."""
+    place = Home.from_environment()
+    handle = launch.start(RunRequest(argv=("sleep", "100"), workspace=workspace, hold=True), home=place)
+    with pytest.raises(KeyboardInterrupt), _stopped_when_interrupted(handle, place):
+        raise KeyboardInterrupt
+    record = read(place, handle.id)
+    assert record
+    assert (record.state, record.started_at) == (State.STOPPED, None)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])

@@ -202,3 +202,33 @@ def test_an_unknown_command_gets_a_suggestion(
 
     assert main(argv) == 2
     assert f"did you mean `moat {near}`?" in capsys.readouterr().err
+
+
+_INTERRUPTED = """
+import sys
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "json":
+            raise KeyboardInterrupt
+class Descriptor:
+    def __set_name__(self, owner, name):
+        raise KeyboardInterrupt
+def make(argv):
+    class Command:
+        attribute = Descriptor()
+from moat.cli import main
+if sys.argv[1] == "import":
+    sys.meta_path.insert(0, Finder())
+    sys.exit(main(["list"]))
+from moat.cli.output import call
+sys.modules["command"] = type(sys)("command")
+sys.modules["command"].main = make
+sys.exit(call("command", []))
+"""
+
+
+@pytest.mark.parametrize("where", ["import", "class"])
+def test_an_interrupt_while_a_command_is_loaded_leaves_no_traceback(where: str) -> None:
+    """Seen to fail. Up to Python 3.11 it comes as a RuntimeError when it falls into the making of a class."""
+    done = subprocess.run([sys.executable, "-c", _INTERRUPTED, where], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -117,6 +117,12 @@ def test_a_run_that_prints_for_ever_does_not_fill_the_disk(tmp_path: Path) -> No
     log.close()
 
 
+def test_the_end_of_a_log_in_which_nothing_is(tmp_path: Path) -> None:
+    """`moat report` of a run that printed nothing. Seen to fail: its older half was read, which there is not."""
+    written(tmp_path).close()
+    assert output_log.tail(tmp_path, 100) == b""
+
+
 def test_following_across_files(tmp_path: Path) -> None:
     log = written(tmp_path, out(b"first\n"), limit=40)
     more = iter([b"x" * 30, b"y" * 30, b"z" * 5])

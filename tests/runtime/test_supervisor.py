@@ -30,7 +30,7 @@ from moat.runtime.forking import Fork
 from moat.runtime.records import RunRecord, State
 from moat.runtime.request import RunRequest
 from moat.runtime.sandbox import Mount
-from moat.runtime.supervisor import Starter
+from moat.runtime.supervisor import Starter, obey
 from tests.runtime.single import single_threaded
 from tests.runtime.survival_kit import until
 
@@ -138,6 +138,40 @@ def test_what_may_not_be_forked(
     finally:
         done.set()
         thread.join()
+
+
+@single_threaded
+def test_one_that_has_not_said_who_it_is_is_stopped_with_its_starter(place: Home, workspace: Path) -> None:
+    """Ctrl-C soon after `moat run`. Seen to fail: the command ran later, where nobody saw it."""
+
+    def late() -> None:
+        time.sleep(1)
+        obey()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGALRM, interrupt)
+    with forking.forked(late) as ahead:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            launch.start(request(workspace, "sleep", "100"), home=place, ahead=ahead)
+        assert ahead.stdout.read() == b"", "it was waited for"
+    assert {run.state for run in records.read_all(place)} <= {State.STOPPED}
+
+
+def test_one_that_has_said_who_it_is_obeys(place: Home, workspace: Path) -> None:
+    """Seen to fail: the signal killed it while it made the run, which then was lost."""
+    root = str(Path(launch.__file__).parent.parent.parent)
+    words = [sys.executable, "-P", "-c", launch._PROGRAM, root]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        with process.stdin as orders:
+            orders.write(launch._message(place, request(workspace, "sleep", "100"), b""))
+        os.kill(json.loads(process.stdout.readline())["pid"], signal.SIGTERM)
+        process.stdout.read()
+    assert [run.state for run in records.read_all(place)] == [State.STOPPED]
 
 
 @single_threaded
