@@ -2,7 +2,8 @@
 
 `lines` has the plain files (`network.jsonl`). The journal proper is a hash chain of signed entries:
 `entry` is its format, `events` its vocabulary, `key` the key of this installation, `writer` appends,
-`ledger` remembers every journal there ever was, `verify` judges, `keeping` does what a run needs of all.
+`ledger` remembers every journal there ever was, `verify` judges (with `chain` and `judged_ledger`),
+`keeping` does what a run needs of all.
 docs/audit.md specifies the format and says what is proven and what is not.
 """
 

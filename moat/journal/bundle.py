@@ -16,7 +16,6 @@ from moat.journal import entry, head, ledger, verify
 from moat.journal.entry import NotAnEntryError
 from moat.journal.key import public_key, verifies
 from moat.journal.verify import Material, Report
-from moat.journal.writer import HEAD
 from moat.paths import Home
 
 FORMAT = "moat-audit/1"
@@ -26,8 +25,7 @@ def export(home: Home, run: str, *, alive: bool) -> bytes:
     """The bundle of a run. Raises UsageError when it has no journal."""
     directory = home.run(run)
     lines = ledger.about(ledger.lines(home), run)
-    committed = verify.read(directory / HEAD)
-    journal = verify.read(directory / verify.JOURNAL)
+    committed, journal = verify.head_and_journal(directory)
     if journal is None:
         raise UsageError(f"{run} has no journal", hint="`moat audit --verify` tells more")
     *whole, torn = journal.split(b"\n")
@@ -59,6 +57,8 @@ def judge(data: bytes, trusted: Collection[str]) -> Report:
         for line in material.ledger
         if not _signed(line, material.run, keys)
     ]
+    if not report.entries and report.state != "removed":
+        report.doubts.append("there is nothing in it")
     return report
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,13 +153,13 @@ def lines(home: Home) -> list[bytes]:
     return data.split(b"\n")[:-1]
 
 
-def about(lines: list[bytes], run: str) -> list[bytes]:
+def about(lines: Sequence[bytes], run: str) -> list[bytes]:
     """Those that are about one run. Lines that are no entries are left out."""
     mark = f'"run":"{run}"'.encode()
     return [line for line in lines if mark in line and any(e.run == run for e in _entries([line]))]
 
 
-def known(lines: list[bytes]) -> dict[str, Known]:
+def known(lines: Sequence[bytes]) -> dict[str, Known]:
     """What the ledger says of each run. The chain is not checked here."""
     found: dict[str, Known] = {}
     for e in _entries(lines):
@@ -176,7 +176,7 @@ def known(lines: list[bytes]) -> dict[str, Known]:
     return found
 
 
-def _entries(lines: list[bytes]) -> Iterator[Entry]:
+def _entries(lines: Sequence[bytes]) -> Iterator[Entry]:
     for line in lines:
         try:
             yield entry.parse(line)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import field
+from pathlib import Path
 from typing import Any
 
 from moat.dataclass import dataclass
 from moat.journal import entry, head as heads, ledger
+from moat.journal.chain import chain, read
 from moat.journal.entry import Entry, NotAnEntryError
 from moat.journal.head import Head
+from moat.journal.judged_ledger import Ledger
 from moat.journal.key import public_key, verifies
 from moat.journal.writer import HEAD
 from moat.paths import Home
@@ -73,71 +76,82 @@ class Report:
 
 def run(home: Home, run_id: str, *, alive: bool, trusted: Collection[str] = ()) -> Report:
     """Judge the journal of a run of this installation."""
-    ours = public_key(home)
-    # Older things first: each was written after the ones that are read later.
-    committed = read(ledger.head_of(home))
-    lines = ledger.lines(home)
-    directory = home.run(run_id)
-    head = read(directory / HEAD)
-    material = Material(
-        run=run_id,
-        journal=read(directory / JOURNAL),
-        head=head,
-        ledger=ledger.about(lines, run_id),
-        alive=alive,
-        boot=heads.boot_id(),
-        trace=read(directory / TRACE) or b"",
-    )
-    keys = {*trusted, *([ours] if ours else ())}
-    report = judge(material, keys)
-    report.problems += [f"the ledger: {text}" for text in ledger_problems(lines, committed, keys)]
-    return report
+    keys = _keys(home, trusted)
+    return _judge_run(home, run_id, Ledger.read(home, keys), keys, alive=alive)
 
 
 def every(home: Home, alive: Collection[str], trusted: Collection[str] = ()) -> list[Report]:
-    """Judge every journal that is there or that the ledger knows. `alive`: ids of runs with an owner."""
-    known = ledger.known(ledger.lines(home))
+    """Judge every journal that is there or that the ledger knows, and the ledger if it is not whole.
+
+    `alive`: ids of runs with an owner.
+    """
+    keys = _keys(home, trusted)
+    found = Ledger.read(home, keys)
+    known = ledger.known(found.lines)
     ids = {name for name in known if name and not known[name].removed}
     if home.runs.is_dir():
         ids |= {path.parent.name for path in home.runs.glob(f"*/{JOURNAL}")}
-    return [run(home, name, alive=name in alive, trusted=trusted) for name in sorted(ids)]
+    reports = []
+    for name in sorted(ids):
+        found = Ledger.read(home, keys, found)
+        reports.append(_judge_run(home, name, found, keys, alive=name in alive))
+    whole = of_ledger(home, trusted)
+    if whole.status != OK and (found.lines or found.committed is not None):
+        reports.append(whole)  # what was cut off it may have been all that was known of a run
+    return reports
 
 
 def of_ledger(home: Home, trusted: Collection[str] = ()) -> Report:
     """Judge the ledger alone."""
-    ours = public_key(home)
-    committed = read(ledger.head_of(home))
-    lines = ledger.lines(home)
-    keys = {*trusted, *([ours] if ours else ())}
-    last = entry.digest(lines[-1]) if lines else entry.FIRST
-    report = Report("the ledger", "running", len(lines), last, ours or "")
-    report.problems += ledger_problems(lines, committed, keys)
-    if lines and (committed is None or heads.parse(committed) is None):
+    keys = _keys(home, trusted)
+    found = Ledger.read(home, keys)
+    last = entry.digest(found.lines[-1]) if found.lines else entry.FIRST
+    report = Report("the ledger", "running", len(found.lines), last, public_key(home) or "")
+    report.problems += found.problems
+    if found.headless:
         report.doubts.append(f"ledger.head is missing or torn: {_MAYBE_CUT}")
-    if any(b'"event":"' + ledger.HEADLESS.encode() in line for line in lines):
+    if found.was_headless():
         report.doubts.append(f"ledger.head was missing or torn once ({ledger.HEADLESS}): {_MAYBE_CUT} there")
     if not keys:
         report.doubts.append("the key of this installation is not here")
     return report
 
 
-def ledger_problems(lines: Sequence[bytes], committed: bytes | None, keys: Collection[str]) -> list[str]:
-    """What is wrong with the chain of the ledger. `committed`: its head, read before `lines` were."""
-    entries, problem = chain(lines)
-    if problem:
-        return [problem]
-    if entries and keys and not _signed(entries[-1], keys):
-        return ["its last line is not signed by this installation"]
-    head = heads.parse(committed) if committed is not None else None
-    if head is None or not keys:
-        return []
-    if head.run or not any(verifies(key, head.signature, head.signed) for key in keys):
-        return ["ledger.head was changed"]
-    if head.seq > len(lines):
-        return [f"entries {len(lines) + 1} to {head.seq} are missing at the end"]
-    if head.hash != entry.digest(lines[head.seq - 1]):
-        return [f"entry {head.seq} is not the one that ledger.head commits to"]
-    return []
+def _keys(home: Home, trusted: Collection[str]) -> set[str]:
+    ours = public_key(home)
+    return {*trusted, *([ours] if ours else ())}
+
+
+def _judge_run(home: Home, run_id: str, known: Ledger, keys: Collection[str], *, alive: bool) -> Report:
+    """`known` was read before anything of the run is."""
+    directory = home.run(run_id)
+    head, journal = head_and_journal(directory)
+    material = Material(
+        run=run_id,
+        journal=journal,
+        head=head,
+        ledger=known.about(run_id),
+        alive=alive,
+        boot=heads.boot_id(),
+        trace=read(directory / TRACE) or b"",
+    )
+    report = judge(material, keys)
+    report.problems += [f"the ledger: {text}" for text in known.problems]
+    closed = ledger.known(material.ledger).get(run_id, ledger.Known("")).entries is not None
+    if report.state == "unsealed" and not closed and (known.headless or known.was_headless(run_id)):
+        # An older version of the journal would be whole as well.
+        report.doubts.append(
+            f"ledger.head is or was missing, which would tell an older journal: {_MAYBE_CUT}"
+        )
+    return report
+
+
+def head_and_journal(directory: Path) -> tuple[bytes | None, bytes | None]:
+    """What is in the two files of a run; the head is never newer than the journal."""
+    head, journal = read(directory / HEAD), read(directory / JOURNAL)
+    if not head and journal:  # the run began in between: its head is made before its first entry is written
+        head, journal = read(directory / HEAD), read(directory / JOURNAL)
+    return head, journal
 
 
 def judge(material: Material, keys: Collection[str]) -> Report:
@@ -161,36 +175,6 @@ def judge(material: Material, keys: Collection[str]) -> Report:
     return report
 
 
-def chain(lines: Sequence[bytes], run_id: str | None = None) -> tuple[list[Entry], str]:
-    """The entries up to the first that does not belong where it stands, and what is wrong there."""
-    entries: list[Entry] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found = entry.parse(line)
-        except NotAnEntryError as error:
-            return entries, f"entry {number} was changed: {error}"
-        before = entries[-1] if entries else None
-        if found.seq > number:
-            return entries, f"entries {number} to {found.seq - 1} are missing"
-        if found.seq < number:
-            return entries, f"entry {number} was inserted or moved: it says it is number {found.seq}"
-        if run_id is not None and found.run != run_id:
-            return entries, f"entry {number} is of another run, {found.run}"
-        if found.prev != (entry.digest(before.line) if before else entry.FIRST):
-            return entries, _changed(entries, number)
-        entries.append(found)
-    return entries, ""
-
-
-def _changed(entries: list[Entry], number: int) -> str:
-    """Which of two entries that do not fit together was changed, in words."""
-    before = entries[-1] if entries else None
-    key = str(entries[0].data.get("key", "")) if entries else ""
-    if before and key and not verifies(key, before.signature, before.signed):
-        return f"entry {number - 1} was changed"
-    return f"entry {number} does not follow what stands before it: one of them was changed"
-
-
 def _judge_signature(report: Report, entries: list[Entry], keys: Collection[str]) -> None:
     """The last signature covers the chain, and so everything before it."""
     report.key = str(entries[0].data.get("key", ""))
@@ -204,10 +188,6 @@ def _judge_signature(report: Report, entries: list[Entry], keys: Collection[str]
         report.doubts.append(
             f"it is whole if {report.key} is the key of whoever wrote it; without their word nobody can tell"
         )
-
-
-def _signed(found: Entry, keys: Collection[str]) -> bool:
-    return any(verifies(key, found.signature, found.signed) for key in keys)
 
 
 def _state(material: Material, entries: list[Entry], lines: list[bytes]) -> str:
@@ -248,7 +228,7 @@ def _judge_trace(report: Report, material: Material, entries: list[Entry]) -> No
 def _judge_head(report: Report, material: Material, lines: list[bytes], key: str) -> None:
     head = heads.parse(material.head) if material.head is not None else None
     if head is None:
-        if len(lines) > 1 or material.head is not None:
+        if lines or material.head is not None:
             report.doubts.append(f"{HEAD} is missing or torn: entries may have been cut off the end")
         return
     if not key:
@@ -285,10 +265,3 @@ def _judge_ledger(report: Report, material: Material, lines: list[bytes]) -> Non
         report.problems.append("the ledger knows a journal that began otherwise")
     elif known.entries is not None and (known.entries, known.last) != (len(lines), report.last):
         report.problems.append(f"the ledger closed it with {known.entries} entries and another end")
-
-
-def read(path: Any) -> bytes | None:
-    try:
-        return bytes(path.read_bytes())
-    except FileNotFoundError:
-        return None

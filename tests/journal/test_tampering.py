@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from moat.journal import entry, head as heads, keeping, ledger, verify
+from moat.journal.judged_ledger import Ledger
 from moat.journal.key import Signer, installation_key
 from moat.journal.verify import OK, TAMPERED, UNSURE
 from moat.paths import Home
@@ -122,12 +123,18 @@ def test_an_entry_appended_to_a_crashed_journal(house: Home, borrowed: bool) -> 
     assert kept.verify().status == TAMPERED
 
 
-def test_the_end_and_the_head_are_gone(house: Home) -> None:
-    """Before anybody looked at a crashed run, nothing proves how long its journal was: that is not `proven`."""
+@pytest.mark.parametrize("left", [1, 2, 4])
+def test_the_end_and_the_head_are_gone(house: Home, left: int) -> None:
+    """Before anybody looked at a crashed run, nothing proves how long its journal was: that is not `proven`.
+
+    Seen failing with one entry left, which then was entered in the ledger as the whole.
+    """
     kept = make(house, end="crashed")
-    kept.write(kept.lines[:-2])
+    kept.write(kept.lines[:left])
     kept.head.unlink()
     assert kept.verify().status == UNSURE
+    keeping.close_abandoned(house, RUN)
+    assert len(ledger.lines(house)) == 1, "what is in doubt is not made certain"
 
 
 def test_a_crashed_journal_that_somebody_looked_at_cannot_be_cut_any_more(house: Home) -> None:
@@ -155,6 +162,55 @@ def test_an_older_honest_version_of_everything(house: Home) -> None:
     for path, data in older.items():
         path.write_bytes(data)
     assert "ledger" in kept.verify().problems[0]
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "others were entered since"])
+def test_an_older_version_of_everything_but_the_head_of_the_ledger(house: Home, later: bool) -> None:
+    """Which is gone: nothing tells any more that the run was closed with more entries.
+
+    Seen failing: `proven` without the doubt in `_judge_run`.
+    """
+    kept, journal = begin(house)
+    journal.record("run.stop_asked", by="first")
+    older = {path: path.read_bytes() for path in (kept.journal, kept.head, ledger_file(house))}
+    journal.record("run.stop_asked", by="second")
+    keeping.end(house, RUN, journal)
+    for path, data in older.items():
+        path.write_bytes(data)
+    ledger.head_of(house).unlink()
+    if later:
+        make(house, OTHER)
+    assert kept.verify().status == UNSURE
+    sealed = make(house, "run_000000000000")
+    assert sealed.verify().status == OK, "a journal with its seal proves its end itself"
+
+
+def test_a_run_that_vanished_with_the_end_of_the_ledger(house: Home) -> None:
+    """Nobody is left to miss what was cut off: `--all` judges the ledger too.
+
+    Seen failing: no report at all.
+    """
+    assert verify.every(house, ()) == []
+    make(house)
+    shutil.rmtree(house.run(RUN))
+    ledger_file(house).write_bytes(b"")
+    assert [(r.run, r.status) for r in verify.every(house, ())] == [("the ledger", TAMPERED)]
+    ledger.head_of(house).unlink()
+    assert verify.every(house, ()) == [], "as in a home where nothing ever ran"
+    make(house)
+    ledger.head_of(house).unlink()
+    make(house, OTHER)
+    assert {r.run: r.status for r in verify.every(house, ())} == {RUN: OK, OTHER: OK, "the ledger": UNSURE}
+
+
+def test_the_ledger_is_judged_once_for_all_runs(house: Home) -> None:
+    """It took the square of their number."""
+    make(house)
+    first = Ledger.read(house, ())
+    assert Ledger.read(house, (), first) is first
+    assert [entry.parse(line).event for line in first.about(RUN)] == [ledger.OPENED, ledger.CLOSED]
+    make(house, OTHER)
+    assert Ledger.read(house, (), first).lines == ledger.lines(house)
 
 
 def test_two_runs_swapped(house: Home) -> None:
@@ -254,7 +310,7 @@ def test_the_very_end_of_the_ledger(house: Home, tamper: Callable[..., list[byte
 @pytest.mark.parametrize("head", [None, b"", b"x" * 512, "a run's"])
 def test_a_head_of_the_ledger_that_is_gone_is_a_doubt_for_ever(house: Home, head: bytes | str | None) -> None:
     """Who removes it with the last entry, and waits until others were entered, gets no `proven` again."""
-    kept = make(house, end="crashed")
+    crashed, kept = make(house, end="crashed"), make(house, OTHER)
     lines = noted(house)
     ledger_file(house).write_bytes(b"".join(lines[:-1]))
     ledger.head_of(house).unlink()
@@ -265,6 +321,7 @@ def test_a_head_of_the_ledger_that_is_gone_is_a_doubt_for_ever(house: Home, head
     assert verify.of_ledger(house).status == UNSURE
     assert ledger.HEADLESS in verify.of_ledger(house).doubts[0]
     assert kept.verify().status == OK, "the journals of runs are proven by what they have themselves"
+    assert crashed.verify().status == UNSURE, "but for one without a seal"
 
 
 def test_a_writer_that_is_killed_before_it_wrote_the_head_leaves_an_honest_ledger(house: Home) -> None:

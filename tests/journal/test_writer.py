@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from moat.errors import MoatError
 from moat.journal import Journal, entry, keeping, ledger, verify, writer
 from moat.journal.key import installation_key, is_public_key, public_key, verifies
+from moat.journal.lines import parse_line
 from moat.journal.verify import OK, TAMPERED, UNSURE
 from moat.paths import Home
 from moat.runtime.witness import Witness
@@ -424,3 +425,9 @@ def test_what_a_kill_may_lose_is_as_documented(
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     journal.close()
     assert seconds * 0.8 - 0.2 <= noted[0] <= seconds + 1
+
+
+def test_a_line_that_is_nested_too_deep_is_none() -> None:
+    """Whoever shows a journal or a trace skips it. Seen failing: a traceback."""
+    assert parse_line(b'{"a":' + b"[" * 100_000) is None
+    assert parse_line(b'{"a":[]}') == {"a": []}
