@@ -29,6 +29,10 @@ class UsageError(MoatError):
     exit_code = EXIT_USAGE
 
 
+class ArgumentError(UsageError, ValueError):
+    """An argument of an API call is not what it can be; the message names it. Nothing was done."""
+
+
 class NotAllowedError(UsageError):
     """The user was asked, and said no: nothing was started."""
 

@@ -13,12 +13,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
 
+from moat.arguments import check, check_range
 from moat.dataclass import dataclass
 from moat.proxy.events import Denial, DeniedError
 from moat.proxy.stream import StreamError
 from moat.rules import HostPattern
 
 _MINUTE = 60.0
+_BOUNDS = ("requests", "requests_per_minute", "bytes_per_minute", "upload", "download", "response")
 _HINT = (
     "this is a limit that the person who started the run has set: do not try to get around it; "
     "do without, or tell the user, who can raise network.budget in agent.yaml and start a new run"
@@ -36,6 +38,14 @@ class Budget:
     upload: int | None = None  # bytes of request heads and bodies, and of what follows an upgrade
     download: int | None = None  # bytes of response heads and bodies, and of what follows an upgrade
     response: int | None = None  # bytes of a single response's body, as the server sends it
+
+    def __post_init__(self) -> None:
+        """Raises ArgumentError for a bound below 1: some would take 0 for none at all."""
+        for name in _BOUNDS:
+            most = getattr(self, name)
+            if most is not None:
+                check(name, most, int)
+                check_range(name, most, 1)
 
     def applies(self, host: str, port: int) -> bool:
         """Whether an authority in canonical form spends from this."""

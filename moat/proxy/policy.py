@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Literal
 from urllib.parse import parse_qsl
 
+from moat.arguments import check
 from moat.dataclass import dataclass
 from moat.proxy.events import Denial, Undecided, Warned
 from moat.proxy.paths import AmbiguousPathError, readings
@@ -19,6 +20,8 @@ from moat.regex import regex
 from moat.rules import HostPattern, HostRule, PathRule
 
 HOST_NAME = "moat-host"  # synthetic name of the machine that Moat runs on
+
+Mode = Literal["permissive", "strict", "ask"]
 
 _WEB_PORTS = (80, 443)
 _NO_RULE = "no rule"
@@ -40,10 +43,14 @@ class Policy:
     The entries of `hosts` that match are asked in order, see `moat.rules`; then the mode decides.
     """
 
-    mode: Literal["permissive", "strict", "ask"] = "permissive"  # ask: what no rule decides, a decider does
+    mode: Mode = "permissive"  # ask: what no rule decides, a decider does
     hosts: tuple[HostRule, ...] = ()
     host_ports: frozenset[int] = frozenset()  # ports of `moat-host` that `network.host` opens
     enforce: bool = True  # False: what `mode` and `hosts` refuse is let through as `Warned`
+
+    def __post_init__(self) -> None:
+        """Raises ArgumentError for a mode that is none."""
+        check("mode", self.mode, Mode)
 
     def site(self, host: str, port: int) -> SitePolicy:
         """What the policy says of one authority. `host` is canonical (`Authority.host`)."""

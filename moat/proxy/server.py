@@ -7,17 +7,19 @@ Every connection is one task in the task group of its listener, and runs one cor
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import TaskStatus
 
+from moat.arguments import check
 from moat.authority import Authority
+from moat.errors import ArgumentError
 from moat.grants import CredentialSource, Rule
 from moat.proxy.accepting import accept
 from moat.proxy.budget import Accounts, Budget
@@ -94,8 +96,11 @@ class Proxy:
         passes. `body_leaks`: what becomes of a body with a placeholder on its way to a host that no rule is
         for.
         """
+        check("token", token, str | None)
         if token == "":
-            raise ValueError("the token is empty: whoever sends none would be let in")
+            raise ArgumentError("the token is empty: whoever sends none would be let in")
+        check("unreadable", unreadable, Unreadable)
+        check("body_leaks", body_leaks, BodyLeaks)
         opened = {tunnel.authority: tunnel for tunnel in tunnels}
         table = InjectionTable(rules, body_leaks=body_leaks)
         self._setup = Setup(
@@ -138,7 +143,7 @@ class Proxy:
         decider: Decider | None = None,
         upstream: UpstreamOptions = UpstreamOptions(),
         limits: Limits = Limits(),
-        record: Path | None = None,
+        record: str | os.PathLike[str] | None = None,
         grace: float = 1.0,
     ) -> AbstractAsyncContextManager[OpenProxy]:
         """A proxy that listens on a loopback port, with a CA of its own, until the block is left.
@@ -155,8 +160,8 @@ class Proxy:
         no exchange begins.
         grace: seconds for exchanges under way when the block is left.
 
-        Entering raises OSError (port taken, record cannot be opened), ValueError (bad host pattern,
-        empty token).
+        Entering raises OSError (port taken, record cannot be opened), ConfigError (`upstream`), ValueError
+        (bad host pattern), and of its kinds ArgumentError, which names what cannot be what it is.
         """
         from moat.proxy.standalone import open_proxy
 

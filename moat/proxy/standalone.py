@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 import secrets
 import socket
 import ssl
@@ -21,7 +22,8 @@ from urllib.parse import quote
 import anyio
 from anyio.abc import TaskGroup
 
-from moat.errors import GrantError, one_error
+from moat.arguments import check, check_range
+from moat.errors import ArgumentError, GrantError, one_error
 from moat.grants import Credential, CredentialInfo, CredentialKind, CredentialSource, Rule, Secret
 from moat.journal import LineWriter
 from moat.proxy.budget import Budget
@@ -101,12 +103,27 @@ async def open_proxy(
     decider: Decider | None,
     upstream: UpstreamOptions,
     limits: Limits,
-    record: Path | None,
+    record: str | os.PathLike[str] | None,
     grace: float,
 ) -> AsyncIterator[OpenProxy]:
     """See `Proxy.open`."""
+    for name, value, kind in (
+        ("port", port, int),
+        ("token", token, str | bool),
+        ("policy", policy, Policy),
+        ("rules", rules, Sequence[Rule]),
+        ("budgets", budgets, Sequence[Budget]),
+        ("decider", decider, Decider | None),
+        ("upstream", upstream, UpstreamOptions),
+        ("limits", limits, Limits),
+        ("record", record, str | os.PathLike | None),
+        ("grace", grace, float),
+    ):
+        check(name, value, kind)
+    check_range("port", port, 0, 65535)
+    check_range("grace", grace, 0)
     password = token if isinstance(token, str) else secrets.token_urlsafe(24) if token else None
-    source = FixedCredentials(credentials) if isinstance(credentials, Mapping) else credentials
+    source = _source(credentials)
     ca, feed = RunCA.generate("proxy"), Feed()
     with one_error(), contextlib.ExitStack() as stack:
         trace = _trace(record, stack)
@@ -137,10 +154,21 @@ async def open_proxy(
                 tasks.cancel_scope.cancel()
 
 
-def _trace(record: Path | None, stack: contextlib.ExitStack) -> Trace | None:
+def _source(given: CredentialSource | Mapping[str, str]) -> CredentialSource:
+    if isinstance(given, Mapping):
+        check("credentials", given, Mapping[str, str])
+        return FixedCredentials(given)
+    if not callable(getattr(given, "credential", None)):
+        raise ArgumentError(
+            f"credentials must be a mapping or a CredentialSource, not {type(given).__name__}"
+        )
+    return given
+
+
+def _trace(record: str | os.PathLike[str] | None, stack: contextlib.ExitStack) -> Trace | None:
     if record is None:
         return None
-    writer = LineWriter(record)
+    writer = LineWriter(Path(record))
     stack.callback(writer.close)
     return Trace(writer)
 

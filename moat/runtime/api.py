@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+from moat.arguments import check, check_fields, check_range, listed, mapped
 from moat.config import NetworkConfig, PluginsConfig, SnapshotConfig
-from moat.errors import UsageError
+from moat.config.network import ASK_AND_WARN
+from moat.errors import ArgumentError
 from moat.journal import keeping, verify
 from moat.journal.entry import Entry, entries
 from moat.journal.verify import Report
@@ -20,6 +23,7 @@ from moat.runtime.request import RunRequest
 from moat.runtime.run import LocalRun, run_here
 from moat.runtime.sandbox import Mount, Progress
 from moat.runtime.size import Size
+from moat.runtime.words import words
 
 
 def _silent(_: str) -> None:
@@ -75,32 +79,64 @@ def start(
 
     Entering raises UsageError, GrantError (all missing grants at once), VaultError, StartError.
     """
-    if isinstance(argv, (str, bytes)) or not argv:
-        raise UsageError("argv is a list: the command and its arguments")
-    if isinstance(grants, str) or isinstance(dependencies, str):
-        raise UsageError("grants and dependencies are lists of names")
+    check("home", home, Home | None)
+    check("progress", progress, Progress)
+    check("decider", decider, Decider | None)
     request = RunRequest(
-        argv=tuple(os.fspath(word) for word in argv),
-        workspace=Path(workspace).absolute(),
-        grants=tuple(grants),
-        env=dict(env or {}),
-        network=network or NetworkConfig(),
-        mounts=tuple(Mount.of(mount.source, mount.target, read_only=mount.read_only) for mount in mounts),
+        argv=words(argv),
+        workspace=_place("workspace", workspace).absolute(),
+        grants=listed("grants", grants),
+        env=mapped("env", {} if env is None else env),
+        network=NetworkConfig() if network is None else network,
+        mounts=_mounts(mounts),
         runtime=runtime,
         name=name,
         tty=tty,
         stdin=stdin,
-        ports=dict(ports or {}),
-        dependencies=tuple(dependencies),
+        ports=mapped("ports", {} if ports is None else ports),
+        dependencies=listed("dependencies", dependencies),
         base_image=base_image,
-        snapshots=snapshots or SnapshotConfig(disabled=True),
+        snapshots=SnapshotConfig(disabled=True) if snapshots is None else snapshots,
         plugins=plugins,
     )
+    check_fields(request)
+    _check_values(request)
     return run_here(request, home=home, progress=progress, decider=decider)
+
+
+def _place(name: str, path: object) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArgumentError(f"{name} must be a path, not {type(path).__name__}")
+    with contextlib.suppress(UnicodeEncodeError):  # half of a surrogate pair
+        if b"\0" not in (name_on_disk := os.fsencode(path)):
+            return Path(os.fsdecode(name_on_disk))
+    raise ArgumentError(f"{name} must be a path, which has neither NUL nor half characters")
+
+
+def _mounts(given: object) -> tuple[Mount, ...]:
+    """As they are at this moment, whatever links lead there."""
+    found = []
+    for at, mount in enumerate(listed("mounts", given)):
+        if not isinstance(mount, Mount):
+            raise ArgumentError(f"mounts[{at}] must be a Mount, not {type(mount).__name__}")
+        source = _place(f"mounts[{at}].source", mount.source)
+        found.append(Mount.of(source, mount.target, read_only=mount.read_only))
+    return tuple(found)
+
+
+def _check_values(request: RunRequest) -> None:
+    """What agent.yaml would be refused for. Raises ArgumentError."""
+    for at, port in enumerate(request.network.host):
+        check_range(f"network.host[{at}]", port, 1, 65535)
+    if request.network.policy == "ask" and request.network.mode == "warn":
+        raise ArgumentError(f"network: {ASK_AND_WARN}")
+    check_range("snapshots.idle_seconds", request.snapshots.idle_seconds, 1, 86400)
+    check_range("snapshots.max_count", request.snapshots.max_count, 1, 10_000)
 
 
 def list_runs(*, home: Home | None = None) -> list[RunRecord]:
     """Every run that has not been removed, newest first, whoever started it."""
+    check("home", home, Home | None)
     return known.all_runs(home or Home.from_environment())
 
 
@@ -109,8 +145,7 @@ def read_journal(run: str, *, home: Home | None = None) -> list[Entry]:
 
     Raises RunNotFoundError. A run that goes on has more every moment; a half line at the end is left out.
     """
-    home = home or Home.from_environment()
-    record = known.find(home, run)
+    home, record = _found(run, home)
     return list(entries(home.run(record.id) / keeping.FILE))
 
 
@@ -119,6 +154,14 @@ def verify_journal(run: str, *, trusted: Iterable[str] = (), home: Home | None =
 
     trusted: public keys besides this installation's own. Raises RunNotFoundError.
     """
+    home, record = _found(run, home)
+    keys = listed("trusted", trusted)
+    check("trusted", keys, tuple[str, ...])
+    return verify.run(home, record.id, alive=records.owned(home.run(record.id)), trusted=keys)
+
+
+def _found(run: str, home: Home | None) -> tuple[Home, RunRecord]:
+    check("run", run, str)
+    check("home", home, Home | None)
     home = home or Home.from_environment()
-    record = known.find(home, run)
-    return verify.run(home, record.id, alive=records.owned(home.run(record.id)), trusted=tuple(trusted))
+    return home, known.find(home, run)

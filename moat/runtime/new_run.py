@@ -7,7 +7,6 @@ import os
 import time
 from pathlib import Path
 
-from moat.errors import UsageError
 from moat.journal import Journal
 from moat.paths import Home
 from moat.runtime import records
@@ -16,6 +15,7 @@ from moat.runtime.names import random_name
 from moat.runtime.plugins.fetch import tell
 from moat.runtime.records import RunRecord
 from moat.runtime.request import RunRequest
+from moat.runtime.words import check_argv, check_env
 from moat.runtime.workspace import check_mounts, check_workspace
 
 
@@ -24,7 +24,8 @@ def checked(request: RunRequest, home: Home) -> RunRequest:
 
     Raises ConfigError, GrantError, StartError, UsageError.
     """
-    _check_words(request)
+    check_argv(request.argv)
+    check_env(request.env)
     workspace = check_workspace(request.workspace, home)
     check_mounts(request.mounts, home)
     name = records.check_name(request.name) if request.name else random_name()
@@ -35,22 +36,6 @@ def checked(request: RunRequest, home: Home) -> RunRequest:
         runtime=choose(request.runtime),
         grants=_grants(request),
     )
-
-
-def _check_words(request: RunRequest) -> None:
-    """What the kernel has no way to say: the rest of a word would be taken for one of Moat's own."""
-    if not all(map(_sayable, request.argv)):
-        raise UsageError("argv: the command and its arguments are text without NUL")
-    for name, value in request.env.items():
-        if not (_sayable(name) and _sayable(value)) or not name or "=" in name:
-            raise UsageError(
-                f"env: {name!r} cannot be set",
-                hint="a name is text without `=`, a value is text, and neither holds NUL",
-            )
-
-
-def _sayable(word: object) -> bool:
-    return isinstance(word, str) and "\0" not in word
 
 
 def _grants(request: RunRequest) -> tuple[str, ...]:

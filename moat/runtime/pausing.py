@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 import anyio
 
+from moat.errors import UsageError
 from moat.runtime.parts import Part
 from moat.runtime.sandbox import Sandbox
 
@@ -27,8 +28,13 @@ class Pausing:
             self._wanted += 1
 
     async def resume(self, sandbox: Sandbox | None, parts: Iterable[Part]) -> None:
-        """Let it go on, when nobody else wants it held; `parts` are told before."""
+        """Let it go on, when nobody else wants it held; `parts` are told before.
+
+        Raises UsageError when nobody wants it held.
+        """
         async with self._lock:
+            if self._wanted == 0:
+                raise UsageError("the run is not paused")
             self._wanted -= 1
             if self._wanted == 0 and sandbox:
                 for part in parts:

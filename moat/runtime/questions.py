@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
+from moat.arguments import check, check_range
 from moat.authority import Authority
 from moat.dataclass import dataclass
 from moat.errors import UsageError
@@ -47,6 +48,17 @@ class Answer:
     scope: Scope = "run"
     seconds: int = 0  # of scope `for`
     by: str = ""  # where it was said, for the journal
+
+    @classmethod
+    def of_program(cls, host: str, *, allow: bool, scope: Scope, seconds: int) -> Answer:
+        """What a program says. Raises UsageError for what is no answer."""
+        check("host", host, str)
+        check("allow", allow, bool)
+        check("scope", scope, Scope)
+        check("seconds", seconds, int)
+        if scope == "for":
+            check_range("seconds", seconds, 1)
+        return cls(pattern=exactly(host), allow=allow, scope=scope, seconds=seconds, by="program")
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "pattern": str(self.pattern)}

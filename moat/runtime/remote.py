@@ -8,13 +8,14 @@ import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
+from moat.arguments import Bytes, check, check_signal
 from moat.errors import MoatError, StartError
 from moat.paths import Home
 from moat.proxy.events import ExchangeFinished
 from moat.runtime import control, known, records
 from moat.runtime.control import Decoder, Frame
 from moat.runtime.gateway import read_exchanges
-from moat.runtime.questions import Answer, Asked, Scope, exactly
+from moat.runtime.questions import Answer, Asked, Scope
 from moat.runtime.records import RunRecord
 from moat.runtime.sandbox import Output
 from moat.runtime.size import Size
@@ -67,6 +68,7 @@ class RemoteRun:
 
     async def write(self, data: bytes) -> None:
         """To the command's stdin or terminal; waits when it does not read."""
+        check("data", data, Bytes)
         wire = await self._inward()
         for start in range(0, len(data), _PIECE):
             await wire.send(control.pack(Frame.INPUT, data[start : start + _PIECE]))
@@ -76,14 +78,17 @@ class RemoteRun:
 
     async def resize(self, size: Size) -> None:
         """Change this viewer's terminal size; the smallest of all viewers wins."""
+        check("size", size, Size)
         await self._viewer.send(control.pack_size(size.columns, size.rows))
 
     async def signal(self, number: int) -> None:
-        """Send a signal to the command."""
+        """Send a signal to the command. Nothing happens when it does not run."""
+        check_signal(number)
         await self._viewer.send(control.pack(Frame.SIGNAL, bytes([number])))
 
     async def stop(self, grace: float = GRACE) -> int | None:
         """SIGTERM, then SIGKILL after `grace` seconds. Returns the exit status; None: it never ran."""
+        check("grace", grace, float)
         await self._viewer.send(control.pack(Frame.STOP, struct.pack(">d", grace)))
         async for _ in self.output():
             pass
@@ -103,7 +108,7 @@ class RemoteRun:
 
     async def answer(self, host: str, *, allow: bool, scope: Scope = "run", seconds: int = 0) -> int:
         """As `LocalRun.answer`. Raises MoatError when the run does not take it."""
-        said = Answer(pattern=exactly(host), allow=allow, scope=scope, seconds=seconds, by="program")
+        said = Answer.of_program(host, allow=allow, scope=scope, seconds=seconds)
         wire = await _Wire.open(self.record.socket, control.hello("control"))
         with contextlib.closing(wire):
             found = await _reply(wire, control.pack_json(Frame.ANSWER, said.to_json()), Frame.ANSWERED)
@@ -200,6 +205,9 @@ async def attach(run: str, *, size: Size | None = None, home: Home | None = None
     size: of the program's own terminal, when it shows the run on one. Raises RunNotFoundError, and
     MoatError when the run has ended.
     """
+    check("run", run, str)
+    check("size", size, Size | None)
+    check("home", home, Home | None)
     place = home or Home.from_environment()
     record = records.pick(known.all_runs(place), run)
     if record.state.ended:

@@ -12,13 +12,15 @@ the run. Leaving the block ends the run.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import TaskGroup
 
+from moat.arguments import Bytes, check, check_signal
 from moat.errors import StartError, UsageError, one_error
 from moat.paths import Home, private_dir, runtime_dir
 from moat.proxy.events import ExchangeFinished
@@ -31,7 +33,7 @@ from moat.runtime.output_log import OutputLog
 from moat.runtime.papers import Papers, own
 from moat.runtime.parts import Part, RunContext, Start
 from moat.runtime.pausing import Pausing
-from moat.runtime.questions import Answer, Asked, Scope, exactly
+from moat.runtime.questions import Answer, Asked, Scope
 from moat.runtime.records import RunRecord, State
 from moat.runtime.releasing import Resources
 from moat.runtime.request import RunRequest
@@ -41,6 +43,7 @@ from moat.runtime.size import Size
 from moat.runtime.stopping import GRACE, Stopping
 from moat.runtime.tasks import first_of
 from moat.runtime.viewers import ControlServer
+from moat.runtime.words import check_argv, words
 
 if TYPE_CHECKING:
     from moat.proxy.decider import Decider
@@ -173,6 +176,7 @@ class LocalRun:
 
     async def write(self, data: bytes) -> None:
         """To the command's stdin or terminal; waits when it does not read."""
+        check("data", data, Bytes)
         await (await self.session()).write(data)
 
     async def close_stdin(self) -> None:
@@ -180,30 +184,42 @@ class LocalRun:
 
     async def resize(self, size: Size) -> None:
         """Change the terminal's size. Nothing happens without a terminal."""
+        check("size", size, Size)
         session = await self.session()
         if self._viewer:
             await session.resize(self._viewer, size)
 
     async def signal(self, number: int) -> None:
-        """Send a signal to the command."""
+        """Send a signal to the command. Nothing happens when it does not run."""
+        check_signal(number)
         if sandbox := self._running():
             await sandbox.signal(number)
 
     async def execute(
-        self, argv: tuple[str, ...], *, tty: Size | None = None, stdin: bool = False, term: str = TERM
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        *,
+        tty: Size | None = None,
+        stdin: bool = False,
+        term: str = TERM,
     ) -> Execution:
-        """Start a further command beside the run's own; the caller closes it. Raises StartError.
+        """Start a further command beside the run's own; the caller closes it.
 
-        term: what a command with a terminal finds as TERM.
+        term: what a command with a terminal finds as TERM. Raises StartError, UsageError.
         """
+        command = words(argv)
+        check_argv((*command, term))
+        check("tty", tty, Size | None)
+        check("stdin", stdin, bool)
         sandbox = self._running()
         if sandbox is None:
             raise StartError(f"{self.name} is {self.record.state}", hint="`moat list` shows the runs")
-        self.journal.record("run.executed", program=argv[0])
-        return await sandbox.execute(argv, tty=tty, stdin=stdin, term=term)
+        self.journal.record("run.executed", program=command[0])
+        return await sandbox.execute(command, tty=tty, stdin=stdin, term=term)
 
     async def stop(self, grace: float = GRACE) -> int | None:
         """SIGTERM, then SIGKILL after `grace` seconds. Returns the exit status; None: it never ran."""
+        check("grace", grace, float)
         if not self._ended.is_set():
             self.ask_to_stop(grace)
         if self._viewer:
@@ -228,7 +244,7 @@ class LocalRun:
         scope: `once` for the requests that wait now, `for` some seconds, `run`. Returns how many requests
         waited. Raises UsageError.
         """
-        said = Answer(pattern=exactly(host), allow=allow, scope=scope, seconds=seconds, by="program")
+        said = Answer.of_program(host, allow=allow, scope=scope, seconds=seconds)
         return self._asked.answer(said)
 
     async def pause(self) -> None:

@@ -21,8 +21,8 @@ class Stopping:
         self._grace = GRACE
 
     def ask(self, grace: float) -> None:
-        """`grace`: seconds for the command to end by itself."""
-        self._grace = grace
+        """`grace`: seconds for the command to end by itself; of none left it gets none."""
+        self._grace = grace if grace > 0 else 0.0
         self.asked.set()
 
     async def end(self, sandbox: Sandbox, *, terminal: bool) -> None:

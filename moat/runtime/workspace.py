@@ -15,7 +15,7 @@ _KERNEL = frozenset({"proc", "sys"})  # whose files are processes, devices and s
 def check_workspace(path: Path, home: Home) -> Path:
     """The workspace, absolute and without symlinks. Raises UsageError when it may not be shared."""
     place = Path(os.path.realpath(path))
-    if not place.is_dir():
+    if not os.path.isdir(place):  # False for names that are too long, too
         raise UsageError(f"workspace {path} is not a directory", hint="`moat run <directory> -- <command>`")
     if place.parts[1:2] and place.parts[1] in _KERNEL:
         raise UsageError(f"workspace {path} is the kernel's", hint="use a project directory")
@@ -27,7 +27,7 @@ def check_mounts(mounts: tuple[Mount, ...], home: Home) -> None:
     """Raises UsageError for a mount that may not be made."""
     for mount in mounts:
         source = Path(os.path.realpath(mount.source))
-        if not source.exists():
+        if not os.path.exists(source):
             raise UsageError(f"mount {mount.source}: no such file or directory")
         if source != mount.source:  # whoever asks for it has judged this name, and not where it leads now
             raise UsageError(

@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 import moat.runtime
-from moat.errors import ConfigError, GrantError, MoatError, StartError, UsageError
+from moat.errors import ArgumentError, ConfigError, GrantError, MoatError, StartError, UsageError
 from moat.paths import Home, runtime_dir
 from moat.runtime import BudgetConfig, HostRules, LocalRun, Mount, NetworkConfig, Question, Size, State, bwrap
 from moat.runtime.request import RunRequest
@@ -315,11 +315,79 @@ async def test_what_cannot_start_says_why_and_leaves_nothing(workspace: Path, ho
         with pytest.raises(UsageError):
             async with moat.runtime.start(["true"], **options):
                 pytest.fail("it must not start")
-    with pytest.raises(UsageError):
-        moat.runtime.start("true")
-    with pytest.raises(UsageError, match="lists of names"):
-        moat.runtime.start(["true"], grants="github")
     assert moat.runtime.list_runs() == []
+
+
+async def test_words_that_linux_does_not_hand_over(workspace: Path, home: Path) -> None:
+    """A long value was an exit status of 1, a long word a hint about rights; one that is no text a UnicodeError."""
+    long, half = "x" * 131_072, "\ud800"
+    for wrong, argv, options in (
+        (r"argv\[1\] has 131072 bytes", ["echo", long], {}),
+        (r"env\['A'\] has 131074 bytes", ["true"], {"env": {"A": long}}),
+        ("text without NUL", ["echo", half], {}),
+        ("'A' cannot be set", ["true"], {"env": {"A": half}}),
+        ("is not a directory", ["true"], {"workspace": workspace / ("x" * 5000)}),
+        ("no such file", ["true"], {"mounts": [Mount(workspace / ("x" * 5000), "/mnt")]}),
+        ("neither NUL nor half", ["true"], {"workspace": workspace / half}),
+    ):
+        with pytest.raises(UsageError, match=wrong):
+            async with moat.runtime.start(argv, **{"workspace": workspace, **options}):
+                pytest.fail("it must not start")
+    assert not (home / ".moat").exists()
+    async with moat.runtime.start(["printf", "%s", "a\udcffé", long[2:]], workspace=workspace) as run:
+        out, _ = await collect(run)
+    assert out == b"a\xff\xc3\xa9" + b"x" * 131_070
+
+
+async def test_what_a_run_is_told_and_cannot_be(workspace: Path) -> None:
+    """A size that was none broke the socket at the next viewer, a grace that was none ended the block."""
+    network = NetworkConfig(policy="ask")
+    async with (
+        moat.runtime.start(["cat"], workspace=workspace, stdin=True, network=network) as run,
+        moat.runtime.attach(run.id) as other,
+    ):
+        for each in (run, other):
+            for wrong, call in (
+                ("data must be bytes", lambda each=each: each.write("text")),
+                ("size must be Size, not tuple", lambda each=each: each.resize((80, 24))),
+                ("number must be a signal", lambda each=each: each.signal(65)),
+                ("number must be a signal", lambda each=each: each.signal("TERM")),
+                ("grace must be float", lambda each=each: each.stop("5")),
+                ("host must be str", lambda each=each: each.answer(5, allow=True)),
+                ("allow must be bool", lambda each=each: each.answer("a.test", allow="no")),
+                ("scope must be", lambda each=each: each.answer("a.test", allow=True, scope="ever")),
+                ("seconds must be at least 1", lambda each=each: each.answer("a", allow=True, scope="for")),
+            ):
+                with pytest.raises(ArgumentError, match=wrong):
+                    await call()
+        for wrong, command in (
+            ("argv must be a list, not str", "true"),
+            (r"argv\[0\] must be str", (5,)),
+            ("text without NUL", ("a\0b",)),
+        ):
+            with pytest.raises(UsageError, match=wrong):
+                await run.execute(command)
+        with pytest.raises(UsageError, match="not paused"):
+            await run.resume()
+        with pytest.raises(ArgumentError, match="size must be Size or None"):
+            async with moat.runtime.attach(run.id, size=(80, 24)):
+                pytest.fail("nothing to attach with")
+        assert run.record.state is State.RUNNING
+        await run.write(b"text")
+        await other.close_stdin()
+        assert await collect(run) == (b"text", b"")
+    for look in (moat.runtime.read_journal, moat.runtime.verify_journal):
+        with pytest.raises(ArgumentError, match="run must be str"):
+            look(None)
+
+
+@pytest.mark.parametrize("grace", [-1, float("nan")])
+async def test_no_time_left_to_stop_in_is_none(workspace: Path, grace: float) -> None:
+    """As of `deadline - time.monotonic()`; it came out of the block as an error, and the run had no status."""
+    script = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
+    async with moat.runtime.start(["bash", "-c", script], workspace=workspace) as run:
+        assert await anext(aiter(run.output()))
+        assert await run.stop(grace) == 137
 
 
 @pytest.mark.parametrize("words", ["--ro-bind\0/usr/share\0/var", "--cap-add\0ALL"])
