@@ -45,6 +45,7 @@ class Credentials:
         self._given: dict[str, Secret] = {}
         self._refused: dict[str, Secret] = {}
         self._told: set[str] = set()  # grants that the user knows to be of no use now
+        self._lost: set[str] = set()  # of these, logins of which there is no more than the token they have
 
     async def prepare(self, names: Iterable[str]) -> None:
         """Get what is kept elsewhere, before anything is made. Raises GrantError."""
@@ -59,8 +60,11 @@ class Credentials:
             found = await self._source.credential(name)
         except MoatError as error:
             self._failed(grant, f"requests with the credential {grant} fail: {error}")
+            self._lost.discard(grant)  # it has no token any more: the next one is of another login
             raise
-        self._told.discard(grant)
+        if grant not in self._lost or found.secret != self._given.get(grant, found.secret):
+            self._told.discard(grant)
+            self._lost.discard(grant)
         self._given[grant] = found.secret
         return found
 
@@ -102,5 +106,8 @@ class Credentials:
     def _noted(self, outcome: str, grant: str) -> None:  # in a thread, or not
         self._journal.record("login.renewed", grant=grant, outcome=outcome)
         if outcome in _LOST:
-            text = f"the login {grant} is not accepted any more"
-            self._loop.call_soon_threadsafe(self._failed, grant, text)
+            self._loop.call_soon_threadsafe(self._lose, grant)
+
+    def _lose(self, grant: str) -> None:
+        self._lost.add(grant)
+        self._failed(grant, f"the login {grant} is not accepted any more")

@@ -25,7 +25,9 @@ import pytest
 from moat.config import load_user
 from moat.errors import GrantError, VaultError
 from moat.grants import Credential, CredentialInfo, CredentialKind
+from moat.journal import Journal
 from moat.paths import Home
+from moat.runtime.credentials import Credentials
 from moat.vault import Vault, open_vault
 from moat.vault.oauth import source as source_module
 from moat.vault.oauth.source import RunCredentials
@@ -376,3 +378,36 @@ async def test_a_damaged_login_is_told(place):
             await place.source().credential(NAME)
         assert tokens.access not in str(caught.value), "seen to fail with the secret in the message"
     assert tokens.access not in repr(tokens)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_lost_login_is_told_once_also_while_its_token_is_good(place):
+    """What it has is used to its end; that it ends is no news then. A new login, lost too, is.
+
+    Seen failing: told twice, as long as any credential that was had counted as a new one.
+    """
+    told: list[str] = []
+    vault = place.vault
+    (journal_file := place.home.run("run_0123456789ab") / "journal.jsonl").parent.mkdir(parents=True)
+    journal = Journal(journal_file)
+    source = Credentials(vault, load_user(place.home).upstream, journal, told.append, "run_0123456789ab")
+    for number in (1, 2):
+        place.server.lifetime = 5
+        place.grant(age=3.5)
+        place.server.end_login()
+        for _ in range(3):
+            await source.credential(NAME)
+        await anyio.sleep(1.6)
+        for _ in range(2):
+            with pytest.raises(GrantError, match="no longer accepted"):
+                await source.credential(NAME)
+        assert len(told) == number, told
+    for number in (3, 4):
+        place.grant(age=0)
+        await source.credential(NAME)
+        place.grant(age=10)
+        place.server.end_login()
+        with pytest.raises(GrantError, match="no longer accepted"):
+            await source.credential(NAME)
+        assert len(told) == number, told
+    journal.close()

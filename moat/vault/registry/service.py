@@ -23,7 +23,8 @@ IDENTITY = "<token>"  # Docker's name for the user of an identity token
 _LIMIT = 256 * 1024  # bytes of an answer that are looked at
 _LIFE = 60.0  # seconds, when the service does not tell
 _LONGEST = 3600.0  # seconds that a token is used, whatever the service tells
-_PARAMETER = re.compile(r'([a-z]+)\s*=\s*(?:"([^"\\]*)"|([^\s",]+))', re.IGNORECASE)
+# From the beginning of a word only: from each of its letters a long one would take the square of its length.
+_PARAMETER = re.compile(r'(?<![a-z])([a-z]++)\s*+=\s*+(?:"([^"\\]*+)"|([^\s",]++))', re.IGNORECASE)
 _TOKEN = re.compile(r"[!-~]{1,65536}")
 
 
