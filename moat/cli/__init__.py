@@ -43,6 +43,24 @@ COMMANDS = {
     "demo": ("moat.cli.demo", "prove the isolation on this machine, in a few seconds"),
     "version": ("moat.cli.version", "print the version"),
 }
+# What other programs call it.
+_KNOWN_AS = {
+    "rollback": "snapshot restore",
+    "restore": "snapshot restore",
+    "undo": "snapshot restore",
+    "diff": "review",
+    "ps": "list",
+    "ls": "list",
+    "rm": "destroy",
+    "kill": "stop",
+    "shell": "run -i -- bash",
+    "codex": "run -i --grant codex -- codex",
+    "gemini": "run -i --grant gemini -- gemini",
+    "login": "grant",
+    "logout": "revoke",
+    "network": "trace --network",
+    "prune": "clean",
+}
 # What starts a run, and takes the supervisor that stands by for it.
 _STARTERS = {"claude", "resume", "run"}
 
@@ -71,7 +89,9 @@ def _main(argv: list[str] | None) -> int:
     args = sys.argv[1:] if argv is None else argv
     if not _package_is_ours():
         return 3
-    if not args or args[0] in {"-h", "--help", "help"}:
+    if args[:1] == ["help"]:
+        args = [*args[1:2], "--help"]
+    if not args or args[0] in {"-h", "--help"}:
         sys.stdout.write(usage())
         return 0
     if args[0] in {"-V", "--version"}:
@@ -114,8 +134,9 @@ def _package_is_ours() -> bool:
 def _unknown(name: str) -> int:
     from difflib import get_close_matches
 
-    sys.stderr.write(f"moat: error: no command {name!r}\n")
-    near = get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean `moat {near[0]}`?" if near else "`moat --help` lists the commands"
+    what = "unknown option" if name.startswith("-") else "no command"
+    sys.stderr.write(f"moat: error: {what} {name!r}\n")
+    meant = _KNOWN_AS.get(name) or next(iter(get_close_matches(name, COMMANDS, n=1)), "")
+    hint = f"did you mean `moat {meant}`?" if meant else "`moat --help` lists the commands"
     sys.stderr.write(f"moat: hint: {hint}\n")
     return 2

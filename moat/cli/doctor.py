@@ -13,7 +13,7 @@ from typing import Literal
 
 import moat
 from moat import surroundings
-from moat.cli.output import Progress, dumb, emit, emit_json
+from moat.cli.output import Progress, dumb, emit, emit_json, reason
 from moat.cli.parser import Parser
 from moat.dataclass import dataclass
 from moat.errors import MoatError
@@ -121,10 +121,13 @@ def _ours() -> Row:
 
 def _state(home: Home) -> Row:
     """Write where runs are recorded, and look at where their sockets go."""
-    private_dir(home.root)
-    probe = private_dir(home.cache) / f"doctor-{os.getpid()}"
-    write_private(probe, b"written by moat doctor\n")
-    probe.unlink()
+    try:
+        private_dir(home.root)
+        probe = private_dir(home.cache) / f"doctor-{os.getpid()}"
+        write_private(probe, b"written by moat doctor\n")
+        probe.unlink()
+    except OSError as error:
+        raise MoatError(reason(error), hint="set MOAT_HOME to a directory that you can write") from error
     return Row("state", "ok", f"{home.root} can be written, sockets in {runtime_dir()}")
 
 

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("run", nargs="?", help="name or id (default: the only one that runs)")
     parser.add_argument("-i", "--interactive", action="store_true", help="give the command a terminal")
     options = parser.parse_args(flags)
-    if not command:
+    if not command or not command[0]:
         raise UsageError("no command", hint="moat exec RUN -- ls")
     home = Home.from_environment()
     record = known.find(home, options.run) if options.run else known.one_alive(home)

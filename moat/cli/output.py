@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import os
 import sys
@@ -20,8 +21,8 @@ from moat.errors import EXIT_INTERRUPTED, EXIT_START, MoatError, UsageError
 from moat.importing import uncollected
 from moat.regex import regex
 
-# Control characters that JSON leaves as they are, and what turns the direction of writing.
-_DRAWING = regex("[\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
+# Control characters that JSON leaves as they are, what turns the direction of writing, what is no text.
+_DRAWING = regex("[\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 # The same, and those that JSON escapes, but for tab and line feed.
 _CONTROLS = regex("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
 _OF_THE_USER = "moat.cli.proxy"  # what it starts is the user's program, in the user's environment
@@ -52,6 +53,8 @@ def call(module: str, argv: Sequence[str], *, alone: bool = False, starts: bool 
         # The reader left (`moat logs | head`): not our failure. Nothing may be flushed to it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except UnicodeEncodeError as error:
+        return fail(_narrow(error))
     except OSError as error:
         return fail(_displaced() or MoatError(reason(error, module)))
     except RuntimeError as error:
@@ -74,6 +77,15 @@ def _displaced() -> MoatError | None:
     except OSError:
         return UsageError("the current directory has been removed", hint="`cd` to one that there is")
     return None
+
+
+def _narrow(error: UnicodeEncodeError) -> MoatError:
+    """A name of a file that this locale cannot say."""
+    what = error.object[error.start : error.end]
+    return MoatError(
+        f"{what!r} cannot be written in the encoding of this locale, {error.encoding}",
+        hint="LC_ALL=C.UTF-8 moat ...",
+    )
 
 
 def _start(module: str, argv: Sequence[str]) -> int:
@@ -105,6 +117,8 @@ def fill_standard_streams() -> None:
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - lives as long as the process
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - as above
     sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115 - as above
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: no name may stop a listing
 
 
 def fail(error: MoatError) -> int:
@@ -149,8 +163,12 @@ def emit_json(value: object) -> None:
 
 def json_text(value: object, *, indent: int | None = None) -> str:
     """JSON that reads well and draws on no terminal: what a sandbox named may be in it."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    text = json.dumps(value, indent=indent, ensure_ascii=not _speaks_unicode())
     return _DRAWING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _speaks_unicode() -> bool:
+    return (sys.stdout.encoding or "utf-8").lower().replace("_", "-").startswith("utf-")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

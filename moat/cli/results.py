@@ -11,6 +11,8 @@ from moat.errors import MoatError
 from moat.paths import Home
 from moat.runtime.records import RunRecord, read
 
+_NOT_FOUND = 127  # of whatever was to start the command, or of a shell
+
 
 def tell_results(home: Home, run: str, *, compare: bool = True) -> None:
     """Why the run may have failed; on a terminal also what it changed and was warned of.
@@ -22,6 +24,8 @@ def tell_results(home: Home, run: str, *, compare: bool = True) -> None:
     record = read(home, run)
     if record is None or not record.state.ended or not sys.stderr.isatty():
         return
+    if record.exit_code == _NOT_FOUND:
+        say("hint: `dependencies:` in agent.yaml bring programs that the sandbox lacks: `moat deps list`")
     with contextlib.suppress(MoatError, OSError, KeyboardInterrupt):
         if record.warned:
             from moat.cli.warnings import tell_warned

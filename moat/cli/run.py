@@ -15,6 +15,7 @@ from moat.cli.common import add_chord_option, add_credential_options
 from moat.cli.output import dumb, say
 from moat.cli.parser import Parser
 from moat.cli.start import start, wanted_size, wanted_stdin
+from moat.cli.terminal import is_terminal
 from moat.cli.worktree import branch_of, configuration, entered, name_of
 from moat.config import HostRules, NetworkConfig, RunConfig, parse_host, parse_mount, parse_port
 from moat.config.network import ASK_AND_WARN
@@ -30,6 +31,7 @@ from moat.runtime.size import Size
 if TYPE_CHECKING:
     from moat.runtime.demands import Demand
 
+_SHELLS = {"bash", "sh", "zsh", "fish", "dash", "python", "python3", "ipython", "node", "irb", "psql"}
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -48,9 +50,18 @@ def main(argv: Sequence[str], *, ahead: Fork | None = None, asked: contextlib.Ex
         options.interactive = options.interactive or settings.interactive
         request = build(options, command, settings, workspace)
         missing = ask_first(options, home, workspace, settings, runtime=request.runtime)
+    if not options.detach:
+        _tell_without_terminal(request)
     return start(
         request, detach=options.detach, json=options.json, home=home, ahead=ahead, lent_when_granted=missing
     )
+
+
+def _tell_without_terminal(request: RunRequest) -> None:
+    """A shell that is not given a terminal ends at once, without a word."""
+    name, *rest = request.argv
+    if Path(name).name in _SHELLS and not rest and not request.tty and is_terminal(0) and is_terminal(1):
+        say(f"warning: without -i, {name} has no terminal and no input: `moat run -i -- {name}`")
 
 
 def split_command(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -148,6 +159,8 @@ def build(
     argv = command or file.command
     if not argv:
         raise UsageError("no command", hint="moat run -- <command>, or `command:` in agent.yaml")
+    if not argv[0]:
+        raise UsageError("the command is an empty word", hint="moat run -- <command>")
     tty = wanted_size(interactive=getattr(options, "interactive", False), detach=options.detach)
     rules = (*file.network.rules, *(HostRules(parse_host(host)) for host in options.allow_host))
     flag_mounts = [parse_mount(text, workspace) for text in options.mount]

@@ -118,7 +118,8 @@ def test_a_wrong_user_configuration_fails_with_its_place(moat: Moat, home: Path)
 def test_a_state_directory_that_cannot_be_written_fails(moat: Moat, home: Path) -> None:
     (home / ".moat").write_text("a file where a directory should be")
     done = moat("doctor", "--json", timeout=110)
-    assert rows(done)["state"]["status"] == "fail"
+    state = rows(done)["state"]
+    assert (state["status"], state["fix"]) == ("fail", "set MOAT_HOME to a directory that you can write")
     assert done.returncode == 1
 
 

@@ -49,6 +49,34 @@ def test_a_name_that_is_nearly_right(moat: Moat) -> None:
     assert "`moat list` shows the runs" in moat("logs", "other").stderr
 
 
+def test_bytes_that_are_no_text_are_listed(moat: Moat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail, with a traceback, for as long as the run was kept."""
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")  # as in `en_US.UTF-8`, and not in `C.UTF-8`
+    moat("run", "--name", "bytes", "--", "true", "a\udcffb")
+    assert rows(moat)["bytes"]["argv"] == ["true", "a\udcffb"]
+    assert json.loads(moat("status", "--json", "bytes").stdout)["argv"] == ["true", "a\udcffb"]
+
+
+def test_a_terminal_that_has_no_unicode(moat: Moat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen to fail, with a traceback."""
+    moat("run", "--name", "umlaut", "--", "echo", "ü")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    assert "echo '\\xfc'" in moat("status", "umlaut").stdout
+    assert rows(moat)["umlaut"]["argv"] == ["echo", "ü"]
+
+
+def test_a_locale_that_cannot_name_a_workspace(
+    moat: Moat, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "ü").mkdir()
+    moat("run", "ü", "--", "true")
+    for name, value in {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    done = moat("run", "--", "true")
+    told = "moat: error: '\\xfc' cannot be written in the encoding of this locale, ascii\n"
+    assert (done.returncode, done.stderr) == (3, told + "moat: hint: LC_ALL=C.UTF-8 moat ...\n")
+
+
 def test_sizes_of_small_runs_can_be_told(moat: Moat) -> None:
     moat("run", "--name", "small", "--", "true")
     done = moat("clean", "--dry-run")

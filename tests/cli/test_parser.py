@@ -12,6 +12,12 @@ from tests.conftest import REPOSITORY
 CASES = {
     "frobnicate": ("no command 'frobnicate'", "`moat --help` lists the commands"),
     "stpo": ("no command 'stpo'", "did you mean `moat stop`?"),
+    "rollback": ("no command 'rollback'", "did you mean `moat snapshot restore`?"),
+    "codex": ("no command 'codex'", "did you mean `moat run -i --grant codex -- codex`?"),
+    "--json": ("unknown option '--json'", "`moat --help` lists the commands"),
+    "help stpo": ("no command 'stpo'", "did you mean `moat stop`?"),
+    "stop -t -1": ("-t/--time: '-1' is not a valid value", "`moat stop --help` tells more"),
+    "stop -t nan": ("-t/--time: 'nan' is not a valid value", "`moat stop --help` tells more"),
     "run --runtme docker -- true": ("unknown option --runtme", "did you mean `--runtime`?"),
     "run --runtime=dokcer -- true": (
         "--runtime: 'dokcer' is not one of docker, embedded",
@@ -47,6 +53,19 @@ def test_help_goes_to_stdout_with_status_0(home: Path, capsys: pytest.CaptureFix
         cli.main(["system", "prune", "--help"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("usage: moat system prune")
+
+
+@pytest.mark.parametrize("line", ["help stop", "stop --help"])
+def test_help_of_one_command(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(line.split())
+    assert capsys.readouterr().out.startswith("usage: moat stop")
+
+
+def test_what_other_programs_call_a_command_is_none_of_ours() -> None:
+    meant = {words.split()[0] for words in cli._KNOWN_AS.values()}
+    assert meant <= set(cli.COMMANDS)
+    assert not set(cli._KNOWN_AS) & set(cli.COMMANDS)
 
 
 def test_no_command_has_a_parser_of_its_own_kind() -> None:

@@ -19,6 +19,7 @@ from moat.paths import Home
 from moat.runtime import launch
 from moat.runtime.records import State, read
 from moat.runtime.request import RunRequest
+from tests.cli.wizard import Start
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 BOTH = [
@@ -159,6 +160,24 @@ def test_interrupting_the_preparation_leaves_nothing(
         assert set(states(moat_bin).values()) <= {"stopped", "failed"}
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (["bash"], 0, "warning: without -i, bash has no terminal and no input: `moat run -i -- bash`"),
+        (["bash", "-c", "true"], 0, None),
+        (["no-such"], 127, "hint: `dependencies:` in agent.yaml bring programs"),
+    ],
+)
+def test_what_a_person_is_told_of_a_command_that_does_nothing(  # noqa: PLR0917 - fixtures
+    start: Start, workspace: Path, embedded: None, words: list[str], status: int, told: str | None
+) -> None:
+    """Seen to fail: a shell that was started without `-i` ended at once, without a word."""
+    terminal = start("run", str(workspace), "--", *words)
+    terminal.ends(status)
+    said = terminal.shown()
+    assert told in said if told else "moat:" not in said
+
+
 def test_an_interrupt_between_start_and_attach_stops_the_run(
     home: Path, workspace: Path, embedded: None
 ) -> None:
@@ -249,6 +268,7 @@ def test_strict_policy_and_allow_host(moat: Moat, workspace: Path, embedded: Non
     [
         ((), 2, "no command"),
         (("--",), 2, "no command"),
+        (("--", ""), 2, "the command is an empty word"),
         (("ls",), 2, "no directory 'ls'"),
         (("-e", "novalue", "--", "true"), 2, "-e novalue"),
         (("--name", "Not A Name", "--", "true"), 2, "'Not A Name' is not a run name"),
