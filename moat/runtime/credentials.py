@@ -45,7 +45,7 @@ class Credentials:
         self._given: dict[str, Secret] = {}
         self._refused: dict[str, Secret] = {}
         self._told: set[str] = set()  # grants that the user knows to be of no use now
-        self._lost: set[str] = set()  # of these, logins of which there is no more than the token they have
+        self._lost: dict[str, Secret | None] = {}  # of these, logins that are used to the end of this token
 
     async def prepare(self, names: Iterable[str]) -> None:
         """Get what is kept elsewhere, before anything is made. Raises GrantError."""
@@ -60,11 +60,13 @@ class Credentials:
             found = await self._source.credential(name)
         except MoatError as error:
             self._failed(grant, f"requests with the credential {grant} fail: {error}")
-            self._lost.discard(grant)  # it has no token any more: the next one is of another login
+            self._lost.pop(grant, None)  # it has no token any more: the next one is of another login
             raise
-        if grant not in self._lost or found.secret != self._given.get(grant, found.secret):
+        if grant in self._lost and self._lost[grant] in {None, found.secret}:
+            self._lost[grant] = found.secret
+        else:
             self._told.discard(grant)
-            self._lost.discard(grant)
+            self._lost.pop(grant, None)
         self._given[grant] = found.secret
         return found
 
@@ -109,5 +111,5 @@ class Credentials:
             self._loop.call_soon_threadsafe(self._lose, grant)
 
     def _lose(self, grant: str) -> None:
-        self._lost.add(grant)
+        self._lost[grant] = None  # the next that is had is the one it still has
         self._failed(grant, f"the login {grant} is not accepted any more")

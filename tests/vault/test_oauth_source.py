@@ -392,12 +392,16 @@ async def test_a_lost_login_is_told_once_also_while_its_token_is_good(place):
     journal = Journal(journal_file)
     source = Credentials(vault, load_user(place.home).upstream, journal, told.append, "run_0123456789ab")
     for number in (1, 2):
-        place.server.lifetime = 5
-        place.grant(age=3.5)
+        place.server.lifetime = 10  # renewed from the eighth second on
+        if number == 2:
+            place.grant(age=0)
+            await source.credential(NAME)
+        place.grant(age=8.2)
         place.server.end_login()
         for _ in range(3):
             await source.credential(NAME)
-        await anyio.sleep(1.6)
+        assert len(told) == number, told
+        await anyio.sleep(1.9)
         for _ in range(2):
             with pytest.raises(GrantError, match="no longer accepted"):
                 await source.credential(NAME)
