@@ -9,7 +9,7 @@ import math
 from time import monotonic
 
 from moat.authority import AuthorityError, parse_authority
-from moat.proxy.answers import RefusedError, denied, malformed
+from moat.proxy.answers import RefusedError, denied, failed, malformed
 from moat.proxy.budget import Spending
 from moat.proxy.decider import Desk, Question
 from moat.proxy.events import Denial, Undecided, Warned
@@ -34,6 +34,7 @@ class Admission:
     spending: Spending | None = None  # None: no budget applies
     warning: Denial | None = None
     _undecided = False  # no rule of the policy allows it
+    _held = 0  # bytes of the body that are in memory
 
     def __init__(
         self, setup: Setup, client: MessageReader, site: Site, head: RequestHead, number: int
@@ -201,7 +202,7 @@ class Admission:
         return (body, read), judgement.lists
 
     async def read_body(self, body: Body | FilteredBody, limit: int) -> bytes:
-        """The request's body, or its beginning when it is longer than `limit`."""
+        """The request's body, or its beginning when it is longer than `limit`. Raises RefusedError."""
         client = self._client
         self.read = body
         if self._head.expect_continue:
@@ -209,9 +210,22 @@ class Admission:
         read = bytearray()
         while not body.done and len(read) <= limit:
             client.stream.deadline = monotonic() + self._setup.limits.body_idle_timeout
-            read += await body.next()
+            read += self._hold(await body.next())
         client.stream.deadline = math.inf  # the client waits for us now
         return bytes(read)
+
+    def _hold(self, piece: bytes) -> bytes:
+        """`piece`, which stays in memory until `let_go`."""
+        if not self._setup.held.take(len(piece)):
+            reason = f"it would hold more than {self._setup.limits.held} bytes of requests"
+            raise RefusedError(failed(503, "busy", reason, "send fewer large requests at one time"))
+        self._held += len(piece)
+        return piece
+
+    def let_go(self) -> None:
+        """The exchange is over."""
+        self._setup.held.give_back(self._held)
+        self._held = 0
 
     def _body(self) -> Body:
         """The request's body; its bytes are spent as they are read."""

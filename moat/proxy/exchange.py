@@ -85,6 +85,7 @@ class Exchange:
             raise
         finally:
             self._client.stream.when_gone(None)
+            self._admission.let_go()
             self._record(started, monotonic() - clock)
         return self._after
 

@@ -121,6 +121,7 @@ class Proxy:
             desk=decider
             and Desk(decider, seconds=limits.question_timeout, most=limits.questions, every=ask_every),
             streams=Places(limits.h2_streams_of_run),
+            held=Places(limits.held),
         )
         self._token = token
         self._slots = anyio.Semaphore(limits.connections, fast_acquire=True)

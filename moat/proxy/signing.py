@@ -128,15 +128,19 @@ class Signer:
         if in_query and fields:
             raise _refused("it is signed twice, in its query and in a header")
         draft = self._in_query(query) if in_query else self._in_header(fields, headers)
-        signed, scope = draft["signed"].split(b";"), Scope(draft["date"], draft["region"], draft["service"])
-        if b"host" not in signed or not draft["time"].startswith(scope.date):
+        signed = frozenset(draft["signed"].split(b";"))
+        scope = Scope(draft["date"], draft["region"], draft["service"])
+        covered = tuple(field for field in headers if field[0].lower() in signed)
+        # What is named and not sent is not covered: a signature without its host is good at any.
+        hosted = any(name.lower() == b"host" for name, _ in covered)
+        if not hosted or not draft["time"].startswith(scope.date):
             raise _refused("its signature does not cover the host, or is for another day than it says")
         return Signature(
             self.rule.credential,
             method,
             path,
             b"&".join(part for part in query.split(b"&") if _name(part) != b"x-amz-signature"),
-            tuple(field for field in headers if field[0].lower() in signed),
+            covered,
             scope,
             draft["time"],
             draft["value"],

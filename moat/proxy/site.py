@@ -40,14 +40,14 @@ class Places:
 
     free: int = 0
 
-    def take(self) -> bool:
-        if not self.free:
+    def take(self, count: int = 1) -> bool:
+        if self.free < count:
             return False
-        self.free -= 1
+        self.free -= count
         return True
 
-    def give_back(self) -> None:
-        self.free += 1
+    def give_back(self, count: int = 1) -> None:
+        self.free += count
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,7 @@ class Setup:
     mcp: McpTable = field(default_factory=McpTable)
     accounts: Accounts = Accounts()
     streams: Places = field(default_factory=Places)  # of HTTP/2
+    held: Places = field(default_factory=Places)  # bytes of bodies that are read before they go up
     logins: LoginTable = field(default_factory=LoginTable)
     desk: Desk | None = None  # None: nobody is asked
     unreadable: Unreadable = "withhold"

@@ -105,6 +105,7 @@ class World:
             lambda: None,
             lambda *_: None,
             streams=Places(LIMITS.h2_streams_of_run),
+            held=Places(LIMITS.held),
         )
 
     async def acquire(self, scheme: str, authority: Authority, **_: object) -> Connection:
