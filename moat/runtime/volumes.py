@@ -18,6 +18,7 @@ from typing import Any
 from moat.dataclass import dataclass
 from moat.errors import StartError
 from moat.paths import Home, locked, private_dir, write_private
+from moat.runtime.git import layout
 from moat.runtime.parts import Addition, Part, RunContext
 from moat.runtime.sandbox import WORKSPACE, Mount
 
@@ -92,15 +93,10 @@ def _project(workspace: Path) -> Path:
 
     An agent can write the worktree's end of the link, so the repository must know the worktree too.
     """
-    try:
-        link = (workspace / ".git").read_text(encoding="utf-8").removeprefix("gitdir:").strip()
-        admin = Path(os.path.normpath(workspace / link))
-        back = (admin / "gitdir").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+    found = layout.find(workspace)
+    if found is None or not found.linked or found.common.name != layout.DOT_GIT:
         return workspace
-    known = os.path.realpath(admin / back) == os.path.realpath(workspace / ".git")
-    inside = admin.parent.name == "worktrees" and admin.parent.parent.name == ".git"
-    return admin.parent.parent.parent if known and inside else workspace
+    return found.common.parent
 
 
 def _make_mount_point(workspace: Path, inside: str) -> None:

@@ -188,6 +188,19 @@ def test_another_project_of_the_same_name_does_not_get_the_volumes(home: Path, t
         volumes._claimed(place, "app", other)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("lies", [".git", "elsewhere", "behind/gitdir"])
+def test_what_an_agent_left_as_git_pointer_holds_no_run_up(tmp_path: Path, lies: str) -> None:
+    """A pipe, a link to one, or a pointer to one. Seen hanging with `read_text`; of a link to /dev/zero it took all memory."""
+    (tmp_path / "behind").mkdir()
+    os.mkfifo(tmp_path / lies)
+    if lies == "elsewhere":
+        (tmp_path / ".git").symlink_to("elsewhere")
+    elif lies != ".git":
+        (tmp_path / ".git").write_text("gitdir: behind\n")
+    assert volumes._project(tmp_path) == tmp_path
+
+
 def test_a_mount_point_is_never_made_through_a_link(tmp_path: Path) -> None:
     """Switched off by dropping O_NOFOLLOW: the directory is then made outside of the workspace."""
     workspace, outside = tmp_path / "ws", tmp_path / "outside"
