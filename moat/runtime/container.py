@@ -13,6 +13,8 @@ from moat.dataclass import dataclass
 from moat.runtime import syscalls
 from moat.runtime.sandbox import HOME, HOST_ADDRESS, HOST_NAME, USER, WORKSPACE, Mount, SandboxSpec
 
+# No program of the host is told of a crash (`idmap.leave_no_core` says why).
+NO_CORE = [{"Name": "core", "Soft": 1, "Hard": 1}]
 LABEL = "moat.run"  # on every container of a run; its value is the run's id
 PLACE = "/run/moat"  # of Moat's own files in the container
 EGRESS = f"{PLACE}/egress"  # the run's socket directory
@@ -105,6 +107,7 @@ def _host(
     return ({"NetworkMode": network} if network else own_network()) | {
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges:true", f"seccomp={syscalls.profile(syscalls.refused_bits())}"],
+        "Ulimits": NO_CORE,
         "IpcMode": "private",
         "Init": True,
         "PidsLimit": spec.pids,

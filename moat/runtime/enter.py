@@ -68,6 +68,7 @@ def _die_with_parent() -> None:
 
 def _limit(plan: dict[str, Any]) -> None:
     """The limits of the sandbox hold for what joins it."""
+    idmap.leave_no_core()
     held = set()
     for what, directory in plan["cgroups"].items():
         with open(f"{directory}/cgroup.procs", "w", encoding="ascii") as file:

@@ -122,6 +122,7 @@ def _launch(plan: dict[str, Any], held: list[str], tell: int) -> None:
         _drop(plan["drop_to"])
         _die_with(plan["parent"])  # the change of uid cleared it
     _reset_signals()
+    idmap.leave_no_core()
     os.set_inheritable(tell, True)
     command = plan["command"]
     argv = [command[0], "--info-fd", str(tell), *command[1:]]

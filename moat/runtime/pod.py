@@ -149,6 +149,7 @@ class Pod:
         return self._userns | {
             "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges:true", f"seccomp={syscalls.profile()}"],
+            "Ulimits": container.NO_CORE,
             "IpcMode": "private",
             "Init": True,
         }

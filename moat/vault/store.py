@@ -77,9 +77,13 @@ def open_vault(
 
 
 def _leave_no_core() -> None:
-    """A process that crashes with secrets must not write them to a file, in the workspace as it may be."""
+    """A process that crashes with secrets must not write them to a file, in the workspace as it may be.
+
+    Nor hand them to a program that gathers crashes (`core_pattern`): a limit of 0 is for files only, and
+    with 1 the kernel starts no such program either.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0 if most == 0 else 1, most))
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,9 +131,10 @@ def change(monkeypatch: pytest.MonkeyPatch, edit: Change) -> None:
 
 
 SELF = """
-import os, socket
+import os, resource, socket
 status = dict(l.split(':\\t') for l in open('/proc/self/status').read().splitlines() if ':\\t' in l)
 for k in ('CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb', 'NoNewPrivs', 'Seccomp'): print(k, status[k].strip())
+print('Core', resource.getrlimit(resource.RLIMIT_CORE))
 def attempt(name, action):
     try: action(); print(name, 'POSSIBLE')
     except OSError as e: print(name, 'refused')
@@ -152,7 +153,7 @@ async def test_the_agent_holds_no_privilege() -> None:
         found = (await read_until(made, b"sockets []\n")).decode().splitlines()
     assert found == [
         *(f"Cap{kind} 0000000000000000" for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")),
-        "NoNewPrivs 1", "Seccomp 2", "core_pattern refused", "sysrq refused", "disk refused",
+        "NoNewPrivs 1", "Seccomp 2", "Core (1, 1)", "core_pattern refused", "sysrq refused", "disk refused",
         "passwd refused", "egress POSSIBLE", "interfaces ['lo']", "sockets []",
     ]  # fmt: skip
 
@@ -167,7 +168,14 @@ async def test_root_in_the_container_holds_none_either() -> None:
     assert [line for line in found if line.startswith("Cap")] == [
         f"Cap{kind} 0000000000000000" for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")
     ]
-    for line in ("NoNewPrivs 1", "Seccomp 2", "core_pattern refused", "disk refused", "egress refused"):
+    for line in (
+        "NoNewPrivs 1",
+        "Seccomp 2",
+        "Core (1, 1)",
+        "core_pattern refused",
+        "disk refused",
+        "egress refused",
+    ):
         assert line in found
     assert "interfaces ['lo']" in found
     assert "sockets []" in found
