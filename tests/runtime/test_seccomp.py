@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import struct
@@ -166,6 +167,50 @@ def test_the_numbers_are_plausible(machine: str) -> None:
     for name, (x86, arm) in tables.items():
         if max(x86, arm or 0) >= 424:  # from here on every architecture has the same
             assert x86 == arm, name
+
+
+ARGUMENTS = (  # of a call that is looked at: none, refused families and bits, all bits, in the high half as well
+    (0,) * 5,
+    (1, 1, 0, 0, 0),
+    (40,) * 5,
+    (16, 3, 1, 0, 0),
+    (0x5412,) * 5,
+    (0o100, 0o100, 0o100, 0o4755, 0),
+    (0o4755,) * 5,
+    (0x10000000,) * 5,
+    (0x80,) * 5,
+    (0xFFFFFFFF,) * 5,
+    ((1 << 32) | 40,) * 5,
+    ((1 << 64) - 1,) * 5,
+)
+
+
+def test_both_machines_refuse_the_same_calls() -> None:
+    """By name, for every number that libseccomp knows: its tables are nobody's of ours.
+
+    Once a kernel for aarch64 ran the filter (Debian's 6.1 in QEMU, a second filter telling what the first let
+    through): for 1,024 numbers and 8 of these arguments it answered as `evaluate` does, and killed a 32-bit program.
+    """
+    table = ctypes.CDLL("libseccomp.so.2")
+    table.seccomp_syscall_resolve_num_arch.restype = ctypes.c_char_p
+    compared = set()
+    for number in range(424):  # from here on every machine has the same
+        name = table.seccomp_syscall_resolve_num_arch(ARCH["aarch64"], number)
+        if name is None:
+            continue
+        other = table.seccomp_syscall_resolve_name_arch(ARCH["x86_64"], name)
+        assert other >= 0, f"{name} is aarch64's alone: does the filter look at it?"
+        compared.add(name.decode())
+        for arguments in ARGUMENTS:
+            assert evaluate("aarch64", number, *arguments) == evaluate("x86_64", other, *arguments), name
+    for name, (x86, arm) in (seccomp._FORBIDDEN | seccomp._ABSENT).items():
+        if x86 < 424:
+            assert table.seccomp_syscall_resolve_name_arch(ARCH["x86_64"], name.encode()) == x86, name
+            assert (name in compared) is (arm is not None), name
+    assert len(compared) > 250
+    for number in range(424, 512):
+        for arguments in ARGUMENTS:
+            assert evaluate("aarch64", number, *arguments) == evaluate("x86_64", number, *arguments), number
 
 
 INSTALLED = """
