@@ -63,6 +63,14 @@ def reaching(host: str) -> Iterator[None]:
         raise GrantError(f"{host} cannot be reached ({type(error).__name__})", hint="try again") from None
 
 
+async def beginning(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """A body, or so many bytes of it. One `read` of aiohttp's gives no more than what has come by then."""
+    data = b""
+    while len(data) < limit and (more := await response.content.read(limit - len(data))):
+        data += more
+    return data
+
+
 def client_context(upstream: UpstreamConfig) -> ssl.SSLContext:
     """System roots, NODE_EXTRA_CA_CERTS of this shell, and the configured bundle."""
     context = verification.client_context()

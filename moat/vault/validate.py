@@ -106,7 +106,7 @@ async def _ask(
     """(status, start of the body), or (0, name of what went wrong)."""
     import aiohttp
 
-    from moat.vault.client import https_client
+    from moat.vault.client import beginning, https_client
 
     try:
         async with (
@@ -115,7 +115,7 @@ async def _ask(
                 method, f"https://{host}{path}", headers=headers, json=body, allow_redirects=False
             ) as response,
         ):
-            return response.status, await response.content.read(_BODY_LIMIT)
+            return response.status, await beginning(response, _BODY_LIMIT)
     except aiohttp.ClientConnectorCertificateError:
         return 0, b"its certificate is not trusted; see upstream.ca_bundle in config.yaml"
     except TimeoutError:
@@ -146,6 +146,6 @@ def _message(answer: bytes) -> str:
 def _json(answer: bytes) -> dict[str, Any]:
     try:
         data = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

@@ -91,6 +91,14 @@ async def test_one_token_for_all_who_want_the_same(world: World) -> None:
     assert (await tokens.credential(GRANT)).secret.reveal() == PASSWORD
 
 
+async def test_an_answer_that_comes_in_pieces_is_whole(world: World) -> None:
+    """Tokens are long, and networks cut. Seen failing: an answer without a token."""
+    world.server.pause = 0.1
+    world.answer = lambda _: (200, {"token": "t" * 3000})
+    token = await RegistryTokens(world.upstream, Store()).credential(PULL)
+    assert token.secret.reveal() == "t" * 3000
+
+
 async def test_a_token_is_bought_again_when_it_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for another password: a token of the account before must not outlive its revocation."""
     store = Store()

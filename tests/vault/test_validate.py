@@ -106,6 +106,7 @@ def test_the_wrong_key_is_rejected_and_never_repeated(api: Vendor, upstream: Ups
         ),
         ((400, {"error": {"message": "bad model"}}), Outcome.UNKNOWN, "api.anthropic.com answered HTTP 400"),
         ((400, "no object"), Outcome.UNKNOWN, "HTTP 400"),
+        ((400, b"[" * 60_000), Outcome.UNKNOWN, "HTTP 400"),
         ((429, {}), Outcome.UNKNOWN, "HTTP 429"),
         ((500, {"error": {"message": f"no such key: {KEY}"}}), Outcome.UNKNOWN, "HTTP 500"),
         ((302, {}), Outcome.UNKNOWN, "HTTP 302"),
@@ -129,6 +130,12 @@ def test_github_tells_the_login(api: Vendor, upstream: UpstreamConfig) -> None:
     assert (asked.host, asked.method, asked.path) == ("api.github.com", "GET", "/user")
     assert asked.headers["accept"] == "application/vnd.github+json"
     assert asyncio.run(check_github(Secret("ghp_wrong"), upstream)).outcome is Outcome.REJECTED
+
+
+def test_an_answer_that_comes_in_pieces_is_whole(api: Vendor, upstream: UpstreamConfig) -> None:
+    """Seen failing: the login was not told."""
+    api.pause = 0.1
+    assert asyncio.run(check_github(Secret("ghp_right"), upstream)).login == "octocat"
 
 
 @pytest.mark.parametrize("login", ["a b", "x\x1b[31m", "", None, 7, "a" * 200])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Vendor:
     proxy_port: int = 0  # plain HTTP, CONNECT
     ca: Path = Path()
     asked: list[Asked] = field(default_factory=list)
+    pause: float = 0.0  # seconds in the middle of a body
 
     def config(self, home: Path, *hosts: str) -> None:
         """Write a `config.yaml` into `home` that sends `hosts` here."""
@@ -113,7 +115,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            half = len(data) // 2 if self.vendor.pause else 0
+            self.wfile.write(data[:half])
+            time.sleep(self.vendor.pause)
+            self.wfile.write(data[half:])
 
     def _body(self, headers: dict[str, str]) -> bytes:
         if headers.get("transfer-encoding") != "chunked":

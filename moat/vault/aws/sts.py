@@ -87,7 +87,7 @@ def _headers(role: Role, body: bytes, own: Keys) -> dict[str, str]:
 async def _post(
     role: Role, body: bytes, headers: dict[str, str], upstream: UpstreamConfig
 ) -> tuple[int, str]:
-    from moat.vault.client import https_client, reaching
+    from moat.vault.client import beginning, https_client, reaching
 
     with reaching(role.sts):
         async with (
@@ -96,7 +96,7 @@ async def _post(
                 f"https://{role.sts}/", data=body, headers=headers, allow_redirects=False
             ) as response,
         ):
-            return response.status, (await response.content.read(_LIMIT)).decode("utf-8", "replace")
+            return response.status, (await beginning(response, _LIMIT)).decode("utf-8", "replace")
 
 
 def _session(answer: str) -> Session:

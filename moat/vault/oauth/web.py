@@ -67,7 +67,7 @@ class Web:
         """One request with a form or a JSON value; no redirect is followed. Raises WebError."""
         import aiohttp
 
-        from moat.vault.client import https_client
+        from moat.vault.client import beginning, https_client
 
         parts = urlsplit(url)
         if parts.scheme != "https" or not parts.hostname or parts.username is not None:
@@ -80,9 +80,7 @@ class Web:
                     method, url, headers=dict(headers), data=form, json=value, allow_redirects=False
                 ) as answer,
             ):
-                body = await answer.content.read(LIMIT + 1)
-                while len(body) <= LIMIT and (more := await answer.content.read(LIMIT + 1 - len(body))):
-                    body += more
+                body = await beginning(answer, LIMIT + 1)
                 if len(body) > LIMIT:
                     raise WebError(f"{host} answers with more than {LIMIT} bytes")
                 found = {name.lower(): text for name, text in answer.headers.items()}

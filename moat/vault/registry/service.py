@@ -153,7 +153,7 @@ async def _ask(
 
     form: what is posted; None: a GET.
     """
-    from moat.vault.client import https_client, reaching
+    from moat.vault.client import beginning, https_client, reaching
 
     host, method = urlsplit(url).hostname or "", "GET" if form is None else "POST"
     with reaching(host):
@@ -162,4 +162,4 @@ async def _ask(
             session.request(method, url, headers=headers, data=form, allow_redirects=False) as response,
         ):
             challenges = tuple(response.headers.getall("WWW-Authenticate", ()))
-            return response.status, challenges, await response.content.read(_LIMIT)
+            return response.status, challenges, await beginning(response, _LIMIT)
