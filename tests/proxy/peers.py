@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import functools
 import gzip
 import json
@@ -96,6 +97,18 @@ class TestCA:
         return builder.add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
 
 
+class _TLSSocket(ssl.SSLSocket):
+    """One that closes itself when its peer has reset it before `wrap_socket` began, which drops it open."""
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        try:
+            return super().recv(buflen, flags)
+        except OSError as error:
+            if self.version() is None and error.errno not in {errno.ENOTCONN, errno.EINVAL}:
+                self.close()
+            raise
+
+
 class Wire:
     """A blocking socket with a buffer, for reading exactly what a test asks for."""
 
@@ -161,6 +174,7 @@ class Wire:
 
     def tls(self, context: ssl.SSLContext, name: str | None, *, server: bool = False) -> Wire:
         assert not self.buffer
+        context.sslsocket_class = _TLSSocket
         wire = Wire(context.wrap_socket(self.sock, server_side=server, server_hostname=name))
         self.sock = wire.sock
         return wire
