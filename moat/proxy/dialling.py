@@ -60,6 +60,10 @@ class UpstreamError(Exception):
         self.status = status
         self.hint = hint
 
+    def again(self) -> UpstreamError:
+        """The same for somebody else, without what this one remembers of where it was raised."""
+        return UpstreamError(self.code, self.reason, status=self.status, hint=self.hint)
+
 
 class AddressDeniedError(DeniedError):
     """The address guard said no; nothing was connected."""

@@ -25,7 +25,7 @@ from moat.proxy.websocket import ClientFrames, Closing, Direction, Passing, Serv
 Unreadable = Literal["withhold", "pass"]
 """What becomes of a response to a request with a credential whose body cannot be looked into."""
 
-_INTERIM_RESPONSES = 16  # 1xx answers before the final one; servers send one or two
+INTERIM_RESPONSES = 16  # 1xx answers before the final one; servers send one or two
 
 
 class Download:
@@ -122,7 +122,7 @@ class Download:
     async def _final_head(self, upstream: MessageReader) -> ResponseHead:
         """The head that counts; 1xx before it are passed on to clients that know them."""
         request = self._request
-        for _ in range(_INTERIM_RESPONSES):
+        for _ in range(INTERIM_RESPONSES):
             head = await upstream.response(request.method, request.upgrade)
             self.heard = True
             if self._spending is not None:

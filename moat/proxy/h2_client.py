@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from moat.proxy import h2_fields
 from moat.proxy.chunked import LAST_CHUNK, encode_chunk
+from moat.proxy.download import INTERIM_RESPONSES
 from moat.proxy.h2_link import (
     ConnectionTerminated,
     DataReceived,
@@ -50,6 +51,7 @@ class _Call:
     method: bytes = b"GET"
     chunked: bool = False
     left: int | None = None  # bytes of DATA still to come; None: any number
+    interim: int = 0  # heads before the final one
     answered: bool = False  # the final head has come
     trailers: bytes = LAST_CHUNK
     ended: bool = False  # the response has come as a whole
@@ -70,6 +72,7 @@ class Client:
         self._tasks: TaskGroup
         self._reading = anyio.CancelScope()
         self._open = True  # takes further calls
+        self._reason = "the server is going away"  # why not
 
     @property
     def idle(self) -> bool:
@@ -107,8 +110,12 @@ class Client:
             self._reading.cancel()
 
     def call(self) -> PipeEnd:
-        """A stream for one exchange, as if it were a connection."""
+        """A stream for one exchange, as if it were a connection: one that is over, once this one is."""
         near, far = PipeEnd.pair(self._watch)
+        if not self._open:
+            near.lose(self._reason)
+            far.abort()
+            return near
         call = _Call(near, far)
         near.on_taken = lambda: self._taken(call)
         self._calls.add(call)
@@ -138,8 +145,10 @@ class Client:
         link, h2 = self._link, self._link.h2
         if head.upgrade:
             raise StreamError("it speaks HTTP/2, where a connection cannot be upgraded")
-        while h2.open_outbound_streams >= h2.remote_settings.max_concurrent_streams:
+        while self._open and h2.open_outbound_streams >= h2.remote_settings.max_concurrent_streams:
             await link.changed.wait()
+        if not self._open:
+            raise StreamError(self._reason)  # a stream that begins after GOAWAY gets no answer (§6.8)
         call.id, call.method = h2.get_next_available_stream_id(), head.method
         self._begun[call.id] = call
         end = not h2_fields.has_body(head)
@@ -182,7 +191,7 @@ class Client:
         except StreamError as error:
             reason = str(error)
         finally:
-            self._open = False
+            self._open, self._reason = False, reason
             self._link.abandon()
             for call in tuple(self._calls):
                 call.near.lose(reason)
@@ -207,6 +216,9 @@ class Client:
                 ended = getattr(event, "stream_ended", None) is not None
                 rewritten = h2_fields.response(event.headers, method=call.method, ended=ended)
                 call.answered = rewritten.status >= 200
+                call.interim += not call.answered
+                if call.interim > INTERIM_RESPONSES:  # no window bounds them, and HPACK makes them of nothing
+                    raise MalformedError("interim", "too many interim responses", 502, "upstream")
                 call.chunked, call.left = rewritten.chunked, rewritten.length
                 call.near.give(rewritten.head)
             case TrailersReceived():

@@ -17,6 +17,7 @@ from h2.config import H2Configuration
 from h2.connection import AllowedStreamIDs, ConnectionState, H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
+    AlternativeServiceAvailable,
     ConnectionTerminated,
     DataReceived,
     Event,
@@ -73,6 +74,8 @@ _COSTS: dict[type[Event], int] = {
     SettingsAcknowledged: 1,
     PriorityUpdated: 1,
     UnknownFrameReceived: 1,
+    AlternativeServiceAvailable: 1,
+    ConnectionTerminated: 1,
     StreamReset: RESET,
 }
 
@@ -210,9 +213,16 @@ class Link:
             self.abandon()
 
     async def room(self) -> None:
-        """Wait while the peer is slow to take what is on its way."""
+        """Wait while the peer is slow to take what is on its way.
+
+        Raises StreamTimeoutError when it takes nothing.
+        """
         while len(self._out) > BUFFER and not self.closed:
-            await self._written.wait()
+            try:
+                with anyio.fail_after(self.limits.body_idle_timeout):
+                    await self._written.wait()
+            except TimeoutError:
+                raise StreamTimeoutError("the peer takes nothing") from None
 
     async def drained(self) -> None:
         while (self._out or self._writing) and not self.stream.broken:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
+from moat.proxy.dialling import UpstreamError
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.stream import Stream, Watch
-from moat.proxy.tls import H2
+from moat.proxy.tls import H2, HTTP1
 
 if TYPE_CHECKING:
     from moat.proxy.h2_client import Client
@@ -28,6 +29,24 @@ def begins_h2(data: bytes) -> bool:
     return data[:1] == b"\0" and data[3:9] == b"\4\0\0\0\0\0"
 
 
+class Dialling:
+    """One dials for all who wait: they share what comes of it, also that nothing does."""
+
+    def __init__(self) -> None:
+        self.lock = anyio.Lock()
+        self.failures = 0
+        self._last: UpstreamError | None = None
+
+    def failed(self, error: UpstreamError) -> None:
+        self.failures += 1
+        self._last = error.again()
+
+    def check(self, failures: int) -> None:
+        """Raises UpstreamError for who has waited since there were so many, if another one came."""
+        if self._last is not None and self.failures > failures:
+            raise self._last.again()
+
+
 class Multiplexed:
     """Connections that carry many exchanges at once. They live in the task group of `keep`."""
 
@@ -38,7 +57,7 @@ class Multiplexed:
         self._clients: dict[Key, list[Client]] = {}
         self._protocols: dict[Key, str] = {}
         self._only: set[Key] = set()
-        self._dialling: dict[Key, anyio.Lock] = {}
+        self._dialling: dict[Key, Dialling] = {}
 
     async def keep(self) -> None:
         """Own connections until cancelled."""
@@ -58,20 +77,22 @@ class Multiplexed:
         return key in self._only
 
     def remember(self, key: Key, protocol: str, *, only: bool = False) -> None:
-        if only and len(self._only) < _REMEMBERED:
+        if protocol == HTTP1:
+            self._only.discard(key)
+        elif only and len(self._only) < _REMEMBERED:
             self._only.add(key)
         if len(self._protocols) >= _REMEMBERED:
             self._protocols.pop(next(iter(self._protocols)))
         self._protocols[key] = protocol
 
-    def dialling(self, key: Key) -> anyio.Lock:
-        """Held while one dials, so that all who wait share what comes of it."""
-        lock = self._dialling.get(key)
-        if lock is None:
+    def dialling(self, key: Key) -> Dialling:
+        """Its lock is held while one dials."""
+        dialling = self._dialling.get(key)
+        if dialling is None:
             if len(self._dialling) >= _REMEMBERED:
-                self._dialling = {key: lock for key, lock in self._dialling.items() if lock.locked()}
-            lock = self._dialling[key] = anyio.Lock()
-        return lock
+                self._dialling = {key: each for key, each in self._dialling.items() if each.lock.locked()}
+            dialling = self._dialling[key] = Dialling()
+        return dialling
 
     def take(self, key: Key) -> MessageReader | None:
         """A stream of a connection that there is."""

@@ -274,6 +274,7 @@ class Server:
         reader = MessageReader(far, request.limits)
         while (head := await reader.response(request.method)).status < 200:
             link.send_headers(request.id, h2_fields.response_fields(head), end=False)
+            await link.room()
         end = not h2_fields.has_body(head)
         link.send_headers(request.id, h2_fields.response_fields(head), end=end)
         if not end:
@@ -282,8 +283,8 @@ class Server:
                 await link.send_data(request.id, data, far)
             if far.truncated:
                 raise StreamError("the response was cut")
-            if body.trailers:
-                link.send_headers(request.id, h2_fields.trailer_fields(body.trailers), end=True)
+            if last := h2_fields.trailer_fields(body.trailers):
+                link.send_headers(request.id, last, end=True)
             else:
                 link.end(request.id)
         request.answered = True

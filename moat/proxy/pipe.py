@@ -16,6 +16,7 @@ import anyio
 from moat.proxy.stream import Stream, StreamError, Watch
 
 CAPACITY = 64 * 1024  # bytes that may wait for the other end before a sender waits too
+_PIECE = 1024  # bytes up to which pieces are put together: single bytes would cost a window 80 times its size
 
 
 class _Nowhere:
@@ -49,8 +50,12 @@ class PipeEnd(Stream):
 
     def give(self, data: bytes) -> None:
         """Put bytes into this end's inbox. Whoever gives keeps the bound."""
+        inbox = self._inbox
         if data and self._broken is None:
-            self._inbox.append(data)
+            if inbox and len(inbox[-1]) + len(data) <= _PIECE:
+                inbox[-1] += data
+            else:
+                inbox.append(data)
             self._size += len(data)
             self._wake()
 

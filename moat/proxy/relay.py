@@ -12,9 +12,12 @@ from time import monotonic
 from typing import Protocol
 
 import anyio
+import anyio.lowlevel
 
 from moat.proxy.bypass import Bypass, bypassable
 from moat.proxy.stream import CLOSE_SECONDS, Stream, StreamError
+
+_SLICE = 16 * 1024  # bytes that a filter gets at a time
 
 
 @dataclass(slots=True)
@@ -148,10 +151,14 @@ class _Relay:
             while data := await source.receive():
                 self._moved()
                 seen(data)
-                if change is not None:
-                    data = change.feed(data)
-                if data:
+                if change is None:
                     await sink.send(data)
+                    continue
+                for at in range(0, len(data), _SLICE):
+                    if at:
+                        await anyio.lowlevel.checkpoint()  # many small frames must not keep others waiting
+                    if changed := change.feed(data[at : at + _SLICE]):
+                        await sink.send(changed)
             if change is not None and (rest := change.finish()):
                 await sink.send(rest)
             self._finished.add(sink)

@@ -132,22 +132,31 @@ class Upstream:
     ) -> Connection:
         """A stream of an HTTP/2 connection, or a connection of its own when the server has no HTTP/2."""
         multiplexed = self.multiplexed
-        async with multiplexed.dialling(key):
+        dialling = multiplexed.dialling(key)
+        failures = dialling.failures
+        async with dialling.lock:
             if not fresh and (reader := multiplexed.take(key)) is not None:
                 return Connection(key, reader, reused=True)
             if multiplexed.protocol(key) != HTTP1:
-                stream = await self.dial(authority)
+                dialling.check(failures)
                 try:
-                    context = await self._prepared(self._prepare_h2)
-                    agreed = await self._secure(stream, authority.host, context)
-                    if agreed == H2:
-                        return Connection(key, await multiplexed.adopt(key, stream))
-                except BaseException:
-                    stream.abort()
+                    return await self._dial_multiplexed(key, authority)
+                except UpstreamError as error:
+                    dialling.failed(error)
                     raise
-                multiplexed.remember(key, HTTP1)
-                return Connection(key, MessageReader(stream, self._limits))
         return await self.acquire(key[0], authority, fresh=fresh)
+
+    async def _dial_multiplexed(self, key: tuple[str, str, int], authority: Authority) -> Connection:
+        stream = await self.dial(authority)
+        try:
+            context = await self._prepared(self._prepare_h2)
+            if await self._secure(stream, authority.host, context) == H2:
+                return Connection(key, await self.multiplexed.adopt(key, stream))
+        except BaseException:
+            stream.abort()
+            raise
+        self.multiplexed.remember(key, HTTP1)
+        return Connection(key, MessageReader(stream, self._limits))
 
     def release(self, connection: Connection) -> None:
         """Give back a connection whose last exchange was read to its end."""

@@ -201,6 +201,9 @@ def test_trailers_interim_answers_and_bodiless_ones(make: HouseMaker) -> None:
         wire.send(b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n")
         wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nKeep-Alive: 5\r\n\r\n")
         wire.send(b"3\r\nabc\r\n0\r\nX-Sum: 6\r\n\r\n")
+        wire.message()
+        wire.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        wire.send(b"3\r\nabc\r\n0\r\nKeep-Alive: 5\r\n\r\n")  # a trailer that does not exist in HTTP/2
 
     with tls_origin(script) as origin, make(origins={API: origin}) as house, Client.through(house) as client:
         for status in (204, 304):
@@ -210,6 +213,8 @@ def test_trailers_interim_answers_and_bodiless_ones(make: HouseMaker) -> None:
         assert (answer.interim, answer.status, answer.body) == ([103], 200, b"abc")
         assert answer.trailers == {"x-sum": "6"}
         assert not {"keep-alive", "transfer-encoding", "connection"} & answer.headers.keys()
+        answer = client.get()
+        assert (answer.body, answer.ended, answer.trailers) == (b"abc", True, {})
 
 
 @pytest.mark.parametrize("framing", ["Content-Length: 10", "Transfer-Encoding: chunked", "X: until-close"])

@@ -11,11 +11,13 @@ from anyio.lowlevel import checkpoint
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import Event, RequestReceived, StreamEnded, StreamReset
+from hyperframe.frame import GoAwayFrame
 
+from moat.proxy.download import INTERIM_RESPONSES
 from moat.proxy.h2_client import Client
 from moat.proxy.limits import Limits
 from moat.proxy.pipe import PipeEnd
-from moat.proxy.stream import Watch
+from moat.proxy.stream import StreamError, Watch
 
 pytestmark = pytest.mark.anyio
 HEAD = b"POST /%d HTTP/1.1\r\nHost: api.test\r\nContent-Length: 4\r\n\r\n"
@@ -27,14 +29,17 @@ class Peer:
 
     def __init__(self, stream: PipeEnd) -> None:
         self._stream = stream
-        self._h2 = H2Connection(H2Configuration(client_side=False, header_encoding="latin-1"))
-        self._h2.initiate_connection()
+        self.h2 = H2Connection(H2Configuration(client_side=False, header_encoding="latin-1"))
+        self.h2.initiate_connection()
         self.events: list[Event] = []
 
     async def serve(self) -> None:
         while data := await self._stream.receive():
-            self.events += self._h2.receive_data(data)
-            await self._stream.send(self._h2.data_to_send())
+            self.events += self.h2.receive_data(data)
+            await self.flush()
+
+    async def flush(self, more: bytes = b"") -> None:
+        await self._stream.send(self.h2.data_to_send() + more)
 
     async def until(self, kind: type[Event], stream: int) -> Event:
         with anyio.fail_after(5):
@@ -95,4 +100,48 @@ async def test_no_request_goes_up_for_who_has_left_before(anyio_backend: object)
         near.abort()
         await anyio.sleep(0.1)
         assert peer.paths() == []
+        assert client.idle
+
+
+async def test_interim_answers_that_nobody_reads_are_bounded(anyio_backend: object) -> None:
+    """Whoever asked is busy with the first. Seen failing with every head kept: 360 KB on the wire were 730 MB here."""
+    large = ("x", "a" * 3000)  # named again with one byte
+    async with connected() as (client, peer):
+        near = client.call()
+        await near.send(HEAD % 1 + b"body")
+        await peer.until(StreamEnded, 1)
+        for _ in range(INTERIM_RESPONSES + 50):
+            peer.h2.send_headers(1, [(":status", "103"), *[large] * 15])
+        await peer.flush()
+        await peer.until(StreamReset, 1)
+        heads = await near.receive()
+        assert heads.count(b"HTTP/1.1 103") == INTERIM_RESPONSES
+        with pytest.raises(StreamError, match="too many interim responses"):
+            await near.receive()
+        near.abort()
+        assert client.idle
+
+
+async def test_no_stream_begins_after_goaway(anyio_backend: object) -> None:
+    """A server does not answer it: who waited for a place would wait until `response_head_timeout`."""
+    async with connected() as (client, peer):
+        peer.h2.update_settings({3: 1})
+        await peer.flush()
+        first = client.call()
+        await first.send(HEAD % 1 + b"body")
+        await peer.until(StreamEnded, 1)
+        second = client.call()
+        await second.send(HEAD % 2 + b"body")
+        await peer.flush(GoAwayFrame(0, last_stream_id=1).serialize())
+        peer.h2.send_headers(1, [(":status", "204")], end_stream=True)
+        await peer.flush()
+        with anyio.fail_after(5), pytest.raises(StreamError, match="going away"):
+            await second.receive()
+        assert (await first.receive()).startswith(b"HTTP/1.1 204")
+        late = client.call()
+        with pytest.raises(StreamError, match="going away"):
+            await late.send(HEAD % 3)
+        first.abort()
+        await anyio.sleep(0.05)
+        assert peer.paths() == ["/1"]
         assert client.idle

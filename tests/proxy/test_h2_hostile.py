@@ -15,6 +15,7 @@ from hyperframe.frame import (
     DataFrame,
     ExtensionFrame,
     Frame,
+    GoAwayFrame,
     HeadersFrame,
     PingFrame,
     PriorityFrame,
@@ -53,6 +54,10 @@ def unknown(_: Client) -> list[Frame]:
 
 def window(_: Client) -> list[Frame]:
     return [WindowUpdateFrame(0, window_increment=1)]
+
+
+def goaway(_: Client) -> list[Frame]:
+    return [GoAwayFrame(0, last_stream_id=0, additional_data=b"x" * 300)]
 
 
 def empty_data(client: Client) -> list[Frame]:
@@ -103,8 +108,8 @@ def too_many(client: Client) -> list[Frame]:
 
 
 FLOODS = [
-    ping, ping_ack, settings, settings_ack, priority, unknown, window, empty_data, after_its_end, rapid_reset,
-    made_you_reset,
+    ping, ping_ack, settings, settings_ack, priority, unknown, window, goaway, empty_data, after_its_end,
+    rapid_reset, made_you_reset,
 ]  # fmt: skip
 
 
@@ -346,6 +351,31 @@ def test_a_reader_that_stops_makes_the_origin_wait_and_is_let_go(make: HouseMake
             # CAPACITY of the pipe, 64 KiB, and what the kernel holds between the origin and us.
             assert sent < 20_000_000
             assert client.wire.sock.fileno() > 0
+
+
+def test_a_client_that_takes_nothing_is_let_go(make: HouseMaker) -> None:
+    """Its windows are open, its socket is full. Seen failing: the stream kept its place, and the connection its own."""
+
+    def script(wire: Wire) -> None:
+        wire.message()
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                wire.send(b"x" * 100_000)
+
+    limits = replace(LIMITS, body_idle_timeout=0.6, client_idle_timeout=0.6)
+    with tls_origin(script) as origin, make(origins={API: origin}, limits=limits) as house:
+        with Client.through(house) as client:
+            client.h2.increment_flow_control_window(2**30)
+            client.h2.increment_flow_control_window(2**30, client.ask())
+            client.flush()
+            assert house.event().error == "client went away"
+            for _ in range(100):
+                if not house.proxy.connections:
+                    break
+                threading.Event().wait(0.1)
+            assert house.proxy.connections == 0
+            assert house.proxy._setup.streams.free == limits.h2_streams_of_run
 
 
 def test_streams_do_not_wait_for_each_other(make: HouseMaker) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from h2.exceptions import ProtocolError
 from hyperframe.frame import (
+    AltSvcFrame,
     ContinuationFrame,
     DataFrame,
     Frame,
@@ -51,6 +52,8 @@ FLOODS: dict[str, Attack] = {
     "ping": lambda _server, _stream: [PingFrame(0, opaque_data=b"12345678")] * 300,
     "settings": lambda _server, _stream: [SettingsFrame(0, settings={4: 70_000})] * 300,
     "windows": lambda _server, _stream: [WindowUpdateFrame(0, window_increment=1)] * 300,
+    "alternatives": lambda _server, _stream: [AltSvcFrame(0, origin=b"https://a", field=b'h3=":1"')] * 300,
+    "farewells": lambda _server, stream: [GoAwayFrame(0, last_stream_id=stream)] * 300,
     "empty data": lambda server, stream: [begun(server, stream), *[DataFrame(stream, data=b"")] * 300],
 }
 BREAKS: dict[str, Attack] = {

@@ -18,11 +18,12 @@ from pathlib import Path
 import grpc
 import pytest
 from h2.exceptions import ProtocolError
+from hyperframe.frame import SettingsFrame
 
 from moat.proxy import Limits
-from tests.proxy.conftest import PLACEHOLDER, SECRET, House, HouseMaker
+from tests.proxy.conftest import PLACEHOLDER, SECRET, House, HouseMaker, tls_origin
 from tests.proxy.h2peers import Client, Server
-from tests.proxy.peers import PATIENCE, Origin, Wire, world
+from tests.proxy.peers import PATIENCE, Origin, Wire, reply, world
 
 API = ("api.test", 443)
 CaFile = Callable[[House], Path]
@@ -182,6 +183,59 @@ def test_a_client_of_http1_is_served_over_http1(make: HouseMaker, origin: Origin
             wire.send(b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n")
             assert wire.message().status == 200
     assert seen == ["http/1.1"]
+
+
+def test_a_server_that_gives_up_http2_is_served_again(make: HouseMaker) -> None:
+    """It spoke nothing else once. Seen failing: two ways to it called each other until the stack was full."""
+    accepted = 0
+
+    def script(wire: Wire) -> None:
+        nonlocal accepted
+        accepted += 1
+        if accepted == 1:
+            wire.send(SettingsFrame(0).serialize())
+            wire.rest()
+            return
+        wire.message()
+        wire.send(reply(200, b"in text", "Connection: close"))
+
+    with tls_origin(script) as origin, make(origins={API: origin}) as house:
+        for _ in range(3):
+            with house.tunnel() as wire:
+                wire.send(b"GET / HTTP/1.1\r\nHost: api.test\r\n\r\n")
+                assert wire.message().body == b"in text"
+
+
+def test_who_waits_for_a_dial_shares_that_it_fails(make: HouseMaker) -> None:
+    """Seen failing with each dialling anew, one after the other: the hundredth waited for most of an hour."""
+    limits = replace(Limits(), tls_handshake_timeout=0.8)
+    with Origin(lambda wire: wire.rest()) as origin, make(origins={API: origin}, limits=limits) as house:
+        with Client.through(house) as client:
+            streams = [client.ask() for _ in range(5)]
+            assert [client.until(stream).status for stream in streams] == [504] * 5
+            assert origin.accepted == 1
+            assert client.get().status == 504
+            assert origin.accepted == 2
+
+
+def test_a_server_that_breaks_http2_at_once(make: HouseMaker) -> None:
+    """With TLS 1.2 its first bytes come with the end of the handshake: the connection is over before it is used.
+
+    Seen failing on trio, with an error of ours.
+    """
+    context = world().context("api.test", tls=ssl.TLSVersion.TLSv1_2)
+    context.set_alpn_protocols(["h2"])
+
+    def script(wire: Wire) -> None:
+        wire.send(b"these are no frames at all")
+        with contextlib.suppress(OSError):
+            wire.rest()
+
+    with Origin(script, context=context) as origin, make(origins={API: origin}) as house:
+        with Client.through(house) as client:
+            for _ in range(10):
+                assert client.get().status == 502
+                assert "broke HTTP/2" in house.event().error
 
 
 def test_more_calls_than_the_server_takes_at_once(make: HouseMaker) -> None:

@@ -83,7 +83,7 @@ def test_every_row_is_tied_to_a_test_that_meets_the_bound():
 def source_of(module, name):
     """A test, and what stands at the top of its module."""
     source = inspect.getsource(module)
-    return source[: source.index("\ndef ")] + inspect.getsource(getattr(module, name))
+    return re.split(r"\n(?:async )?def ", source, maxsplit=1)[0] + inspect.getsource(getattr(module, name))
 
 
 def test_every_test_that_the_page_names_exists():

@@ -23,7 +23,7 @@ import pytest
 
 from moat.proxy import Limits, Policy, Proxy, RunCA, Upstream, UpstreamOptions
 from moat.proxy.budget import Budget
-from moat.proxy.download import _INTERIM_RESPONSES
+from moat.proxy.download import INTERIM_RESPONSES
 from tests.proxy.conftest import HouseMaker, tls_origin
 from tests.proxy.h2peers import Client
 from tests.proxy.peers import PATIENCE, Origin, Wire, echo, reply, world
@@ -156,7 +156,7 @@ def test_a_client_that_says_close_is_told_so_and_closed(make: HouseMaker, path: 
         assert wire.rest() == b""
 
 
-@pytest.mark.parametrize("count", [_INTERIM_RESPONSES, _INTERIM_RESPONSES - 1])
+@pytest.mark.parametrize("count", [INTERIM_RESPONSES, INTERIM_RESPONSES - 1])
 def test_interim_answers_are_bounded(make: HouseMaker, count: int) -> None:
     def script(wire: Wire) -> None:
         wire.message()
@@ -166,7 +166,7 @@ def test_interim_answers_are_bounded(make: HouseMaker, count: int) -> None:
         wire.send(get())
         for _ in range(count):
             assert wire.until(b"\r\n\r\n").startswith(b"HTTP/1.1 103")
-        assert wire.message().status == (200 if count < _INTERIM_RESPONSES else 502)
+        assert wire.message().status == (200 if count < INTERIM_RESPONSES else 502)
 
 
 def test_ten_thousand_bytes_of_headers_pass_both_ways(make: HouseMaker) -> None:
