@@ -33,6 +33,11 @@ def lies_in(entry: str, places: Iterable[os.PathLike[str]]) -> bool:
     return _inside(entry, _borders(places))
 
 
+def below(path: str, places: Iterable[str]) -> bool:
+    """Whether it is one of `places` or in one, by its name."""
+    return any(_below(path, place) for place in places)
+
+
 def _inside(entry: str, borders: Iterable[str]) -> bool:
     mine = _borders([entry])
     return any(_below(one, border) for one in mine for border in borders)

@@ -13,6 +13,7 @@ from typing import Literal
 
 import moat
 from moat import surroundings
+from moat.cli import own_place
 from moat.cli.output import Progress, dumb, emit, emit_json, reason
 from moat.cli.parser import Parser
 from moat.dataclass import dataclass
@@ -73,7 +74,7 @@ async def examine(home: Home, show: Callable[[Row], None] | None = None) -> list
 
 
 async def _examine(home: Home, progress: Callable[[str], None]) -> AsyncIterator[Row]:
-    yield _ours()
+    yield _ours(home)
     state = _attempt("state", lambda: _state(home))
     yield state
     if state.status == "fail":
@@ -110,12 +111,15 @@ def _attempt(name: str, check: Callable[[], Row]) -> Row:
         return Row(name, "fail", str(error))
 
 
-def _ours() -> Row:
+def _ours(home: Home) -> Row:
     place = Path(moat.__file__ or "").parent
     system = f"{platform.system()} {platform.release()}"
     detail = f"{moat.__version__} in {place}, Python {platform.python_version()}, {system}"
     if sys.platform != "linux":
         return Row("moat", "warn", detail, "sandboxes are made on Linux only for now")
+    if entry := own_place.changeable(*known.workspaces(home)):
+        fix = "install it outside of workspaces: pipx install, or uv tool install"
+        return Row("moat", "warn", f"{detail}; an agent can change {entry}", fix)
     return Row("moat", "ok", detail)
 
 

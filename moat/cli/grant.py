@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from moat import surroundings
+from moat.cli import own_place
 from moat.cli.common import add_credential_options
 from moat.cli.menu import AskPassphrase, Console
 from moat.cli.output import emit, emit_json, table
@@ -44,7 +45,9 @@ usage: moat grant                          choose from a menu
 
 
 def main(argv: Sequence[str]) -> int:
-    surroundings.leave(*known.workspaces(Home.from_environment()))
+    places = known.workspaces(Home.from_environment())
+    surroundings.leave(*places)
+    own_place.warn(*places)
     if not argv:
         return _menu()
     if argv[0] in {"-h", "--help", "help"}:

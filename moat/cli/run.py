@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from moat import surroundings
+from moat.cli import own_place
 from moat.cli.common import add_chord_option, add_credential_options
 from moat.cli.output import dumb, say
 from moat.cli.parser import Parser
@@ -114,7 +115,9 @@ def load_config(options: argparse.Namespace, home: Home, workspace: Path) -> Run
             "warning: PYTHONPATH leads into the workspace: every Python program that you start, "
             "this one too, runs what an agent leaves there"
         )
-    surroundings.leave(*known.workspaces(home))
+    places = known.workspaces(home)
+    surroundings.leave(*places)
+    own_place.warn(workspace.resolve(), *places)
     settings = configuration(workspace)
     if not options.accept_config:
         place = settings.path.parent if settings.path else workspace

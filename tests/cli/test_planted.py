@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import sysconfig
+import venv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,3 +121,50 @@ def test_modules_on_pythonpath(moat: Moat, workspace: Path) -> None:
     assert not ran.exists(), ran.read_text()
     assert done.returncode == 0, done.stderr
     assert "warning: PYTHONPATH leads into the workspace" in done.stderr
+
+
+@pytest.fixture
+def environment(workspace: Path) -> Path:
+    """The Python of an environment in the workspace that Moat is installed in."""
+    place = workspace / ".venv"
+    venv.create(place, symlinks=True)
+    site = next(place.glob("lib/python*/site-packages"))
+    own = sysconfig.get_path("purelib")
+    (site / "moat.pth").write_text(f"import site; site.addsitedir({own!r})\n")
+    return place / "bin/python"
+
+
+@pytest.mark.embedded
+def test_a_moat_that_is_installed_in_the_workspace(moat: Moat, workspace: Path, environment: Path) -> None:
+    """Nothing is left to defend: it is told, to who starts a run there, makes a grant or asks what is wrong."""
+    told = f"moat: warning: Moat runs from {workspace}/.venv, which an agent can change"
+
+    def start(*words: str, cwd: Path = workspace) -> subprocess.CompletedProcess[str]:
+        words = (str(environment), "-P", "-m", "moat", *words)
+        return subprocess.run(words, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+    assert told in start("run", "--runtime", "embedded", "--", "true").stderr
+    assert told in start("grant", "list", cwd=workspace.parent).stderr
+    row = json.loads(start("doctor", "--json", cwd=workspace.parent).stdout)[0]
+    assert (row["name"], row["status"]) == ("moat", "warn")
+    done = moat("run", "--runtime", "embedded", "--", "true")
+    assert (done.stderr, done.returncode) == ("", 0), "another Moat"
+    assert moat("grant", "list").stderr == ""
+
+
+@pytest.mark.embedded
+def test_python_m_moat_in_a_workspace(moat: Moat, workspace: Path) -> None:
+    """Seen to fail: neither told, nor kept from taking modules from there later."""
+    moat("run", "--runtime", "embedded", "--", "true")
+    ran = workspace.parent / "ran"
+    for name in ("asyncio", "pathlib", "json", "socket", "anyio"):
+        (workspace / f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write({name!r} + chr(10))")
+    for option in ((), ("-P",)):
+        words = (sys.executable, *option, "-m", "moat", "list")
+        done = subprocess.run(words, cwd=workspace, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert ("`python -m moat` takes modules from this workspace" in done.stderr) == (not option)
+    words = (sys.executable, "-m", "moat", "list")
+    elsewhere = subprocess.run(words, cwd=workspace.parent, capture_output=True, text=True)
+    assert (elsewhere.stderr, elsewhere.returncode) == ("", 0)
+    assert not ran.exists(), ran.read_text()

@@ -24,7 +24,7 @@ from moat.runtime.snapshots.store import open_store, stores
 from tests.runtime.snapshots.kit import check_store, look, write
 
 pytestmark = pytest.mark.embedded
-MOAT = [sys.executable, "-m", "moat"]
+MOAT = [sys.executable, "-P", "-m", "moat"]
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_names_and_contents_cannot_draw_on_a_terminal(workspace: Path) -> None:
     )
     for command in (["snapshot", "diff"], ["review", "--patch"], ["review", "--stat"]):
         screen = pexpect.spawn(
-            sys.executable, ["-m", "moat", *command], cwd=str(workspace), encoding=None, timeout=30
+            sys.executable, ["-P", "-m", "moat", *command], cwd=str(workspace), encoding=None, timeout=30
         )
         text = screen.read()
         assert b"red" in text
@@ -231,12 +231,12 @@ def test_the_screen_of_a_review(workspace: Path) -> None:
     }
     run = pexpect.spawn(
         sys.executable,
-        ["-m", "moat", "run", "-n", "shown", "--", "sh", "-c", "echo 2 >> a.txt; rm keep/c"],
+        ["-P", "-m", "moat", "run", "-n", "shown", "--", "sh", "-c", "echo 2 >> a.txt; rm keep/c"],
         **options,
     )
     run.expect("moat: 1 file changed, 1 removed — moat review shown")
     run.expect(pexpect.EOF)
-    screen = pexpect.spawn(sys.executable, ["-m", "moat", "review"], **options)
+    screen = pexpect.spawn(sys.executable, ["-P", "-m", "moat", "review"], **options)
     screen.expect("M a.txt")
     screen.expect("D keep/c")
     screen.send("\r")

@@ -45,7 +45,11 @@ while :; do echo tick; sleep 0.05; done
 
 def moat(workspace: Path, *words: str, status: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "moat", *words], cwd=workspace, capture_output=True, text=True, timeout=200
+        [sys.executable, "-P", "-m", "moat", *words],
+        cwd=workspace,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
