@@ -80,7 +80,7 @@ def unseal(data: bytes, key: Secret, *, identity: bool = False) -> tuple[Exporte
     try:
         found = json.loads(text)
         rows = tuple(map(_restored, found["credentials"])) if found["format"] == _FORMAT else None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         rows = None  # not chained: the text of a JSON error may quote the file
     if rows is None:
         raise VaultError("the file holds no credentials of Moat, or is of a newer one", hint="update moat")

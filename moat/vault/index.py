@@ -128,7 +128,10 @@ def _time(text: str) -> dt.datetime:
     when = dt.datetime.fromisoformat(text)
     if when.tzinfo is None:
         raise ValueError(text)
-    return when
+    try:
+        return when.astimezone(dt.UTC)
+    except OverflowError:  # in UTC it would be before the year 1, or after 9999
+        raise ValueError(text) from None
 
 
 def _encode(index: Index) -> dict[str, Any]:

@@ -58,11 +58,14 @@ class Origin:
 
     @classmethod
     def of(cls, info: CredentialInfo) -> Origin | None:
-        """Where a credential is kept; None: in the vault, or it has no secret."""
+        """Where a credential is kept; None: in the vault, or it has no secret. Raises UsageError."""
         text = info.metadata.get(_FROM)
         if text is None:
             return None
-        life = int(info.metadata[_TTL])
+        try:
+            life = int(info.metadata[_TTL])
+        except (KeyError, ValueError):
+            raise UsageError("what is stored of where it is kept is damaged", hint="grant it again") from None
         if text.startswith(_COMMAND):
             return cls.command(text.removeprefix(_COMMAND), life)
         return cls.reference(text, life)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from moat.cli.vault import _objection
+from moat.errors import VaultError
 from moat.grants import Credential, CredentialInfo, CredentialKind, Secret
 from moat.paths import Home
 from moat.vault import Vault, open_vault
@@ -138,6 +139,38 @@ def test_a_file_that_is_not_right_changes_nothing(moat: Moat, vault: Vault, tmp_
     done = moat("vault", "export", str(tmp_path / "y"), "-r", "age1nonsense")
     assert (done.returncode, "is no public key" in done.stderr) == (2, True)
     assert not (tmp_path / "y").exists()
+
+
+ROW = {"name": "linear", "kind": "token", "hosts": ["api.linear.app"], "created_at": "2026-01-01T00:00:00Z",
+       "expires_at": None, "metadata": {}, "secret": "x"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"created_at": "0001-01-01T00:00:00+23:59"}, "holds no credentials of Moat"),
+        ({"expires_at": "9999-12-31T23:59:59-23:59"}, "holds no credentials of Moat"),
+        ({"metadata": {"from": "env://X"}}, "is damaged"),
+        ({"metadata": {"from": "env://X", "ttl": "x"}}, "is damaged"),
+        (None, "holds no credentials of Moat"),
+    ],
+    ids=["before", "after", "unsaid", "wrong", "deep"],
+)
+def test_rows_that_no_export_writes_are_told(row: dict[str, object] | None, problem: str) -> None:
+    """Who has a public key can make a file for it. Seen failing: tracebacks, after other rows were stored."""
+    import pyrage
+
+    identity = pyrage.x25519.Identity.generate()
+    text = {"format": "moat-credentials/1", "credentials": [{**ROW, **(row or {})}]}
+    data = json.dumps(text).encode() if row is not None else b"[" * 100_000
+    sealed = pyrage.encrypt(data, [identity.to_public()])
+    options = argparse.Namespace(replace=True, sources=True)
+    try:
+        (found,) = unseal(sealed, Secret(str(identity)), identity=True)
+        told = _objection(found.info, (), options)
+    except VaultError as error:
+        told = str(error)
+    assert problem in told
 
 
 def test_a_full_disk_leaves_no_half_a_file(moat_bin: str, vault: Vault, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from moat.dataclass import dataclass
-from moat.vault.oauth.web import Reply, Web, WebError, host_of
+from moat.vault.oauth.web import Reply, Web, WebError, host_of, split
 
 _PARAMETER = r'(?:^|[\s,]){}="([^"]{{1,2000}})"'
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,200}")  # RFC 6749 §3.3
@@ -91,7 +91,7 @@ async def _protected_resource(web: Web, url: str, named: str | None) -> dict[str
     origin, path = f"https://{parts.netloc}", parts.path.rstrip("/")
     known = "/.well-known/oauth-protected-resource"
     places = [f"{origin}{known}{path}", f"{origin}{known}"]
-    if named is not None and urlsplit(named)[:2] == parts[:2]:
+    if named is not None and named.startswith(f"{origin}/"):
         places.insert(0, named)
     for place in dict.fromkeys(places):
         reply = await web.get(place)
@@ -105,7 +105,7 @@ async def _protected_resource(web: Web, url: str, named: str | None) -> dict[str
 
 async def _metadata(web: Web, issuer: str) -> dict[str, Any]:
     """The metadata of an authorization server that names itself as `issuer` (RFC 8414 §3.3)."""
-    parts = urlsplit(issuer)
+    parts = split(issuer)
     if parts.scheme != "https" or not parts.netloc or parts.query or parts.fragment:
         raise WebError(f"{issuer[:200]!r} is not the URL of an authorization server")
     origin, path = f"https://{parts.netloc}", parts.path.rstrip("/")
@@ -132,7 +132,7 @@ async def _metadata(web: Web, issuer: str) -> dict[str, Any]:
 
 def _covers(resource: str, url: str) -> bool:
     """Whether the metadata of `resource` is meant for `url`: the same place, or one that it lies in."""
-    about, server = urlsplit(resource), urlsplit(url)
+    about, server = split(resource), urlsplit(url)
     if (about.scheme, about.netloc.lower()) != (server.scheme, server.netloc.lower()):
         return False
     return f"{server.path.rstrip('/')}/".startswith(f"{about.path.rstrip('/')}/")
@@ -142,7 +142,7 @@ def _endpoint(found: dict[str, Any], name: str) -> str:
     value = found.get(name)
     if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
         raise WebError(f"the authorization server has no usable {name}")
-    if urlsplit(value).scheme != "https" or urlsplit(value).fragment:
+    if split(value).scheme != "https" or split(value).fragment:
         raise WebError(f"the {name} of the authorization server is not an https URL")
     return value
 

@@ -166,10 +166,10 @@ def _judge(
 ) -> tuple[str, str, str]:
     """Take the code of a genuine answer. What anybody else sends to the port changes nothing."""
     words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
-    target = urlsplit(words[1]) if len(words) == 3 and words[0] == "GET" else None
-    if target is None or target.path != "/callback":
+    path, _, form = words[1].partition("?") if len(words) == 3 and words[0] == "GET" else ("", "", "")
+    if path != "/callback":
         return "404 Not Found", "Nothing here", ""
-    query = {name: values[0] for name, values in parse_qs(target.query).items() if len(values) == 1}
+    query = {name: values[0] for name, values in parse_qs(form).items() if len(values) == 1}
     if not hmac.compare_digest(query.get("state", "").encode(), state.encode()):
         return "400 Bad Request", "This is not the login that Moat waits for", "Start it again."
     issuer = query.get("iss")

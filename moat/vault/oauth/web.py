@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from moat.config import UpstreamConfig
 from moat.dataclass import dataclass
@@ -49,8 +49,9 @@ class Web:
             reply = await self.send("GET", url, {"Accept": "application/json"})
             if reply.status not in _MOVED or "location" not in reply.headers:
                 return reply
-            target = urljoin(url, reply.headers["location"])
-            if urlsplit(target)[:2] != urlsplit(url)[:2]:
+            split(place := reply.headers["location"])
+            target = urljoin(url, place)
+            if split(target)[:2] != urlsplit(url)[:2]:
                 raise WebError(f"{host_of(url)} redirects to another place")
             url = target
         raise WebError(f"{host_of(url)} redirects again and again")
@@ -69,7 +70,7 @@ class Web:
 
         from moat.vault.client import beginning, https_client
 
-        parts = urlsplit(url)
+        parts = split(url)
         if parts.scheme != "https" or not parts.hostname or parts.username is not None:
             raise WebError(f"{url[:200]!r} is not an https URL")
         host, port = parts.hostname, parts.port or 443
@@ -94,6 +95,16 @@ class Web:
             raise WebError(f"{host} does not answer in time") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise WebError(f"{host} cannot be reached ({type(error).__name__})") from None
+
+
+def split(url: str) -> SplitResult:
+    """A URL from outside, taken apart. Raises WebError when it is none: a bracket too many, no port."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - it is read when it is asked for
+    except ValueError:
+        raise WebError(f"{url[:200]!r} is not a URL") from None
+    return parts
 
 
 def host_of(url: str) -> str:
