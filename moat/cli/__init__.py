@@ -92,7 +92,8 @@ def _main(argv: list[str] | None) -> int:
     if args[:1] == ["help"]:
         args = [*args[1:2], "--help"]
     if not args or args[0] in {"-h", "--help"}:
-        sys.stdout.write(usage())
+        if sys.stdout:  # None: closed by the caller
+            sys.stdout.write(usage())
         return 0
     if args[0] in {"-V", "--version"}:
         args = ["version"]

@@ -56,7 +56,7 @@ def call(module: str, argv: Sequence[str], *, alone: bool = False, starts: bool 
     except UnicodeEncodeError as error:
         return fail(_narrow(error))
     except OSError as error:
-        return fail(_displaced() or MoatError(reason(error, module)))
+        return fail(_displaced() or _unprintable() or MoatError(reason(error, module)))
     except RuntimeError as error:
         if not isinstance(error.__cause__, KeyboardInterrupt):
             raise
@@ -76,6 +76,16 @@ def _displaced() -> MoatError | None:
         os.getcwd()
     except OSError:
         return UsageError("the current directory has been removed", hint="`cd` to one that there is")
+    return None
+
+
+def _unprintable() -> MoatError | None:
+    """What is wrong with stdout, if it is that. Nothing is to be flushed to it at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return MoatError(f"the output cannot be written: {error.strerror}")
     return None
 
 

@@ -35,9 +35,16 @@ def agreed(verb: str, runs: Sequence[RunRecord], *, yes: bool) -> bool:
 
 def ask(question: str) -> bool:
     """Whether the user says yes at the terminal; an empty answer is a no."""
+    sys.stdout.flush()
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    answer = ""
+    try:
+        answer = sys.stdin.readline()
+    finally:
+        if not answer.endswith("\n"):  # Ctrl-C, or Ctrl-D: the shell's prompt begins in a row of its own
+            sys.stderr.write("\n")
+    return answer.strip().lower() in {"y", "yes"}
 
 
 def _is_answerable() -> bool:

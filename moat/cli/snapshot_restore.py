@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from moat.cli import several
 from moat.cli.changes import safe, telling, told
 from moat.cli.output import Progress, emit, emit_json, say
 from moat.cli.parser import Parser
@@ -138,10 +139,7 @@ def _agreed(place: Place, target: Snapshot, paths: tuple[str, ...]) -> bool:
     )
     for record in hold.users(place.home, place.store.workspace):
         emit(f"{record.name} is running there and will be paused meanwhile.")
-    sys.stdout.flush()
-    sys.stderr.write("Restore? What is there now is kept in a safety snapshot. [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    return several.ask("Restore? What is there now is kept in a safety snapshot.")
 
 
 def bring_back(

@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
+from moat.cli import several
 from moat.cli.output import emit, emit_json, say, table
 from moat.cli.parser import Parser
 from moat.cli.volumes import in_megabytes
@@ -94,6 +95,4 @@ def _agreed(what: str) -> bool:
         raise UsageError(
             f"{what} would be removed", hint="moat system prune --yes, or --dry-run to look first"
         )
-    sys.stderr.write(f"Remove {what}? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    return several.ask(f"Remove {what}?")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from moat.cli import several
 from moat.cli.output import emit, emit_json, say, table
 from moat.cli.parser import Parser
 from moat.errors import MoatError, UsageError
@@ -80,6 +81,4 @@ def _agreed(volumes: Sequence[Volume]) -> bool:
     names = ", ".join(volume.title for volume in volumes)
     if not sys.stdin.isatty():
         raise UsageError(f"{names}: all that is in there would be lost", hint="add --yes")
-    sys.stderr.write(f"Remove {names} with all that is in there? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+    return several.ask(f"Remove {names} with all that is in there?")

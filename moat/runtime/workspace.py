@@ -10,6 +10,7 @@ from moat.paths import Home, runtime_dir
 from moat.runtime.sandbox import WORKSPACE, Mount
 
 _KERNEL = frozenset({"proc", "sys"})  # whose files are processes, devices and switches
+_SYSTEM = ("/usr/bin", "/usr/lib", "/bin", "/lib", "/dev")  # whose programs Moat itself starts
 
 
 def check_workspace(path: Path, home: Home) -> Path:
@@ -19,6 +20,9 @@ def check_workspace(path: Path, home: Home) -> Path:
         raise UsageError(f"workspace {path} is not a directory", hint="`moat run <directory> -- <command>`")
     if place.parts[1:2] and place.parts[1] in _KERNEL:
         raise UsageError(f"workspace {path} is the kernel's", hint="use a project directory")
+    if any(place == one or place in one.parents for one in map(Path, _SYSTEM)):
+        # None of them could be trusted any more, nor would be found: Moat takes no program from a workspace.
+        raise UsageError(f"workspace {path} is the system's", hint="use a project directory")
     _refuse_own_state(place, home, "the workspace")
     return place
 

@@ -77,6 +77,29 @@ def test_a_locale_that_cannot_name_a_workspace(
     assert (done.returncode, done.stderr) == (3, told + "moat: hint: LC_ALL=C.UTF-8 moat ...\n")
 
 
+@pytest.mark.parametrize("key", ["\x03", "\x04"])
+def test_whoever_leaves_a_question_is_in_a_row_of_its_own(moat: Moat, moat_bin: str, key: str) -> None:
+    """Seen to fail: the shell's prompt stood behind the question."""
+    moat("run", "--", "true")
+    with pexpect.spawn(moat_bin, ["clean"], timeout=10, encoding="utf-8") as terminal:
+        terminal.expect_exact("[y/N] ")
+        terminal.send(key)
+        terminal.expect(pexpect.EOF)
+        assert terminal.before
+        assert terminal.before.endswith("\n")
+    assert len(rows(moat)) == 1
+
+
+def test_an_output_that_takes_nothing(moat: Moat, moat_bin: str) -> None:
+    """Seen to fail: `No space left on device: moat.cli.status`, and what Python says of it at its end."""
+    moat("run", "--", "true")
+    full = subprocess.run(["sh", "-c", f"{moat_bin} status >/dev/full"], capture_output=True)
+    told = b"moat: error: the output cannot be written: No space left on device\n"
+    assert (full.stderr, full.returncode) == (told, 3)
+    closed = subprocess.run(["sh", "-c", f"{moat_bin} --help >&-"], capture_output=True)
+    assert (closed.stderr, closed.returncode) == (b"", 0)
+
+
 def test_sizes_of_small_runs_can_be_told(moat: Moat) -> None:
     moat("run", "--name", "small", "--", "true")
     done = moat("clean", "--dry-run")

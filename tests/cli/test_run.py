@@ -312,6 +312,14 @@ def test_a_workspace_that_is_the_kernel_s(moat: Moat, embedded: None) -> None:
     assert (done.returncode, "workspace /proc is the kernel's" in done.stderr) == (2, True)
 
 
+def test_a_workspace_that_has_the_programs_of_this_machine(moat: Moat, embedded: None) -> None:
+    """Seen to fail: from then on no program was found, and every run was told to install bubblewrap."""
+    for place in ("/usr", "/usr/bin", "/dev"):
+        done = moat("run", place, "--", "true")
+        assert (done.returncode, f"workspace {place} is the system's" in done.stderr) == (2, True)
+    assert json.loads(moat("list", "--json").stdout) == []
+
+
 def test_a_current_directory_that_has_been_removed(moat_bin: str, tmp_path: Path, embedded: None) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,9 @@ def test_what_git_cannot_have_is_explained(
     taken = moat("run", "--worktree", "main", "--", "true", cwd=project)
     assert taken.returncode == 3
     assert f"branch main is checked out in {project}" in taken.stderr
+    project = project.rename(project.with_name("it's mine"))
+    taken = moat("run", "--worktree", "main", "--", "true", cwd=project)
+    assert f"`moat claude {shlex.quote(str(project))}`" in taken.stderr
     bad = moat("run", "--worktree", "a..b", "--", "true", cwd=project)
     assert bad.returncode == 2
     assert "'a..b' is not a branch name" in bad.stderr

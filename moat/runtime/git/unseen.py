@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from shlex import quote
 
 from moat.errors import UsageError
 from moat.paths import Home
@@ -31,7 +32,7 @@ def check(home: Home, common: Path) -> None:
                 raise UsageError(
                     f"{file} was changed while run {run.name} could write it, maybe by the agent, and has "
                     "commands that git would run",
-                    hint=f"review it; if it is what you want, and no run is alive there: touch {file}",
+                    hint=f"review it; if you want it, and no run is alive there: touch {quote(str(file))}",
                 )
 
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from moat.dataclass import dataclass
 from moat.errors import UsageError
@@ -99,7 +100,8 @@ def ensure(home: Home, of: Source, branch: str) -> tuple[Worktree, Made | None]:
     found = at(path, branch)
     if found is None or found.common != of.common:
         raise UsageError(
-            f"{path} is not a worktree of {of.common}", hint=f"`git worktree repair {path}`, or remove it"
+            f"{path} is not a worktree of {of.common}",
+            hint=f"`git worktree repair {quote(str(path))}`, or remove it",
         )
     return found, made
 
@@ -155,7 +157,7 @@ def _explained(error: GitError, branch: str) -> GitError:
     if elsewhere:
         return GitError(
             f"branch {branch} is checked out in {elsewhere[1]}",
-            hint=f"work there (`moat claude {elsewhere[1]}`), or choose another branch",
+            hint=f"work there (`moat claude {quote(elsewhere[1])}`), or choose another branch",
         )
     return GitError(f"git cannot make a worktree of {branch}: {error}")
 
