@@ -92,12 +92,11 @@ def take_over(vault: Vault, name: str) -> bool:
         return False
     try:
         with locked(vault.directory / ".import"):
-            known = vault.get(name)
+            ref, known = vault.current(name)
             login = _READERS[name](known.info)
             if login is None or login.token == known.secret:
                 return False
-            vault.put(_taken(known, login))
-            return True
+            return vault.renew(ref, _taken(known, login))
     except (MoatError, OSError):
         return False
 

@@ -158,6 +158,19 @@ class Vault:
         with self._changing() as before:
             self._replace(before, credential, self._choice(before))
 
+    def renew(self, ref: Ref, credential: Credential) -> bool:
+        """As `put`, in place of what lies at `ref` (`current`).
+
+        False: it was revoked, or granted anew, while the new one was being fetched, and stays as it is.
+        """
+        self.prepare()
+        with self._changing() as before:
+            row = before.rows.get(credential.info.name)
+            if row is None or row.ref != ref:
+                return False
+            self._replace(before, credential, self._choice(before))
+            return True
+
     def move(self, name: str, to: StoreName) -> bool:
         """Keep a credential in the other store, and new ones too. False: it is there, or has no secret.
 
@@ -206,6 +219,15 @@ class Vault:
     def get(self, name: str) -> Credential:
         """The credential of a grant, by name or alias. Raises GrantError (none), VaultError."""
         return self._load(name)[1]
+
+    def current(self, name: str) -> tuple[Ref, Credential]:
+        """As `get`, with what it is renewed by."""
+        return self._load(name)
+
+    def holds(self, name: str, ref: Ref) -> bool:
+        """Whether what is granted is still what lies at `ref`. Reads the index only."""
+        row = read_index(self._index_file).rows.get(name)
+        return row is not None and row.ref == ref
 
     def delete(self, name: str) -> CredentialInfo:
         """Forget a credential. Raises GrantError (none), VaultError; then it is still there."""

@@ -12,8 +12,9 @@ from moat.errors import GrantError, MissingGrantsError
 from moat.grants import Credential, CredentialInfo, CredentialKind, Secret
 from moat.paths import Home
 from moat.runtime.granted import check
-from moat.vault import Vault, open_vault
-from moat.vault.imported import ImportedLogins
+from moat.vault import Vault, imported, open_vault
+from moat.vault.imported import ImportedLogins, take_over
+from moat.vault.local_login import ClaudeLogin, claude_login
 
 pytestmark = pytest.mark.anyio
 OLD, NEW = "sk-ant-oat01-old", "sk-ant-oat01-new"
@@ -98,6 +99,22 @@ async def test_in_a_run_it_is_looked_for_when_it_ended_or_was_not_taken(vault: V
     vault.delete("anthropic")
     with pytest.raises(GrantError, match="no credential 'anthropic'"):
         await source.credential("anthropic")
+
+
+def test_what_is_revoked_while_the_host_is_looked_at_stays_revoked(
+    vault: Vault, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keychain may ask the user first. Seen failing: it was granted again."""
+    store(vault, ends=-HOUR)
+    on_the_host(home, NEW)
+
+    def slow(now: dt.datetime) -> ClaudeLogin:
+        open_vault(Home.from_environment()).delete("anthropic")
+        return claude_login(now)
+
+    monkeypatch.setattr(imported, "claude_login", slow)
+    assert not take_over(vault, "anthropic")
+    assert vault.list() == ()
 
 
 def codex_on_the_host(home: Path, access: str, account: str = "acc-1", **other: object) -> None:

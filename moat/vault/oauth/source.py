@@ -20,6 +20,7 @@ from moat.config import UpstreamConfig
 from moat.errors import GrantError, MoatError, VaultError
 from moat.grants import Credential, CredentialInfo, Secret
 from moat.paths import locked
+from moat.vault.index import Ref
 from moat.vault.oauth.attempt import Attempt
 from moat.vault.oauth.tokens import LoginLostError, Tokens, renew
 from moat.vault.oauth.web import Web
@@ -49,14 +50,14 @@ class RunCredentials:
         self._lost: dict[str, str] = {}  # refresh tokens that are no longer accepted
         self._interrupted: set[str] = set()  # logins lost because an answer was
         self._unwritable: dict[str, VaultError] = {}  # why the vault could not take an answer
-        self._unsaved: dict[str, Credential] = {}
+        self._unsaved: dict[str, tuple[Ref, Credential]] = {}  # what each is to take the place of
         self._not_before: dict[str, float] = {}
         self._given: dict[str, str] = {}  # the access token that was given out last
         self._rejected: dict[str, str] = {}  # one that its server did not take
 
     async def credential(self, name: str) -> Credential:
         """As the vault's; of a login it is the access token. Raises GrantError, VaultError."""
-        found = self._unsaved.get(name) or await self._vault.credential(name)
+        found = self._waiting(name) or await self._vault.credential(name)
         if not is_login(found.info):
             return found
         tokens = Tokens.decode(found.secret, name)
@@ -90,8 +91,13 @@ class RunCredentials:
                 await to_thread.run_sync(self._store_again, name)
 
     async def _current(self, name: str) -> tuple[Tokens, Credential]:
-        found = self._unsaved.get(name) or await self._vault.credential(name)
+        found = self._waiting(name) or await self._vault.credential(name)
         return Tokens.decode(found.secret, name), found
+
+    def _waiting(self, name: str) -> Credential | None:
+        """What could not be stored yet; None: nothing, or the user has revoked the login or made another."""
+        ref, found = self._unsaved.get(name, (None, None))
+        return found if ref is not None and self._vault.holds(name, ref) else None
 
     def _needs_renewal(self, name: str, tokens: Tokens) -> bool:
         if name in self._unsaved:
@@ -120,10 +126,10 @@ class RunCredentials:
         """What is current after one attempt. An attempt that goes wrong leaves what there was."""
         with locked(self._locks / f".renew-{name}"):
             if name in self._unsaved:
-                found = self._unsaved[name]
-                self._store(name, found)
-                return Tokens.decode(found.secret, name), found
-            found = self._vault.get(name)  # another process may have done it while we waited
+                waiting = self._unsaved[name]
+                if self._store(name, *waiting):
+                    return Tokens.decode(waiting[1].secret, name), waiting[1]
+            ref, found = self._vault.current(name)  # another process may have done it while we waited
             tokens = Tokens.decode(found.secret, name)
             if not self._needs_renewal(name, tokens):
                 return tokens, found
@@ -141,7 +147,9 @@ class RunCredentials:
             if self._rejected.pop(name, None) is not None:
                 self._not_before[name] = time.monotonic() + _PAUSE  # it may not be the token's fault
             found = Credential(found.info, tokens.encode())
-            self._store(name, found)
+            if not self._store(name, ref, found):
+                found = self._vault.get(name)
+                return Tokens.decode(found.secret, name), found
             self._notice("renewed", name)
             return tokens, found
 
@@ -168,14 +176,17 @@ class RunCredentials:
 
     def _store_again(self, name: str) -> None:
         with locked(self._locks / f".renew-{name}"):
-            self._store(name, self._unsaved[name])
+            self._store(name, *self._unsaved[name])
 
-    def _store(self, name: str, found: Credential) -> None:
+    def _store(self, name: str, ref: Ref, found: Credential) -> bool:
+        """False: the login at `ref` was revoked or made anew meanwhile, and what the user did stays done."""
         try:
-            self._vault.put(found)
-            self._unsaved.pop(name, None)
-            self._attempt(name).end()
+            ours = self._vault.renew(ref, found)
         except (VaultError, OSError):
-            self._unsaved[name] = found
+            self._unsaved[name] = ref, found
             self._not_before[name] = time.monotonic() + _PAUSE
             self._notice("not stored", name)
+            return True
+        self._unsaved.pop(name, None)
+        self._attempt(name).end()
+        return ours
