@@ -90,8 +90,9 @@ def test_whoever_leaves_a_question_is_in_a_row_of_its_own(moat: Moat, moat_bin: 
     assert len(rows(moat)) == 1
 
 
-def test_an_output_that_takes_nothing(moat: Moat, moat_bin: str) -> None:
+def test_an_output_that_takes_nothing(moat: Moat, moat_bin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen to fail: `No space left on device: moat.cli.status`, and what Python says of it at its end."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     moat("run", "--", "true")
     full = subprocess.run(["sh", "-c", f"{moat_bin} status >/dev/full"], capture_output=True)
     told = b"moat: error: the output cannot be written: No space left on device\n"
