@@ -41,6 +41,9 @@ _ETC = (  # of the host; nothing that names the host, its users or its network
 )
 _ETC_GLOBS = ("java-*", "perl")
 _MASKED = ("/proc/keys", "/proc/key-users")  # what the user's key rings hold, by name
+_STATE = (
+    "/usr/local/var"  # of programs that are installed there: sockets of servers of this machine (watchman)
+)
 _BUNDLE_ALIASES = ("/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt")
 _RESERVED = ("/proc", "/dev", "/sys", "/usr", "/run/moat", *(f"/{name}" for name in _TOP))
 _RUN_SIZE = 64 << 20
@@ -203,6 +206,8 @@ def _system(result: Arguments) -> None:
             result.add("--symlink", os.readlink(path), path)
         elif os.path.isdir(path):
             result.add("--ro-bind", path, path)
+    if os.path.isdir(_STATE):
+        result.add("--tmpfs", _STATE)
     # A sandbox of the real uid 0 could write /proc/sys whatever its capabilities: refuse it twice.
     result.add("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev")
     for path in _MASKED:

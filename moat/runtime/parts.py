@@ -100,6 +100,7 @@ class Part:
 def parts_of(request: RunRequest) -> list[Part]:
     """The parts that this run needs, in the order in which they are asked. Imports only those."""
     from moat.runtime.git.guard import GitGuard
+    from moat.runtime.listening import Listening
     from moat.runtime.snapshots.unfinished import Unfinished
 
     found: list[Part] = [Unfinished()]
@@ -107,7 +108,7 @@ def parts_of(request: RunRequest) -> list[Part]:
         from moat.runtime.snapshots.part import Snapshots
 
         found.append(Snapshots())  # before any other part touches the workspace
-    found.append(GitGuard())
+    found += [GitGuard(), Listening()]
     if request.ports:
         from moat.runtime.endpoints.part import PortsPart
 
