@@ -90,7 +90,7 @@ def test_no_interpreter_is_started_that_imports_from_the_current_directory() -> 
 
 def test_every_program_is_started_somewhere() -> None:
     """Without `cwd` it stands where the user does, most often in a workspace, and obeys the settings there."""
-    starts = {"subprocess.run", "subprocess.Popen", "anyio.open_process"}
+    starts = {"subprocess.run", "subprocess.Popen", "anyio.open_process", "webbrowser.open"}
     # The user's own program, and Moat itself, which finds a relative MOAT_HOME from where the user is.
     the_users_own = {"moat/cli/proxy.py", "moat/cli/session_menu.py"}
     for path in (REPOSITORY / "moat").rglob("*.py"):

@@ -91,9 +91,9 @@ def _open(address: str) -> None:
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     ):
         return
-    import webbrowser
+    from moat.cli import browser
 
-    webbrowser.open(address)
+    browser.show(address)
 
 
 def _credential(grant: str, server: McpServer, tokens: Tokens) -> Credential:

@@ -76,9 +76,9 @@ def _choose(home: Home, runs: list[RunRecord], endpoint: str | None) -> str:
 def _show(url: str) -> bool:
     """Open it in a browser with a window; False when there is none to be had here."""
     if os.environ.get("BROWSER"):
-        import webbrowser  # knows the forms that the variable may have
+        from moat.cli import browser  # knows the forms that the variable may have
 
-        return webbrowser.open(url)
+        return browser.show(url)
     opener = "open" if sys.platform == "darwin" else "xdg-open"
     if sys.platform != "darwin" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         say("there is no screen here to open a browser on")

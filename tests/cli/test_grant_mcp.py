@@ -255,13 +255,13 @@ def test_the_login_of_one_profile_is_renewed_in_no_other(place, moat, home, tmp_
 def test_a_browser_is_opened_where_there_is_one(place, tmp_path, monkeypatch):
     log = tmp_path / "opened"
     browser = tmp_path / "browser"
-    browser.write_text(f'#!/bin/sh\nprintf %s "$1" > {log}\n')
+    browser.write_text(f'#!/bin/sh\nprintf "%s %s" "$1" "$PWD" > {log}\n')
     browser.chmod(0o755)
     monkeypatch.setenv("BROWSER", f"{browser} %s")
     with place.granting() as (process, address):
         assert place.visit(address)[0] == 200
         process.communicate(timeout=30)
-    assert log.read_text() == address
+    assert log.read_text() == f"{address} /"
 
 
 def test_an_answer_of_another_server_is_not_taken(place):

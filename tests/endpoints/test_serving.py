@@ -267,11 +267,11 @@ def test_the_list_and_open(world: Place) -> None:
 
 def test_open_starts_the_browser(world: Place, tmp_path) -> None:
     script = tmp_path / "browser"
-    script.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/opened\n')
+    script.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/opened; pwd >> {tmp_path}/opened\n')
     script.chmod(0o755)
     done = world.command("open", "alpha", "web", env=world.environment | {"BROWSER": f"{script} %s"})
     assert (done.returncode, done.stdout) == (0, "")
-    assert (tmp_path / "opened").read_text() == f"https://web.alpha.localhost:{world.port}\n"
+    assert (tmp_path / "opened").read_text() == f"https://web.alpha.localhost:{world.port}\n/\n"
 
 
 # --- what the gateway refuses ----------------------------------------------------------------------------
