@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -11,6 +12,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, urlencode
+
+import anyio
 
 from moat.runtime.engine_http import EngineError, Exchange, Refusals, decoded, within
 from moat.runtime.engine_streams import Attachment, ContainerExecution, Ending
@@ -68,8 +71,17 @@ class Engine:
     # --- containers ------------------------------------------------------------------------------
 
     async def create(self, name: str, config: Mapping[str, Any]) -> str:
-        """Create a container; returns its id."""
-        return str((await self._ask("POST", "/containers/create", {"name": name}, config))["Id"])
+        """Create a container; returns its id.
+
+        The engine goes on when nobody waits for its answer: who is cancelled takes back what it makes.
+        """
+        making = asyncio.ensure_future(self._ask("POST", "/containers/create", {"name": name}, config))
+        try:
+            return str((await asyncio.shield(making))["Id"])
+        except asyncio.CancelledError:
+            with anyio.CancelScope(shield=True), contextlib.suppress(EngineError):
+                await self.remove(str((await making)["Id"]))
+            raise
 
     async def read_file(self, container: str, path: str) -> bytes | None:
         """A file of a container that need not run; None when there is none."""

@@ -12,11 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
 from moat.errors import StartError
 from moat.runtime import engine_socket
 from moat.runtime.docker import DockerRuntime
+from moat.runtime.engine_http import Exchange
 from moat.runtime.sandbox import AGENT_UID, HomeFile, Mount
 from moat.runtime.size import Size
 from tests.runtime.docker_kit import CACHE, finish, read_until, run, sandbox, short_directory, workspace
@@ -310,6 +312,36 @@ async def test_a_cancelled_create_leaves_nothing(monkeypatch: pytest.MonkeyPatch
             await creating
     assert not [c for c in engine_socket.labelled("moat.run") if c["Id"] == made[0]]
     assert str(directory) not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.mark.parametrize("how", ["task", "scope"])
+async def test_what_the_engine_makes_for_nobody_is_taken_back(
+    monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Cancelled when the engine has been asked and has not answered. Seen failing: a container stayed, known to nobody."""
+    asked = asyncio.Event()
+    real = Exchange.body
+
+    async def late(exchange: Exchange) -> bytes:
+        if exchange._reply.status == 201:  # made, and nobody has heard of it
+            asked.set()
+            await asyncio.sleep(0.5)
+        return await real(exchange)
+
+    monkeypatch.setattr(Exchange, "body", late)
+    run_id = f"run_{secrets.token_hex(6)}"
+    scope = anyio.CancelScope()
+
+    async def create() -> None:
+        with scope, short_directory() as directory:
+            await run("true", workspace=workspace(directory), run_id=run_id)
+
+    creating = asyncio.create_task(create())
+    await asked.wait()
+    assert engine_socket.labelled(f"moat.run={run_id}")
+    (scope.cancel if how == "scope" else creating.cancel)()
+    await asyncio.wait([creating])
+    assert not engine_socket.labelled(f"moat.run={run_id}")
 
 
 async def test_reap_removes_what_a_killed_supervisor_left() -> None:
