@@ -163,8 +163,11 @@ class DockerRuntime:
             progress=progress,
             rebuild=spec.rebuild,
         )
+        cpus = min(spec.cpus, info.cpus) if info.limits_cpus else 0.0
         if spec.services:
-            sandbox.pod = Pod(engine, spec, limits_memory=info.limits_memory, userns_host=info.remapped)
+            sandbox.pod = Pod(
+                engine, spec, limits_memory=info.limits_memory, cpus=cpus, userns_host=info.remapped
+            )
             await sandbox.pod.make(image.id, progress)
         found = await premises.of(engine, image, spec.run_id, self._cache)
         home = furniture.home(spec, identity, found)
@@ -177,7 +180,7 @@ class DockerRuntime:
             binds=binds,
             proofs=sandbox.binds.proofs,
             memory=(spec.memory or default_memory()) if info.limits_memory else 0,
-            cpus=min(spec.cpus, info.cpus) if info.limits_cpus else 0.0,
+            cpus=cpus,
             network=sandbox.pod.network if sandbox.pod else None,
             userns_host=info.remapped,
         )

@@ -34,10 +34,14 @@ _KILLED = 137
 class Pod:
     """The containers of one run besides its sandbox. `network` is what the sandbox joins."""
 
-    def __init__(self, engine: Engine, spec: SandboxSpec, *, limits_memory: bool, userns_host: bool) -> None:
+    def __init__(
+        self, engine: Engine, spec: SandboxSpec, *, limits_memory: bool, cpus: float, userns_host: bool
+    ) -> None:
+        """`cpus`: of each service, whose database runs programs for the agent; 0: all."""
         self._engine = engine
         self._spec = spec
         self._limits_memory = limits_memory
+        self._cpus = cpus
         self._userns: dict[str, Any] = {"UsernsMode": "host"} if userns_host else {}
         self._containers: list[str] = []  # in the order in which they were made
         self._services: dict[str, str] = {}  # name -> container
@@ -132,6 +136,7 @@ class Pod:
             "CapAdd": list(_CAPABILITIES),
             "PidsLimit": self._spec.pids,
             "ShmSize": _SHARED_MEMORY,
+            "NanoCpus": round(self._cpus * 1e9),
             # Its last lines are shown when it does not get ready.
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}},
         }

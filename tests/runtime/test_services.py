@@ -175,6 +175,14 @@ async def test_root_of_a_service_holds_only_what_a_database_needs() -> None:
     assert holder[0] == f"0000000000000000 1 2 {no_core}"
 
 
+async def test_a_service_is_held_to_the_processors_of_its_run() -> None:
+    """The agent's SQL runs programs in it. Seen failing without `NanoCpus`: it had all of them."""
+    added = await addition("redis")
+    async with sandbox("sleep", "60", services=added.services, cpus=0.3) as made:
+        held = docker("inspect", "-f", "{{.HostConfig.NanoCpus}}", of_run(made)["redis"], of_run(made)[""])
+    assert held.split() == ["300000000", "300000000"]
+
+
 async def test_a_service_that_does_not_come_up_is_told_with_its_last_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
