@@ -157,8 +157,16 @@ def _in_use(path: Path) -> bool:
 
 
 def _lock(path: Path, how: int) -> int:
-    """On the directory itself: it can be neither missing nor left over."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """On the directory itself: it can be neither missing nor left over.
+
+    An agent may have taken its owner's rights away; it lies where nobody else can come, and is no link.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags)
+    except PermissionError:
+        os.chmod(path, stat.S_IRWXU)
+        fd = os.open(path, flags)
     try:
         fcntl.flock(fd, how)
     except BaseException:

@@ -18,7 +18,7 @@ from moat.errors import StartError
 from moat.paths import Home
 from moat.runtime import storage, volumes
 from tests.runtime import docker_kit
-from tests.runtime.embedded_kit import EVERYBODY, SYSTEM_PYTHON, run as embedded_run
+from tests.runtime.embedded_kit import EVERYBODY, SYSTEM_PYTHON, run as embedded_run, user_directory
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 BOTH = pytest.mark.parametrize("runtime", ["docker", "embedded"])
@@ -186,6 +186,29 @@ def test_another_project_of_the_same_name_does_not_get_the_volumes(home: Path, t
     (other / ".git").write_text((tree / ".git").read_text())
     with pytest.raises(StartError):
         volumes._claimed(place, "app", other)
+
+
+CLOSED = """
+import os, sys
+from pathlib import Path
+from moat.paths import Home, private_dir
+from moat.runtime import volumes
+home = Home(Path(sys.argv[1]))
+private_dir(home.root / "volumes/app/cache/inner")
+os.chmod(home.root / "volumes/app/cache", 0)
+(found,) = volumes.all_volumes(home)
+volumes.remove(found)
+print(os.listdir(home.root / "volumes"))
+"""
+
+
+def test_a_volume_whose_agent_closed_it_is_listed_and_removed() -> None:
+    """As an ordinary user. Seen failing with "Permission denied" for every command about any volume, and for the next run."""
+    with user_directory() as (directory, command):
+        done = subprocess.run(
+            [*command, "-c", CLOSED, str(directory / "home")], capture_output=True, text=True
+        )
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
 
 
 @pytest.mark.timeout(20)
