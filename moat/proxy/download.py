@@ -130,7 +130,7 @@ class Download:
             if head.status >= 200 or head.status == 101:
                 return head
             if request.minor:
-                await self._client.stream.send(self._render(head, response_fields(head)))
+                await self._deliver(self._render(head, response_fields(head)))
         raise MalformedError("interim", "too many interim responses", 502, "upstream")
 
     async def _pass_whole(self, upstream: MessageReader, head: ResponseHead, upload: Upload) -> None:
@@ -208,6 +208,9 @@ class Download:
 
     async def _send(self, wire: bytes) -> None:
         self.begun = True
+        await self._deliver(wire)
+
+    async def _deliver(self, wire: bytes) -> None:
         client = self._client
         stream = client.stream
         deadline = stream.deadline  # what an upload under way has set

@@ -6,6 +6,7 @@ client of HTTP/1.1 it would be slower, and its requests would look like another 
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,6 +20,8 @@ from moat.proxy.tls import H2, HTTP1
 
 if TYPE_CHECKING:
     from moat.proxy.h2_client import Client
+
+_log = logging.getLogger(__name__)
 
 Key = tuple[str, str, int]  # scheme, host, port
 _REMEMBERED = 1024  # servers whose protocol is known
@@ -34,6 +37,7 @@ class Dialling:
 
     def __init__(self) -> None:
         self.lock = anyio.Lock()
+        self.made = 0
         self.failures = 0
         self._last: UpstreamError | None = None
 
@@ -95,8 +99,8 @@ class Multiplexed:
         return dialling
 
     def take(self, key: Key) -> MessageReader | None:
-        """A stream of a connection that there is."""
-        for client in self._clients.get(key, ()):
+        """A stream of a connection that there is: of the newest, the one most likely to be alive."""
+        for client in reversed(self._clients.get(key, ())):
             if client.free:
                 return MessageReader(client.call(), self._limits)
         return None
@@ -115,6 +119,8 @@ class Multiplexed:
         self._clients.setdefault(key, []).append(client)
         try:
             await client.run(task_status=task_status)
+        except Exception:  # a mistake of ours must end one connection, not the run's network
+            _log.exception("a connection to a server ended by an error in moat")
         finally:
             self._clients[key].remove(client)
             if not self._clients[key]:

@@ -133,14 +133,17 @@ class Upstream:
         """A stream of an HTTP/2 connection, or a connection of its own when the server has no HTTP/2."""
         multiplexed = self.multiplexed
         dialling = multiplexed.dialling(key)
-        failures = dialling.failures
+        made, failures = dialling.made, dialling.failures
         async with dialling.lock:
-            if not fresh and (reader := multiplexed.take(key)) is not None:
+            new = dialling.made > made  # and as good as one of our own
+            if (new or not fresh) and (reader := multiplexed.take(key)) is not None:
                 return Connection(key, reader, reused=True)
             if multiplexed.protocol(key) != HTTP1:
                 dialling.check(failures)
                 try:
-                    return await self._dial_multiplexed(key, authority)
+                    connection = await self._dial_multiplexed(key, authority)
+                    dialling.made += 1
+                    return connection
                 except UpstreamError as error:
                     dialling.failed(error)
                     raise

@@ -20,7 +20,7 @@ import pytest
 from h2.exceptions import ProtocolError
 from hyperframe.frame import SettingsFrame
 
-from moat.proxy import Limits
+from moat.proxy import Limits, h2_client
 from tests.proxy.conftest import PLACEHOLDER, SECRET, House, HouseMaker, tls_origin
 from tests.proxy.h2peers import Client, Server
 from tests.proxy.peers import PATIENCE, Origin, Wire, reply, world
@@ -216,6 +216,42 @@ def test_who_waits_for_a_dial_shares_that_it_fails(make: HouseMaker) -> None:
             assert origin.accepted == 1
             assert client.get().status == 504
             assert origin.accepted == 2
+
+
+def test_who_asks_again_shares_the_new_connection(make: HouseMaker) -> None:
+    """Seen failing with a connection for each of those whose own has ended, one after the other."""
+    first = threading.Event()
+
+    def script(server: Server) -> None:
+        if first.is_set():
+            echo(server)
+        first.set()
+        server.reply(server.request().stream, 200, b"once")
+        while len(server.requests) < 20:
+            assert server.receive()
+
+    with h2_origin(script) as origin, make(origins={API: origin}) as house, Client.through(house) as client:
+        assert client.get().body == b"once"
+        streams = [client.ask() for _ in range(20)]
+        assert {client.until(stream).status for stream in streams} == {200}
+        assert origin.accepted == 2
+
+
+def test_a_mistake_of_ours_ends_one_connection_to_a_server(
+    make: HouseMaker, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen failing with it let through: the run's proxy stopped listening."""
+
+    def mistaken(*_: object) -> None:
+        raise IndexError
+
+    monkeypatch.setattr(h2_client.Client, "_message", mistaken)
+    with h2_origin(echo) as broken, make(origins={API: broken, ("other.test", 443): origin}) as house:
+        with Client.through(house) as client:
+            assert client.get().status == 502
+        with house.tunnel("other.test") as wire:
+            wire.send(b"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n")
+            assert wire.message().status == 200
 
 
 def test_a_server_that_breaks_http2_at_once(make: HouseMaker) -> None:

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import pytest
@@ -167,6 +168,29 @@ def test_interim_answers_are_bounded(make: HouseMaker, count: int) -> None:
         for _ in range(count):
             assert wire.until(b"\r\n\r\n").startswith(b"HTTP/1.1 103")
         assert wire.message().status == (200 if count < INTERIM_RESPONSES else 502)
+
+
+def test_who_reads_no_interim_answers_is_let_go(make: HouseMaker, tmp_path: Path) -> None:
+    """Seen failing without a deadline for them: a connection of the sandbox, and one of its server's, for good."""
+    ended = threading.Event()
+
+    def script(wire: Wire) -> None:
+        wire.message()
+        with contextlib.suppress(OSError):
+            for _ in range(INTERIM_RESPONSES - 1):
+                wire.send(b"HTTP/1.1 103 Early Hints\r\nX: %b\r\n\r\n" % (b"x" * 60_000))
+            wire.rest()
+        ended.set()
+
+    listener = socket.socket(socket.AF_UNIX)  # whose buffers are small
+    listener.bind(str(tmp_path / "s"))
+    listener.listen()
+    limits = replace(Limits(), body_idle_timeout=0.5)
+    with tls_origin(script) as origin, make(origins={API: origin}, limits=limits, listener=listener) as house:
+        with house.tunnel() as wire:
+            wire.send(get())
+            assert ended.wait(10)
+            assert house.event().error == "client went away"
 
 
 def test_ten_thousand_bytes_of_headers_pass_both_ways(make: HouseMaker) -> None:
