@@ -9,6 +9,7 @@ import pytest
 
 from moat.config import MountConfig, UpstreamConfig, UserConfig, load, load_user, parse_host, parse_mount
 from moat.config.journal import CopyTo
+from moat.config.overlooked import overlooked
 from moat.errors import ConfigError, UsageError
 from moat.paths import Home
 
@@ -25,6 +26,28 @@ def workspace(tmp_path: Path) -> Path:
 def write(workspace: Path, text: str) -> Path:
     (workspace / "agent.yaml").write_text(text)
     return workspace
+
+
+# --- what is not read -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ([], None),
+        (["sub/agent.yml"], "agent.yml is not read: rename it to agent.yaml"),
+        (["sub/moat.yml"], "moat.yml is not read: rename it to moat.yaml"),
+        ([".git/HEAD", "agent.yaml"], "{0}/agent.yaml is not read: it is for runs in {0}"),
+        (["agent.yaml"], None),  # of something else, as far as anybody knows
+        ([".git/HEAD", "agent.yaml", "sub/.git/HEAD"], None),
+    ],
+)
+def test_what_looks_like_a_configuration(workspace: Path, files: list[str], told: str | None) -> None:
+    (workspace / "sub").mkdir()
+    for name in files:
+        (workspace / name).parent.mkdir(exist_ok=True)
+        (workspace / name).touch()
+    assert overlooked(workspace / "sub") == (told and told.format(workspace))
 
 
 # --- mounts -----------------------------------------------------------------------------------------

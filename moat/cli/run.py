@@ -20,6 +20,7 @@ from moat.cli.terminal import is_terminal
 from moat.cli.worktree import branch_of, configuration, entered, name_of
 from moat.config import HostRules, NetworkConfig, RunConfig, parse_host, parse_mount, parse_port
 from moat.config.network import ASK_AND_WARN
+from moat.config.overlooked import overlooked
 from moat.errors import UsageError
 from moat.paths import Home
 from moat.runtime import known, tampering
@@ -119,6 +120,8 @@ def load_config(options: argparse.Namespace, home: Home, workspace: Path) -> Run
     surroundings.leave(*places)
     own_place.warn(workspace.resolve(), *places)
     settings = configuration(workspace)
+    if settings.path is None and (told := overlooked(workspace)):
+        say(f"warning: {told}")
     if not options.accept_config:
         place = settings.path.parent if settings.path else workspace
         tampering.check(home, place, settings)

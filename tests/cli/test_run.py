@@ -256,6 +256,13 @@ def test_the_user_cannot_lead_around_the_proxy(moat: Moat, embedded: None) -> No
     assert done.stderr.startswith("moat: warning: env https_proxy is ignored")
 
 
+def test_a_configuration_that_does_not_count(moat: Moat, workspace: Path, embedded: None) -> None:
+    """Seen to fail: whoever wrote `policy: strict` into it was not told that every host was open."""
+    (workspace / "agent.yml").write_text("network: {policy: strict}\n")
+    done = moat("run", "--", "true")
+    assert done.stderr == "moat: warning: agent.yml is not read: rename it to agent.yaml\n"
+
+
 def test_strict_policy_and_allow_host(moat: Moat, workspace: Path, embedded: None) -> None:
     (workspace / "agent.yaml").write_text("network:\n  policy: strict\n  rules:\n    - one.test\n")
     fetch = "for h in one two three; do curl -s -o /dev/null -w '%{http_code} ' http://$h.test/; done"
