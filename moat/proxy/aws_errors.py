@@ -19,8 +19,10 @@ _CODE = "MoatRefused"
 
 
 def shaped(answer: Answer, host: str) -> Answer:
-    """`answer` to a request to `host`, with the same words."""
+    """`answer` to a request to `host`, with the same words. One in another protocol (MCP) stays as it is."""
     told = json.loads(answer.body)
+    if not isinstance(told, dict) or "hint" not in told:
+        return answer
     text = ". ".join(filter(None, (told["error"], told["hint"])))
     if _XML.isdisjoint(host.split(".")):
         kind, body = b"application/json", json.dumps(told | {"__type": _CODE, "message": text}).encode()

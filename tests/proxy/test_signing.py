@@ -25,12 +25,14 @@ from moat.proxy.events import DeniedError
 from moat.proxy.fields import Headers, join_fields, split_fields
 from moat.proxy.inject import InjectionError
 from moat.proxy.limits import Limits
+from moat.proxy.mcp import McpTable
 from moat.proxy.signing import Signed, Signer, sign
 from moat.proxy.site_rules import InjectionTable
 from moat.sigv4 import Keys, Request, Scope, authorization
 from tests.fakes.aws import DYNAMO, REGION, S3, STS, FakeAws
 from tests.proxy.conftest import SECRET, house, tls_origin
 from tests.proxy.peers import Wire, reply
+from tests.proxy.test_mcp import call, endpoint, post
 from tests.vault.vendor import Asked
 
 KEY_ID, KEY = "AKIAPLACEHOLDER00000", "moatPLACEHOLDER0000000000000000000000000"
@@ -319,3 +321,14 @@ def test_clients_can_show_a_refusal(host: str, kind: bytes) -> None:
     assert headers[b"Content-Length"] == b"%d" % len(answer.body)
     assert b"moat refused this request" in answer.body
     assert b"MoatRefused" in answer.body
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_what_an_mcp_server_of_aws_is_told_stays_as_its_clients_read_it(batch: bool) -> None:
+    """Seen failing: the connection ended without an answer (KeyError)."""
+    table = McpTable((endpoint(host=DYNAMO),), lambda _: None)
+    refused = [call("write", n) for n in range(2)] if batch else call("write")
+    with house(rules=(RULE,), mcp=table) as made, made.tunnel(DYNAMO) as wire:
+        answer = post(wire, refused, host=DYNAMO)
+        assert (answer.status, answer.get("content-type")) == (200, "application/json")
+        assert b'"jsonrpc"' in answer.body
