@@ -83,13 +83,16 @@ def parse(data: bytes) -> Head | None:
     try:
         found = json.loads(line)
         signature = bytes.fromhex(found["sig"])
+        seq, synced = found["seq"], found["synced"]
         if data != _padded(line) or rest != signature.hex().encode() + b'"}':
+            return None
+        if type(seq) is not int or type(synced) is not int or seq < 1 or synced < 0:
             return None
         return Head(
             run=str(found["run"]),
-            seq=int(found["seq"]),
+            seq=seq,
             hash=str(found["hash"]),
-            synced=int(found["synced"]),
+            synced=synced,
             boot=str(found["boot"]),
             signature=signature,
             signed=SIGNED_AS + body,

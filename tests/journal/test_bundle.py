@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from moat.errors import UsageError
-from moat.journal import bundle, entry, keeping
+from moat.journal import bundle, entry, head as heads, keeping, ledger
 from moat.journal.key import Signer, installation_key
 from moat.journal.verify import OK, TAMPERED, UNSURE
 from moat.paths import Home
@@ -17,6 +17,7 @@ from tests.journal.kit import RUN, begin, make
 from tests.journal.test_tampering import TAMPERERS, forge
 
 OTHER = "run_ba9876543210"
+DOUBT = "journal.head is missing or torn: entries may have been cut off the end"
 
 
 @pytest.fixture
@@ -105,6 +106,21 @@ def test_a_bundle_of_which_next_to_nothing_is_left(house: Home, left: int, alive
     assert bundle.judge(json.dumps(found).encode(), key_of(house)).status == UNSURE
     found["ledger"] = []
     assert bundle.judge(json.dumps(found).encode(), key_of(house)).status == UNSURE
+
+
+@pytest.mark.parametrize("seq", ["-1000000000", "0", "1e999", "true", '"1"'])
+def test_a_head_with_a_number_that_is_none(house: Home, seq: str) -> None:
+    """In a bundle of somebody else, signed with a key of his own; and beside our ledger. Seen failing: tracebacks."""
+    make(house)
+    found = json.loads(bundle.export(house, RUN, alive=False))
+    signer = installation_key(house)
+    body = f'{{"run":"{RUN}","seq":{seq},"hash":"","synced":1,"boot":""'.encode()
+    line = body + b',"sig":"' + signer(heads.SIGNED_AS + body).hex().encode() + b'"}'
+    found["head"] = heads._padded(line).decode()
+    report = bundle.judge(json.dumps(found).encode(), key_of(house))
+    assert (report.status, report.doubts) == (UNSURE, [DOUBT]), report
+    ledger.head_of(house).write_bytes(heads._padded(line.replace(RUN.encode(), b"")))
+    make(house, OTHER)
 
 
 def test_a_bundle_of_somebody_else_is_not_taken_for_ours(house: Home, tmp_path: Path) -> None:
