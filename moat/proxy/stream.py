@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from moat.proxy.batch import Batch
+from moat.proxy.busy_poll import BusyPoll
 
 if TYPE_CHECKING:
     from moat.proxy.tls import TLSSession
@@ -325,6 +326,7 @@ class Watch:
     def __init__(self) -> None:
         self._streams: set[Stream] = set()
         self.batch = Batch()  # of what they send
+        self.poll = BusyPoll()  # for what they answer
 
     def add(self, stream: Stream) -> None:
         self._streams.add(stream)

@@ -16,6 +16,7 @@ from typing import cast
 import anyio
 
 from moat.proxy.batch import SMALL
+from moat.proxy.busy_poll import Peer
 from moat.proxy.stream import BUFFER, CLOSE_SECONDS, PausableStream, StreamError, Watch, broken
 
 
@@ -37,6 +38,8 @@ class AsyncioStream(PausableStream, asyncio.Protocol):
         "_drained",
         "_loop",
         "_paused",
+        "_peer",
+        "_poll",
         "_reader",
         "_size",
         "_transport",
@@ -46,6 +49,8 @@ class AsyncioStream(PausableStream, asyncio.Protocol):
         super().__init__(sock, watch)
         self._loop = loop
         self._batch = watch.batch
+        self._poll = watch.poll
+        self._peer = Peer()
         self._transport: asyncio.Transport
         self._reader: asyncio.Future[None] | None = None  # who waits for input
         self._drained: asyncio.Future[None] | None = None  # pending while the peer takes nothing
@@ -77,6 +82,8 @@ class AsyncioStream(PausableStream, asyncio.Protocol):
         if self._size > BUFFER and not self._paused:
             self._paused = True
             self._transport.pause_reading()
+        if self._poll.awaited is self._peer:
+            self._poll.answered(self._peer)
         self._brief = self._size <= SMALL
         if not self._brief:
             self._batch.flush()  # what this stream has put off must not be overtaken by what it does not
@@ -147,6 +154,8 @@ class AsyncioStream(PausableStream, asyncio.Protocol):
         together = self._brief and (batch.woken or batch.held)  # asked here: who is alone makes no call
         if not together or not batch.hold(self._loop, self._transport, wire):
             self._transport.write(wire)
+        if self._brief and not together:
+            self._poll.begin(self._loop, self._peer)
         if self._drained is not None:
             await self._drain()
 
