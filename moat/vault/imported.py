@@ -92,11 +92,11 @@ def take_over(vault: Vault, name: str) -> bool:
         return False
     try:
         with locked(vault.directory / ".import"):
-            ref, known = vault.current(name)
+            _, known = old = vault.current(name)
             login = _READERS[name](known.info)
             if login is None or login.token == known.secret:
                 return False
-            return vault.renew(ref, _taken(known, login))
+            return vault.renew(old, _taken(known, login))
     except (MoatError, OSError):
         return False
 

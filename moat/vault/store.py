@@ -158,15 +158,18 @@ class Vault:
         with self._changing() as before:
             self._replace(before, credential, self._choice(before))
 
-    def renew(self, ref: Ref, credential: Credential) -> bool:
-        """As `put`, in place of what lies at `ref` (`current`).
+    def renew(self, old: tuple[Ref, Credential], credential: Credential) -> bool:
+        """As `put`, in place of `old` (`current`).
 
         False: it was revoked, or granted anew, while the new one was being fetched, and stays as it is.
         """
         self.prepare()
+        ref, known = old
         with self._changing() as before:
-            row = before.rows.get(credential.info.name)
-            if row is None or row.ref != ref:
+            row = before.rows.get(known.info.name)
+            if row is None or row.ref is None:
+                return False
+            if row.ref != ref and self._read(row, row.ref).secret != known.secret:  # else it was moved
                 return False
             self._replace(before, credential, self._choice(before))
             return True

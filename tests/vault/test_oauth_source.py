@@ -267,6 +267,36 @@ async def test_what_could_not_be_stored_gives_way_to_what_the_user_did(place, mo
         assert place.vault.list() == ()
 
 
+@pytest.mark.parametrize("stuck", [False, True])
+async def test_a_login_that_is_moved_during_a_renewal_is_renewed(place, monkeypatch, stuck: bool):
+    """`moat vault move` stores it anew as it is; it would be lost, for its refresh token is spent.
+
+    Seen failing with the places compared alone.
+    """
+    place.grant(age=3600)
+    monkeypatch.setattr(source_module, "_PAUSE", 0.0)
+    place.server.delay = 0.0 if stuck else 1.0
+    source, got = place.source(), []
+
+    async def ask() -> None:
+        got.append((await source.credential(NAME)).secret.reveal())
+
+    with monkeypatch.context() as patch:
+        if stuck:
+            patch.setattr(Vault, "renew", broken)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            while not place.server.asked:
+                await anyio.sleep(0.02)
+            if not stuck:
+                place.vault.put(place.vault.get(NAME))
+    if stuck:
+        place.vault.put(place.vault.get(NAME))
+        await ask()
+    assert set(got) == {place.stored().access}
+    assert got[0] in place.server.access
+
+
 async def test_a_young_login_is_used_as_it_is(place):
     tokens = place.grant(age=10)
     found = await place.source().credential(NAME)

@@ -17,6 +17,7 @@ import anyio
 from anyio import to_thread
 
 from moat.config import UpstreamConfig
+from moat.dataclass import dataclass
 from moat.errors import GrantError, MoatError, VaultError
 from moat.grants import Credential, CredentialInfo, Secret
 from moat.paths import locked
@@ -37,6 +38,14 @@ def is_login(info: CredentialInfo) -> bool:
     return info.name.startswith("oauth:") or RENEWED_AT in info.metadata
 
 
+@dataclass(frozen=True, slots=True)
+class _Unsaved:
+    """What a server has given, and what it takes the place of."""
+
+    old: tuple[Ref, Credential]
+    new: Credential
+
+
 class RunCredentials:
     """A CredentialSource. `notice` is told once of each login that was renewed, lost or not stored."""
 
@@ -50,7 +59,7 @@ class RunCredentials:
         self._lost: dict[str, str] = {}  # refresh tokens that are no longer accepted
         self._interrupted: set[str] = set()  # logins lost because an answer was
         self._unwritable: dict[str, VaultError] = {}  # why the vault could not take an answer
-        self._unsaved: dict[str, tuple[Ref, Credential]] = {}  # what each is to take the place of
+        self._unsaved: dict[str, _Unsaved] = {}
         self._not_before: dict[str, float] = {}
         self._given: dict[str, str] = {}  # the access token that was given out last
         self._rejected: dict[str, str] = {}  # one that its server did not take
@@ -96,8 +105,8 @@ class RunCredentials:
 
     def _waiting(self, name: str) -> Credential | None:
         """What could not be stored yet; None: nothing, or the user has revoked the login or made another."""
-        ref, found = self._unsaved.get(name, (None, None))
-        return found if ref is not None and self._vault.holds(name, ref) else None
+        unsaved = self._unsaved.get(name)
+        return unsaved.new if unsaved is not None and self._vault.holds(name, unsaved.old[0]) else None
 
     def _needs_renewal(self, name: str, tokens: Tokens) -> bool:
         if name in self._unsaved:
@@ -125,11 +134,10 @@ class RunCredentials:
     def _renew(self, name: str) -> tuple[Tokens, Credential]:
         """What is current after one attempt. An attempt that goes wrong leaves what there was."""
         with locked(self._locks / f".renew-{name}"):
-            if name in self._unsaved:
-                waiting = self._unsaved[name]
-                if self._store(name, *waiting):
-                    return Tokens.decode(waiting[1].secret, name), waiting[1]
-            ref, found = self._vault.current(name)  # another process may have done it while we waited
+            unsaved = self._unsaved.get(name)
+            if unsaved is not None and self._store(name, unsaved):
+                return Tokens.decode(unsaved.new.secret, name), unsaved.new
+            _, found = old = self._vault.current(name)  # another process may have done it while we waited
             tokens = Tokens.decode(found.secret, name)
             if not self._needs_renewal(name, tokens):
                 return tokens, found
@@ -147,7 +155,7 @@ class RunCredentials:
             if self._rejected.pop(name, None) is not None:
                 self._not_before[name] = time.monotonic() + _PAUSE  # it may not be the token's fault
             found = Credential(found.info, tokens.encode())
-            if not self._store(name, ref, found):
+            if not self._store(name, _Unsaved(old, found)):
                 found = self._vault.get(name)
                 return Tokens.decode(found.secret, name), found
             self._notice("renewed", name)
@@ -176,14 +184,14 @@ class RunCredentials:
 
     def _store_again(self, name: str) -> None:
         with locked(self._locks / f".renew-{name}"):
-            self._store(name, *self._unsaved[name])
+            self._store(name, self._unsaved[name])
 
-    def _store(self, name: str, ref: Ref, found: Credential) -> bool:
-        """False: the login at `ref` was revoked or made anew meanwhile, and what the user did stays done."""
+    def _store(self, name: str, answer: _Unsaved) -> bool:
+        """False: the login was revoked or made anew meanwhile, and what the user did stays done."""
         try:
-            ours = self._vault.renew(ref, found)
+            ours = self._vault.renew(answer.old, answer.new)
         except (VaultError, OSError):
-            self._unsaved[name] = ref, found
+            self._unsaved[name] = answer
             self._not_before[name] = time.monotonic() + _PAUSE
             self._notice("not stored", name)
             return True
