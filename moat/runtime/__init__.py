@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from moat.proxy.decider import Question
     from moat.proxy.events import Denial, ExchangeFinished
     from moat.runtime.api import list_runs, read_journal, start, verify_journal
+    from moat.runtime.local_run import LocalRun
     from moat.runtime.questions import Asked
     from moat.runtime.records import RunRecord, State
     from moat.runtime.remote import RemoteRun, attach
-    from moat.runtime.run import LocalRun
     from moat.runtime.sandbox import Mount, Output
     from moat.runtime.size import Size
 
@@ -34,7 +34,7 @@ _HOMES = {
     "Entry": "moat.journal.entry",
     "ExchangeFinished": "moat.proxy.events",
     "HostRules": "moat.config",
-    "LocalRun": "moat.runtime.run",
+    "LocalRun": "moat.runtime.local_run",
     "Marketplace": "moat.config",
     "Mount": "moat.runtime.sandbox",
     "PluginsConfig": "moat.config",

@@ -18,9 +18,10 @@ from moat.journal.verify import Report
 from moat.paths import Home
 from moat.proxy.decider import Decider
 from moat.runtime import known, records
+from moat.runtime.hosting import Hosting
+from moat.runtime.local_run import LocalRun
 from moat.runtime.records import RunRecord
 from moat.runtime.request import RunRequest
-from moat.runtime.run import LocalRun, run_here
 from moat.runtime.sandbox import Mount, Progress
 from moat.runtime.size import Size
 from moat.runtime.words import words
@@ -101,7 +102,8 @@ def start(
     )
     check_fields(request)
     _check_values(request)
-    return run_here(request, home=home, progress=progress, decider=decider)
+    place = home or Home.from_environment()
+    return Hosting(lambda: LocalRun(request, place, decider), progress)
 
 
 def _place(name: str, path: object) -> Path:

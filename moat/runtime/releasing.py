@@ -20,15 +20,21 @@ class Resources:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._held: list[tuple[str, Callable[[], Awaitable[Any]]]] = []
+        self._every = True
 
     def add(self, what: str, release: Callable[[], Awaitable[Any]]) -> None:
         """`what` is its name in the journal, should it not let go."""
         self._held.append((what, release))
 
     async def release(self) -> bool:
-        """Release all, whatever becomes of one. Whether every one let go."""
-        # A list, not all(): the next resource must be released whatever became of this one.
-        return all([await self._release(what, release) for what, release in reversed(self._held)])
+        """Release all, whatever becomes of one. Whether every one let go.
+
+        Nothing that was released is released again; who is cancelled leaves what is left to the next call.
+        """
+        while self._held:
+            self._every &= await self._release(*self._held[-1])
+            self._held.pop()
+        return self._every
 
     async def _release(self, what: str, release: Callable[[], Awaitable[Any]]) -> bool:
         with anyio.move_on_after(_PATIENCE):

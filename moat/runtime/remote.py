@@ -20,6 +20,7 @@ from moat.runtime.records import RunRecord
 from moat.runtime.sandbox import Output
 from moat.runtime.size import Size
 from moat.runtime.stopping import GRACE
+from moat.runtime.tasks import asyncio_loop
 
 _PIECE = 65536
 _LOOK = 0.25  # seconds between two looks at what a run asks
@@ -208,6 +209,7 @@ async def attach(run: str, *, size: Size | None = None, home: Home | None = None
     check("run", run, str)
     check("size", size, Size | None)
     check("home", home, Home | None)
+    asyncio_loop()
     place = home or Home.from_environment()
     record = records.pick(known.all_runs(place), run)
     if record.state.ended:

@@ -1,16 +1,17 @@
 """One run, in the caller's event loop: everything it owns, from the lock on its record to the proxy.
 
-    async with run_here(request) as run:
-        async for output in run.output(): ...
-        code = await run.wait()
+    run = Run(request, home)
+    async with hosted(run, handoff, progress):
+        await run.ended()
 
-A supervisor is a thin process around this; a program may host it itself. Whatever happens inside, on the
-way out the sandbox is destroyed first, the proxy is closed after it, and the record says what became of
-the run. Leaving the block ends the run.
+A supervisor is a thin process around this; a program may host it itself (`local_run`). Whatever happens
+inside, on the way out the sandbox is destroyed first, the proxy is closed after it, and the record says what
+became of the run. Leaving the block ends the run.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import time
@@ -20,28 +21,26 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from anyio.abc import TaskGroup
 
-from moat.arguments import Bytes, check, check_signal
-from moat.errors import StartError, UsageError, one_error
+from moat.arguments import check, check_signal
+from moat.errors import StartError, one_error
 from moat.paths import Home, private_dir, runtime_dir
-from moat.proxy.events import ExchangeFinished
 from moat.runtime import mounts, records
 from moat.runtime.assembly import Assembly
-from moat.runtime.gateway import Gateway, read_exchanges
+from moat.runtime.gateway import Gateway
 from moat.runtime.new_run import checked, first_record, tell_created
 from moat.runtime.outcome import NEVER_BEGAN
 from moat.runtime.output_log import OutputLog
 from moat.runtime.papers import Papers, own
 from moat.runtime.parts import Part, RunContext, Start
 from moat.runtime.pausing import Pausing
-from moat.runtime.questions import Answer, Asked, Scope
 from moat.runtime.records import RunRecord, State
 from moat.runtime.releasing import Resources
 from moat.runtime.request import RunRequest
-from moat.runtime.sandbox import TERM, Execution, Output, Progress, Sandbox
+from moat.runtime.sandbox import TERM, Execution, Progress, Sandbox
 from moat.runtime.session import Session
 from moat.runtime.size import Size
 from moat.runtime.stopping import GRACE, Stopping
-from moat.runtime.tasks import first_of
+from moat.runtime.tasks import failure_of, first_of, once, outlast
 from moat.runtime.viewers import ControlServer
 from moat.runtime.words import check_argv, words
 
@@ -61,35 +60,8 @@ def _vault(home: Home, handoff: bytes) -> Vault:
     return open_vault(home, handoff=handoff or None)
 
 
-def _silent(_: str) -> None:
-    """Nobody wants to know what is being done."""
-
-
 @contextlib.asynccontextmanager
-async def run_here(
-    request: RunRequest,
-    *,
-    home: Home | None = None,
-    handoff: bytes = b"",
-    progress: Progress = _silent,
-    decider: Decider | None = None,
-) -> AsyncIterator[LocalRun]:
-    """Make the sandbox of `request`, start its command and yield the run; end it on the way out.
-
-    `handoff` is `Vault.handoff()` of another process, so that nothing is asked here. `decider` is asked
-    about every request that policy does not refuse.
-    Raises StartError, GrantError, VaultError, ConfigError, UsageError before the command has started.
-    """
-    from moat.runtime.local import LocalViewer  # a supervisor has none
-
-    run = LocalRun(request, home or Home.from_environment(), LocalViewer(), decider)
-    async with hosted(run, handoff, progress):
-        await run.started()
-        yield run
-
-
-@contextlib.asynccontextmanager
-async def hosted(run: LocalRun, handoff: bytes, progress: Progress) -> AsyncIterator[None]:
+async def hosted(run: Run, handoff: bytes, progress: Progress) -> AsyncIterator[None]:
     """Bring `run` to life; end it, release everything and record the end on the way out."""
     with run.ownership, one_error():
         async with anyio.create_task_group() as tasks:
@@ -105,18 +77,24 @@ async def hosted(run: LocalRun, handoff: bytes, progress: Progress) -> AsyncIter
                 tasks.cancel_scope.cancel()
 
 
-class LocalRun:
-    """A run that this program owns."""
+class Run:
+    """A run that this process owns: its life, and what its control socket asks of it."""
 
     def __init__(
-        self, request: RunRequest, home: Home, viewer: LocalViewer | None, decider: Decider | None = None
+        self,
+        request: RunRequest,
+        home: Home,
+        *,
+        viewer: LocalViewer | None = None,
+        decider: Decider | None = None,
     ) -> None:
+        """Raises ConfigError, GrantError, StartError, UsageError; then nothing is left of it."""
         run_id = records.new_id()
         self._request = checked(request, home)
         self._home = home
-        self.ownership = own(home, run_id)
         self._directory = runtime_dir() / run_id  # made once the record names it
         record = first_record(self._request, run_id, self._directory)
+        self.ownership = own(home, run_id)
         shown = [mount.source for mount in self._request.mounts if not mount.read_only]
         self._papers = Papers(home, self.ownership, record, [self._request.workspace, *shown])
         self.outcome, self.journal = self._papers.outcome, self._papers.journal
@@ -133,10 +111,9 @@ class LocalRun:
         self._pausing = Pausing(self._running)
         self._started = anyio.Event()
         self._ended = anyio.Event()
-        self._finishing = anyio.Lock()
+        self._finishing: asyncio.Task[None] | None = None
+        self._sealing = False
         self._resources = Resources(self.journal)
-
-    # --- what a caller does with a run -----------------------------------------------------------
 
     @property
     def record(self) -> RunRecord:
@@ -151,21 +128,6 @@ class LocalRun:
     def name(self) -> str:
         return self.record.name
 
-    def output(self) -> AsyncIterator[Output]:
-        """What the command prints, from its first byte. One reader; it holds the command up like a pipe."""
-        if self._viewer is None:
-            raise StartError("the output of this run goes to its control socket")
-        return self._viewer.output()
-
-    async def wait(self) -> int:
-        """The command's exit status, 128+N when signal N ended it. Output that nobody reads is dropped."""
-        if self._viewer:
-            self._viewer.let_go()
-        await self._ended.wait()
-        if self.record.exit_code is None:
-            raise StartError(self.record.error)
-        return self.record.exit_code
-
     async def started(self) -> None:
         """Returns when the command has started, or will never."""
         await self._started.wait()
@@ -173,21 +135,6 @@ class LocalRun:
     async def ended(self) -> None:
         """Returns when the run is over and its end is recorded."""
         await self._ended.wait()
-
-    async def write(self, data: bytes) -> None:
-        """To the command's stdin or terminal; waits when it does not read."""
-        check("data", data, Bytes)
-        await (await self.session()).write(data)
-
-    async def close_stdin(self) -> None:
-        await (await self.session()).close_stdin()
-
-    async def resize(self, size: Size) -> None:
-        """Change the terminal's size. Nothing happens without a terminal."""
-        check("size", size, Size)
-        session = await self.session()
-        if self._viewer:
-            await session.resize(self._viewer, size)
 
     async def signal(self, number: int) -> None:
         """Send a signal to the command. Nothing happens when it does not run."""
@@ -227,26 +174,6 @@ class LocalRun:
         await self._ended.wait()
         return self.record.exit_code
 
-    def exchanges(self) -> list[ExchangeFinished]:
-        """The requests so far, oldest first. No credential is in them."""
-        if self._gateway and not self.record.state.ended:
-            self._gateway.flush()
-        return read_exchanges(self._home, self.id)
-
-    async def questions(self) -> AsyncIterator[Asked]:
-        """Each question of a run with `policy="ask"` and no decider, when it comes up, until the run ends."""
-        async for question in self._asked.new():
-            yield question
-
-    async def answer(self, host: str, *, allow: bool, scope: Scope = "run", seconds: int = 0) -> int:
-        """Answer what waits for `host` (`name`, `name:port`, `*.name`; without a port 443 is meant).
-
-        scope: `once` for the requests that wait now, `for` some seconds, `run`. Returns how many requests
-        waited. Raises UsageError.
-        """
-        said = Answer.of_program(host, allow=allow, scope=scope, seconds=seconds)
-        return self._asked.answer(said)
-
     async def pause(self) -> None:
         """Hold every process of the sandbox still; each call wants its `resume`. Raises MoatError."""
         await self._pausing.pause()
@@ -258,13 +185,6 @@ class LocalRun:
     def _running(self) -> Sandbox | None:
         """The sandbox, while its command runs."""
         return self._sandbox if self.record.state is State.RUNNING else None
-
-    @property
-    def _asked(self) -> Asking:
-        """Raises UsageError where nobody is asked."""
-        if self.asking is None:
-            raise UsageError("this run asks nothing", hint='NetworkConfig(policy="ask"), and no decider')
-        return self.asking
 
     @property
     def _gateway(self) -> Gateway | None:
@@ -375,7 +295,7 @@ class LocalRun:
             self.journal.record("run.started")
             self._started.set()
             await self._assembly.started()
-            with one_error():
+            with once(), one_error():
                 code = await self._carry_out(self._sandbox, self._session)
             self.outcome.update(state=State.STOPPING, exit_code=code)
             self.journal.record("run.command_ended", exit_code=code)
@@ -424,11 +344,22 @@ class LocalRun:
             raise
 
     async def finish(self) -> None:
-        """Release everything, newest first, and record the end. Once; cancelling does not stop it."""
-        with anyio.CancelScope(shield=True):
-            async with self._finishing:
-                if not self._ended.is_set():
-                    await self._finish()
+        """Release everything, newest first, and record the end. Once; cancelling does not stop it.
+
+        In a task of its own: only Ctrl-C, or the end of the loop, can hit that. Then another one goes on.
+        """
+        cancelled = None
+        while not self._ended.is_set():
+            if self._finishing is None or self._finishing.done():
+                self._finishing = asyncio.get_running_loop().create_task(self._finish())
+            try:
+                await outlast(self._finishing)
+            except asyncio.CancelledError as error:
+                cancelled = error
+            if isinstance(failure := failure_of(self._finishing), Exception):
+                raise failure
+        if cancelled is not None:
+            raise cancelled
 
     async def _finish(self) -> None:
         if self._viewer:
@@ -441,7 +372,9 @@ class LocalRun:
         gateway = self._gateway
         warned = gateway.warned if gateway else 0
         self.outcome.conclude(asked=self._stopping.asked.is_set(), warned=warned)
-        await self._papers.seal()
+        if not self._sealing:
+            self._sealing = True
+            await self._papers.seal()
         if released:
             # Named by the record until it is gone: who is killed here leaves nothing that nobody knows of.
             with contextlib.suppress(OSError):  # it stays in the record, and others try again

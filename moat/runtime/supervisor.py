@@ -29,7 +29,7 @@ from moat.proxy.tls import ignore_names_that_are_none
 from moat.runtime import warden
 from moat.runtime.loop import keep_freed_memory, raise_limits, run_loop
 from moat.runtime.request import RunRequest
-from moat.runtime.run import LocalRun, hosted
+from moat.runtime.run import Run, hosted
 
 _MOMENT = 0.25  # seconds
 _log = logging.getLogger("moat.supervisor")
@@ -139,7 +139,7 @@ async def _own(
     making = contextlib.ExitStack()
     making.enter_context(uncollected())  # parts, keys and the sandbox bring half of all imports
     try:
-        run = LocalRun(request, home, None)
+        run = Run(request, home)
         _log_to(home.run(run.id) / "supervisor.log")
         loop, stop = asyncio.get_running_loop(), partial(run.ask_to_stop, by="SIGTERM")
         loop.add_signal_handler(signal.SIGTERM, stop)

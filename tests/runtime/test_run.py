@@ -524,7 +524,7 @@ async def test_stopping_a_run_of_another_process(workspace: Path) -> None:
 
 async def test_waiting_for_a_run_that_was_stopped_before_it_began(workspace: Path) -> None:
     """As when SIGTERM reaches a supervisor while it builds an image."""
-    run = LocalRun(RunRequest(argv=("touch", "ran"), workspace=workspace), Home.from_environment(), None)
+    run = LocalRun(RunRequest(argv=("touch", "ran"), workspace=workspace), Home.from_environment())
     with pytest.raises(StartError, match="stopped before the command had started"):
         async with hosted(run, b"", lambda _: run.ask_to_stop()):
             pytest.fail("it must not be ready")
