@@ -207,6 +207,7 @@ SYMPTOMS = {
     "A program in the sandbox does not trust the certificate": (
         "runtime/test_image_build.py::test_java_trusts_the_run_s_ca"
     ),
+    "Git in a sandbox says Author identity unknown": "git/test_fence.py::test_who_commits_in_a_sandbox",
     "Git in a sandbox says Device or resource busy": (
         "git/test_fence.py::test_hooks_and_configuration_cannot_be_written"
     ),

@@ -232,3 +232,30 @@ def test_a_restore_under_a_run_takes_no_mount_away(
     assert told.split("\n")[:-1] == [f"no {number}" for number in range(len(attacks))]
     assert (place / ".git/hooks").exists()
     assert not (place / ".git/commondir").exists()
+
+
+@pytest.mark.embedded
+def test_who_commits_in_a_sandbox(moat: Callable[..., object], home: Path, tmp_path: Path) -> None:
+    """As docs/troubleshooting.md says: nobody, or who is named in agent.yaml, or the user with `--mount`."""
+    place = repository(tmp_path / "project")
+    own = home / ".gitconfig"
+    own.write_text("[user]\n\tname = The User\n\temail = user@example.org\n")
+    run = ("run", "--runtime", "embedded")
+    commit = ("--", "git", "commit", "--quiet", "--allow-empty", "-m", "more")
+    assert "identity unknown" in moat(*run, *commit, cwd=place).stderr
+    done = moat(*run, "--mount", f"{own}:/home/agent/.gitconfig:ro", *commit, cwd=place)
+    assert (done.stderr, done.returncode) == ("", 0)
+    names = {
+        f"GIT_{who}_{what}": f"{what}@example.org"
+        for who in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
+    (place / "agent.yaml").write_text(
+        "env:\n" + "".join(f"  {name}: {value}\n" for name, value in names.items())
+    )
+    done = moat(*run, *commit, cwd=place)
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert git("log", "-2", "--format=%an %ae", cwd=place).split("\n")[:2] == [
+        "NAME@example.org EMAIL@example.org",
+        "The User user@example.org",
+    ]
