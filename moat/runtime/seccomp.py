@@ -2,9 +2,9 @@
 
 It stacks on whatever filter the engine installs. It refuses what a network namespace does not
 separate (AF_VSOCK reaches the hypervisor), what widens the kernel's attack surface for no benefit to
-an agent (io_uring, bpf, keyrings, mounts, further namespaces), set-user-ID files (in the workspace they
-would be the user's on the host, or root's), and system calls of a foreign architecture, which would
-bypass every number below.
+an agent (io_uring, bpf, keyrings, mounts, further namespaces, odd protocols, line disciplines),
+set-user-ID files (in the workspace they would be the user's on the host, or root's), and system calls of
+a foreign architecture, which would bypass every number below.
 
 Also copied into containers: standard library only, nothing of `moat`, Python 3.7 or later.
 """
@@ -28,11 +28,13 @@ _X32_BIT = 0x40000000  # x86_64 only: the x32 call table repeats every call unde
 _X32_OWN = (512, 547)  # x32's own calls (ioctl, ptrace…): kernels before 5.4 take them without the bit too
 
 # Families that a network namespace separates. Netlink is for ROUTE only (getifaddrs): the other
-# protocols are subsystems that an agent without capabilities has no use for.
-_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
+# protocols are subsystems that an agent without capabilities has no use for. So are those of the internet's
+# that nothing speaks to a proxy; asked for one, the kernel would load its module (SCTP, DCCP, L2TP…).
+_UNIX, _INET, _INET6 = 1, 2, 10
+PROTOCOLS = (0, 1, 6, 17, 58, 262)  # the usual one, ICMP, TCP, UDP, ICMPv6, MPTCP
 _NETLINK, _NETLINK_ROUTE = 16, 0
 
-_TERMINAL_INJECTION = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
+_TERMINAL = (0x5412, 0x541C, 0x5423)  # TIOCSTI, TIOCLINUX: input; TIOCSETD loads line disciplines
 _NEW_NAMESPACE = 0x7E020000  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}
 _NEW_TIME = 0x80  # CLONE_NEWTIME; in clone() these bits are the exit signal
 
@@ -127,14 +129,13 @@ def _when(number: int, body: bytes) -> bytes:
 
 
 def _sockets(number: int) -> bytes:
-    """Only families that a network namespace separates."""
-    allow = _op(_RETURN, _ALLOW)
-    families = b"".join(_op(_JEQ, family, 0, 1) + allow for family in _FAMILIES)
-    netlink = _op(_LOAD, _ARGUMENT[2]) + _op(_JEQ, _NETLINK_ROUTE, 0, 1) + allow
-    netlink += _refuse(errno.EPROTONOSUPPORT)
-    body = _op(_LOAD, _ARGUMENT[0]) + families
-    body += _op(_JEQ, _NETLINK, 0, len(netlink) // 8) + netlink + _refuse(errno.EAFNOSUPPORT)
-    return _when(number, body)
+    """Only families that a network namespace separates, and of their protocols those that are of use."""
+    body = _op(_LOAD, _ARGUMENT[0]) + _op(_JEQ, _UNIX, 0, 1) + _op(_RETURN, _ALLOW)
+    for family, protocols in ((_INET, PROTOCOLS), (_INET6, PROTOCOLS), (_NETLINK, (_NETLINK_ROUTE,))):
+        some = _op(_LOAD, _ARGUMENT[2])
+        some += b"".join(_op(_JEQ, protocol, 0, 1) + _op(_RETURN, _ALLOW) for protocol in protocols)
+        body += _when(family, some + _refuse(errno.EPROTONOSUPPORT))
+    return _when(number, body + _refuse(errno.EAFNOSUPPORT))
 
 
 def _flags(number: int, mask: int) -> bytes:
@@ -155,7 +156,7 @@ def _open(number: int, argument: int, bits: int) -> bytes:
 
 def _ioctls(number: int) -> bytes:
     body = _op(_LOAD, _ARGUMENT[1])
-    for request in _TERMINAL_INJECTION:
+    for request in _TERMINAL:
         body += _op(_JEQ, request, 0, 1) + _refuse(errno.EPERM)
     return _when(number, body + _op(_RETURN, _ALLOW))
 

@@ -12,9 +12,10 @@ import json
 import os
 from typing import Any
 
-from moat.runtime.seccomp import MAKING, SET_GROUP_ID, SET_USER_ID
+from moat.runtime.seccomp import MAKING, PROTOCOLS, SET_GROUP_ID, SET_USER_ID
 
-_FAMILIES = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
+_LOCAL = (1, 16)  # AF_UNIX, AF_NETLINK
+_INTERNET = (2, 10)  # AF_INET, AF_INET6
 _NEW_NAMESPACE = 0x7E020000  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}
 _PERSONALITIES = (0, 8, 0x20000, 0x20008, 0xFFFFFFFF)  # Linux, with and without old uname; the query
 _ENOSYS = 38
@@ -78,7 +79,8 @@ def profile(bits: int = 0) -> str:
             ],
             "syscalls": [
                 _allow(*_ALLOWED.split()),
-                *(_allow("socket", "socketpair", value=family) for family in _FAMILIES),
+                *(_allow("socket", "socketpair", value=family) for family in _LOCAL),
+                *(_allow_also("socket", family, protocol) for family in _INTERNET for protocol in PROTOCOLS),
                 *(_allow("personality", value=value) for value in _PERSONALITIES),
                 _allow("clone", value=_NEW_NAMESPACE, masked=0),
                 *(_allow(*names, index=index, value=bits, masked=0) for index, names in _MODES.items()),
@@ -89,6 +91,13 @@ def profile(bits: int = 0) -> str:
             ],
         }
     )
+
+
+def _allow_also(name: str, first: int, third: int) -> dict[str, Any]:
+    """A rule for the call whose first and third arguments are these."""
+    rule = _allow(name, value=first)
+    rule["args"].append({"index": 2, "value": 0xFFFFFFFF, "valueTwo": third, "op": "SCMP_CMP_MASKED_EQ"})
+    return rule
 
 
 def _allow(

@@ -142,6 +142,7 @@ attempt('core_pattern', lambda: open('/proc/sys/kernel/core_pattern', 'r+').clos
 attempt('sysrq', lambda: open('/proc/sysrq-trigger', 'w').close())
 attempt('disk', lambda: os.mknod('/tmp/disk', 0o60600, os.makedev(254, 0)))
 attempt('passwd', lambda: open('/etc/shadow', 'r').close())
+attempt('udplite', lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 136).close())
 attempt('egress', lambda: socket.socket(socket.AF_UNIX).connect('/run/moat/egress/proxy.sock'))
 print('interfaces', sorted(os.listdir('/sys/class/net')))
 print('sockets', [p for p in ('/var/run/docker.sock', '/run/docker.sock') if os.path.exists(p)])
@@ -154,7 +155,7 @@ async def test_the_agent_holds_no_privilege() -> None:
     assert found == [
         *(f"Cap{kind} 0000000000000000" for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")),
         "NoNewPrivs 1", "Seccomp 2", "Core (1, 1)", "core_pattern refused", "sysrq refused", "disk refused",
-        "passwd refused", "egress POSSIBLE", "interfaces ['lo']", "sockets []",
+        "passwd refused", "udplite refused", "egress POSSIBLE", "interfaces ['lo']", "sockets []",
     ]  # fmt: skip
 
 
@@ -174,6 +175,7 @@ async def test_root_in_the_container_holds_none_either() -> None:
         "Core (1, 1)",
         "core_pattern refused",
         "disk refused",
+        "udplite refused",
         "egress refused",
     ):
         assert line in found
