@@ -83,7 +83,7 @@ validate: {url: "https://api.acme.example/me", login: user.name}
 | `placeholder.prefix`, `placeholder.length` | shape of what the sandbox holds, when a tool checks it; length 64 to 512 |
 | `env` | variables of the sandbox that hold the placeholder |
 | `source_env` | variables of your shell that `moat grant` looks into |
-| `validate.url`, `validate.method`, `validate.login` | a request that tells whether a credential is good (2xx; `${token}` in path or query stands for it), and where the JSON of its answer has your name |
+| `validate.url`, `validate.method`, `validate.login` | a request, to one of `hosts`, that tells whether a credential is good (2xx; `${token}` in path or query stands for it), and where the JSON of its answer has your name |
 | `where` | page on which the vendor makes tokens |
 
 `moat grant providers --validate` checks all files, with line and column. A name that Moat has itself is not free. A credential stays bound

@@ -265,6 +265,7 @@ def test_an_edited_provider_does_not_move_a_credential(moat: Moat, home: Path) -
         (ACME.replace("raw", "magic"), "inject.scheme must be one of bearer, token, basic, raw"),
         (ACME + "sumary: x", "unknown key 'sumary'; did you mean 'summary'?"),
         (ACME + "validate: {url: http://a.example}", "validate.url must be https://host/path"),
+        (ACME + "validate: {url: https://a.example/me}", "a.example is none of `hosts`"),
         (ACME.replace("64", "8"), "placeholder.length must be between 64 and 512"),
         ("hosts: [a", ":1:10:"),
         (ACME.replace("raw", "raw, surfaces: [path]"), "inject.header, scheme and username need `header`"),

@@ -12,7 +12,7 @@ Never read from a workspace: who writes such a file decides where a credential g
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from moat.errors import ConfigError, GrantError, UsageError
 from moat.grants import Surface
 from moat.paths import Home
+from moat.rules import parse_host_pattern
 from moat.vault.providers.declared import Declared, Injection, Shape
 from moat.vault.providers.model import Check
 
@@ -97,9 +98,14 @@ def _files() -> Iterator[Path]:
         raise GrantError(f"{_directory()} cannot be read: {error.strerror}") from error
 
 
+def _is_one_of(host: str, patterns: Iterable[str]) -> bool:
+    return any(parse_host_pattern(pattern).names(host) for pattern in patterns)
+
+
 class _Reader:
     def __init__(self, checker: Checker) -> None:
         self._check = checker
+        self._asked: tuple[Node, str] | None = None  # where `validate` sends the credential
 
     def read(self, root: Node) -> dict[str, Any]:
         known: dict[str, Callable[[Node], object]] = {
@@ -113,7 +119,14 @@ class _Reader:
             "validate": self._validate,
             "where": lambda node: self._check.text(node, "where"),
         }
-        found = self._check.fields(root, "the file", known, {"name": "the file's own name is the provider's"})
+        taken = {"name": "the file's own name is the provider's"}
+        found: dict[str, Any] = dict(self._check.fields(root, "the file", known, taken))
+        hosts = found.get("hosts") or ()
+        if self._asked is not None and hosts and not _is_one_of(self._asked[1], hosts):
+            node, host = self._asked
+            self._check.wrong(
+                node, f"validate.url: {host} is none of `hosts`, which alone get the credential"
+            )
         renamed = {
             "inject": "injection",
             "placeholder": "shape",
@@ -220,6 +233,7 @@ class _Reader:
         if url.scheme != "https" or not url.hostname or url.netloc != url.hostname or url.fragment:
             self._check.wrong(node, "validate.url must be https://host/path, without a port")
             return None
+        self._asked = node, url.hostname
         return url.hostname, (url.path or "/") + (f"?{url.query}" if url.query else "")
 
     def _login(self, node: Node) -> tuple[str, ...] | None:
