@@ -56,7 +56,7 @@ def call(module: str, argv: Sequence[str], *, alone: bool = False, starts: bool 
     except UnicodeEncodeError as error:
         return fail(_narrow(error))
     except OSError as error:
-        return fail(_displaced() or _unprintable() or MoatError(reason(error, module)))
+        return fail(_displaced() or _unprintable() or MoatError(reason(error, module), hint=_owner(error)))
     except RuntimeError as error:
         if not isinstance(error.__cause__, KeyboardInterrupt):
             raise
@@ -77,6 +77,16 @@ def _displaced() -> MoatError | None:
     except OSError:
         return UsageError("the current directory has been removed", hint="`cd` to one that there is")
     return None
+
+
+def _owner(error: OSError) -> str | None:
+    """How to get back a state directory that was made as somebody else, by `sudo moat` most often."""
+    from moat.paths import Home
+
+    root = Home.from_environment().root
+    if not isinstance(error, PermissionError) or not str(error.filename).startswith(str(root)):
+        return None
+    return f"if it is yours: sudo chown -R {os.geteuid()} {root}; else set MOAT_HOME to a directory of yours"
 
 
 def _unprintable() -> MoatError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pexpect
 import pytest
+
+from moat.cli import output
 
 Moat = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.embedded
@@ -99,6 +102,15 @@ def test_an_output_that_takes_nothing(moat: Moat, moat_bin: str, monkeypatch: py
     assert (full.stderr, full.returncode) == (told, 3)
     closed = subprocess.run(["sh", "-c", f"{moat_bin} --help >&-"], capture_output=True)
     assert (closed.stderr, closed.returncode) == (b"", 0)
+
+
+def test_a_state_directory_of_another_user(home: Path) -> None:
+    """`sudo moat` made it. Seen as another user: `Permission denied: …/.moat/runs`, and no way on."""
+    own = output._owner(PermissionError(errno.EACCES, "Permission denied", str(home / ".moat/runs")))
+    assert own
+    assert f"sudo chown -R {os.geteuid()} {home}/.moat" in own
+    assert output._owner(PermissionError(errno.EACCES, "Permission denied", "/elsewhere")) is None
+    assert output._owner(FileNotFoundError(errno.ENOENT, "No such file", str(home / ".moat/runs"))) is None
 
 
 def test_sizes_of_small_runs_can_be_told(moat: Moat) -> None:
