@@ -64,6 +64,7 @@ _TABLE = 4096  # HPACK table that we keep for a peer, however large a one it all
 _CROWD = 256
 _SLICE = 16 * 1024  # bytes that the library gets at a time: it takes all frames in them before we can object
 _FRAME = 64 * 1024  # largest DATA frame that we send to a peer that takes such
+_NO_BOUND = 2**31 - 1  # the largest window (§6.9.1)
 RESET = 4  # units of the allowance: it has made us begin, and stop, an exchange (CVE-2023-44487)
 REFUSAL = 1  # of a stream too many
 # What a frame costs that carries no request and no data.
@@ -168,6 +169,9 @@ class Link:
         self._written = Signal()
         self._out = bytearray()
         self._writing = False
+        # Clients that know nothing of each other share a connection to a server: the window of each stream is
+        # bound enough, and one for all would let whoever reads nothing hold up the others.
+        self._whole_window = _NO_BOUND if client_side else limits.h2_window
         self._allowance = float(limits.h2_allowance)
         self._refilled = monotonic()
         settings: dict[SettingCodes | int, int] = {
@@ -187,7 +191,7 @@ class Link:
     def start(self) -> None:
         """Send our preface."""
         self.h2.initiate_connection()
-        self.h2.increment_flow_control_window(self.limits.h2_window - 65_535)
+        self.h2.increment_flow_control_window(self._whole_window - 65_535)
         self.flush()
 
     def flush(self) -> None:
@@ -383,4 +387,6 @@ def _is_reading(size: int) -> bool:
 
 def _words(error: ProtocolError) -> str:
     text = str(error)
+    if text.isdigit():  # all that the library says of a stream that is over, or never was
+        return f"a frame of stream {text}, which there is not"
     return f"{text[:1].lower()}{text[1:]}" or type(error).__name__

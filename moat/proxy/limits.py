@@ -89,7 +89,8 @@ class Limits:
     h2_stream_window: int = 256 * KIB
     """Unread data of one stream, either side: a bulk body's next read is there when this one has gone."""
     h2_window: int = 1024 * KIB
-    """Unread data of a connection. Four streams that nobody reads hold up the others, as in Go."""
+    """Unread data of a client's connection. Four streams that nobody reads hold up the others, as in Go. A
+    connection to a server, which clients share, has no bound but those of its streams."""
     h2_allowance: int = 1000
     """Frames that cost and bring nothing (PING, SETTINGS, empty DATA, tiny WINDOW_UPDATE; a reset counts
     four) that may come at once: a browser sends a dozen in its life."""

@@ -142,6 +142,7 @@ def test_no_attack_of_a_server_looks_like_an_answer() -> None:
     silent = {name for name, (_, _, error) in outcomes.items() if not error}
     assert silent == set(), outcomes
     assert {status for status, _, _ in outcomes.values()} <= {200, 502}
+    assert "stream 77" in outcomes["data of no stream"][2]
     assert all("nothing" in outcomes[name][2] for name in FLOODS), outcomes
     assert all("broke HTTP/2" in outcomes[name][2] for name in BREAKS if name != "goaway"), outcomes
 

@@ -274,6 +274,35 @@ def test_a_server_that_breaks_http2_at_once(make: HouseMaker) -> None:
                 assert "broke HTTP/2" in house.event().error
 
 
+def test_a_client_that_reads_nothing_holds_up_no_other(make: HouseMaker) -> None:
+    """They share the connection to the server. Seen failing with a window of 1 MiB for all that comes over it."""
+
+    def script(server: Server) -> None:
+        left: dict[int, int] = {}
+        while server.receive():
+            for stream in [number for number, request in server.requests.items() if request.ended]:
+                large = server.requests.pop(stream).get(":path") == "/large"
+                left[stream] = 4_000_000 if large else 5
+                server.h2.send_headers(stream, [(":status", "200")])
+            for stream in [number for number in left if left[number]]:
+                while size := min(server.h2.local_flow_control_window(stream), 16_384, left[stream]):
+                    left[stream] -= size
+                    server.h2.send_data(stream, b"x" * size, end_stream=not left[stream])
+            server.flush()
+
+    with (
+        h2_origin(script) as origin,
+        make(origins={API: origin}) as house,
+        Client.through(house, hungry=False) as idle,
+        Client.through(house) as busy,
+    ):
+        for _ in range(8):
+            idle.until(idle.ask(path="/large"), lambda answer: answer.status == 200)
+        for _ in range(10):
+            assert busy.get().body == b"xxxxx"
+        assert origin.accepted == 1
+
+
 def test_more_calls_than_the_server_takes_at_once(make: HouseMaker) -> None:
     def script(server: Server) -> None:
         server.h2.update_settings({3: 2})
