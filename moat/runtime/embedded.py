@@ -335,7 +335,11 @@ def _launch(ahead: standby.Standby, tool: bwrap.Tool, spec: SandboxSpec) -> Embe
         listeners=launcher.listeners(spec.host_ports, spec.captured),
         ingress=spec.ingress,
     )
-    stdio = open_terminal(spec.tty, uid) if spec.tty else open_pipes(stdin=spec.stdin)
+    try:
+        stdio = open_terminal(spec.tty, uid) if spec.tty else open_pipes(stdin=spec.stdin)
+    except BaseException:  # no descriptor is left
+        arguments.close()
+        raise
     try:
         launch = launcher.launch(
             ahead, plan, arguments, spec.argv, terminal=spec.tty is not None, stdio=stdio

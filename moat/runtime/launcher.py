@@ -82,26 +82,26 @@ def launch(
     stdio: Stdio,
 ) -> Launch:
     """Have it carry out `plan`, whose command is completed here. Closes `arguments`."""
-    held, release = _gate()
-    arguments.fds.append(held)
-    try:
-        words = arguments.data(b"".join(os.fsencode(word) + b"\0" for word in arguments.words))
-        options = ["--args", str(words), "--block-fd", str(held), "--"]
-        command = [*plan.command, *options, *_session(terminal=terminal), *argv]
-        content = arguments.data(
-            marshal.dumps(dataclasses.asdict(dataclasses.replace(plan, command=command)))
-        )
-        same = [(fd, fd) for fd in arguments.fds if fd != content]
-        with contextlib.suppress(ConnectionError):  # it died, and whoever waits for its word is told so
-            handover.send(
-                ahead.control,
-                [(content, content), *same, *((fd, number) for number, fd in enumerate(stdio.child))],
+    with contextlib.ExitStack() as undo:
+        try:
+            held, release = _gate()
+            undo.callback(os.close, release)
+            arguments.fds.append(held)
+            words = arguments.data(b"".join(os.fsencode(word) + b"\0" for word in arguments.words))
+            options = ["--args", str(words), "--block-fd", str(held), "--"]
+            command = [*plan.command, *options, *_session(terminal=terminal), *argv]
+            content = arguments.data(
+                marshal.dumps(dataclasses.asdict(dataclasses.replace(plan, command=command)))
             )
-    except BaseException:
-        os.close(release)
-        raise
-    finally:
-        arguments.close()
+            same = [(fd, fd) for fd in arguments.fds if fd != content]
+            with contextlib.suppress(ConnectionError):  # it died, and whoever waits for its word is told so
+                handover.send(
+                    ahead.control,
+                    [(content, content), *same, *((fd, number) for number, fd in enumerate(stdio.child))],
+                )
+        finally:
+            arguments.close()
+        undo.pop_all()
     stdio.started()
     return Launch(ahead.process, ahead.control, release)
 
@@ -115,6 +115,9 @@ def _gate() -> tuple[int, int]:
     read, write = os.pipe()
     try:
         return os.open(f"/proc/self/fd/{read}", os.O_RDWR | os.O_CLOEXEC), write
+    except BaseException:
+        os.close(write)
+        raise
     finally:
         os.close(read)
 

@@ -38,14 +38,20 @@ class OutputLog:
         self._path = directory / _NAME
         self._half = max(1, limit // 2)
         self._at = 0  # offset of the next byte
+        self._moved = False
         self._open()
         self._lost = 0  # bytes that could not be written since the last success
         self.error = ""  # the first failure of the run, for its record
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._fd = os.open(self._path, flags, 0o600)
-        self._index = os.open(_index_of(self._path), flags, 0o600)
+        fd = os.open(self._path, flags, 0o600)
+        try:
+            index = os.open(_index_of(self._path), flags, 0o600)
+        except BaseException:  # no descriptor is left, or no room
+            os.close(fd)
+            raise
+        self._fd, self._index = fd, index
         self._room = self._half
         self._stream = ""  # of the last line of the index
         self._noted = 0.0  # when it was written
@@ -81,11 +87,17 @@ class OutputLog:
             view = view[written:]
 
     def _put_aside(self) -> None:
-        aside = _aside(self._path)
-        os.replace(_index_of(self._path), _index_of(aside))
-        os.replace(self._path, aside)
-        self.close()
+        """Go on in a new file. Until there is one the descriptors stay, or others would get their numbers."""
+        if not self._moved:  # else it has been, and only opening failed
+            aside = _aside(self._path)
+            os.replace(_index_of(self._path), _index_of(aside))
+            os.replace(self._path, aside)
+            self._moved = True
+        before = self._fd, self._index
         self._open()
+        self._moved = False
+        for fd in before:
+            os.close(fd)
 
     def close(self) -> None:
         os.close(self._fd)

@@ -199,13 +199,21 @@ def open_terminal(size: Size, owner: int) -> Stdio:
 
 
 def open_pipes(*, stdin: bool) -> Stdio:
-    """Standard output and error apart; stdin is a pipe or /dev/null."""
-    if stdin:
-        child_in, our_in = os.pipe()
-    else:
-        child_in, our_in = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), None
-    our_out, child_out = os.pipe()
-    our_err, child_err = os.pipe()
+    """Standard output and error apart; stdin is a pipe or /dev/null. All or nothing. Raises OSError."""
+    with contextlib.ExitStack() as undo:
+
+        def kept(*fds: int) -> tuple[int, ...]:
+            for fd in fds:
+                undo.callback(os.close, fd)
+            return fds
+
+        if stdin:
+            child_in, our_in = kept(*os.pipe())
+        else:
+            (child_in,), our_in = kept(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)), None
+        our_out, child_out = kept(*os.pipe())
+        our_err, child_err = kept(*os.pipe())
+        undo.pop_all()
     return Stdio(
         (child_in, child_out, child_err), {our_out: "stdout", our_err: "stderr"}, our_in, terminal=False
     )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 import trio
 
 import moat.runtime
-from moat.errors import MoatError, UsageError
+from moat.errors import MoatError, StartError, UsageError
 from moat.paths import runtime_dir
 from moat.runtime import LocalRun, Size, State
 
@@ -202,6 +203,27 @@ async def test_leaving_is_cut_short_by_a_deadline(workspace: Path) -> None:
     assert scope.cancelled_caught
     assert time.monotonic() - began < 5
     nothing_is_left()
+
+
+async def test_a_program_without_descriptors_left_gets_all_of_them_back(workspace: Path) -> None:
+    """Each attempt kept a dozen: a program that had met its limit once never got away from it."""
+    async with moat.runtime.start(["true"], workspace=workspace) as run:
+        await run.wait()
+    before = descriptors()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for spare in range(2, 44, 3):
+        limit = max(map(int, before)) + 1 + spare
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            with contextlib.suppress(OSError, StartError):
+                async with moat.runtime.start(["true"], workspace=workspace) as run:
+                    await run.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        gc.collect()
+        assert descriptors().items() <= before.items(), spare
+    async with moat.runtime.start(["true"], workspace=workspace) as run:
+        assert await run.wait() == 0
 
 
 async def test_each_block_is_a_run_of_its_own(workspace: Path) -> None:

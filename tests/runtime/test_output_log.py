@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +117,34 @@ def test_a_run_that_prints_for_ever_does_not_fill_the_disk(tmp_path: Path) -> No
     assert output_log.tail(tmp_path, 15000) == text[-15000:]
     assert output_log.size(tmp_path) == 160000
     log.close()
+
+
+def test_a_log_that_cannot_go_on_now_goes_on_later(tmp_path: Path) -> None:
+    """Its descriptors were closed by then: their numbers became somebody else's, and were closed once more."""
+    log = written(tmp_path, out(b"a" * 50), limit=100)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for spare in (0, 1):
+        opened = sorted(map(int, os.listdir("/proc/self/fd")))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened[-1] + 1, hard))
+        held = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.open(os.devnull, os.O_RDONLY))
+            for fd in held[:spare]:
+                os.close(fd)
+            log.write(out(b"lost"))
+            assert "Too many open files" in log.error
+        finally:
+            for fd in held[spare:]:
+                os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    log.write(out(b"found"))
+    with open(os.devnull, "rb") as other:
+        log.close()
+        assert other.read() == b"", "it is still open"
+    whole = b"".join(piece.output.data for piece in output_log.pieces(tmp_path, 0, lambda: False))
+    assert whole == b"a" * 50 + b"\n[moat: 8 bytes of output could not be logged here]\nfound"
 
 
 def test_the_end_of_a_log_in_which_nothing_is(tmp_path: Path) -> None:
