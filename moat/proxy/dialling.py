@@ -48,6 +48,7 @@ class UpstreamOptions:
     )
     """Where to connect instead. TLS is still verified for the original name."""
     host_ports: frozenset[int] = frozenset()  # ports of this machine that `moat-host` may reach
+    own_port: Callable[[], int | None] = lambda: None  # one that it may never: what listens there is Moat's
 
 
 class UpstreamError(Exception):
@@ -98,18 +99,28 @@ class Dialler:
     def check(self, authority: Authority) -> Denial | None:
         """What can be said of an authority without looking anything up: literals and this machine."""
         if authority.host == HOST_NAME:
-            if authority.port in self._options.host_ports:
-                return None
-            return Denial(
-                code="address",
-                reason=f"port {authority.port} of this machine is not open to the run",
-                rule="network.host",
-                hint=f"add {authority.port} to network.host in agent.yaml",
-            )
+            return self._check_port(authority.port)
         if authority.address is None or self._mapped(authority) is not None:
             return None
         reason = refuse(authority.address)
         return _address_denial(authority.host, authority.host, reason) if reason else None
+
+    def _check_port(self, port: int) -> Denial | None:
+        if port not in self._options.host_ports:
+            return Denial(
+                code="address",
+                reason=f"port {port} of this machine is not open to the run",
+                rule="network.host",
+                hint=f"add {port} to network.host in agent.yaml",
+            )
+        if port == self._options.own_port():
+            return Denial(
+                code="address",
+                reason=f"behind port {port} of this machine are the endpoints of runs, which no run may use",
+                rule="address guard",
+                hint="take it out of network.host in agent.yaml",
+            )
+        return None
 
     async def dial(self, authority: Authority) -> Stream:
         """A TCP connection to the authority, by the way the options say.

@@ -115,9 +115,16 @@ class Assembly:
             patient=self._patient,
             on_event=rejections.add,
             tell=run.tell,
+            own_port=self._own_port,
         )
         self._resources.add("proxy", gateway.aclose)
         return gateway
+
+    def _own_port(self) -> int | None:
+        """Where the endpoints of runs are; asked at each use of a port, because they may begin later."""
+        from moat.runtime.endpoints.spawn import port_of  # not for a run that opens none
+
+        return port_of(self._run.home)
 
     def _credentials(self, vault: Vault, mcp: McpTable | None, rejections: Rejections) -> Credentials:
         """Where the proxy gets credentials from."""

@@ -93,7 +93,11 @@ def upstream_proxy(config: UpstreamConfig, environ: Mapping[str, str] = os.envir
 
 
 def upstream_options(
-    config: UpstreamConfig, host_ports: tuple[int, ...], environ: Mapping[str, str] = os.environ
+    config: UpstreamConfig,
+    host_ports: tuple[int, ...],
+    environ: Mapping[str, str] = os.environ,
+    *,
+    own_port: Callable[[], int | None] = lambda: None,
 ) -> UpstreamOptions:
     """The user's own options."""
     from moat.proxy.dialling import UpstreamOptions
@@ -104,6 +108,7 @@ def upstream_options(
         proxy=upstream_proxy(config, environ),
         connect_to=config.connect_to,
         host_ports=frozenset(host_ports),
+        own_port=own_port,
     )
 
 
@@ -136,9 +141,11 @@ class Gateway:
         patient: bool = False,
         on_event: Callable[[ExchangeFinished], None] = lambda _event: None,
         tell: Callable[[str], None] = lambda _text: None,
+        own_port: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Listens nowhere yet. `on_event` hears of every exchange, after the records.
 
+        own_port: where Moat itself listens on this machine, for users and not for runs.
         tell: gets a word for whoever watches, when the network closes because nothing can be recorded.
         patient: the decider waits for a person, and is asked about what no rule decides alone.
         Raises ConfigError, OSError.
@@ -161,7 +168,7 @@ class Gateway:
             from moat.proxy.server import Proxy
             from moat.proxy.upstream import Upstream
 
-            reach = Upstream(upstream_options(upstream, network.host))
+            reach = Upstream(upstream_options(upstream, network.host, own_port=own_port))
             proxy = Proxy(
                 policy=policy,
                 ca=self._ca,
