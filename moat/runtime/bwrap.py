@@ -206,7 +206,7 @@ def _system(result: Arguments) -> None:
             result.add("--symlink", os.readlink(path), path)
         elif os.path.isdir(path):
             result.add("--ro-bind", path, path)
-    if os.path.isdir(_STATE):
+    if os.path.isdir(_STATE) and os.path.realpath(_STATE) == _STATE:  # behind a link it is not shown anyway
         result.add("--tmpfs", _STATE)
     # A sandbox of the real uid 0 could write /proc/sys whatever its capabilities: refuse it twice.
     result.add("--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys", "--dev", "/dev")

@@ -610,3 +610,10 @@ def test_many_at_once_do_not_meet(tmp_path: Path) -> None:
         return await asyncio.gather(*(one(index) for index in range(5)))
 
     assert asyncio.run(main()) == [f"{index}\nmoat\n" for index in range(5)]
+
+
+def test_sockets_of_what_is_installed_locally_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """/usr/local/var holds watchman's, which runs commands for its clients. Another directory plays it here."""
+    assert run("ls", "/usr/share/doc").stdout
+    monkeypatch.setattr(bwrap, "_STATE", "/usr/share/doc")
+    assert run("ls", "-A", "/usr/share/doc").stdout == ""
