@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moat.cli.following import follow
-from moat.cli.output import clock, emit, emit_json, safe
+from moat.cli.output import clock, emit, emit_json, safe, say
 from moat.cli.parser import Parser
 from moat.errors import MoatError, RunNotFoundError, UsageError
 from moat.journal import bundle, keeping, ledger, parse_line, verify
@@ -184,7 +184,10 @@ def _workspace(home: Home, options: argparse.Namespace) -> int:
     workspace = str(options.workspace.expanduser().resolve())
     if options.verify:
         return _tell(verify.of_ledger(home, options.key), "", as_json=options.json)
-    for found in ledger.notes(home, workspace):
+    noted = ledger.notes(home, workspace)
+    if not noted and not options.json:
+        say(f"nothing is recorded of {workspace}")
+    for found in noted:
         if options.json:
             sys.stdout.buffer.write(found.line + b"\n")
         else:

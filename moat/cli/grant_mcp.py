@@ -96,7 +96,7 @@ def _ask(wizard: Wizard, host: str) -> Secret:
     if not console.terminal:
         raise UsageError(
             "no terminal to ask at, and no credential given",
-            hint="pipe it into `moat grant mcp NAME --token-stdin`",
+            hint="pipe it into the same command with --token-stdin",
         )
     console.print(f"The credential will be bound to {host} and go nowhere else.")
     return console.hidden("Token or API key: ", misshapen)

@@ -60,7 +60,21 @@ def reaching(host: str) -> Iterator[None]:
     except TimeoutError:
         raise GrantError(f"{host} did not answer in time", hint="try again") from None
     except (aiohttp.ClientError, OSError) as error:
-        raise GrantError(f"{host} cannot be reached ({type(error).__name__})", hint="try again") from None
+        raise GrantError(f"{host} cannot be reached ({why(error)})", hint="try again") from None
+
+
+def why(error: Exception) -> str:
+    """What is wrong on the way, never in the error's own words: a URL in them may hold a secret."""
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return "its name cannot be resolved"
+        case aiohttp.ClientProxyConnectionError():
+            return "the proxy of HTTPS_PROXY or upstream.proxy does not answer"
+        case aiohttp.ClientConnectorError(os_error=OSError(errno=int(number))):
+            return os.strerror(number).lower()
+        case aiohttp.ServerDisconnectedError():
+            return "it closed the connection"
+    return type(error).__name__
 
 
 async def beginning(response: aiohttp.ClientResponse, limit: int) -> bytes:

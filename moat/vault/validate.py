@@ -106,7 +106,7 @@ async def _ask(
     """(status, start of the body), or (0, name of what went wrong)."""
     import aiohttp
 
-    from moat.vault.client import beginning, https_client
+    from moat.vault.client import beginning, https_client, why
 
     try:
         async with (
@@ -121,7 +121,7 @@ async def _ask(
     except TimeoutError:
         return 0, b"no answer in time"
     except (aiohttp.ClientError, OSError) as error:
-        return 0, type(error).__name__.encode()
+        return 0, why(error).encode()
 
 
 def _unknown(host: str, status: int, answer: bytes) -> Verdict:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 import pytest
 
 from moat.config import UpstreamConfig, load_user
+from moat.errors import GrantError
 from moat.grants import CredentialKind, Grant, Secret
 from moat.paths import Home
 from moat.vault.providers import provider
@@ -197,7 +198,30 @@ def test_nobody_there() -> None:
     detour = MappingProxyType({("api.anthropic.com", 443): ("127.0.0.1", port)})
     verdict = anthropic(KEY, UpstreamConfig(connect_to=detour))
     assert verdict.outcome is Outcome.UNKNOWN
-    assert verdict.reason.startswith("api.anthropic.com cannot be reached")
+    assert verdict.reason == "api.anthropic.com cannot be reached (connection refused)"
+
+
+def test_a_name_that_is_none() -> None:
+    """Seen to fail: `ClientConnectorDNSError`."""
+    from moat.vault.client import https_client, reaching
+
+    async def ask(host: str) -> None:
+        with reaching(host):
+            async with https_client(UpstreamConfig(), host) as session:
+                await session.get(f"https://{host}")
+
+    with pytest.raises(GrantError, match=r"cannot be reached \(its name cannot be resolved\)"):
+        asyncio.run(ask("nowhere.invalid"))
+
+
+def test_a_proxy_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{free.getsockname()[1]}")
+        assert (
+            "the proxy of HTTPS_PROXY or upstream.proxy does not answer"
+            in anthropic(KEY, UpstreamConfig()).reason
+        )
 
 
 def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

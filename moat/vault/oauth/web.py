@@ -68,7 +68,7 @@ class Web:
         """One request with a form or a JSON value; no redirect is followed. Raises WebError."""
         import aiohttp
 
-        from moat.vault.client import beginning, https_client
+        from moat.vault.client import beginning, https_client, why
 
         parts = split(url)
         if parts.scheme != "https" or not parts.hostname or parts.username is not None:
@@ -94,7 +94,7 @@ class Web:
         except TimeoutError:
             raise WebError(f"{host} does not answer in time") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise WebError(f"{host} cannot be reached ({type(error).__name__})") from None
+            raise WebError(f"{host} cannot be reached ({why(error)})") from None
 
 
 def split(url: str) -> SplitResult:
