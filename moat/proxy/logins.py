@@ -93,7 +93,7 @@ class LoginTable:
 def endpoint(logins: Mapping[str, object], target: str) -> str | None:
     """The path of `logins` that some server would take `target` (origin-form) for.
 
-    A fresh login is refused in whatever spelling its vendor would understand.
+    A fresh login is refused in whatever spelling its vendor would understand, and so is what nobody can read.
     """
     path = target.partition("?")[0]
     if path in logins:
@@ -101,7 +101,7 @@ def endpoint(logins: Mapping[str, object], target: str) -> str | None:
     try:
         found = readings(path)
     except AmbiguousPathError:
-        return None
+        return next(iter(logins))
     folded = {known.casefold(): known for known in logins}
     spelled = (reading.casefold().rstrip("/") for reading in found)
     return next((folded[each] for each in spelled if each in folded), None)
