@@ -35,6 +35,7 @@ class Admission:
     warning: Denial | None = None
     _undecided = False  # no rule of the policy allows it
     _held = 0  # bytes of the body that are in memory
+    _answer_held = 0  # and, at most, of the answer
 
     def __init__(
         self, setup: Setup, client: MessageReader, site: Site, head: RequestHead, number: int
@@ -56,7 +57,8 @@ class Admission:
         judged, lists = await self._ask_all()
         if self.mcp is None:
             return judged, self._site.response
-        return judged, McpResponse(self.mcp, lists=lists, limit=self._setup.limits.mcp_message)
+        limit = self._setup.limits.mcp_message
+        return judged, McpResponse(self.mcp, lists=lists, limit=limit, room=self._has_room)
 
     async def _ask_all(self) -> tuple[Judged, bool]:
         """All who may have a say: the request's body, and whether a list of tools will come back."""
@@ -222,10 +224,18 @@ class Admission:
         self._held += len(piece)
         return piece
 
+    def _has_room(self, size: int) -> bool:
+        """Whether so much of the answer may be in memory."""
+        more = max(0, size - self._answer_held)
+        if not self._setup.held.take(more):
+            return False
+        self._answer_held += more
+        return True
+
     def let_go(self) -> None:
         """The exchange is over."""
-        self._setup.held.give_back(self._held)
-        self._held = 0
+        self._setup.held.give_back(self._held + self._answer_held)
+        self._held = self._answer_held = 0
 
     def _body(self) -> Body:
         """The request's body; its bytes are spent as they are read."""

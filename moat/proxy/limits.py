@@ -67,7 +67,7 @@ class Limits:
     # Sharing. One sandbox may be hostile; it may exhaust its own proxy, not the host.
 
     held: int = 128 * 1024 * KIB
-    """Bytes of bodies that are read before they go up (for a signature of AWS, an MCP server, a login), over
+    """Bytes of bodies that are read before they go on (for a signature of AWS, an MCP server, a login), over
     all requests: twenty calls of a Lambda function with the largest body. Each byte costs two or three."""
     connections: int = 512
     """Connections of the sandbox at one time. npm and pip open under 64; each idle one costs ~35 KiB."""

@@ -18,6 +18,7 @@ from moat.proxy.mcp import McpEndpoint, ToolPolicy
 from moat.proxy.scrub import BodyScrubber, UnreadableBodyError
 
 _END_OF_EVENT = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_FULL = "lists of tools of too many answers are held at one time"
 _LINE = re.compile(r"\r\n|\n|\r")
 # `"tools"`, each letter as it is or as JSON's escape of it, and the longest such spelling.
 _MARK = re.compile(b'"%b"' % b"".join(rb"(?:%c|\\u00(?i:%x))" % (letter, letter) for letter in b"tools"))
@@ -68,6 +69,11 @@ def _nobody(_: Headers) -> None:
     """No other server is known."""
 
 
+def _any(_: int) -> bool:
+    """There is room for so many bytes."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class McpResponse:
     """What is done to the response of an MCP server, or of a host that may turn out to be one."""
@@ -76,6 +82,7 @@ class McpResponse:
     challenged: Callable[[Headers], McpEndpoint | None] = _nobody  # whose a 401 with these headers is
     lists: bool = False  # the request asks for a list of tools
     limit: int = 0
+    room: Callable[[int], bool] = _any  # whether this response may hold so many bytes
 
     @property
     def _policy(self) -> ToolPolicy | None:
@@ -99,22 +106,25 @@ class McpResponse:
             return scrubber
         if content_type == b"text/event-stream":
             # Also without a question for the list: a stream that is taken up again repeats old answers.
-            return ToolFilter(scrubber, _Events(policy, self.limit))
-        return ToolFilter(scrubber, _Json(policy, self.limit)) if self.lists else scrubber
+            return ToolFilter(scrubber, _Events(policy, self.limit, self.room))
+        return ToolFilter(scrubber, _Json(policy, self.limit, self.room)) if self.lists else scrubber
 
 
 class _Json:
     """One JSON document, held until it is complete."""
 
-    def __init__(self, policy: ToolPolicy, limit: int) -> None:
+    def __init__(self, policy: ToolPolicy, limit: int, room: Callable[[int], bool] = _any) -> None:
         self._policy = policy
         self._limit = limit
+        self._room = room
         self._held = bytearray()
 
     def feed(self, data: bytes) -> bytes:
         self._held += data
         if len(self._held) > self._limit:
             raise UnreadableBodyError(f"the list of tools has more than {self._limit} bytes")
+        if not self._room(len(self._held)):
+            raise UnreadableBodyError(_FULL)
         return b""
 
     def finish(self) -> bytes:
@@ -127,9 +137,10 @@ class _Events:
     An event that grows beyond the limit leaves as it came, unless it names tools: then the response ends.
     """
 
-    def __init__(self, policy: ToolPolicy, limit: int) -> None:
+    def __init__(self, policy: ToolPolicy, limit: int, room: Callable[[int], bool] = _any) -> None:
         self._policy = policy
         self._limit = limit
+        self._room = room
         self._held = bytearray()
         self._large = False  # in the middle of an event that is too large to be held
         self._line_feed: bytes | None = None  # after `\r`: what a `\n` that still belongs to it becomes
@@ -160,6 +171,8 @@ class _Events:
                 out.append(bytes(self._held[:kept]))
                 del self._held[:kept]
             self._large = True
+        if not self._room(len(self._held)):
+            raise UnreadableBodyError(_FULL)
         return b"".join(out)
 
     def _insist_on_no_tools(self, part: bytes | bytearray) -> None:

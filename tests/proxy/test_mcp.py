@@ -9,6 +9,7 @@ silent stream is cut.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -22,7 +23,7 @@ from moat.proxy.events import Denial
 from moat.proxy.mcp import McpEndpoint, McpTable, ToolCall, ToolPolicy, judge
 from moat.proxy.mcp_filter import McpResponse, ToolFilter
 from moat.proxy.scrub import BodyScrubber, UnreadableBodyError
-from tests.proxy.conftest import RULE, SECRET, HouseMaker, tls_origin
+from tests.proxy.conftest import RULE, SECRET, HouseMaker, house, tls_origin
 from tests.proxy.peers import PATIENCE, Message, Origin, Wire, echo, reply
 
 POLICY = ToolPolicy(allow=("get_*", "Search", "read"), deny=("get_secret*",))
@@ -418,6 +419,44 @@ def test_a_list_comes_back_without_what_may_not_be_called(make: HouseMaker, told
                 body = post(wire, ask).body.decode().removeprefix("event: message\n").removeprefix("data: ")
         tools = [tool["name"] for tool in json.loads(body)["result"]["tools"]]
         assert tools == (names or ["read", "write", "get_a", "get_secret"])
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/event-stream"])
+def test_lists_that_are_held_are_bounded_together(kind: str) -> None:
+    """A server may leave 4 MiB of a list without its end, in as many answers as a sandbox asks for.
+
+    Seen failing: all of them held.
+    """
+    ask = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    begun = threading.Event()
+
+    def script(wire: Wire) -> None:
+        wire.message()
+        wire.send(f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: 5000\r\n\r\n".encode())
+        wire.send(b"data: {" + b" " * 1000)
+        begun.wait(20)
+        with contextlib.suppress(OSError):
+            wire.send(b" " * 10)
+            wire.until(b"never")
+
+    limits = Limits(held=1500, mcp_message=2000)
+    with (
+        tls_origin(script) as origin,
+        house(origins={("api.test", 443): origin}, mcp=Told().table, limits=limits) as made,
+    ):
+        held = made.proxy._setup.held
+        with made.tunnel() as first, made.tunnel() as second:
+            for wire in (first, second):
+                body = json.dumps(ask).encode()
+                wire.send(
+                    b"POST /mcp HTTP/1.1\r\nHost: api.test\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                )
+            refused = made.event()
+            assert "lists of tools of too many answers" in refused.error
+            assert held.free < 1500
+            begun.set()
+        while held.free < 1500:
+            time.sleep(0.01)
 
 
 # --- logging in -------------------------------------------------------------------------------------------
