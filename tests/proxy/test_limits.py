@@ -18,7 +18,7 @@ from tests.proxy.cases import Refused
 PAGE = Path(__file__).parents[2] / "docs/limits.md"
 ROW = re.compile(r"\| `([\w.]+)` \| ([^|]+) \| [^|]+ \| ([^|]+) \|")
 TEST = re.compile(r"`(test_\w+)\.py::(\w+)`")
-UNITS = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "s": 1.0}
+UNITS = {"": 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "s": 1.0, "ms": 0.001}
 
 
 def test_every_limit_has_its_reason():
