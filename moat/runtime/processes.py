@@ -1,7 +1,8 @@
 """The processes of a sandbox, seen from the host: who there is, and holding all of them still.
 
 A sandbox's first process is the first of a process namespace, so that every process in it stays its
-descendant. All this is sampling: what is born and gone between two looks is not seen.
+descendant. All this is sampling: what is born and gone between two looks is not seen. Who does not want to be
+held still passes himself on from one short-lived process to the next, or lets his first thread end.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from moat.dataclass import dataclass
 from moat.errors import MoatError
 
 _PATIENCE = 5.0  # seconds in which all processes must have stopped
 _MOST = 20_000  # processes that are looked at
-_STOPPED = frozenset("TtZX")
+_DEAD = frozenset("ZX")
+_STOPPED = frozenset("Tt") | _DEAD
 _VFORK = frozenset({"kernel_clone", "_do_fork", "do_fork"})  # proc(5), `wchan`; by the kernel's version
 
 
@@ -25,20 +27,28 @@ _VFORK = frozenset({"kernel_clone", "_do_fork", "do_fork"})  # proc(5), `wchan`;
 class Process:
     pid: int
     born: str  # in clock ticks since the machine started; with the pid it names one process
-    state: str
+    state: str  # of its first thread
+    threads: int
 
 
 def tree(first: int) -> list[Process]:
     """The process `first` and all its descendants, parents before their children."""
+    return _seen(first)[0]
+
+
+def _seen(first: int) -> tuple[list[Process], bool]:
+    """The tree, and whether all that was listed was still there: who has gone may have had children."""
     found: list[Process] = []
-    waiting = [first]
+    waiting, whole = [first], True
     while waiting and len(found) < _MOST:
         pid = waiting.pop(0)
         process = look(pid)
-        if process is not None:
+        if process is None:
+            whole = False
+        else:
             found.append(process)
             waiting.extend(_children(pid))
-    return found
+    return found, whole
 
 
 def look(pid: int) -> Process | None:
@@ -48,7 +58,7 @@ def look(pid: int) -> Process | None:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:
         return None
-    return Process(pid, fields[19].decode(), fields[0].decode())
+    return Process(pid, fields[19].decode(), fields[0].decode(), int(fields[17]))
 
 
 def arguments(pid: int, most: int = 4096) -> list[str]:
@@ -68,42 +78,59 @@ def _children(pid: int) -> Iterator[int]:
 def stop(first: int) -> list[Process]:
     """Stop `first` and all below it; returns what `go_on` wants.
 
-    Parents first: a shell must not see its job stop and take the terminal back.
+    Parents first: a shell must not see its job stop and take the terminal back. It is done when two looks in
+    a row find the same processes, and in the second nothing runs.
     Raises MoatError when something does not stop; then everything goes on again.
     """
     stopped: dict[tuple[int, str], Process] = {}
+    before: set[tuple[int, str, bool]] = set()
     deadline = time.monotonic() + _PATIENCE
     while True:
-        awake = [process for process in tree(first) if process.state not in _STOPPED]
-        if all((process.pid, process.born) in stopped and _waits_for_its_child(process) for process in awake):
+        found, whole = _seen(first)
+        awake = [process for process in found if not _rests(process, _is_stopped)]
+        held = all((each.pid, each.born) in stopped and _rests(each, _is_held) for each in awake)
+        now = {(each.pid, each.born, each.state in _DEAD) for each in found}
+        if whole and held and now == before:
             return list(stopped.values())
         if time.monotonic() > deadline:
             go_on(list(stopped.values()))
             raise MoatError(f"{len(awake)} processes of the sandbox do not stop")
+        before = now
         for process in awake:
             if _signal(process, signal.SIGSTOP):
                 stopped.setdefault((process.pid, process.born), process)
         time.sleep(0.002)
 
 
-def _waits_for_its_child(process: Process) -> bool:
-    """It has called vfork(2), and its child was stopped before it became another program.
-
-    Such a thread cannot stop, and needs not: it does nothing before the child goes on. All others must have.
-    """
+def _rests(process: Process, thread_rests: Callable[[str], bool]) -> bool:
+    """Whether all its threads do: the first can have ended, or be held by a debugger, while others run."""
+    if process.threads < 2 and process.state in _STOPPED:
+        return True
     with contextlib.suppress(OSError):
         threads = f"/proc/{process.pid}/task"
-        return all(_is_held(f"{threads}/{number}") for number in os.listdir(threads))
+        return all(thread_rests(f"{threads}/{number}") for number in os.listdir(threads))
     return False
 
 
+def _is_stopped(thread: str) -> bool:
+    return _state(thread) in _STOPPED
+
+
 def _is_held(thread: str) -> bool:
-    with open(f"{thread}/stat", "rb") as file:
-        state = file.read().rpartition(b")")[2].split()[0].decode()
+    """Or it has called vfork(2), and its child was stopped before it became another program.
+
+    Such a thread cannot stop, and needs not: it does nothing before the child goes on.
+    """
+    state = _state(thread)
     if state != "D":
         return state in _STOPPED
     with open(f"{thread}/wchan", encoding="ascii") as file:
         return file.read() in _VFORK
+
+
+def _state(thread: str) -> str:
+    with open(f"{thread}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0].decode()
 
 
 def go_on(stopped: list[Process]) -> None:
