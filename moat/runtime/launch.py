@@ -171,11 +171,15 @@ class _Answers:
 
         It has its request by now: without a word it would go on, and start the command when nobody comes.
         """
-        if not self._pid:
-            self._value(self._lines.readline())
-        if self._pid:
-            with contextlib.suppress(ProcessLookupError):  # it failed, and has ended
-                os.kill(self._pid, signal.SIGTERM)
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would leave it half done
+        try:
+            if not self._pid:
+                self._value(self._lines.readline())
+            if self._pid:
+                with contextlib.suppress(ProcessLookupError):  # it failed, and has ended
+                    os.kill(self._pid, signal.SIGTERM)
+        finally:
+            signal.signal(signal.SIGINT, before)
         for _ in self._lines:
             pass
 

@@ -142,21 +142,19 @@ def test_what_may_not_be_forked(
 
 @single_threaded
 def test_one_that_has_not_said_who_it_is_is_stopped_with_its_starter(place: Home, workspace: Path) -> None:
-    """Ctrl-C soon after `moat run`. Seen to fail: the command ran later, where nobody saw it."""
+    """Ctrl-C soon after `moat run`, and once more. Seen to fail: the command ran later, where nobody saw it."""
 
     def late() -> None:
         time.sleep(1)
         obey()
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGALRM, interrupt)
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     with forking.forked(late) as ahead:
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        signal.setitimer(signal.ITIMER_REAL, 0.5, 0.2)
         with pytest.raises(KeyboardInterrupt):
             launch.start(request(workspace, "sleep", "100"), home=place, ahead=ahead)
-        assert ahead.stdout.read() == b"", "it was waited for"
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        ahead.stdout.read()  # whoever did not want to wait any longer
     assert {run.state for run in records.read_all(place)} <= {State.STOPPED}
 
 
