@@ -67,7 +67,11 @@ class Journal:
         self._probed = 0.0  # monotonic
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._fd = os.open(path, flags, 0o600)
-        self._head = HeadFile(path.with_name(HEAD))
+        try:
+            self._head = HeadFile(path.with_name(HEAD))
+        except OSError:  # no descriptor is left
+            os.close(self._fd)
+            raise
         self.record("journal.opened", format=1, key=self._signer.public)
         self._raise_if_failed()
 
