@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from moat.arguments import Bytes, check, check_signal
-from moat.errors import MoatError, StartError
+from moat.errors import MoatError, RunNotFoundError, StartError, UsageError
 from moat.paths import Home
 from moat.proxy.events import ExchangeFinished
 from moat.runtime import control, known, records
@@ -27,12 +27,19 @@ _LOOK = 0.25  # seconds between two looks at what a run asks
 
 
 class RemoteRun:
-    """The same verbs as `LocalRun`. Leaving the `attach` block detaches; the run goes on."""
+    """The same verbs as `LocalRun`. Leaving the `attach` block detaches; the run goes on.
+
+    What is sent to a run that has ended goes nowhere.
+    """
 
     def __init__(self, home: Home, record: RunRecord, viewer: _Wire) -> None:
         self._home = home
         self._viewer = viewer
         self._input: _Wire | None = None
+        self._left = ""  # why the run goes on without us
+        self._over = False  # nothing comes any more
+        self._reader: asyncio.Task[Any] | None = None  # who takes what comes
+        self._free = asyncio.Event()
         self.record = record
 
     @property
@@ -44,59 +51,86 @@ class RemoteRun:
         return self.record.name
 
     async def output(self) -> AsyncIterator[Output]:
-        """What the command prints from now on, after the last 256 KiB before. One reader."""
-        while (frame := await self._viewer.receive()) is not None:
+        """What the command prints from now on, after the last 256 KiB before. One reader.
+
+        On a terminal, what was before is a redrawn screen. The run waits for nobody who watches: a reader
+        that falls a megabyte behind misses what is printed meanwhile, which `moat logs` still has.
+        """
+        if self._read_elsewhere():
+            raise UsageError("the output of this run is read by another task")
+        self._reader = asyncio.current_task()
+        try:
+            async for output in self._frames():
+                yield output
+        finally:
+            self._reader = None
+            self._free.set()
+
+    async def _frames(self) -> AsyncIterator[Output]:
+        while not self._over and (frame := await self._viewer.receive()) is not None:
             kind, payload = frame
-            if kind is Frame.STDOUT:
+            if kind in {Frame.STDOUT, Frame.SCREEN}:
                 yield Output("stdout", payload)
             elif kind is Frame.STDERR:
                 yield Output("stderr", payload)
+            elif kind is Frame.LEFT:
+                self._left = payload.decode(errors="replace")
             elif kind is Frame.EXIT:
                 self.record = RunRecord.from_json(control.unpack_json(payload))
-                return
+                self._over = True
+        if not self._over:
+            self._over = True
+            self._look()
+
+    def _read_elsewhere(self) -> bool:
+        reader = self._reader
+        return reader is not None and reader is not asyncio.current_task() and not reader.done()
 
     async def wait(self) -> int:
         """The command's exit status. Output that nobody reads is dropped.
 
-        Raises StartError when the command never ran, or when its supervisor died.
+        Raises StartError when the command never ran, or when the connection to the run was lost.
         """
-        if not self.record.state.ended:
-            async for _ in self.output():
-                pass
+        await self._end()
         if self.record.exit_code is None:
-            raise StartError(self.record.error or "the connection to the run was lost")
+            raise StartError(self.record.error or self._left or "the connection to the run was lost")
         return self.record.exit_code
 
     async def write(self, data: bytes) -> None:
         """To the command's stdin or terminal; waits when it does not read."""
         check("data", data, Bytes)
-        wire = await self._inward()
-        for start in range(0, len(data), _PIECE):
-            await wire.send(control.pack(Frame.INPUT, data[start : start + _PIECE]))
+        pieces = (data[start : start + _PIECE] for start in range(0, len(data), _PIECE))
+        await self._send_in(*(control.pack(Frame.INPUT, piece) for piece in pieces))
 
     async def close_stdin(self) -> None:
-        await (await self._inward()).send(control.pack(Frame.CLOSE_STDIN))
+        await self._send_in(control.pack(Frame.CLOSE_STDIN))
 
     async def resize(self, size: Size) -> None:
         """Change this viewer's terminal size; the smallest of all viewers wins."""
         check("size", size, Size)
-        await self._viewer.send(control.pack_size(size.columns, size.rows))
+        await self._order(control.pack_size(size.columns, size.rows))
 
     async def signal(self, number: int) -> None:
         """Send a signal to the command. Nothing happens when it does not run."""
         check_signal(number)
-        await self._viewer.send(control.pack(Frame.SIGNAL, bytes([number])))
+        await self._order(control.pack(Frame.SIGNAL, bytes([number])))
 
     async def stop(self, grace: float = GRACE) -> int | None:
-        """SIGTERM, then SIGKILL after `grace` seconds. Returns the exit status; None: it never ran."""
+        """SIGTERM, then SIGKILL after `grace` seconds. Returns the exit status; None: it never ran.
+
+        Raises StartError when the connection to the run was lost.
+        """
         check("grace", grace, float)
-        await self._viewer.send(control.pack(Frame.STOP, struct.pack(">d", grace)))
-        async for _ in self.output():
-            pass
+        await self._order(control.pack(Frame.STOP, struct.pack(">d", grace)))
+        await self._end()
+        if not self.record.state.ended:
+            raise StartError(self._left or "the connection to the run was lost")
         return self.record.exit_code
 
     async def questions(self) -> AsyncIterator[Asked]:
         """Each question of a run with `policy: ask`, when it comes up, until the run ends."""
+        if self.record.state.ended:
+            return
         wire = await _Wire.open(self.record.socket, control.hello("control"))
         shown: set[Asked] = set()
         with contextlib.closing(wire):
@@ -110,6 +144,8 @@ class RemoteRun:
     async def answer(self, host: str, *, allow: bool, scope: Scope = "run", seconds: int = 0) -> int:
         """As `LocalRun.answer`. Raises MoatError when the run does not take it."""
         said = Answer.of_program(host, allow=allow, scope=scope, seconds=seconds)
+        if self.record.state.ended:
+            raise MoatError(f"{self.record.name} has ended")
         wire = await _Wire.open(self.record.socket, control.hello("control"))
         with contextlib.closing(wire):
             found = await _reply(wire, control.pack_json(Frame.ANSWER, said.to_json()), Frame.ANSWERED)
@@ -121,10 +157,38 @@ class RemoteRun:
         """The requests so far, oldest first. No credential is in them."""
         return read_exchanges(self._home, self.id)
 
-    async def _inward(self) -> _Wire:
-        if self._input is None:
-            self._input = await _Wire.open(self.record.socket, control.hello("input"))
-        return self._input
+    async def _end(self) -> None:
+        """Returns when the run has ended, or cannot be seen any more."""
+        while not self._over:
+            if self._read_elsewhere():
+                self._free.clear()
+                await self._free.wait()
+            else:
+                async for _ in self.output():
+                    pass
+
+    async def _order(self, frame: bytes) -> None:
+        with contextlib.suppress(ConnectionError):  # it has ended; `wait` says how
+            await self._viewer.send(frame)
+
+    async def _send_in(self, *frames: bytes) -> None:
+        """To the command. Raises StartError when the run is there and does not take it."""
+        if self.record.state.ended:
+            return
+        try:
+            if self._input is None:
+                self._input = await _Wire.open(self.record.socket, control.hello("input"))
+            for frame in frames:
+                await self._input.send(frame)
+        except (ConnectionError, StartError) as error:
+            self._look()
+            if self.record.exit_code is None:
+                raise StartError(str(error)) from None
+
+    def _look(self) -> None:
+        """What became of the run, when it does not say so itself."""
+        with contextlib.suppress(RunNotFoundError):
+            self.record = known.find(self._home, self.id)
 
     def close(self) -> None:
         self._viewer.close()

@@ -133,6 +133,8 @@ class SocketViewer:
         self._writer.close()
 
     def _send(self, frame: bytes) -> None:
+        if self._writer.transport.is_closing():  # asyncio would warn of each frame
+            return
         if not self._queue and not self._writer.transport.get_write_buffer_size():
             self._writer.write(frame)  # nothing is gained by another task's turn
             return

@@ -515,6 +515,86 @@ async def test_who_comes_while_the_supervisor_is_busy_is_let_in(workspace: Path)
                 assert other.record.state is State.RUNNING
 
 
+async def test_one_task_reads_and_another_stops(workspace: Path) -> None:
+    """It was a RuntimeError of the stream, and what the reader had coming went to nobody."""
+    script = "for i in $(seq 5); do echo $i; sleep 0.1; done; sleep 100"
+    async with (
+        moat.runtime.start(["sh", "-c", script], workspace=workspace) as run,
+        moat.runtime.attach(run.id) as other,
+    ):
+        seen = []
+
+        async def read() -> None:
+            async for chunk in other.output():
+                seen.append(chunk.data)  # noqa: PERF401 - others look at it meanwhile
+
+        with anyio.fail_after(20):
+            reader = asyncio.create_task(read())
+            waiting = [asyncio.create_task(other.wait()) for _ in range(2)]
+            while b"".join(seen) != b"1\n2\n3\n4\n5\n":
+                await asyncio.sleep(0.05)
+            with pytest.raises(UsageError, match="another task"):
+                await anext(aiter(other.output()))
+            assert await other.stop() == 143
+            assert await asyncio.gather(*waiting) == [143, 143]
+            await reader
+        for call in (other.write(b"x"), other.close_stdin(), other.signal(2), other.resize(Size(1, 1))):
+            await call  # as of a run of one's own
+        assert await other.stop() == 143
+        assert [chunk async for chunk in other.output()] == []
+        with pytest.raises(MoatError, match="has ended"):
+            await other.answer("a.test", allow=True)
+
+
+async def test_who_stops_while_reading_goes_on_to_the_end(workspace: Path) -> None:
+    script = "trap 'echo bye; exit 5' TERM; echo ready; while :; do sleep 0.05; done"
+    async with (
+        moat.runtime.start(["bash", "-c", script], workspace=workspace) as run,
+        moat.runtime.attach(run.id) as other,
+    ):
+        async for chunk in other.output():
+            assert chunk.data == b"ready\n"
+            assert await other.stop() == 5
+        assert other.record.state is State.STOPPED
+
+
+async def test_a_screen_that_was_there_before_is_shown(workspace: Path) -> None:
+    """Of a command at a terminal, the first output that was seen was what came next."""
+    async with moat.runtime.start(
+        ["sh", "-c", "echo before; cat"], workspace=workspace, tty=Size(80, 24)
+    ) as run:
+        async for chunk in run.output():
+            if b"before" in chunk.data:
+                break
+        async with moat.runtime.attach(run.id, size=Size(80, 24)) as other:
+            seen = b""
+            with anyio.fail_after(10):
+                async for chunk in other.output():
+                    seen += chunk.data
+                    if b"before" in seen:
+                        break
+
+
+async def test_a_run_whose_owner_is_killed_says_so(workspace: Path) -> None:
+    script = (
+        "import asyncio, sys, moat.runtime\n"
+        "async def main():\n"
+        "    async with moat.runtime.start(['cat'], workspace=sys.argv[1], name='other', stdin=True) as run:\n"
+        "        print('ready', flush=True)\n"
+        "        print(await run.wait(), flush=True)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(workspace)], stdout=subprocess.PIPE) as owner:
+        assert owner.stdout
+        assert await anyio.to_thread.run_sync(owner.stdout.readline) == b"ready\n"
+        async with moat.runtime.attach("other") as run:
+            owner.kill()
+            with anyio.fail_after(20), pytest.raises(StartError, match="the supervisor was killed"):
+                await run.wait()
+            assert run.record.state is State.LOST
+            assert await run.stop() is None
+
+
 async def test_stopping_a_run_of_another_process(workspace: Path) -> None:
     async with moat.runtime.start(["sleep", "1000"], workspace=workspace, name="mine") as run:
         async with moat.runtime.attach("mine") as watcher:
