@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from moat.dataclass import dataclass
@@ -21,6 +21,7 @@ from moat.paths import create_file, private_dir
 from moat.vault.index import Sealing
 
 KEY_BYTES = 32
+_WITHHELD = ("MOAT_PASSPHRASE", "MOAT_PASSPHRASE_FD")
 # scrypt with 128 MiB: about half a second once per command, and as much for every guess of an attacker.
 _SCRYPT_N, _SCRYPT_R, _SCRYPT_P = 1 << 17, 8, 1
 
@@ -167,6 +168,11 @@ def create_key_file(path: Path) -> bytes:
     except FileExistsError:
         return read_key_file(path)
     return key
+
+
+def without_passphrase(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """For a program that is asked for a credential: that of the sealed files is none of its business."""
+    return {name: value for name, value in environment.items() if name not in _WITHHELD}
 
 
 def _environment_passphrase() -> str | None:

@@ -15,6 +15,7 @@ from moat.dataclass import dataclass
 from moat.errors import GrantError
 from moat.grants import Secret
 from moat.vault.index import timestamp
+from moat.vault.key import without_passphrase
 
 _KEYCHAIN_ITEM = "Claude Code-credentials"
 _DEADLINE = 60  # seconds; the macOS keychain and gh may ask the user
@@ -110,7 +111,7 @@ def _output(command: list[str], environment: dict[str, str]) -> str:
     try:
         done = subprocess.run(
             command,
-            env=environment,
+            env=without_passphrase(environment),
             cwd="/",
             stdin=subprocess.DEVNULL,
             capture_output=True,

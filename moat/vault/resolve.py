@@ -20,13 +20,13 @@ from anyio.abc import ByteReceiveStream, Process
 
 from moat.errors import GrantError
 from moat.grants import Secret
+from moat.vault.key import without_passphrase
 from moat.vault.origin import Origin
 
 DEADLINE = 60.0  # seconds; a password manager may have to be unlocked
 LIMIT = 64 * 1024  # bytes; no credential is longer
 _SHAPE = re.compile(rb"[!-~]+")  # what a header can carry
 _SAID = 300  # characters of an error
-_WITHHELD = ("MOAT_PASSPHRASE", "MOAT_PASSPHRASE_FD")
 
 
 async def resolve(origin: Origin) -> Secret:
@@ -80,7 +80,7 @@ async def _output(origin: Origin) -> bytes:
 
 async def _run(words: list[str]) -> tuple[int, bytes, str]:
     """(status, output up to a byte more than the limit, last line of errors). Nothing of it survives us."""
-    environment = {name: value for name, value in os.environ.items() if name not in _WITHHELD}
+    environment = without_passphrase()
     process = await anyio.open_process(
         words, stdin=subprocess.DEVNULL, env=environment, cwd=Path.home(), start_new_session=True
     )

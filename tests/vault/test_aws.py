@@ -93,6 +93,16 @@ def test_everything_else_is_asked_of_the_aws_command(tmp_path: Path) -> None:
         host_keys("sso", {"PATH": str(tmp_path)})
 
 
+def test_the_aws_command_gets_no_passphrase(tmp_path: Path) -> None:
+    """Nor do the programs that it asks in turn (`credential_process`)."""
+    aws = tmp_path / "aws"
+    answer = '{"AccessKeyId": "%s", "SecretAccessKey": "s"}'
+    aws.write_text(f"#!/bin/sh\nprintf '{answer}' \"${{MOAT_PASSPHRASE-none}}\"\n")
+    aws.chmod(0o755)
+    found = host_keys("sso", {"PATH": f"{tmp_path}:/usr/bin:/bin", "MOAT_PASSPHRASE": "horse"})
+    assert found == Keys("none", "s")
+
+
 def test_what_the_aws_command_quotes_is_not_told(tmp_path: Path) -> None:
     """Seen failing without the search for what it gave: a key stood in the message."""
     aws = tmp_path / "aws"

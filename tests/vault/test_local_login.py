@@ -112,6 +112,14 @@ def test_gh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert token.reveal() == "gho_own"
 
 
+def test_gh_gets_no_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gh(tmp_path, 'echo "gho_${MOAT_PASSPHRASE-none}"', monkeypatch)
+    monkeypatch.setenv("MOAT_PASSPHRASE", "horse")
+    token = gh_token()
+    assert token is not None
+    assert token.reveal() == "gho_none"
+
+
 def test_gh_without_a_login(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gh(tmp_path, "echo no oauth token >&2; exit 1", monkeypatch)
     assert gh_token() is None

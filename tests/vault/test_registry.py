@@ -199,6 +199,19 @@ async def test_a_challenge_of_one_long_word_holds_nobody_up(world: World) -> Non
     assert time.process_time() - begun < 0.6
 
 
+def test_a_credential_helper_gets_no_passphrase(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"credsStore": "own"}')
+    helper = tmp_path / "docker-credential-own"
+    helper.write_text('#!/bin/sh\nprintf \'{"Username": "me", "Secret": "%s"}\' "${MOAT_PASSPHRASE-none}"\n')
+    helper.chmod(0o755)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("MOAT_PASSPHRASE", "horse")
+    login = find(HOST)
+    assert login is not None
+    assert login.password.reveal() == "none"
+
+
 @pytest.mark.parametrize(
     ("config", "found"),
     [

@@ -17,6 +17,7 @@ from pathlib import Path
 from moat.errors import GrantError
 from moat.regex import regex
 from moat.sigv4 import Keys
+from moat.vault.key import without_passphrase
 
 _DEADLINE = 60.0  # seconds for `aws`; a single sign-on may have to be renewed
 _SAID = 300  # characters of an error
@@ -78,7 +79,7 @@ def _exported(name: str, environment: Mapping[str, str]) -> Keys:
             words,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            env=environment,
+            env=without_passphrase(environment),
             cwd="/",
             timeout=_DEADLINE,
             check=False,

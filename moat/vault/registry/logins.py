@@ -15,6 +15,7 @@ from typing import Any
 from moat.dataclass import dataclass
 from moat.errors import GrantError
 from moat.grants import Secret
+from moat.vault.key import without_passphrase
 from moat.vault.providers.docker import HUB
 from moat.vault.registry.service import IDENTITY
 from moat.vault.toolfile import read_json
@@ -71,7 +72,13 @@ def _ask(helper: str, key: str) -> Login | None:
         raise GrantError("config.json names a credential helper that is no program", hint="mend it")
     try:
         done = subprocess.run(
-            [program, "get"], input=key.encode(), capture_output=True, timeout=_PATIENCE, check=False, cwd="/"
+            [program, "get"],
+            input=key.encode(),
+            capture_output=True,
+            env=without_passphrase(),
+            timeout=_PATIENCE,
+            check=False,
+            cwd="/",
         )
     except FileNotFoundError:
         raise GrantError(f"{program} is not installed", hint="or give --username and the password") from None
