@@ -7,7 +7,9 @@ in the workspace would be a way out. What comes to listen there later is not cov
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from moat.runtime.sandbox import WORKSPACE, Mount
 _TABLE = "/proc/net/unix"
 _COVER = "covered"  # an empty file in the run's directory
 _TOLD = 3
+_NOBODY = (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK)
 
 
 class Listening(Part):
@@ -71,16 +74,31 @@ def sockets(tree: Path, bound: frozenset[str]) -> Iterator[str]:
         above, last = os.path.split(os.path.join(root, name))
         if above not in directories:
             directories[above] = os.path.realpath(above)
-        place = os.path.join(directories[above], last)
-        if place.startswith(f"{root}/") and _is_socket(place) and _open_to_agent(root, directories[above]):
-            yield os.path.relpath(place, root)
+        directory = directories[above]
+        if not f"{directory}/".startswith(f"{root}/") or not _open_to_agent(root, directory):
+            continue
+        if _is_served(directory, last):
+            yield os.path.relpath(os.path.join(directory, last), root)
 
 
-def _is_socket(place: str) -> bool:
+def _is_served(directory: str, name: str) -> bool:
+    """Whether somebody is behind the socket: one that a program has left belongs to whoever comes next.
+
+    By the directory's descriptor: a path can be longer than what a socket's address takes.
+    """
     try:
-        return stat.S_ISSOCK(os.lstat(place).st_mode)
+        if not stat.S_ISSOCK(os.lstat(os.path.join(directory, name)).st_mode):
+            return False
+        above = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
+            return client.connect_ex(f"/proc/self/fd/{above}/{name}") not in _NOBODY
+    except OSError:
+        return True
+    finally:
+        os.close(above)
 
 
 def _open_to_agent(root: str, directory: str) -> bool:

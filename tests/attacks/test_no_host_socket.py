@@ -129,6 +129,8 @@ def test_a_program_of_this_machine_in_the_workspace(
 def test_what_is_no_socket_of_the_tree_is_left_alone(place: Path) -> None:
     workspace = place / "ws"
     (workspace / "file").touch()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(f"{workspace}/tmp/left")
     with program(f"{workspace}/tmp/one"), program(f"{place}/data/other"):
         bound = listening.names()
         assert f"{workspace}/tmp/one" in bound
@@ -138,6 +140,7 @@ def test_what_is_no_socket_of_the_tree_is_left_alone(place: Path) -> None:
             f"{workspace}/gone",
             "../data/other",
             "@abstract",
+            "tmp/left",  # of another project's program, and of this one's sandbox yesterday
             f"{workspace}/../data/other",
         }
         assert list(listening.sockets(workspace, bound | more)) == ["tmp/one"]
