@@ -124,12 +124,25 @@ def _read_target(options: argparse.Namespace) -> None:
         options.resume, options.dir, options.proceed = options.dir, None, False
 
 
+# Claude Code's own options that one may try here.
+_CLAUDES = {
+    "--model": '`{"model": "opus"}` in ~/.moat/claude/settings.json, which has all settings of Claude Code',
+    "--settings": "~/.moat/claude/settings.json has the settings of Claude Code for all sandboxes",
+    "--dangerously-skip-permissions": "it is the default; --noyolo lets Claude Code ask",
+    "--permission-mode": "--noyolo lets Claude Code ask",
+    "--print": "-p PROMPT answers and exits",
+    "--add-dir": "--mount DIR:/mnt/NAME",
+    "--mcp-config": "`mcp:` in agent.yaml names servers",
+}
+
+
 def _parser(command: str) -> argparse.ArgumentParser:
     what = "dir" if command == "claude" else "dir|run|id"
     parser = Parser(
         prog=f"moat {command}",
         usage=f"moat {command} [{what}] [options] [-- initial prompt]",
         description="Run Claude Code in a sandbox. `moat attach` brings a detached session back.",
+        foreign=_CLAUDES,
     )
     add = parser.add_argument
     add("dir", nargs="?", help="the workspace (default: this directory)")

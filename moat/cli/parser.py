@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from moat.errors import UsageError
@@ -14,16 +15,27 @@ from moat.errors import UsageError
 _CHOICE = r"argument (?P<where>.+?): invalid choice: (?P<got>.+?) \(choose from (?P<choices>.*)\)$"
 _VALUE = r"argument (?P<where>.+?): invalid \S+ value: (?P<got>.*)$"
 _ARGUMENT = r"argument (?P<where>.+?): (?P<what>.*)$"
+_NONE: Mapping[str, str] = MappingProxyType({})
 _MISSING = "the following arguments are required: "
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError where argparse would print its usage and exit."""
+    """Raises UsageError where argparse would print its usage and exit.
 
-    def __init__(self, *, formatter_class: Any = argparse.HelpFormatter, **options: Any) -> None:
+    foreign: options of another program that somebody may try here, and what does the same.
+    """
+
+    def __init__(
+        self,
+        *,
+        formatter_class: Any = argparse.HelpFormatter,
+        foreign: Mapping[str, str] = _NONE,
+        **options: Any,
+    ) -> None:
         # argparse makes a formatter for each argument, which asks for the width: 5 ms of imports.
         super().__init__(formatter_class=partial(formatter_class, width=80), **options)
         self._helps = formatter_class
+        self._foreign = foreign
 
     def format_help(self) -> str:
         self.formatter_class = self._helps
@@ -51,7 +63,8 @@ class Parser(argparse.ArgumentParser):
         if option is None:
             return UsageError(f"unexpected argument {arguments[0]!r}", hint=self._more())
         name = option.partition("=")[0]
-        return UsageError(f"unknown option {name}", hint=_meant(name, _options(self)) or self._more())
+        hint = self._foreign.get(name) or _meant(name, _options(self)) or self._more()
+        return UsageError(f"unknown option {name}", hint=hint)
 
     def _missing(self, names: str) -> UsageError:
         named = (action.choices for action in self._actions if names in {action.dest, action.metavar})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from moat import cli
+from moat.cli import claude as cli_claude
 from tests.conftest import REPOSITORY
 
 CASES = {
@@ -25,6 +26,11 @@ CASES = {
     ),
     "run --name": ("-n/--name: expected one argument", "`moat run --help` tells more"),
     "claude --resme=x": ("unknown option --resme", "did you mean `--resume`?"),
+    "claude --model opus": ("unknown option --model", cli_claude._CLAUDES["--model"]),
+    "claude --dangerously-skip-permissions": (
+        "unknown option --dangerously-skip-permissions",
+        "it is the default; --noyolo lets Claude Code ask",
+    ),
     "audit a b": ("unexpected argument 'b'", "`moat audit --help` tells more"),
     "logs -n x": ("-n/--lines: 'x' is not a valid value", "`moat logs --help` tells more"),
     "volumes rm": ("NAME[/VOLUME] is missing", "`moat volumes rm --help` tells more"),
