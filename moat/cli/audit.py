@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moat.cli.following import follow
-from moat.cli.output import clock, emit, emit_json, safe, say
+from moat.cli.output import clock, emit, emit_json, emit_kept, safe, say
 from moat.cli.parser import Parser
 from moat.errors import MoatError, RunNotFoundError, UsageError
 from moat.journal import bundle, keeping, ledger, parse_line, verify
@@ -103,7 +103,7 @@ def _key(argv: Sequence[str]) -> int:
 def _export(home: Home, record: RunRecord, target: str) -> int:
     data = bundle.export(home, record.id, alive=records.owned(home.run(record.id)))
     if target == "-":
-        sys.stdout.buffer.write(data)
+        emit_kept(data.removesuffix(b"\n"))
         return 0
     try:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -144,7 +144,7 @@ def _show(home: Home, record: RunRecord, options: argparse.Namespace) -> int:
         raise RunNotFoundError(f"{record.name} has no journal", hint="`moat audit --verify` tells more")
     for line in _lines(path, home, record, following=options.follow):
         if options.json:
-            sys.stdout.buffer.write(line + b"\n")
+            emit_kept(line)
         elif (found := parse_line(line)) is not None:
             emit(describe(found))
         if options.follow:
@@ -189,7 +189,7 @@ def _workspace(home: Home, options: argparse.Namespace) -> int:
         say(f"nothing is recorded of {workspace}")
     for found in noted:
         if options.json:
-            sys.stdout.buffer.write(found.line + b"\n")
+            emit_kept(found.line)
         else:
             emit(describe({"at": found.at, "event": found.event, "data": found.data}))
     return 0

@@ -183,7 +183,17 @@ def emit_json(value: object) -> None:
 
 def json_text(value: object, *, indent: int | None = None) -> str:
     """JSON that reads well and draws on no terminal: what a sandbox named may be in it."""
-    text = json.dumps(value, indent=indent, ensure_ascii=not _speaks_unicode())
+    return _spelt_out(json.dumps(value, indent=indent, ensure_ascii=not _speaks_unicode()))
+
+
+def emit_kept(line: bytes) -> None:
+    """A line of JSON as it is kept, byte for byte; at a terminal in JSON's escapes where it would draw."""
+    if sys.stdout.isatty():
+        line = _spelt_out(line.decode("utf-8", "replace")).encode()
+    sys.stdout.buffer.write(line + b"\n")
+
+
+def _spelt_out(text: str) -> str:
     return _DRAWING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -98,6 +99,26 @@ def test_following_a_run(moat: Moat, moat_bin: str) -> None:
     assert next(iter(seen)) == "journal.opened"
     assert list(seen)[-1] == "journal.sealed"
     assert seen["journal.sealed"] - seen["network.denied"] > 0.3, "as it happened"
+
+
+def test_json_as_it_is_kept_draws_on_no_terminal(moat: Moat, moat_bin: str) -> None:
+    """A run names files that git obeys, say. Seen failing: U+009B, which begins a command to the terminal."""
+    moat("run", "--name", "x", "--", "true")
+    path = place(newest(moat))
+    line = '{"seq":9,"data":{"changes":["\x9b2J\u202e"]}}'
+    path.write_bytes(path.read_bytes() + line.encode() + b"\n")
+    for words in (("--json",), ("--export", "-")):
+        master, slave = pty.openpty()
+        with os.fdopen(master, "rb", buffering=0) as terminal:
+            subprocess.run([moat_bin, "audit", "x", *words], stdout=slave, check=True)
+            shown = b""
+            while b"changes" not in shown or not shown.endswith(b"\r\n"):
+                shown += terminal.read(65536)
+            os.close(slave)
+        assert "\x9b" not in shown.decode()
+        assert "\u202e" not in shown.decode()
+        assert "\\u009b2J\\u202e" in shown.decode().replace("\\\\", "\\")
+    assert line in moat("audit", "x", "--json").stdout, "in a pipe it is what was kept"
 
 
 def test_who_stopped_it(moat: Moat) -> None:
