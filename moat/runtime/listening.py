@@ -84,7 +84,8 @@ def sockets(tree: Path, bound: frozenset[str]) -> Iterator[str]:
 def _is_served(directory: str, name: str) -> bool:
     """Whether somebody is behind the socket: one that a program has left belongs to whoever comes next.
 
-    By the directory's descriptor: a path can be longer than what a socket's address takes.
+    By the directory's descriptor: a path can be longer than what a socket's address takes. As for datagrams:
+    those need no answer, and a server of connections is only found to be of another type, and hears nothing.
     """
     try:
         if not stat.S_ISSOCK(os.lstat(os.path.join(directory, name)).st_mode):
@@ -93,7 +94,7 @@ def _is_served(directory: str, name: str) -> bool:
     except OSError:
         return False
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
             return client.connect_ex(f"/proc/self/fd/{above}/{name}") not in _NOBODY
     except OSError:
         return True

@@ -144,3 +144,15 @@ def test_what_is_no_socket_of_the_tree_is_left_alone(place: Path) -> None:
             f"{workspace}/../data/other",
         }
         assert list(listening.sockets(workspace, bound | more)) == ["tmp/one"]
+
+
+def test_a_program_is_not_disturbed_by_being_found(place: Path) -> None:
+    """Some serve one connection and end (`nc -lU`). Seen failing with one that was made to look."""
+    name = f"{place}/ws/once"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(name)
+        server.listen()
+        assert list(listening.sockets(place / "ws", frozenset({name}))) == ["once"]
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.accept()
