@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from moat.runtime.git import command, worktrees
 from tests.git.kit import RUNTIMES, git, repository, tries, until
 
 
@@ -283,3 +284,14 @@ def test_a_name_that_docker_has_no_word_for(moat: Callable[..., object], tmp_pat
     assert done.returncode == 3
     assert "\\xff odd: its name is not UTF-8" in done.stderr
     assert "--runtime embedded" in done.stderr
+
+
+def test_git_that_waits_at_a_pipe_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`moat wt list` took five minutes, and said that there was no repository."""
+    place = repository(tmp_path / "project")
+    (place / ".git/HEAD").unlink()
+    os.mkfifo(place / ".git/HEAD")
+    monkeypatch.setattr(command, "_QUICK", 0.5)
+    with pytest.raises(command.GitStuckError, match="did not end within") as caught:
+        worktrees.source(place)
+    assert caught.value.hint == f"a pipe may stand in the place of a file: find {place}/.git -type p"

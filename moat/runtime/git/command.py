@@ -10,6 +10,7 @@ from pathlib import Path
 from moat.errors import StartError
 
 _SECONDS = 300.0  # a checkout of a large repository
+_QUICK = 20.0  # a question; git reads what is in a repository, and waits for ever at a pipe
 _LARGEST_CONFIG = 1 << 20  # bytes
 _QUIET = ("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false", "-c", "gc.auto=0")
 
@@ -18,7 +19,11 @@ class GitError(StartError):
     """Git refused; the message is git's own."""
 
 
-def git(*words: str, cwd: Path) -> str:
+class GitStuckError(GitError):
+    """It did not end."""
+
+
+def git(*words: str, cwd: Path, seconds: float = _SECONDS) -> str:
     """What `git words…` prints, with file names in the form of `os.fsdecode`. Raises GitError."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
@@ -28,22 +33,27 @@ def git(*words: str, cwd: Path) -> str:
             env=environment | {"LC_ALL": "C", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=_SECONDS,
+            timeout=seconds,
             check=False,
         )
     except FileNotFoundError:
         raise GitError("git is not installed", hint="apt-get install git") from None
     except subprocess.TimeoutExpired:
-        raise GitError(f"git {words[0]} did not end within {_SECONDS:.0f} s") from None
+        raise GitStuckError(
+            f"git {words[0]} did not end within {seconds:.0f} s",
+            hint=f"a pipe may stand in the place of a file: find {cwd}/.git -type p",
+        ) from None
     if done.returncode != 0:
         raise GitError(_told(os.fsdecode(done.stderr)) or f"git {words[0]} failed")
     return os.fsdecode(done.stdout)
 
 
 def asks(*words: str, cwd: Path) -> str | None:
-    """The same where "no" is an answer: None instead of an error."""
+    """The same where "no" is an answer: None instead of an error. Raises GitStuckError."""
     try:
-        return git(*words, cwd=cwd)
+        return git(*words, cwd=cwd, seconds=_QUICK)
+    except GitStuckError:
+        raise
     except GitError:
         return None
 
