@@ -76,12 +76,16 @@ class Home:
 def runtime_dir() -> Path:
     """A short private directory for sockets: `$XDG_RUNTIME_DIR/moat`, or `/tmp/moat-<uid>`.
 
-    Raises MoatError when somebody else owns the place (another user could plant it in /tmp).
+    Raises MoatError when it cannot be, or somebody else owns the place (they could plant it in /tmp).
     """
     base = os.environ.get("XDG_RUNTIME_DIR")
-    if base and len(base) <= 40 and os.path.isdir(base):
+    if not (base and len(base) <= 40 and os.path.isdir(base)):
+        return private_dir(Path("/tmp") / f"moat-{os.getuid()}")  # noqa: S108 - owner and mode are checked
+    try:
         return private_dir(Path(base) / "moat")
-    return private_dir(Path("/tmp") / f"moat-{os.getuid()}")  # noqa: S108 - owner and mode are checked
+    except OSError as error:
+        hint = "unset XDG_RUNTIME_DIR, or set it to a directory that you can write"
+        raise MoatError(f"sockets cannot be kept in {base}/moat: {error.strerror}", hint=hint) from error
 
 
 def private_dir(path: Path) -> Path:

@@ -13,12 +13,13 @@ processes. While it lives, HTTPS_PROXY and the variables that name certificates 
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -75,7 +76,18 @@ class ProxyInTest:
             self._seen.append(event)
 
 
-ProxyMaker = Callable[..., ProxyInTest]
+class ProxyMaker(Protocol):
+    """What the fixture is."""
+
+    def __call__(
+        self,
+        *,
+        inject: Mapping[str, str] | None = None,
+        servers: Mapping[str, tuple[str, int]] | None = None,
+        trust: bytes | str | os.PathLike[str] = b"",
+        environ: bool = True,
+        **options: Any,
+    ) -> ProxyInTest: ...
 
 
 @pytest.fixture
@@ -96,7 +108,7 @@ def moat_proxy(
             *,
             inject: Mapping[str, str] | None = None,
             servers: Mapping[str, tuple[str, int]] | None = None,
-            trust: bytes | Path = b"",
+            trust: bytes | str | os.PathLike[str] = b"",
             environ: bool = True,
             **options: Any,
         ) -> ProxyInTest:
@@ -111,13 +123,13 @@ def moat_proxy(
         yield make
 
 
-def _upstream(servers: Mapping[str, tuple[str, int]], trust: bytes | Path) -> Any:
+def _upstream(servers: Mapping[str, tuple[str, int]], trust: bytes | str | os.PathLike[str]) -> Any:
     from moat.authority import parse_authority
     from moat.proxy import UpstreamOptions
 
     named = {parse_authority(name, default_port=443): address for name, address in servers.items()}
     return UpstreamOptions(
-        extra_roots=trust.read_bytes() if isinstance(trust, Path) else trust,
+        extra_roots=trust if isinstance(trust, bytes) else Path(trust).read_bytes(),
         connect_to={(name.host, name.port): address for name, address in named.items()},
     )
 

@@ -31,6 +31,8 @@ class HostRules:
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
+    """What a run may reach: `network` of agent.yaml, whose keys these are (docs/network.md)."""
+
     policy: Literal["permissive", "strict", "ask"] = "permissive"  # ask: what no rule decides, the user does
     rules: tuple[HostRules, ...] = ()
     host: tuple[int, ...] = ()  # ports of the host that the sandbox may reach as `moat-host:<port>`

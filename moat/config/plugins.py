@@ -58,6 +58,8 @@ _RESERVED_OWNER = regex(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marketplace:
+    """Where plugins of Claude Code come from."""
+
     source: str  # `github`, `git`, `directory`
     location: str  # `owner/repo`, URL, or path
     ref: str | None = None  # branch, tag or commit; None: the default branch

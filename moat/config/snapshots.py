@@ -10,6 +10,8 @@ from moat.dataclass import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotConfig:
+    """When snapshots are taken, of what, and how many are kept (docs/snapshots.md)."""
+
     disabled: bool = False
     pre_run: bool = True  # before the sandbox exists
     git_commits: bool = True

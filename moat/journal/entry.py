@@ -39,6 +39,8 @@ class NotAnEntryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
+    """A line of a journal."""
+
     seq: int  # from 1
     at: str  # RFC 3339, UTC; whatever the clock said
     run: str  # empty in the ledger

@@ -57,9 +57,11 @@ class Report:
 
     @property
     def status(self) -> int:
+        """0 proven, 1 tampered with, 3 it cannot be told."""
         return TAMPERED if self.problems else UNSURE if self.doubts else OK
 
     def to_json(self) -> dict[str, Any]:
+        """As `moat audit --json` prints it."""
         verdict = {OK: "proven", TAMPERED: "tampered", UNSURE: "unsure"}[self.status]
         return {
             "run": self.run,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moat.config import BudgetConfig, HostRules, Marketplace, NetworkConfig, PluginsConfig, SnapshotConfig
     from moat.journal.entry import Entry
     from moat.journal.verify import Report
+    from moat.paths import Home
     from moat.proxy.decider import Question
     from moat.proxy.events import Denial, ExchangeFinished
     from moat.runtime.api import list_runs, read_journal, start, verify_journal
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from moat.runtime.questions import Asked
     from moat.runtime.records import RunRecord, State
     from moat.runtime.remote import RemoteRun, attach
-    from moat.runtime.sandbox import Mount, Output
+    from moat.runtime.sandbox import Execution, Mount, Output
     from moat.runtime.size import Size
 
 _HOMES = {
@@ -32,7 +33,9 @@ _HOMES = {
     "BudgetConfig": "moat.config",
     "Denial": "moat.proxy.events",
     "Entry": "moat.journal.entry",
+    "Execution": "moat.runtime.sandbox",
     "ExchangeFinished": "moat.proxy.events",
+    "Home": "moat.paths",
     "HostRules": "moat.config",
     "LocalRun": "moat.runtime.local_run",
     "Marketplace": "moat.config",
@@ -60,6 +63,8 @@ __all__ = [
     "Denial",
     "Entry",
     "ExchangeFinished",
+    "Execution",
+    "Home",
     "HostRules",
     "LocalRun",
     "Marketplace",

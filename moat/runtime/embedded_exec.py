@@ -21,6 +21,7 @@ from moat.runtime.sandbox import WORKSPACE
 from moat.runtime.size import Size
 from moat.runtime.standby import bootstrap
 from moat.runtime.stdio import OverStdio, Stdio, open_pipes, open_terminal
+from moat.runtime.tasks import outlast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +92,8 @@ class EmbeddedExecution(OverStdio):
         self._stdio = stdio
         self._told: int | None = told  # a pipe with the number of the command's process
         self._command: int | None = None  # its pidfd
+        self._listening: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._handle = os.pidfd_open(process.pid)
         asyncio.get_running_loop().add_reader(self._handle, self._reap)
@@ -111,24 +114,37 @@ class EmbeddedExecution(OverStdio):
 
     async def _command_handle(self) -> int | None:
         """None: it has ended, or never began."""
-        if self._told is not None:
-            told, self._told = self._told, None
-            number = await asyncio.to_thread(os.read, told, 16)
-            os.close(told)
-            with contextlib.suppress(ProcessLookupError):
-                if number and not self._exit.done():
-                    self._command = os.pidfd_open(int(number))
+        if self._listening is None:
+            self._listening = asyncio.get_running_loop().create_task(self._listen())
+        await asyncio.shield(self._listening)
         return self._command
+
+    async def _listen(self) -> None:
+        assert self._told is not None
+        number = await asyncio.to_thread(os.read, self._told, 16)
+        os.close(self._told)
+        self._told = None
+        with contextlib.suppress(ProcessLookupError):
+            if number and not self._exit.done():
+                self._command = os.pidfd_open(int(number))
 
     async def wait(self) -> int:
         return await asyncio.shield(self._exit)
 
     async def close(self) -> None:
-        """Kill the command, if it still runs, and release everything."""
+        """Kill the command, if it still runs, and release everything, however often this is cancelled."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        await outlast(self._closing)
+        self._closing.result()
+
+    async def _close(self) -> None:
         if not self._exit.done():
             await self.signal(signal.SIGKILL)
             self._process.kill()
             await self.wait()
+        if self._listening is not None:
+            await self._listening
         for fd in (self._told, self._command):
             if fd is not None:
                 os.close(fd)

@@ -57,6 +57,7 @@ class LocalRun(Run):
         await (await self.session()).write(data)
 
     async def close_stdin(self) -> None:
+        """End of file for the command's stdin. Nothing happens without one, and at a terminal."""
         await (await self.session()).close_stdin()
 
     async def resize(self, size: Size) -> None:

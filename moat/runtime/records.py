@@ -34,6 +34,8 @@ _NAME = regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class State(StrEnum):
+    """Where a run is on its way."""
+
     CREATED = "created"  # the record exists, nothing else does
     STARTING = "starting"  # image, proxy and sandbox are being made
     RUNNING = "running"  # the command was started
@@ -44,6 +46,7 @@ class State(StrEnum):
 
     @property
     def ended(self) -> bool:
+        """Whether nothing of the run goes on."""
         return self in {State.STOPPED, State.FAILED, State.LOST}
 
 

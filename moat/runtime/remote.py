@@ -103,6 +103,7 @@ class RemoteRun:
         await self._send_in(*(control.pack(Frame.INPUT, piece) for piece in pieces))
 
     async def close_stdin(self) -> None:
+        """End of file for the command's stdin. Nothing happens without one, and at a terminal."""
         await self._send_in(control.pack(Frame.CLOSE_STDIN))
 
     async def resize(self, size: Size) -> None:

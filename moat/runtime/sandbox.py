@@ -38,6 +38,8 @@ Progress = Callable[[str], None]  # one line of what is being done, for a person
 
 @dataclass(frozen=True, slots=True)
 class Mount:
+    """A file or directory of this machine that the sandbox sees."""
+
     source: Path  # a runtime follows no link on the way to it: see `of`
     target: str  # absolute path in the sandbox
     read_only: bool = False
@@ -107,6 +109,8 @@ class SandboxSpec:
 
 @dataclass(frozen=True, slots=True)
 class Output:
+    """What came at one moment; at a terminal all of it is `stdout`."""
+
     stream: Literal["stdout", "stderr"]
     data: bytes
 

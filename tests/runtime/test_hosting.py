@@ -230,6 +230,45 @@ async def test_a_program_without_descriptors_left_gets_all_of_them_back(workspac
         assert await run.wait() == 0
 
 
+async def test_a_further_command_is_ended_by_who_is_cancelled_twice(workspace: Path) -> None:
+    """It went on in the sandbox, and its pipes stayed open."""
+    async with moat.runtime.start(["sleep", "1000"], workspace=workspace) as run:
+
+        async def body() -> None:
+            command = await run.execute(["sh", "-c", "echo here; exec sleep 999"])
+            try:
+                await command.wait()
+            finally:
+                await command.close()
+
+        first = await run.execute(["true"])  # with it the sandbox knows its command
+        await first.close()
+        before = descriptors()
+        for at in range(8):
+            task = asyncio.create_task(body())
+            await asyncio.sleep(at * 0.015)
+            for _ in range(3):
+                task.cancel()
+                await asyncio.sleep(0.002)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        with anyio.fail_after(10):  # `close` goes on without its caller
+            while descriptors().items() - before.items():
+                await asyncio.sleep(0.05)
+                gc.collect()
+        look = await run.execute(["sh", "-c", "grep -lz '[9]99' /proc/[0-9]*/cmdline; true"])
+        assert (await look.wait(), await look.read()) == (0, None)
+        await look.close()
+
+
+async def test_sockets_that_cannot_be_kept(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc")
+    with pytest.raises(MoatError, match="sockets cannot be kept in /proc/moat") as caught:
+        async with moat.runtime.start(["true"], workspace=workspace):
+            pytest.fail("it must not start")
+    assert "XDG_RUNTIME_DIR" in str(caught.value.hint)
+
+
 async def test_each_block_is_a_run_of_its_own(workspace: Path) -> None:
     block = moat.runtime.start(["true"], workspace=workspace)
     async with block as run:
