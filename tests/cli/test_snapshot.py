@@ -182,7 +182,7 @@ def test_a_restore_that_was_cut_off(workspace: Path) -> None:
     write(workspace, {f"many/{n}": "x" for n in range(300)} | {"a.txt": "changed"})
     killing = (
         "import os, signal\nfrom moat.runtime.snapshots import restore\n"
-        "restore._Work._finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "restore.Work._finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"from moat.cli import main\nmain(['snapshot', 'restore', '{pre['id']}', '--yes'])"
     )
     killed = subprocess.run([sys.executable, "-c", killing], cwd=workspace, timeout=60)

@@ -148,7 +148,7 @@ def kill_a_restore(workspace: Path, snapshot: str) -> None:
     """When every file is written, and the note of it is still there."""
     program = (
         "import os, signal, sys\nfrom moat.runtime.snapshots import restore\n"
-        "restore._Work._finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "restore.Work._finish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "from moat.cli import main\nmain(['snapshot', 'restore', sys.argv[1], '--yes'])"
     )
     done = subprocess.run([sys.executable, "-c", program, snapshot], cwd=workspace, timeout=60)

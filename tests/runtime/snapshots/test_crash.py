@@ -304,13 +304,13 @@ def test_what_changed_after_the_safety_snapshot_is_left_alone(
     write(workspace, {"a": "1", "b": "1"})
     target = keep(store)
     write(workspace, {"a": "2", "b": "2", "new": "n"})
-    real = restoring._Work.run
+    real = restoring.Work.run
 
     def editing(self, changes, directories):
         write(workspace, {"a": "edited just now", "new": "edited as well"})
         real(self, changes, directories)
 
-    monkeypatch.setattr(restoring._Work, "run", editing)
+    monkeypatch.setattr(restoring.Work, "run", editing)
     with store.exclusive():
         done = restore(store, target)
     assert {item.path: item.why for item in done.left} == {
@@ -333,13 +333,13 @@ def test_what_appeared_after_the_safety_snapshot_is_left_alone(
     target = keep(store)
     for path in ("file", "directory", "other"):
         subprocess.run(["rm", "-r", workspace / path], check=True)
-    real = restoring._Work.run
+    real = restoring.Work.run
 
     def editing(self, changes, directories):
         write(workspace, {"file": "made just now", "directory": "as well"})
         real(self, changes, directories)
 
-    monkeypatch.setattr(restoring._Work, "run", editing)
+    monkeypatch.setattr(restoring.Work, "run", editing)
     with store.exclusive():
         done = restore(store, target)
     assert {item.path: item.why for item in done.left} == {
