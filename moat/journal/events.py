@@ -37,6 +37,10 @@ EVENTS: MappingProxyType[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
             "this machine fetched a plugin of Claude Code, or tried to (`error`)",
             ("what", "source", "host", "commit", "by", "error", "workspace"),
         ),
+        "sockets.covered": (
+            "a program of this machine listened on a unix socket in the workspace or a mount: it was covered",
+            ("places",),
+        ),
         "service.requested": ("a service runs beside the sandbox", ("name", "image")),
         "service.ended": (
             "a service ended before its run did; `memory`: for want of memory",
