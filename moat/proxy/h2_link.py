@@ -64,6 +64,9 @@ _TABLE = 4096  # HPACK table that we keep for a peer, however large a one it all
 _CROWD = 256
 _SLICE = 16 * 1024  # bytes that the library gets at a time: it takes all frames in them before we can object
 _FRAME = 64 * 1024  # largest DATA frame that we send to a peer that takes such
+_EXPLAINED = 4  # units that each HEADERS and DATA frame of ours explains: two reads, or a server's reset
+_MESSAGE = 8  # bytes of DATA that explain one more: a message that the peer has read by itself
+_REMEMBERED = 16 * 1024  # units that are still to come for what we have sent, at most
 _NO_BOUND = 2**31 - 1  # the largest window (§6.9.1)
 RESET = 4  # units of the allowance: it has made us begin, and stop, an exchange (CVE-2023-44487)
 REFUSAL = 1  # of a stream too many
@@ -174,6 +177,7 @@ class Link:
         self._whole_window = _NO_BOUND if client_side else limits.h2_window
         self._allowance = float(limits.h2_allowance)
         self._refilled = monotonic()
+        self._explained = 0  # units that cost the peer nothing
         settings: dict[SettingCodes | int, int] = {
             SettingCodes.MAX_CONCURRENT_STREAMS: limits.h2_streams,
             SettingCodes.MAX_HEADER_LIST_SIZE: limits.head,
@@ -240,6 +244,7 @@ class Link:
             self.h2.send_headers(stream_id, list(fields), end_stream=end)
         except ProtocolError as error:
             raise StreamError(_words(error)) from error
+        self._explain(0)
         self.flush()
 
     async def send_data(self, stream_id: int, data: bytes, source: Stream) -> None:
@@ -251,11 +256,12 @@ class Link:
         try:
             while at < end:
                 window = self.h2.local_flow_control_window(stream_id)
-                size = min(window, self.h2.max_outbound_frame_size, _FRAME)
+                size = min(window, self.h2.max_outbound_frame_size, _FRAME, end - at)
                 if size <= 0:
                     await self._window(source)
                     continue
                 self.h2.send_data(stream_id, data[at : at + size])
+                self._explain(size)
                 at += size
                 self.flush()
                 await self.room()
@@ -325,9 +331,8 @@ class Link:
             # The library waits for all of a frame before it finds it too large: up to 16 MiB.
             self._terminate(ErrorCodes.FRAME_SIZE_ERROR)
             raise LinkError("a frame is too large")
-        if (unheard := self.h2.unheard) > 0:
-            self.h2.unheard = 0
-            self.spend(unheard)
+        unheard, self.h2.unheard = self.h2.unheard, 0
+        self.spend(self._unexplained(unheard))
         for event in events:
             self._account(event)
             if not isinstance(event, WindowUpdated):
@@ -343,12 +348,25 @@ class Link:
         elif isinstance(event, DataReceived):
             cost = 0 if event.data or event.stream_ended else 1
         elif isinstance(event, WindowUpdated):
-            cost = 0 if _is_reading(event.delta or 0) else 1
-        if cost:
-            self.spend(cost)
+            cost = 0 if _is_reading(event.delta or 0) else self._unexplained(1)
+        elif isinstance(event, StreamReset) and self.h2.config.client_side:
+            cost = self._unexplained(RESET)
+        self.spend(cost)
+
+    def _explain(self, size: int) -> None:
+        """A frame of ours with so many bytes of data is on its way."""
+        self._explained = min(self._explained + _EXPLAINED + size // _MESSAGE, _REMEMBERED)
+
+    def _unexplained(self, cost: int) -> int:
+        """What is left of it: a window for each small message, say, is the work of a peer that reads ours."""
+        explained = min(cost, self._explained)
+        self._explained -= explained
+        return cost - explained
 
     def spend(self, cost: int) -> None:
         """Raises LinkError when the peer has used up its allowance."""
+        if not cost:
+            return
         now = monotonic()
         refill = (now - self._refilled) * self.limits.h2_allowance_per_second
         self._allowance = min(self._allowance + refill, float(self.limits.h2_allowance)) - cost

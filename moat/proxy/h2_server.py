@@ -73,6 +73,7 @@ class Server:
         self._stream = stream
         self._link = Link(stream, setup.limits, client_side=False)
         self._requests: dict[int, _Request] = {}
+        self._unanswered = 0  # of them; to the client the others are over
         self._tasks: TaskGroup
         self._reading = anyio.CancelScope()
         self._closing = False
@@ -139,7 +140,7 @@ class Server:
         number, setup = event.stream_id, self._setup
         ended = event.stream_ended is not None
         # Streams that were reset still count until their exchange has unwound: resetting buys nothing.
-        if self._closing or len(self._requests) >= setup.limits.h2_streams or not setup.streams.take():
+        if self._closing or self._unanswered >= setup.limits.h2_streams or not setup.streams.take():
             self._link.reset(number, ErrorCodes.REFUSED_STREAM)
             self._link.spend(REFUSAL)
             return
@@ -147,6 +148,7 @@ class Server:
         fields = event.headers
         limits = self._patient if h2_fields.is_grpc(fields) else setup.limits
         request = self._requests[number] = _Request(number, near, far, limits, ended=ended)
+        self._unanswered += 1
         near.on_taken = lambda: self._taken(request)
         try:
             rewritten = h2_fields.request(fields, scheme=self._site.scheme, ended=ended)
@@ -235,6 +237,7 @@ class Server:
             request.far.abort()
             self._taken(request)
             if not request.answered:
+                self._unanswered -= 1
                 self._link.reset(request.id, request.code)
             del self._requests[request.id]
             self._setup.streams.give_back()
@@ -288,6 +291,7 @@ class Server:
             else:
                 link.end(request.id)
         request.answered = True
+        self._unanswered -= 1
         if not request.ended:
             # The answer is whole, and needs no more of the request (§8.1).
             link.reset(request.id, ErrorCodes.NO_ERROR)

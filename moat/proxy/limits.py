@@ -92,8 +92,8 @@ class Limits:
     """Unread data of a client's connection. Four streams that nobody reads hold up the others, as in Go. A
     connection to a server, which clients share, has no bound but those of its streams."""
     h2_allowance: int = 1000
-    """Frames that cost and bring nothing (PING, SETTINGS, empty DATA, tiny WINDOW_UPDATE; a reset counts
-    four) that may come at once: a browser sends a dozen in its life."""
+    """Frames that cost and bring nothing (PING, SETTINGS, empty DATA, tiny WINDOW_UPDATE unless we have sent
+    data; a client's reset counts four) that may come at once: a browser sends a dozen in its life."""
     h2_allowance_per_second: int = 200
     """How fast that is refilled: 50 cancelled streams a second are a busy client, thousands an attack."""
 

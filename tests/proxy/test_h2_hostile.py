@@ -133,6 +133,30 @@ def test_a_flood_of_frames_ends_the_connection(
             assert client.get().status == 200
 
 
+def test_who_reads_by_the_message_floods_nobody(make: HouseMaker) -> None:
+    """Windows of eight bytes for what it was sent, also after the stream's end. Seen failing with each counted."""
+
+    def script(wire: Wire) -> None:
+        with contextlib.suppress(ConnectionError):
+            while wire.message():
+                wire.send(reply(200, b"x" * 20_000))
+
+    limits = replace(LIMITS, h2_allowance=100, h2_allowance_per_second=1)
+    with (
+        tls_origin(script) as origin,
+        make(origins={API: origin}, limits=limits) as house,
+        Client.through(house) as client,
+    ):
+        for stream in (1, 3):
+            assert len(client.get().body) == 20_000
+            client.frame(*[WindowUpdateFrame(each, window_increment=8) for each in (0, stream)] * 1000)
+        assert client.get().status == 200
+        with contextlib.suppress(OSError):
+            client.frame(*[WindowUpdateFrame(0, window_increment=8)] * 5000)  # not remembered for ever
+            client.drained()
+        assert client.goaway is None or client.goaway.error_code == 11
+
+
 def test_a_burst_of_streams_holds_nobody_up(make: HouseMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library looks through all streams for each that begins, before we hear of any: it cost 10 s of CPU.
 
@@ -287,6 +311,30 @@ def test_a_stream_too_many_is_refused_by_itself(make: HouseMaker, limit: str) ->
             held.go.set()
             assert [client.until(stream).body for stream in streams[:3]] == [b"done"] * 3
             assert client.get().body == b"done"
+
+
+def test_a_stream_that_has_been_answered_makes_room_at_once(make: HouseMaker) -> None:
+    """Seen failing with each counted until its exchange has unwound: who kept to the limit was refused, and told."""
+
+    def script(wire: Wire) -> None:
+        with contextlib.suppress(OSError):
+            wire.until(b"\r\n\r\n")
+            wire.send(reply(403, b"no", "Connection: close"))
+            wire.rest()
+
+    limits = replace(LIMITS, h2_streams=30)
+    with (
+        tls_origin(script) as origin,
+        make(origins={API: origin}, limits=limits) as house,
+        Client.through(house) as client,
+    ):
+        waiting = [client.ask(method="POST", body=b"x", end=False) for _ in range(30)]
+        for _ in range(20):
+            while not (over := [stream for stream in waiting if client.answers[stream].ended]):
+                assert client.receive()
+            more = [client.ask(method="POST", body=b"x", end=False) for _ in over]
+            waiting = [stream for stream in waiting if stream not in over] + more
+        assert {client.until(stream).reset for stream in client.answers} <= {None, 0}
 
 
 def test_an_upload_waits_for_its_origin(make: HouseMaker) -> None:

@@ -303,6 +303,21 @@ def test_a_client_that_reads_nothing_holds_up_no_other(make: HouseMaker) -> None
         assert origin.accepted == 1
 
 
+def test_a_server_may_reset_each_stream(make: HouseMaker) -> None:
+    """One reset for each request is no flood. Seen failing with each counting four: others lost their connection."""
+
+    def script(server: Server) -> None:
+        while True:
+            server.h2.reset_stream(server.request().stream, 11)
+            server.flush()
+
+    limits = replace(Limits(), h2_allowance=40, h2_allowance_per_second=1)
+    with h2_origin(script) as origin, make(origins={API: origin}, limits=limits) as house:
+        with Client.through(house) as client:
+            assert {client.get(method="POST").status for _ in range(50)} == {502}
+        assert origin.accepted == 1
+
+
 def test_more_calls_than_the_server_takes_at_once(make: HouseMaker) -> None:
     def script(server: Server) -> None:
         server.h2.update_settings({3: 2})
@@ -454,6 +469,25 @@ def test_grpc(make: HouseMaker) -> None:
                     client.unary_unary(method)(b"x", timeout=20)
                 assert error.value.code() is code
             assert {house.event().protocol for _ in range(7)} == {"h2"}
+
+
+def test_much_grpc_is_no_flood(make: HouseMaker) -> None:
+    """Both ends open windows of some bytes for each message and call.
+
+    Seen failing with each of them counted: 20,000 messages, and as few as 300 calls after them, ended the connection.
+    """
+    limits = replace(Limits(), h2_allowance=200, h2_allowance_per_second=1)
+    with grpc_server() as port:
+
+        class At:
+            address = ("127.0.0.1", port)
+
+        with make(origins={API: At()}, limits=limits) as house, channel(house) as client:
+            chat = client.stream_stream("/t/Chat")
+            assert len(list(chat((b"hello" for _ in range(1000)), timeout=60))) == 1000
+            one = client.unary_unary("/t/One")
+            assert {one(b"abc", timeout=20) for _ in range(200)} == {b"cba"}
+            assert house.proxy.connections == 1
 
 
 def test_a_grpc_message_that_hides_its_content_is_withheld(make: HouseMaker) -> None:
