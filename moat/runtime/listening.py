@@ -18,7 +18,8 @@ from moat.runtime.parts import Addition, Part, RunContext
 from moat.runtime.sandbox import WORKSPACE, Mount
 
 _TABLE = "/proc/net/unix"
-_COVER = "covered"  # an empty file in the run's directory
+# An empty file beside the record: the short directory may lie on a tmpfs, without idmaps before Linux 6.3.
+_COVER = "covered"
 _TOLD = 3
 _NOBODY = (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK)
 
@@ -38,7 +39,7 @@ class Listening(Part):
         if not targets:
             return Addition()
         self._covered = tuple(dict.fromkeys(targets))
-        cover = run.directory / _COVER
+        cover = run.home.run(run.id) / _COVER
         cover.touch(mode=0o444)
         run.journal.record("sockets.covered", places=self._covered)
         return Addition(mounts=tuple(Mount.of(cover, target, read_only=True) for target in self._covered))
