@@ -59,6 +59,7 @@ _IN_QUERY = {
 _REPLACED = frozenset({
     b"x-amz-credential", b"x-amz-date", b"x-amz-expires", b"x-amz-signature", b"x-amz-security-token",
 })  # fmt: skip
+_FORMS = frozenset({b"application/x-www-form-urlencoded", b"application/x-www-form-urlencoded;charset=utf-8"})
 # STS hands out keys, which would then be in the sandbox; these actions do not.
 _HARMLESS = frozenset({"GetCallerIdentity", "GetAccessKeyInfo", "DecodeAuthorizationMessage"})
 
@@ -77,7 +78,7 @@ class Signature:
     value: bytes
     payload: bytes  # its hash, or a word for it; empty: of the body as it comes
     ends: float | None = None  # of a pre-signed URL: seconds since the epoch
-    targeted: bool = False  # by X-Amz-Target
+    formed: bool = True  # its head says nothing else of a body than that it is a form
     escaped: bool = False  # whether the path is signed escaped once more; known when checked
 
     @property
@@ -146,7 +147,7 @@ class Signer:
             draft["value"],
             _payload(headers, presigned=in_query),
             _end(draft) if in_query else None,
-            targeted=any(name.lower() == b"x-amz-target" for name, _ in headers),
+            formed=_formed(headers),
         )
 
     def check(self, signature: Signature, body: bytes, now: float) -> Signature:
@@ -270,17 +271,28 @@ def _end(draft: dict[str, bytes]) -> float:
 
 def _check_sts(signature: Signature, body: bytes) -> None:
     """Raises DeniedError unless it is plainly an action that gives out no keys."""
-    forms = [signature.query, body]
-    try:
-        fields = [pair for form in forms for pair in parse_qsl(form.decode("latin-1"), max_num_fields=64)]
-    except ValueError:
-        fields = []
-    actions = {value for name, value in fields if name.lower() == "action"}
-    if not actions or actions - _HARMLESS or signature.targeted or signature.path not in {b"", b"/"}:
+    actions = _actions(body) if body else _actions(signature.query)
+    others = actions | _actions(signature.query)
+    if not actions or others - _HARMLESS or not signature.formed or signature.path not in {b"", b"/"}:
         raise _refused(
             "STS would answer with keys, and those would be in the sandbox",
             f"allowed are {', '.join(sorted(_HARMLESS))}; another role is another grant",
         )
+
+
+def _formed(headers: Headers) -> bool:
+    """Whether a body is a form in UTF-8 for everybody: in another coding it could hold another action."""
+    kinds = [value.lower().replace(b" ", b"") for name, value in headers if name.lower() == b"content-type"]
+    others = any(name.lower() in {b"x-amz-target", b"content-encoding"} for name, _ in headers)
+    return not others and all(kind in _FORMS for kind in kinds)
+
+
+def _actions(form: bytes) -> set[str]:
+    try:
+        fields = parse_qsl(form.decode("latin-1"), max_num_fields=64)
+    except ValueError:
+        return {""}
+    return {value for name, value in fields if name.lower() == "action"}
 
 
 def _name(part: bytes) -> bytes:

@@ -110,9 +110,27 @@ class Client:
         Client(DYNAMO, "/", b"{}", method="POST", headers={"X-Amz-Target": "DynamoDB_20120810.GetItem"}),
         Client(DYNAMO, "/a%20b/../c//d/?x=%20", b"{}", method="POST"),
         Client(STS, "/", IDENTITY, method="POST", headers=FORM),
+        Client(
+            STS,
+            "/",
+            IDENTITY,
+            method="POST",
+            headers={"Content-Type": f"{FORM['Content-Type']}; charset=UTF-8"},
+        ),
         Client(STS, f"/?{IDENTITY.decode()}", presigned=86400),
     ],
-    ids=["get", "list", "put", "presigned", "presigned-put", "json", "path", "sts", "presigned-sts"],
+    ids=[
+        "get",
+        "list",
+        "put",
+        "presigned",
+        "presigned-put",
+        "json",
+        "path",
+        "sts",
+        "charset",
+        "presigned-sts",
+    ],
 )
 def test_what_a_client_signs_is_signed_anew(client: Client) -> None:
     signed = client.through()
@@ -198,6 +216,21 @@ def test_what_is_not_signed_for(make: Callable[[], Client]) -> None:
         Client(STS, "/", b'{"Action": "GetCallerIdentity"}', method="POST"),
         Client(STS, "/", IDENTITY, method="POST", headers=FORM | {"X-Amz-Target": "x.AssumeRole"}),
         Client(STS, "/service/x/operation/AssumeRole", IDENTITY, method="POST", headers=FORM),
+        # What the proxy does not read, STS may.
+        Client(
+            STS, f"/?{IDENTITY.decode()}", "Action=AssumeRole".encode("utf-16"), method="POST", headers=FORM
+        ),
+        Client(
+            STS, "/", IDENTITY, method="POST", headers={"Content-Type": "multipart/form-data; boundary=x"}
+        ),
+        Client(
+            STS,
+            "/",
+            IDENTITY,
+            method="POST",
+            headers={"Content-Type": f"{FORM['Content-Type']}; charset=utf-16"},
+        ),
+        Client(STS, "/", IDENTITY, method="POST", headers=FORM | {"Content-Encoding": "gzip"}),
     ],
 )
 def test_sts_gives_no_keys_to_the_sandbox(client: Client) -> None:
