@@ -23,6 +23,7 @@ from moat.runtime.stopping import GRACE
 from moat.runtime.tasks import asyncio_loop
 
 _PIECE = 65536
+_LAST_BREATH = 2.0  # seconds from the end of a connection to that of the process which had it
 _LOOK = 0.25  # seconds between two looks at what a run asks
 
 
@@ -79,8 +80,8 @@ class RemoteRun:
                 self.record = RunRecord.from_json(control.unpack_json(payload))
                 self._over = True
         if not self._over:
+            await self._look()
             self._over = True
-            self._look()
 
     def _read_elsewhere(self) -> bool:
         reader = self._reader
@@ -182,14 +183,17 @@ class RemoteRun:
             for frame in frames:
                 await self._input.send(frame)
         except (ConnectionError, StartError) as error:
-            self._look()
+            await self._look()
             if self.record.exit_code is None:
                 raise StartError(str(error)) from None
 
-    def _look(self) -> None:
-        """What became of the run, when it does not say so itself."""
-        with contextlib.suppress(RunNotFoundError):
-            self.record = known.find(self._home, self.id)
+    async def _look(self) -> None:
+        """What became of the run, when it does not say so itself: who is killed lets go of the lock last."""
+        with contextlib.suppress(RunNotFoundError, TimeoutError):
+            async with asyncio.timeout(_LAST_BREATH):
+                while not self._left and not self.record.state.ended:
+                    self.record = known.find(self._home, self.id)
+                    await asyncio.sleep(_LOOK / 10)
 
     def close(self) -> None:
         self._viewer.close()
