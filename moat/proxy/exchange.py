@@ -29,7 +29,7 @@ from moat.proxy.message import MessageReader
 from moat.proxy.scrub import UnreadableBodyError
 from moat.proxy.site import Setup, Site
 from moat.proxy.site_rules import Equipped
-from moat.proxy.stream import StreamError, StreamTimeoutError
+from moat.proxy.stream import StreamError, StreamTimeoutError, UntakenError
 from moat.proxy.tls import H2
 from moat.proxy.trace import Shown
 from moat.proxy.upload import GONE, Upload
@@ -164,14 +164,15 @@ class Exchange:
         return self._upload.whole
 
     def _may_repeat(self, connection: Connection, error: StreamError | MalformedError) -> bool:
-        """A pooled connection that the server was just closing: nothing came back, doing it twice is safe."""
-        assert self._upload is not None
-        assert self._download is not None
-        return (
+        """Nothing came back, and the server took nothing or was just closing, when doing it twice is safe."""
+        upload, download = self._upload, self._download
+        assert upload is not None
+        assert download is not None
+        if not upload.whole or upload.gone or download.heard or connection.reader.buffer:
+            return False
+        return isinstance(error, UntakenError) or (
             connection.reused
             and self._head.method in _IDEMPOTENT
-            and self._upload.whole
-            and not (self._upload.gone or self._download.heard or connection.reader.buffer)
             and not isinstance(error, (StreamTimeoutError, MalformedError))
         )
 

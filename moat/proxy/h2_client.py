@@ -36,7 +36,7 @@ from moat.proxy.head import MalformedError, RequestHead
 from moat.proxy.limits import Limits
 from moat.proxy.message import MessageReader
 from moat.proxy.pipe import PipeEnd
-from moat.proxy.stream import Stream, StreamError, Watch
+from moat.proxy.stream import Stream, StreamError, UntakenError, Watch
 
 _LAST_STREAM = 2**31 - 3  # identifiers are not used twice (§5.1.1)
 
@@ -113,7 +113,7 @@ class Client:
         """A stream for one exchange, as if it were a connection: one that is over, once this one is."""
         near, far = PipeEnd.pair(self._watch)
         if not self._open:
-            near.lose(self._reason)
+            near.lose(UntakenError(self._reason))
             far.abort()
             return near
         call = _Call(near, far)
@@ -137,6 +137,8 @@ class Client:
                 if head is not None:
                     await self._carry(call, head, reader)
                     return
+            except UntakenError as error:
+                call.near.lose(error)
             except (StreamError, MalformedError) as error:
                 call.near.lose(str(error))
             self._left(call)
@@ -148,7 +150,7 @@ class Client:
         while self._open and h2.open_outbound_streams >= h2.remote_settings.max_concurrent_streams:
             await link.changed.wait()
         if not self._open:
-            raise StreamError(self._reason)  # a stream that begins after GOAWAY gets no answer (§6.8)
+            raise UntakenError(self._reason)  # a stream that begins after GOAWAY gets no answer (§6.8)
         call.id, call.method = h2.get_next_available_stream_id(), head.method
         self._begun[call.id] = call
         end = not h2_fields.has_body(head)
@@ -231,7 +233,8 @@ class Client:
                 call.ended = True
             case StreamReset() if not call.ended:
                 code = event.error_code
-                call.near.lose(f"the server reset the stream ({getattr(code, 'name', code)})")
+                reason = f"the server reset the stream ({getattr(code, 'name', code)})"
+                call.near.lose(UntakenError(reason) if code == ErrorCodes.REFUSED_STREAM else reason)
             case _:
                 pass
 
@@ -263,5 +266,5 @@ class Client:
         self._open = False
         for number, call in tuple(self._begun.items()):
             if number > last:
-                call.near.lose("the server is going away")
+                call.near.lose(UntakenError(self._reason))
         self._rest()

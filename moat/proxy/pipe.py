@@ -59,10 +59,10 @@ class PipeEnd(Stream):
             self._size += len(data)
             self._wake()
 
-    def lose(self, reason: str) -> None:
+    def lose(self, reason: str | StreamError) -> None:
         """The connection behind the pipe broke. What was given before can still be received."""
         if self._broken is None:
-            self._broken = StreamError(reason)
+            self._broken = reason if isinstance(reason, StreamError) else StreamError(reason)
             self._wake()
             self._check_gone()
 

@@ -47,6 +47,10 @@ class StreamError(Exception):
     """The connection broke, or was closed under the reader. `str()` says how, in lower case."""
 
 
+class UntakenError(StreamError):
+    """The peer has said that it did nothing with what it was sent: to send it again is to send it once."""
+
+
 class StreamTimeoutError(StreamError):
     """The stream's deadline has passed."""
 
