@@ -13,6 +13,7 @@ import anyio
 import moat.proxy
 import moat.runtime
 from moat.grants import Credential, CredentialSource
+from moat.pytest_plugin import ProxyInTest, ProxyMaker
 from moat.runtime import BudgetConfig, HostRules, LocalRun, Mount, NetworkConfig, Output, RunRecord, Size
 
 
@@ -48,6 +49,11 @@ async def start_a_run() -> int:
             assert_type(question, moat.runtime.Asked)
             where = f"{question.host}:{question.port}"
             assert_type(await run.answer(where, allow=True, scope="for", seconds=60), int)
+        further = await run.execute(["git", "status"], stdin=True)
+        assert_type(further, moat.runtime.Execution)
+        assert_type(await further.read(), Output | None)
+        assert_type(await further.wait(), int)
+        await further.close()
         await run.write(b"y\n")
         await run.resize(Size(120, 40))
         for exchange in run.exchanges():
@@ -114,6 +120,16 @@ async def open_a_proxy(token: str) -> list[str]:
 
 def sources(credential: Credential) -> CredentialSource:
     return OneCredential(credential)
+
+
+def test_a_client(moat_proxy: ProxyMaker) -> None:
+    proxy = moat_proxy(inject={"api.example.com": "real"}, servers={"api.example.com": ("127.0.0.1", 1)})
+    assert_type(proxy, ProxyInTest)
+    assert_type(proxy.wait_for(1), list[moat.proxy.ExchangeFinished])
+
+
+def elsewhere(place: Path) -> list[RunRecord]:
+    return moat.runtime.list_runs(home=moat.runtime.Home(place))
 
 
 def look_back(name: str) -> bool:
