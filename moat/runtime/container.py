@@ -6,6 +6,7 @@ privileges, the two system call filters, the limits) is there so that nobody ins
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,8 +14,6 @@ from moat.dataclass import dataclass
 from moat.runtime import syscalls
 from moat.runtime.sandbox import HOME, HOST_ADDRESS, HOST_NAME, USER, WORKSPACE, Mount, SandboxSpec
 
-# No program of the host is told of a crash (`idmap.leave_no_core` says why).
-NO_CORE = [{"Name": "core", "Soft": 1, "Hard": 1}]
 LABEL = "moat.run"  # on every container of a run; its value is the run's id
 PLACE = "/run/moat"  # of Moat's own files in the container
 EGRESS = f"{PLACE}/egress"  # the run's socket directory
@@ -107,7 +106,7 @@ def _host(
     return ({"NetworkMode": network} if network else own_network()) | {
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges:true", f"seccomp={syscalls.profile(syscalls.refused_bits())}"],
-        "Ulimits": NO_CORE,
+        "Ulimits": no_core(),
         "IpcMode": "private",
         "Init": True,
         "PidsLimit": spec.pids,
@@ -121,6 +120,17 @@ def _host(
             for m in binds
         ],
     }
+
+
+def no_core() -> list[dict[str, Any]]:
+    """No program of the host is told of a crash (`idmap.leave_no_core` says why).
+
+    Where this process's hard limit is 0 the engine's may be too, and one in a container could not raise it
+    (sudo's is, by default): its containers would not start.
+    """
+    most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    limit = 0 if most == 0 else 1
+    return [{"Name": "core", "Soft": limit, "Hard": limit}]
 
 
 def own_network() -> dict[str, Any]:

@@ -154,7 +154,7 @@ class Pod:
         return self._userns | {
             "CapDrop": ["ALL"],
             "SecurityOpt": ["no-new-privileges:true", f"seccomp={syscalls.profile()}"],
-            "Ulimits": container.NO_CORE,
+            "Ulimits": container.no_core(),
             "IpcMode": "private",
             "Init": True,
         }

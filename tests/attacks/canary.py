@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+
+# The limits of core files in every sandbox, soft and hard. 0 where this machine's root may have no other.
+CORE = (0, 0) if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0 else (1, 1)
 
 
 class Canary:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from moat.runtime import container
-from tests.attacks.canary import Canary, canary, host_addresses
+from tests.attacks.canary import CORE, Canary, canary, host_addresses
 from tests.runtime.docker_kit import Listener, read_until, sandbox, short_directory, workspace
 
 pytestmark = [pytest.mark.docker, pytest.mark.anyio]
@@ -154,7 +155,7 @@ async def test_the_agent_holds_no_privilege() -> None:
         found = (await read_until(made, b"sockets []\n")).decode().splitlines()
     assert found == [
         *(f"Cap{kind} 0000000000000000" for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")),
-        "NoNewPrivs 1", "Seccomp 2", "Core (1, 1)", "core_pattern refused", "sysrq refused", "disk refused",
+        "NoNewPrivs 1", "Seccomp 2", f"Core {CORE}", "core_pattern refused", "sysrq refused", "disk refused",
         "passwd refused", "udplite refused", "egress POSSIBLE", "interfaces ['lo']", "sockets []",
     ]  # fmt: skip
 
@@ -172,7 +173,7 @@ async def test_root_in_the_container_holds_none_either() -> None:
     for line in (
         "NoNewPrivs 1",
         "Seccomp 2",
-        "Core (1, 1)",
+        f"Core {CORE}",
         "core_pattern refused",
         "disk refused",
         "udplite refused",
@@ -195,6 +196,14 @@ for name, (number, first) in calls.items():
     result = libc.syscall(number, first, 0, 0, 0, 0)
     print(name, os.strerror(ctypes.get_errno()) if result < 0 else 'POSSIBLE')
 """
+
+
+def test_who_has_no_limit_of_cores_asks_the_engine_for_none() -> None:
+    """An engine that runs where sudo's hard limit holds, in a container, starts no container with another one."""
+    script = "from moat.runtime.container import no_core; print(no_core())"
+    command = ["prlimit", "--core=0:0", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[{'Name': 'core', 'Soft': 0, 'Hard': 0}]\n"
 
 
 async def test_system_calls_that_widen_the_kernel_s_surface_are_refused() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from moat.runtime.sandbox import AGENT_UID
-from tests.attacks.canary import Canary, canary, host_addresses
+from tests.attacks.canary import CORE, Canary, canary, host_addresses
 from tests.runtime.embedded_kit import (
     EVERYBODY,
     SYSTEM_PYTHON,
@@ -361,10 +361,10 @@ def test_a_crash_starts_no_program_of_the_host(who: str) -> None:
     Tried once in a virtual machine (Linux 6.1), with the limits that a sandbox had before, soft 0, and now: with 0
     the handler ran as uid 0 and was given the memory of an agent's process. Here the limit is looked at.
     """
-    assert run_python(CRASH, who=who) == [[1, 1], False]
+    assert run_python(CRASH, who=who) == [list(CORE), False]
     assert run(
         "sleep", "100", who=who, beside=["sh", "-c", "ulimit -Hc; grep core /proc/self/limits"]
-    ).stdout.split()[-3:] == ["1", "1", "bytes"]
+    ).stdout.split()[-3:] == [*map(str, CORE), "bytes"]
 
 
 # More rights

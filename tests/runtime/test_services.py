@@ -21,7 +21,7 @@ from moat.runtime.docker import DockerRuntime, DockerSandbox
 from moat.runtime.parts import Addition
 from moat.runtime.request import RunRequest
 from moat.runtime.services import Services
-from tests.attacks.canary import Canary, canary, host_addresses
+from tests.attacks.canary import CORE, Canary, canary, host_addresses
 from tests.runtime.docker_kit import CACHE, HOOKS, MANY, finish, read_until, sandbox
 from tests.runtime.stand_ins import stand_in
 
@@ -168,7 +168,7 @@ async def test_root_of_a_service_holds_only_what_a_database_needs() -> None:
             "top", containers["redis"], "-eo", "pid,args"
         )
     capabilities = sum(1 << bit for bit in (0, 1, 3, 6, 7))  # CHOWN DAC_OVERRIDE FOWNER SETGID SETUID
-    no_core = "(1, 1)"  # see test_embedded_attacks: a program of the host would be told of a crash
+    no_core = str(CORE)  # see test_embedded_attacks: a program of the host would be told of a crash
     assert lines[0] == f"{capabilities:016x} 1 2 {no_core}"
     assert lines[1:5] == ["core_pattern refused", "forward refused", "disk refused", "unshare refused"]
     assert lines[5].startswith("['lo'] False False")
