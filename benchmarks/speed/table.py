@@ -1,7 +1,7 @@
 """The speed of the proxy beside nginx, row by row, as the table of benchmarks/README.md.
 
     python -m benchmarks.speed.table [--rounds 5] [--seconds 2] [--tests keep1,down] [--tree NAME=DIR]...
-                                     [--python NAME=INTERPRETER]... [--mitmproxy MITMDUMP]
+                                     [--python NAME=INTERPRETER]... [--mitmproxy MITMDUMP] [--awake]
 
 Moat, nginx and no proxy at all take turns in every test of every round; ratios are formed within a round. CPU
 is what the kernel has scheduled, of all threads. Every response is checked by the client. Needs nginx with
@@ -24,11 +24,12 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from benchmarks.speed.awake import awake
 from benchmarks.speed.peers import Peers, free_ports, peers, running
 
 AUTH = base64.b64encode(b"run1:token").decode()
@@ -335,13 +336,18 @@ def main() -> None:
     parser.add_argument(
         "--python", action="append", default=[], metavar="NAME=INTERPRETER", help="also this tree by another"
     )
+    parser.add_argument("--awake", action="store_true", help="no processor sleeps meanwhile (awake.py)")
     parser.add_argument(
         "--mitmproxy", metavar="MITMDUMP", help="its rate too: `pip install mitmproxy` elsewhere"
     )
     options = parser.parse_args()
     proxies = ours(options)
     samples: Samples = defaultdict(list)
-    with tempfile.TemporaryDirectory(prefix="moat-speed-") as place, peers(Path(place)) as made:
+    with (
+        awake() if options.awake else nullcontext(),
+        tempfile.TemporaryDirectory(prefix="moat-speed-") as place,
+        peers(Path(place)) as made,
+    ):
         print(f"load before: {os.getloadavg()[0]:.1f}")
         starts(options, proxies, made, samples)
         rounds(options, proxies, made, samples)

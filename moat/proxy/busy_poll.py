@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
-SECONDS = 0.0002  # 0 to 0.2 ms of CPU for a send; Linux' own limit for guests that poll
+SECONDS = 0.0005  # of CPU at most for a send
 CROWDED_SECONDS = 0.01  # who has several peers to wait for has something to do: no polling for so long
 MOST_PASSED = 256  # sends without polling, to a peer that never answers promptly
 
@@ -29,21 +29,28 @@ class Peer:
         self.misses = 0  # answers in a row that did not come while they were waited for
         self.passes = 0  # sends until they are waited for again
 
-    def missed(self) -> None:
-        self.misses += 1
-        self.passes = min(2**self.misses - 2, MOST_PASSED)
+    def expect(self, misses: int) -> None:
+        self.misses = misses
+        self.passes = max(0, min(2 ** min(misses, 30) - 2, MOST_PASSED))
 
 
 class BusyPoll:
     """Of one loop, which waits awake for one peer at most."""
 
-    __slots__ = ("_again", "_end", "_turning", "awaited")
+    __slots__ = ("_again", "_end", "_misses", "_turning", "awaited")
 
     def __init__(self) -> None:
         self.awaited: Peer | None = None
+        self._misses = 0  # of whoever was waited for last
         self._turning = False
         self._end = 0.0  # of the wait
         self._again = 0.0  # when the next wait may begin
+
+    def peer(self) -> Peer:
+        """A new one, expected to be as prompt as the last: most connections carry a few requests only."""
+        peer = Peer()
+        peer.expect(self._misses)
+        return peer
 
     def begin(self, loop: asyncio.AbstractEventLoop, peer: Peer) -> None:
         """After a send to `peer`, by somebody who was woken alone."""
@@ -63,7 +70,7 @@ class BusyPoll:
 
     def answered(self, peer: Peer) -> None:
         """`peer`, which is awaited, has sent something."""
-        self.awaited, peer.misses = None, 0
+        self.awaited, peer.misses, self._misses = None, 0, 0
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         peer = self.awaited
@@ -73,4 +80,5 @@ class BusyPoll:
         self._turning = False
         if peer is not None:
             self.awaited = None
-            peer.missed()
+            self._misses = peer.misses + 1
+            peer.expect(self._misses)

@@ -16,7 +16,6 @@ from typing import cast
 import anyio
 
 from moat.proxy.batch import SMALL
-from moat.proxy.busy_poll import Peer
 from moat.proxy.stream import BUFFER, CLOSE_SECONDS, PausableStream, StreamError, Watch, broken
 
 
@@ -50,7 +49,7 @@ class AsyncioStream(PausableStream, asyncio.Protocol):
         self._loop = loop
         self._batch = watch.batch
         self._poll = watch.poll
-        self._peer = Peer()
+        self._peer = watch.poll.peer()
         self._transport: asyncio.Transport
         self._reader: asyncio.Future[None] | None = None  # who waits for input
         self._drained: asyncio.Future[None] | None = None  # pending while the peer takes nothing

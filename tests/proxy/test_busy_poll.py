@@ -139,7 +139,22 @@ async def test_who_is_sent_two_pieces_is_one_peer() -> None:
 
 async def test_how_many_sends_pass_has_a_bound() -> None:
     peer = Peer()
-    for _ in range(100):
-        peer.missed()
+    for misses in range(1000):
+        peer.expect(misses)
     assert peer.passes == MOST_PASSED
-    assert SECONDS / MOST_PASSED < 1e-6
+    assert SECONDS / MOST_PASSED < 2e-6
+
+
+async def test_a_new_peer_is_expected_to_be_like_the_last() -> None:
+    """Programs that make a connection for each request must not pay for the first sends of each."""
+    loop, poll, waits = asyncio.get_running_loop(), BusyPoll(), 0
+    for _ in range(200):
+        peer = poll.peer()
+        poll.begin(loop, peer)
+        waits += poll.awaited is not None
+        await over(poll)
+    assert 1 <= waits <= 3
+    poll.answered(peer)
+    poll.begin(loop, poll.peer())
+    assert poll.awaited is not None
+    await over(poll)
