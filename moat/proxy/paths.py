@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
 from moat.regex import regex
 
 _PLAIN = regex(r"/(?:[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9_~!$&'()*+,=:@.-]*+/?)*")
 _BAD_PERCENT = regex(r"%(?![0-9A-Fa-f]{2})")
+_PARAMETERS = regex(r";[^/]*")
 _UNRESERVED = regex(r"%([0-9A-Fa-f]{2})")
 _MAX_DECODES = 3  # nothing honest is encoded even twice
+_MAX_SHAPES = 16  # nothing honest has more than two
 _MAX_SEGMENTS = 128  # honest paths have under 20; every reading is asked of every rule
 
 
@@ -44,29 +47,49 @@ def _all_readings(path: str) -> dict[str, None]:
     for decoded in _decodings(path):
         wide = unicodedata.normalize("NFKC", decoded)
         for text in (decoded, decoded.replace("\\", "/"), wide.replace("\\", "/")):
-            for kept in (text, re.sub(r";[^/]*", "", text)):
+            for kept in (text, _PARAMETERS.sub("", text)):
                 found.update(dict.fromkeys((kept, _resolve(kept))))
     return found
 
 
 def _decodings(path: str) -> list[str]:
-    """The path with unreserved characters decoded, then decoded whole, once and again until it is stable."""
+    """The path with unreserved characters decoded, then decoded whole, once and again until it is stable.
+
+    What is done to it before (`_shapes`) decides where an encoded `..` leads.
+    """
     texts = [_UNRESERVED.sub(_decode_unreserved, path)]
-    while "%" in path:
-        if len(texts) > _MAX_DECODES:
+    paths = _shapes((path,))
+    for turn in range(_MAX_DECODES + 1):
+        if not any("%" in each for each in paths):
+            break
+        if turn == _MAX_DECODES:
             raise AmbiguousPathError("it is percent-encoded again and again")
-        if _BAD_PERCENT.search(path):
-            raise AmbiguousPathError("a percent sign without two hexadecimal digits")
-        try:
-            path = unquote_to_bytes(path).decode()
-        except UnicodeDecodeError:
-            raise AmbiguousPathError("percent-encoded bytes that are not UTF-8") from None
-        texts.append(path)
-    if any(unicodedata.category(char) == "Cc" for char in path):
+        paths = _shapes(map(_decoded, paths))
+        texts += paths
+    last = "".join(paths)
+    if any(unicodedata.category(char) == "Cc" for char in last):
         raise AmbiguousPathError("an encoded control character")
-    if any(sign in path for sign in "?#"):
+    if any(sign in last for sign in "?#"):
         raise AmbiguousPathError("an encoded question mark or number sign")
     return texts
+
+
+def _decoded(path: str) -> str:
+    if _BAD_PERCENT.search(path):
+        raise AmbiguousPathError("a percent sign without two hexadecimal digits")
+    try:
+        return unquote_to_bytes(path).decode()
+    except UnicodeDecodeError:
+        raise AmbiguousPathError("percent-encoded bytes that are not UTF-8") from None
+
+
+def _shapes(paths: Iterable[str]) -> list[str]:
+    """With what servers do to a path before they decode it: slashes for backslashes, parameters taken off."""
+    found = dict.fromkeys(each for path in paths for each in (path, path.replace("\\", "/")))
+    found |= dict.fromkeys(_PARAMETERS.sub("", path) for path in tuple(found))
+    if len(found) > _MAX_SHAPES:
+        raise AmbiguousPathError("it can be read in too many ways")
+    return list(found)
 
 
 def _decode_unreserved(match: re.Match[str]) -> str:

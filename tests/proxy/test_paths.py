@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from moat.proxy.paths import AmbiguousPathError, readings
 from moat.rules import parse_path
@@ -111,6 +111,13 @@ def test_bad_patterns(text):
         parse_path(text)
 
 
+def test_too_many_readings_are_refused_at_once():
+    started = time.process_time()
+    with pytest.raises(AmbiguousPathError, match="too many ways"):
+        readings("/a;c\\x/b;%5c/%3bk%5cd/m%255cx/%253by%255cz/%25255cq/%25253br" + "y" * 7000)
+    assert time.process_time() - started < 1
+
+
 def test_matching_is_not_exponential():
     pattern = parse_path("/**/a" * 30 + "/b")
     path = "/a" * 4000
@@ -127,6 +134,9 @@ PIECES = (
 )  # fmt: skip
 
 
+@example("/a/.%252e\\a%5c")  # "/a/../a\\" where only the first backslash was taken for a slash
+@example("/a/.%252e%5ca%255c")
+@example("/a/%2f;%2fa/..")  # "/": parameters are taken off before the slashes are decoded
 @given(st.lists(st.sampled_from(PIECES), max_size=9).map(lambda pieces: "/a/" + "".join(pieces)))
 def test_no_reading_of_an_allowed_path_leaves_it(target):
     """The property that rules rest on: if all readings are below /a, then decoding once more stays there.
