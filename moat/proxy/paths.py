@@ -30,8 +30,8 @@ def readings(target: str) -> tuple[str, ...]:
     """Every path (without query, beginning with `/`) that a server may take a request target for.
 
     Almost always one. Raises AmbiguousPathError for broken or endless percent-encoding, bytes that are not
-    UTF-8 (overlong `/` and `.` among them), control characters, targets that are no path, and paths so deep
-    that asking the rules about them would hold up the proxy.
+    UTF-8 (overlong `/` and `.` among them), control characters, targets that are no path, and paths so deep,
+    or of so many readings, that asking the rules about them would hold up the proxy.
     """
     path = target.partition("?")[0]
     if not path.startswith("/"):

@@ -26,6 +26,19 @@ from tests.conftest import REPOSITORY
 pytestmark = [pytest.mark.anyio, pytest.mark.embedded]
 
 
+# A program with a run of its own.
+OWNER = """
+import asyncio, sys, moat.runtime
+
+async def main():
+    async with moat.runtime.start(['cat'], workspace=sys.argv[1], name='other', stdin=True) as run:
+        print('ready', flush=True)
+        print(await run.wait(), flush=True)
+
+asyncio.run(main())
+"""
+
+
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     place = tmp_path / "ws"
@@ -427,15 +440,7 @@ async def test_a_command_that_is_not_there(workspace: Path) -> None:
 
 
 async def test_attaching_to_a_run_of_another_process(workspace: Path) -> None:
-    script = (
-        "import asyncio, sys, moat.runtime\n"
-        "async def main():\n"
-        "    async with moat.runtime.start(['cat'], workspace=sys.argv[1], name='other', stdin=True) as run:\n"
-        "        print('ready', flush=True)\n"
-        "        print(await run.wait(), flush=True)\n"
-        "asyncio.run(main())\n"
-    )
-    owner = subprocess.Popen([sys.executable, "-c", script, str(workspace)], stdout=subprocess.PIPE)
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, str(workspace)], stdout=subprocess.PIPE)
     assert owner.stdout
     try:
         assert await anyio.to_thread.run_sync(owner.stdout.readline) == b"ready\n"
@@ -576,15 +581,7 @@ async def test_a_screen_that_was_there_before_is_shown(workspace: Path) -> None:
 
 
 async def test_a_run_whose_owner_is_killed_says_so(workspace: Path) -> None:
-    script = (
-        "import asyncio, sys, moat.runtime\n"
-        "async def main():\n"
-        "    async with moat.runtime.start(['cat'], workspace=sys.argv[1], name='other', stdin=True) as run:\n"
-        "        print('ready', flush=True)\n"
-        "        print(await run.wait(), flush=True)\n"
-        "asyncio.run(main())\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", script, str(workspace)], stdout=subprocess.PIPE) as owner:
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(workspace)], stdout=subprocess.PIPE) as owner:
         assert owner.stdout
         assert await anyio.to_thread.run_sync(owner.stdout.readline) == b"ready\n"
         async with moat.runtime.attach("other") as run:
