@@ -16,7 +16,7 @@ from moat.regex import regex
 _PLAIN = regex(r"/(?:[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9_~!$&'()*+,=:@.-]*+/?)*")
 _BAD_PERCENT = regex(r"%(?![0-9A-Fa-f]{2})")
 _PARAMETERS = regex(r";[^/]*")
-_UNRESERVED = regex(r"%([0-9A-Fa-f]{2})")
+_OCTET = regex(r"%([0-9A-Fa-f]{2})")
 _MAX_DECODES = 3  # nothing honest is encoded even twice
 _MAX_SHAPES = 16  # nothing honest has more than two
 _MAX_SEGMENTS = 128  # honest paths have under 20; every reading is asked of every rule
@@ -57,7 +57,7 @@ def _decodings(path: str) -> list[str]:
 
     What is done to it before (`_shapes`) decides where an encoded `..` leads.
     """
-    texts = [_UNRESERVED.sub(_decode_unreserved, path)]
+    texts = [_OCTET.sub(_decode_unreserved, path)]
     paths = _shapes((path,))
     for turn in range(_MAX_DECODES + 1):
         if not any("%" in each for each in paths):
@@ -69,6 +69,8 @@ def _decodings(path: str) -> list[str]:
     last = "".join(paths)
     if any(unicodedata.category(char) == "Cc" for char in last):
         raise AmbiguousPathError("an encoded control character")
+    if _OCTET.search(unicodedata.normalize("NFKC", last)):  # nothing is left to decode but in that width
+        raise AmbiguousPathError("percent signs of another width")
     if any(sign in last for sign in "?#"):
         raise AmbiguousPathError("an encoded question mark or number sign")
     return texts

@@ -111,6 +111,14 @@ def test_bad_patterns(text):
         parse_path(text)
 
 
+def test_percent_signs_of_another_width_are_refused_where_they_encode():
+    """Who makes letters narrow before it decodes would be at /b."""
+    for target in ("/a/%EF%BC%852e%EF%BC%852e/b", "/a/\uff052e\uff052e/b", "/a/%25EF%25BC%25852e./b"):
+        with pytest.raises(AmbiguousPathError, match="another width"):
+            readings(target)
+    assert "/a/100\uff05" in readings("/a/100%EF%BC%85")
+
+
 def test_too_many_readings_are_refused_at_once():
     started = time.process_time()
     with pytest.raises(AmbiguousPathError, match="too many ways"):
